@@ -1,0 +1,48 @@
+"""Names -> components.
+
+A component is its own configuration: a frozen dataclass (or a class with an annotated ``__init__``) whose fields are
+its hyper-parameters. Registering it makes it reachable by id, on every command line, in every comparison and in the
+contract tests.
+
+    from dataclasses import dataclass
+    from registry import corrections
+
+    @corrections.register("half-is")
+    @dataclass(frozen=True)
+    class HalfIS:
+        power: float = 0.5
+        def __call__(self, logp, rollout, advantage): ...
+
+    corrections.make("half-is", power=0.25)
+
+Third parties are found through one entry-point group, ``nested_reft``: each entry point names a module whose import
+registers components.
+"""
+
+from registry.errors import UnknownField, UnknownName, UsageError
+from registry.fields import Field, fields_of, parse_value
+from registry.registry import ENTRY_POINT_GROUP, Registry
+
+corrections: Registry = Registry("correction", product=True)
+advantages: Registry = Registry("advantage")
+aggregations: Registry = Registry("aggregation")
+skip_samplers: Registry = Registry("skip sampler")
+problem_samplers: Registry = Registry("problem sampler")
+agents: Registry = Registry("agent")
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "Field",
+    "Registry",
+    "UnknownField",
+    "UnknownName",
+    "UsageError",
+    "advantages",
+    "agents",
+    "aggregations",
+    "corrections",
+    "fields_of",
+    "parse_value",
+    "problem_samplers",
+    "skip_samplers",
+]
