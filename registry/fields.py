@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from registry.errors import UsageError
@@ -25,7 +25,7 @@ class Field:
     default: Any
 
 
-@lru_cache(maxsize=None)
+@cache
 def fields_of(component: Callable[..., Any]) -> dict[str, Field]:
     """The hyper-parameters of a component by name, in order. Underscored and variadic parameters are not fields."""
     target = component.__init__ if inspect.isclass(component) else component
