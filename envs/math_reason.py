@@ -1,0 +1,130 @@
+"""``MathReason-v0``: one math problem an episode, one token a step, one verdict at the end."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.problem import Verdict
+from envs.task import Task, TaskSpec, final_info, start_info
+from registry import UnknownField, UsageError
+
+Observation = dict[str, NDArray[np.int64]]
+RENDER_MODES = ("human", "ansi")
+
+
+def task_spec(arguments: dict[str, Any]) -> TaskSpec:
+    """Keyword arguments as a ``TaskSpec``; raises UnknownField with did-you-mean."""
+    known = {field.name for field in fields(TaskSpec)}
+    for name in arguments:
+        if name not in known:
+            raise UnknownField("MathReason", name, known)
+    return TaskSpec(**arguments)
+
+
+class MathReason(gym.Env[Observation, np.int64]):
+    """A math problem as a token-level MDP.
+
+    Observation: ``{"input_ids": [L] int64, "length": [1] int64}``, the prefix (prompt and completion so far) padded to
+    L = max_prompt_tokens + max_new_tokens. Action: the next token, ``Discrete(V)``. Reward: 1 or 0 on the last token,
+    0 before. EOS or a stop string terminates, even on the last allowed token; length truncates.
+
+    Reset options: ``problem_index``. Reset info: problem_id, problem_index, group_id, sample_idx, episode_id,
+    prompt_len; terminal info adds is_success, finish_reason, response_len, extracted, status.
+
+    Args:
+        render_mode: ``human`` writes the episode to the terminal as it goes, ``ansi`` returns it as text.
+        **task: the fields of ``envs.task.TaskSpec``.
+    """
+
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 30}  # noqa: RUF012 (gymnasium's convention)
+
+    def __init__(self, render_mode: str | None = None, **task: Any) -> None:
+        self.render_mode = render_mode
+        self.task = Task(task_spec(task))
+        self.observation_space = self.task.observation_space()
+        self.action_space = self.task.action_space()
+        self._ids = np.full(self.task.max_length, self.task.pad_token_id, dtype=np.int64)
+        self._episodes = 0
+        self._length = 0
+        self._shown = 0
+        self._info: dict[str, Any] = {}
+        self._verdict: Verdict | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode on ``options["problem_index"]`` or on a uniformly drawn problem. A seed restarts the count
+        of episodes as well."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._episodes = 0
+        index = reset_index(options)
+        index = self.task.draw(self.np_random) if index is None else index
+        self._info = start_info(self.task, index, self._episodes, self._episodes, 0)
+        self._episodes += 1
+        prompt = self.task.prompt(index)
+        self._ids[:] = self.task.pad_token_id
+        self._ids[: len(prompt)] = prompt
+        self._length = len(prompt)
+        self._verdict = None
+        self._shown = 0
+        self._show()
+        return self._observation(), dict(self._info)
+
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append one token."""
+        if self._length == 0 or self._verdict is not None:
+            raise gym.error.ResetNeeded("the episode is over (or none has begun): call reset() before step()")
+        if not 0 <= int(action) < self.task.vocab_size:
+            raise UsageError(f"action={action} is not a token: the action space is {self.action_space}")
+        self._ids[self._length] = action
+        self._length += 1
+        completion = self._ids[self._info["prompt_len"] : self._length]
+        reason = self.task.finish_reason(completion)
+        info: dict[str, Any] = {}
+        reward = 0.0
+        if reason is not None:
+            self._verdict = self.task.verdicts([(completion, self._info["problem_index"])])[0]
+            reward = float(self._verdict.reward)
+            info = {**self._info, **final_info(self._verdict, reason, len(completion))}
+        self._show()
+        return self._observation(), reward, reason in ("eos", "stop"), reason == "length", info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """``ansi``: the problem, the text so far and, at the end, the verdict. ``human``: writes as it goes."""
+        if self.render_mode != "ansi":
+            return None
+        return self._transcript()
+
+    def _transcript(self) -> str:
+        if self._length == 0:
+            return "(no episode: call reset)"
+        prompt = self.task.tokenizer.decode(self._ids[: self._info["prompt_len"]].tolist())
+        text = prompt + "\n> " + self.task.text(self._ids[self._info["prompt_len"] : self._length]).lstrip()
+        if self._verdict is not None:
+            gold = self.task.problem(self._info["problem_index"]).answer
+            found = self._verdict.extracted or "nothing"
+            text += f"\n[{self._verdict.status}: reward {self._verdict.reward:g}, answered {found}, gold {gold}]\n"
+        return text
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            text = self._transcript()
+            print(text[self._shown :], end="", flush=True)
+            self._shown = len(text)
+
+    def _observation(self) -> Observation:
+        return {"input_ids": self._ids.copy(), "length": np.array([self._length], dtype=np.int64)}
+
+
+def reset_index(options: dict[str, Any] | None) -> int | None:
+    """The ``problem_index`` of reset options; raises UnknownField for any other option."""
+    for name in options or {}:
+        if name != "problem_index":
+            raise UnknownField("reset options of MathReason", name, ["problem_index"])
+    return None if not options else int(options["problem_index"])

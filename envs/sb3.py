@@ -1,0 +1,94 @@
+"""The native vector environment as a stable-baselines3 ``VecEnv`` (this module alone needs stable-baselines3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from registry import UsageError
+
+
+class SB3VecEnv(VecEnv):
+    """A SAME_STEP gymnasium ``VectorEnv`` behind SB3's interface: final observations become ``terminal_observation``,
+    final infos the step's info, truncation ``TimeLimit.truncated``.
+
+    Raises:
+        UsageError: the vector env resets in another mode, which SB3 cannot express.
+    """
+
+    def __init__(self, venv: VectorEnv) -> None:
+        mode = venv.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise UsageError(f"SB3 needs AutoresetMode.SAME_STEP, this vector env has {mode}; make it with that mode")
+        self.venv = venv
+        self._actions: np.ndarray = np.zeros(venv.num_envs, dtype=np.int64)
+        super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
+
+    def reset(self) -> Any:
+        """Reset all slots, with the seeds and options that ``seed`` and ``set_options`` left."""
+        seed = [None if s is None else int(s) for s in self._seeds]
+        options = self._options[0] if self._options and self._options[0] else None
+        given = seed if any(s is not None for s in seed) else None
+        observation, infos = self.venv.reset(seed=given, options=options)
+        self.reset_infos = [_slot_info(infos, slot) for slot in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observation, rewards, terminated, truncated, infos = self.venv.step(self._actions)
+        done = terminated | truncated
+        out: list[dict[str, Any]] = []
+        for slot in range(self.num_envs):
+            if not done[slot]:
+                out.append({})
+                continue
+            info = _slot_info(infos["final_info"], slot)
+            info["terminal_observation"] = infos["final_obs"][slot]
+            info["TimeLimit.truncated"] = bool(truncated[slot] and not terminated[slot])
+            out.append(info)
+            started = {key: value for key, value in infos.items() if not key.lstrip("_").startswith("final_")}
+            self.reset_infos[slot] = _slot_info(started, slot)
+        return observation, rewards.astype(np.float32), done, out  # type: ignore[return-value]
+
+    def close(self) -> None:
+        self.venv.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self.venv, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        raise UsageError(f"attribute {attr_name!r} is shared by all slots; set it on the vector env itself")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        raise UsageError(f"slots have no method of their own; call {method_name!r} on the vector env itself")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        return [False] * len(list(self._get_indices(indices)))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return [None] * self.num_envs
+
+
+def _slot_info(infos: dict[str, Any], slot: int) -> dict[str, Any]:
+    """One slot's info out of a vector info with ``_key`` masks."""
+    found: dict[str, Any] = {}
+    for key, value in infos.items():
+        if key.startswith("_") or not infos.get(f"_{key}", np.zeros(slot + 1, dtype=bool))[slot]:
+            continue
+        if isinstance(value, dict):
+            found[key] = _slot_info(value, slot)
+        else:
+            item = value[slot]
+            found[key] = item.item() if isinstance(item, np.generic) else item
+    return found

@@ -1,0 +1,196 @@
+"""What the single and the vector environment share: problems, tokenizer, template, budgets and verifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs.problem import Problem, Problems, Verdict
+from envs.problems import load_problems
+from envs.templates import Template, template
+from envs.verifier import Verifier
+from registry import UsageError
+
+BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
+UNLIMITED = 2**31  # an unlimited source is indexed from 0 to here
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str) -> Any:
+    """A transformers fast tokenizer: ``builtin``, a folder or a hub id. Raises UsageError when there is none."""
+    from transformers import PreTrainedTokenizerFast
+
+    source = str(BUILTIN_TOKENIZER) if name == "builtin" else name
+    if name != "builtin" and (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise UsageError(f"tokenizer={name!r}: no such folder; give a Hugging Face folder, a hub id or 'builtin'")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(source)
+    except Exception as error:  # the hub client raises many kinds; each means the same to the caller
+        raise UsageError(
+            f"tokenizer={name!r} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "give a Hugging Face folder with tokenizer.json, a reachable hub id or 'builtin'"
+        ) from error
+
+
+def _positive(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise UsageError(f"{name}={value!r} must be an integer of at least {least}")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The keyword arguments of both environments, all JSON-able.
+
+    Attributes:
+        problems: ``arithmetic`` (generated), a JSON, JSONL, CSV or Parquet file, an Arrow folder, a known set or a hub id.
+        split: which split of it.
+        problem_options: further arguments of ``envs.problems.load_problems`` (``{"level": 2}``, ``{"limit": 100}``).
+        tokenizer: ``builtin``, a folder or a hub id.
+        template: how a question becomes a prompt, see ``envs.templates``.
+        max_prompt_tokens: budget of a prompt; a longer one is an error, never cut.
+        max_new_tokens: budget of a completion; an episode of that length is truncated (and still verified).
+        vocab_size: number of actions; default the tokenizer's. Models may pad their logits to more.
+        stop_token_ids: tokens that end a completion; default the tokenizer's EOS.
+    """
+
+    problems: str = "arithmetic"
+    split: str = "train"
+    problem_options: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = "builtin"
+    template: str = "plain"
+    max_prompt_tokens: int = 128
+    max_new_tokens: int = 48
+    vocab_size: int | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+
+
+class Task:
+    """A loaded ``TaskSpec``. ``V`` is the number of actions, ``max_length`` the longest prefix, in tokens."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        _positive("max_prompt_tokens", spec.max_prompt_tokens, 1)
+        _positive("max_new_tokens", spec.max_new_tokens, 2)
+        self.spec = spec
+        self.template: Template = template(spec.template)
+        self.tokenizer = load_tokenizer(spec.tokenizer)
+        self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
+        self.verifier = Verifier(template=spec.template)
+        self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
+        self.vocab_size = spec.vocab_size or len(self.tokenizer)
+        if self.vocab_size < len(self.tokenizer):
+            raise UsageError(
+                f"vocab_size={self.vocab_size} is smaller than the tokenizer's {len(self.tokenizer)} tokens; "
+                "the policy and the tokenizer belong to different models"
+            )
+        self.stop_token_ids = self._stop_tokens()
+        self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
+        self._prompts: dict[int, NDArray[np.int64]] = {}
+        self._check_prompts()
+
+    def _stop_tokens(self) -> frozenset[int]:
+        if self.spec.stop_token_ids is not None:
+            return frozenset(int(t) for t in self.spec.stop_token_ids)
+        if self.tokenizer.eos_token_id is None:
+            raise UsageError(f"tokenizer={self.spec.tokenizer!r} has no EOS token; pass stop_token_ids=(...)")
+        return frozenset((int(self.tokenizer.eos_token_id),))
+
+    def _check_prompts(self) -> None:
+        """A finite source is checked at once, so that hours later no prompt turns out too long."""
+        if self.problems.size is None:
+            self.prompt(0)
+            return
+        lengths = [len(self._tokenize(index)) for index in range(self.problems.size)]
+        over = [n for n, length in enumerate(lengths) if length > self.spec.max_prompt_tokens]
+        if over:
+            raise UsageError(
+                f"{len(over)} of {len(lengths)} prompts of {self.problems.name} are longer than "
+                f"max_prompt_tokens={self.spec.max_prompt_tokens} (the longest has {max(lengths)}); "
+                f"raise max_prompt_tokens, or leave those problems out"
+            )
+
+    def _tokenize(self, index: int) -> NDArray[np.int64]:
+        ids = self._prompts.get(index)
+        if ids is None:
+            ids = np.asarray(self.template.prompt_ids(self.problems[index].question, self.tokenizer), dtype=np.int64)
+            if self.problems.size is not None or len(self._prompts) < 100_000:
+                self._prompts[index] = ids
+        return ids
+
+    def problem(self, index: int) -> Problem:
+        """Problem ``index``; raises UsageError outside of the source."""
+        size = self.problems.size if self.problems.size is not None else UNLIMITED
+        if not 0 <= index < size:
+            raise UsageError(f"problem_index={index} is outside of {self.problems.name}, which has 0..{size - 1}")
+        return self.problems[index]
+
+    def prompt(self, index: int) -> NDArray[np.int64]:
+        """Prompt token ids of a problem, int64."""
+        ids = self._tokenize(index)
+        if len(ids) > self.spec.max_prompt_tokens:
+            raise UsageError(
+                f"the prompt of problem {index} of {self.problems.name} has {len(ids)} tokens, over "
+                f"max_prompt_tokens={self.spec.max_prompt_tokens}; raise it"
+            )
+        return ids
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """A uniformly drawn problem index."""
+        return int(rng.integers(self.problems.size if self.problems.size is not None else UNLIMITED))
+
+    def text(self, completion: NDArray[np.int64]) -> str:
+        """The completion's text, without special tokens."""
+        return self.tokenizer.decode(completion.tolist(), skip_special_tokens=True)
+
+    def finish_reason(self, completion: NDArray[np.int64]) -> str | None:
+        """``eos``, ``stop`` (a stop string), ``length``, or None while the completion goes on."""
+        if int(completion[-1]) in self.stop_token_ids:
+            return "eos"
+        if self.template.stop:
+            # A stop string may share its first token with earlier text, so a tail a little longer than it is decoded.
+            longest = max(len(stop) for stop in self.template.stop)
+            tail = self.text(completion[-(longest + 4) :])
+            if any(stop in tail for stop in self.template.stop):
+                return "stop"
+        return "length" if len(completion) >= self.spec.max_new_tokens else None
+
+    def verdicts(self, completions: list[tuple[NDArray[np.int64], int]]) -> list[Verdict]:
+        """Verdicts of (completion tokens, problem index) pairs, requested as one batch."""
+        return self.verifier.verify_batch([(self.text(tokens), self.problem(index)) for tokens, index in completions])
+
+    def observation_space(self) -> spaces.Dict:
+        """The prefix, padded: ``input_ids`` [L] int64 and ``length`` [1] int64. Length 0 is an idle slot."""
+        ids = spaces.Box(0, self.vocab_size - 1, (self.max_length,), np.int64)
+        return spaces.Dict({"input_ids": ids, "length": spaces.Box(0, self.max_length, (1,), np.int64)})
+
+    def action_space(self) -> spaces.Discrete:
+        """The next token."""
+        return spaces.Discrete(self.vocab_size)
+
+
+def start_info(task: Task, index: int, episode: int, group: int, sample: int) -> dict[str, Any]:
+    """The info of a reset."""
+    return {
+        "problem_id": task.problem(index).id,
+        "problem_index": int(index),
+        "group_id": int(group),
+        "sample_idx": int(sample),
+        "episode_id": int(episode),
+        "prompt_len": len(task.prompt(index)),
+    }
+
+
+def final_info(verdict: Verdict, reason: str, response_len: int) -> dict[str, Any]:
+    """What a terminal info adds to the episode's start info."""
+    return {
+        "is_success": bool(verdict.reward >= 1.0),
+        "finish_reason": reason,
+        "response_len": int(response_len),
+        "extracted": verdict.extracted,
+        "status": verdict.status,
+    }

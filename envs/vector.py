@@ -1,0 +1,231 @@
+"""The native vector environment: S slots over one task, SAME_STEP autoreset, a deck dealt and drained.
+
+It equals ``SyncVectorEnv(autoreset_mode=SAME_STEP)`` of ``MathReason`` step by step (a test holds this), and adds what
+rollouts need: a deck of problems x group_size, dealt to whichever slot is free and drained to the last episode, so that
+short completions are not preferred; idle slots once the deck is empty; and a problem index per slot.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from envs.math_reason import RENDER_MODES, Observation, task_spec
+from envs.task import Task, final_info, start_info
+from registry import UnknownField, UsageError
+
+OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "reset_mask")
+Dealt = tuple[int, int, int, int]  # problem index, episode, group, sample
+
+
+class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+    """S slots of ``MathReason`` stepped together.
+
+    Observation: ``{"input_ids": [S, L] int64, "length": [S, 1] int64}``. Action: [S] int64 tokens; an idle slot (length
+    0) ignores its own. Rewards [S] float64, flags [S] bool.
+
+    Reset options:
+        deck: [N] problem indices, with ``group_size`` G: N * G episodes are dealt in order, episode e being sample
+            e % G of group e // G. A slot that finishes takes the next one; when none is left it idles.
+        problem_indices: [S], the problem each slot begins with; later ones are drawn.
+        problem_index: the same problem for every slot.
+        reset_mask: [S] bool, the slots to reset; an unfinished episode there is abandoned.
+
+    Args:
+        num_envs: S.
+        copy: return fresh observation arrays. False returns views of the live buffers, valid until the next step.
+        render_mode: ``ansi`` renders a tuple of texts, one a slot; ``human`` renders nothing here.
+        **task: the fields of ``envs.task.TaskSpec``.
+    """
+
+    metadata = {  # noqa: RUF012 (gymnasium's convention)
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 30,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(self, num_envs: int = 1, copy: bool = True, render_mode: str | None = None, **task: Any) -> None:
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise UsageError(f"num_envs={num_envs!r} must be an integer of at least 1")
+        self.num_envs = num_envs
+        self.copy = copy
+        self.render_mode = render_mode
+        self.task = Task(task_spec(task))
+        self.single_observation_space = self.task.observation_space()
+        self.single_action_space = self.task.action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._ids = np.full((num_envs, self.task.max_length), self.task.pad_token_id, dtype=np.int64)
+        self._length = np.zeros(num_envs, dtype=np.int64)
+        self._prompt = np.zeros(num_envs, dtype=np.int64)
+        self._live = np.zeros(num_envs, dtype=np.bool_)
+        self._episodes = np.zeros(num_envs, dtype=np.int64)
+        self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+        self._last: list[str] = [""] * num_envs
+        self._deck: deque[Dealt] | None = None
+
+    @property
+    def live(self) -> NDArray[np.bool_]:
+        """[S], which slots hold an episode; the others idle."""
+        return self._live.copy()
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin episodes in all slots, or in those of ``reset_mask``."""
+        options = dict(options or {})
+        for name in options:
+            if name not in OPTIONS:
+                raise UnknownField("reset options of MathReasonVector", name, OPTIONS)
+        slots = self._mask(options.get("reset_mask"))
+        self._seed(seed, slots)
+        self._open_deck(options)
+        given = self._given(options)
+        infos: dict[str, Any] = {}
+        for slot in slots:
+            info = self._begin(slot, given[slot] if given is not None else None)
+            if info is not None:
+                infos = self._add_info(infos, info, slot)
+        return self._observation(), infos
+
+    def step(  # type: ignore[override]
+        self, actions: NDArray[np.int64]
+    ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Append one token in every live slot; a slot that ends begins its next episode at once."""
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,):
+            raise UsageError(f"actions of shape {actions.shape} given, ({self.num_envs},) needed: one token a slot")
+        live = np.flatnonzero(self._live)
+        tokens = actions[live]
+        if np.any((tokens < 0) | (tokens >= self.task.vocab_size)):
+            bad = tokens[(tokens < 0) | (tokens >= self.task.vocab_size)][0]
+            raise UsageError(f"action={bad} is not a token: the action space is {self.single_action_space}")
+        self._ids[live, self._length[live]] = tokens
+        self._length[live] += 1
+        rewards = np.zeros(self.num_envs, dtype=np.float64)
+        terminations = np.zeros(self.num_envs, dtype=np.bool_)
+        truncations = np.zeros(self.num_envs, dtype=np.bool_)
+        ended = self._ended(live, tokens)
+        verdicts = self.task.verdicts([(self._completion(s), self._infos[s]["problem_index"]) for s, _ in ended])
+        infos: dict[str, Any] = {}
+        for (slot, reason), verdict in zip(ended, verdicts, strict=True):
+            rewards[slot] = verdict.reward
+            terminations[slot] = reason != "length"
+            truncations[slot] = reason == "length"
+            final = {**self._infos[slot], **final_info(verdict, reason, len(self._completion(slot)))}
+            infos = self._add_info(infos, {"final_obs": self._slot_observation(slot), "final_info": final}, slot)
+            if self.render_mode == "ansi":
+                self._last[slot] = f"{self._text(slot)}\n[{verdict.status}: reward {verdict.reward:g}]\n"
+            begun = self._begin(slot, None)
+            if begun is not None:
+                infos = self._add_info(infos, begun, slot)
+        return self._observation(), rewards, terminations, truncations, infos
+
+    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """``ansi``: a slot's text so far, below its last finished episode."""
+        if self.render_mode != "ansi":
+            return None
+        return tuple(self._last[slot] + self._text(slot) for slot in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Nothing is held that needs closing: the verifier's workers are shared by the process."""
+
+    def _mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        if mask is None:
+            return np.arange(self.num_envs)
+        mask = np.asarray(mask)
+        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
+            raise UsageError(f"reset_mask must be a bool array of shape ({self.num_envs},) with at least one True")
+        return np.flatnonzero(mask)
+
+    def _seed(self, seed: int | list[int | None] | None, slots: NDArray[np.int64]) -> None:
+        if seed is None:
+            return
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+        if len(seeds) != self.num_envs:
+            raise UsageError(f"{len(seeds)} seeds given for num_envs={self.num_envs}")
+        for slot in slots:
+            if seeds[slot] is not None:
+                self._rngs[slot] = seeding.np_random(seeds[slot])[0]
+                self._episodes[slot] = 0
+
+    def _open_deck(self, options: dict[str, Any]) -> None:
+        if "deck" in options:
+            size = int(options.get("group_size", 1))
+            if size < 1:
+                raise UsageError(f"group_size={size} must be at least 1")
+            problems = [int(i) for i in options["deck"]]
+            for index in set(problems):
+                self.task.problem(index)
+                self.task.prompt(index)
+            dealt = [(problem, n * size + k, n, k) for n, problem in enumerate(problems) for k in range(size)]
+            self._deck = deque(dealt)
+            self._live[:] = False
+        elif "group_size" in options:
+            raise UsageError("group_size is given without a deck: pass options={'deck': indices, 'group_size': G}")
+        elif "reset_mask" not in options:
+            self._deck = None
+
+    def _given(self, options: dict[str, Any]) -> list[int] | None:
+        given = options.get("problem_indices")
+        if given is None and "problem_index" in options:
+            given = [options["problem_index"]] * self.num_envs
+        if given is not None and len(given) != self.num_envs:
+            raise UsageError(f"{len(given)} problem_indices given for num_envs={self.num_envs}")
+        return None if given is None else [int(i) for i in given]
+
+    def _begin(self, slot: int, index: int | None) -> dict[str, Any] | None:
+        """Start the next episode of a slot; None where the deck is drained and the slot idles."""
+        self._ids[slot] = self.task.pad_token_id
+        if index is None and self._deck is not None:
+            if not self._deck:
+                self._live[slot] = False
+                self._length[slot] = self._prompt[slot] = 0
+                return None
+            index, episode, group, sample = self._deck.popleft()
+        else:
+            if index is None:
+                rng = self._rngs[slot]
+                if rng is None:
+                    rng = self._rngs[slot] = seeding.np_random(None)[0]
+                index = self.task.draw(rng)
+            episode = group = int(self._episodes[slot])
+            sample = 0
+        self._episodes[slot] += 1
+        prompt = self.task.prompt(index)
+        self._ids[slot, : len(prompt)] = prompt
+        self._length[slot] = self._prompt[slot] = len(prompt)
+        self._live[slot] = True
+        self._infos[slot] = start_info(self.task, index, episode, group, sample)
+        return dict(self._infos[slot])
+
+    def _ended(self, live: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[tuple[int, str]]:
+        """(slot, finish reason) of the slots whose episode ends here. Stop strings alone need a look at every slot."""
+        if self.task.template.stop:
+            candidates = live
+        else:
+            full = self._length[live] - self._prompt[live] >= self.task.spec.max_new_tokens
+            candidates = live[full | np.isin(tokens, list(self.task.stop_token_ids))]
+        reasons = [(int(slot), self.task.finish_reason(self._completion(slot))) for slot in candidates]
+        return [(slot, reason) for slot, reason in reasons if reason is not None]
+
+    def _completion(self, slot: int) -> NDArray[np.int64]:
+        return self._ids[slot, self._prompt[slot] : self._length[slot]]
+
+    def _text(self, slot: int) -> str:
+        return self.task.tokenizer.decode(self._ids[slot, : self._length[slot]].tolist())
+
+    def _slot_observation(self, slot: int) -> Observation:
+        return {"input_ids": self._ids[slot].copy(), "length": np.array([self._length[slot]], dtype=np.int64)}
+
+    def _observation(self) -> Observation:
+        observation = {"input_ids": self._ids, "length": self._length[:, None]}
+        return deepcopy(observation) if self.copy else observation
