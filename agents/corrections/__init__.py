@@ -1,0 +1,36 @@
+"""The zoo of off-policy corrections and trust regions, each a detached weight; importing this registers all of them."""
+
+from agents.corrections import importance, scoped, traces, trust_regions
+from agents.corrections.correction import (
+    SCOPES,
+    Correction,
+    Product,
+    Scope,
+    Traits,
+    ZeroWeights,
+    exp,
+    log_r,
+    log_rho,
+    sampled_logp,
+    traits,
+    weigh,
+)
+
+__all__ = [
+    "SCOPES",
+    "Correction",
+    "Product",
+    "Scope",
+    "Traits",
+    "ZeroWeights",
+    "exp",
+    "importance",
+    "log_r",
+    "log_rho",
+    "sampled_logp",
+    "scoped",
+    "traces",
+    "traits",
+    "trust_regions",
+    "weigh",
+]

@@ -1,0 +1,233 @@
+"""What a correction is: a detached weight W on every completion token.
+
+Every policy loss of this field has the gradient ``sum W * A * grad log pi`` with W detached, so the update has one
+form, and an off-policy correction or a trust region is a function from log-probabilities to W. Notation, throughout
+this package: pi the current target (all layers), pi_old the target when the rollout was written, mu the distribution a
+completion was sampled from (a layer subset; pi_old itself for completions the target wrote),
+
+    rho_t = pi(y_t) / mu(y_t)      r_t = pi(y_t) / pi_old(y_t)      w_{a:b} = rho_a * ... * rho_b
+
+Ratios are formed in log space and in float64; only what is exponentiated is clamped.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from agents.rollout import Rollout
+from registry import UsageError, corrections
+
+Scope = Literal["token", "sequence", "group", "batch"]
+SCOPES: tuple[str, ...] = get_args(Scope)
+Level = Literal["token", "sequence"]
+
+MAX_LOG_WEIGHT = 80.0  # exp(80) = 5.5e34 leaves float32 room for the product with an advantage and a sum over tokens
+
+
+class Correction:
+    """Optional base class: what a correction declares of itself.
+
+    A class without it (or with some of the attributes only) is a correction all the same, if calling it as below
+    gives the weight; ``traits`` fills in the safe defaults written here.
+
+    Attributes:
+        scope: what has to be in one call for the weight to be right: one token, its whole sequence, its whole group,
+            or the whole minibatch. The undeclared default is the widest, which no micro-batching can make wrong.
+        unbiased: whether the expected gradient is exactly the policy gradient of the reward, with a terminal reward,
+            a sum over tokens with a constant divisor, an advantage whose baseline does not depend on the completion,
+            and pi = pi_old. The exact lab holds every declaration to 1e-10.
+        on_policy: the weight of every token where pi = pi_old = mu; None where it depends on the position.
+        needs_old_logp: whether ``rollout.old_logp`` must be there.
+        trust_region: whether the weight holds the ratio r = pi / pi_old itself. In a product the other factors then
+            correct pi_old against mu, so that the ratio of the update is not counted twice.
+        mixed: whether it expects groups of which the target wrote some completions (``rollout.by_target``), and
+            depends on the other completions only through how many of them the target wrote.
+    """
+
+    scope: ClassVar[Any] = "batch"
+    unbiased: ClassVar[Any] = False
+    on_policy: ClassVar[Any] = 1.0
+    needs_old_logp: ClassVar[Any] = False
+    trust_region: ClassVar[Any] = False
+    mixed: ClassVar[Any] = False
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        """W, detached.
+
+        Args:
+            logp: [B, T] detached log pi of every token.
+            rollout: B sequences; what they hold where ``rollout.mask`` is false must not matter.
+            advantage: [B].
+
+        Returns:
+            [B, T], finite, zero on padding.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a correction declares, with the defaults of ``Correction`` where it is silent."""
+
+    scope: Scope
+    unbiased: bool
+    on_policy: float | None
+    needs_old_logp: bool
+    trust_region: bool
+    mixed: bool
+
+
+def traits(correction: Any) -> Traits:
+    """The declarations of any correction, of a third party's plain class too."""
+    found = {name: getattr(correction, name, getattr(Correction, name)) for name in Traits.__dataclass_fields__}
+    if found["scope"] not in SCOPES:
+        raise UsageError(f"{type(correction).__name__}.scope={found['scope']!r} is not one of {', '.join(SCOPES)}")
+    return Traits(**found)
+
+
+class ZeroWeights(UserWarning):
+    """A correction gave every token of a batch the weight zero: the step learns nothing, without an error."""
+
+
+def weigh(correction: Any, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+    """The weight [B, T] of any correction, checked: detached, zero on padding, in float32 (float64 for a float64
+    ``logp``). Call it with all that the correction's scope needs. Warns with ``ZeroWeights`` if nothing is left."""
+    weight = correction(logp.detach(), rollout, advantage)
+    name = type(correction).__name__
+    if weight.shape != logp.shape:
+        raise UsageError(f"{name} returned shape {tuple(weight.shape)}; return [B, T] = {tuple(logp.shape)}")
+    weight = torch.where(rollout.mask, weight.detach(), 0.0).to(_weight_dtype(logp))
+    if not torch.isfinite(weight).all():
+        raise UsageError(f"{name} returned a weight that is not finite; clamp the exponent, as corrections.exp does")
+    if rollout.mask.any() and not (weight != 0).any():
+        warnings.warn(
+            f"{name} gave all {int(rollout.mask.sum())} tokens of this batch the weight 0: this step learns nothing. "
+            "Skip fewer layers, widen its bounds, or take a correction that truncates instead of masking",
+            ZeroWeights,
+            stacklevel=2,
+        )
+    return weight
+
+
+def log_rho(logp: Tensor, rollout: Rollout) -> Tensor:
+    """[B, T] float64: log pi - log mu, 0 on padding. mu is what each completion was sampled from."""
+    return torch.where(rollout.mask, logp.double() - sampled_logp(rollout).double(), 0.0)
+
+
+def sampled_logp(rollout: Rollout) -> Tensor:
+    """[B, T]: log-probabilities under the policy that wrote each completion: ``behavior_logp``, and ``old_logp`` where
+    the target wrote it (there ``behavior_logp`` is the nested policy's score of another's completion)."""
+    if rollout.by_target is None or not rollout.by_target.any():
+        return rollout.behavior_logp
+    if rollout.old_logp is None:
+        raise UsageError("completions written by the target need rollout.old_logp, their log-probabilities")
+    return torch.where(rollout.by_target[:, None], rollout.old_logp, rollout.behavior_logp)
+
+
+def log_r(logp: Tensor, rollout: Rollout) -> Tensor:
+    """[B, T] float64: log pi - log pi_old, 0 on padding."""
+    if rollout.old_logp is None:
+        raise UsageError("this correction needs rollout.old_logp, the target's log-probabilities at rollout time")
+    return torch.where(rollout.mask, logp.double() - rollout.old_logp.double(), 0.0)
+
+
+def exp(log_weight: Tensor, logp: Tensor, rollout: Rollout) -> Tensor:
+    """exp of [B, T] or [B, 1] log weights, clamped above, zero on padding, in the dtype of a weight for ``logp``."""
+    weight = log_weight.clamp(max=MAX_LOG_WEIGHT).exp().expand(logp.shape)
+    return torch.where(rollout.mask, weight, 0.0).to(_weight_dtype(logp))
+
+
+def _weight_dtype(logp: Tensor) -> torch.dtype:
+    return torch.float64 if logp.dtype == torch.float64 else torch.float32
+
+
+def at_level(log_ratio: Tensor, level: str) -> Tensor:
+    """Token ratios as they are ([B, T]), or their product over the sequence ([B, 1])."""
+    return log_ratio if level == "token" else log_ratio.sum(1, keepdim=True)
+
+
+def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """[B, 1]: the mean of [B, T] over each sequence's completion tokens (0 for an empty one)."""
+    return torch.where(mask, values, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def check_level(owner: Any) -> None:
+    """Raise ``UsageError`` unless ``owner.level`` is a level."""
+    if owner.level not in get_args(Level):
+        raise UsageError(f"{type(owner).__name__}.level={owner.level!r} is not 'token' or 'sequence'")
+
+
+def check_positive(owner: Any, *names: str) -> None:
+    """Raise ``UsageError`` unless each named field is above 0."""
+    for name in names:
+        if not getattr(owner, name) > 0:
+            raise UsageError(f"{type(owner).__name__}.{name}={getattr(owner, name)!r} must be above 0")
+
+
+@dataclass(frozen=True)
+class Product(Correction):
+    """The product of several corrections, of which at most one is a trust region: what an id such as
+    ``truncated-is*ppo-clip`` makes. Beside a trust region, which carries pi / pi_old, the other factors are evaluated
+    at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641)."""
+
+    factors: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if sum(traits(factor).trust_region for factor in self.factors) > 1:
+            names = " and ".join(type(f).__name__ for f in self.factors if traits(f).trust_region)
+            raise UsageError(f"a product takes one trust region, not {names}: each holds the ratio pi / pi_old")
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return max((traits(factor).scope for factor in self.factors), key=SCOPES.index)
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        correcting = [f for f in self.factors if not traits(f).trust_region and not getattr(f, "is_identity", False)]
+        return len(correcting) == 1 and traits(correcting[0]).unbiased
+
+    @property
+    def on_policy(self) -> float | None:  # type: ignore[override]
+        values = [traits(factor).on_policy for factor in self.factors]
+        product = 1.0
+        for value in values:
+            if value is None:
+                return None
+            product *= value
+        return product
+
+    @property
+    def needs_old_logp(self) -> bool:  # type: ignore[override]
+        return any(traits(factor).needs_old_logp for factor in self.factors)
+
+    @property
+    def trust_region(self) -> bool:  # type: ignore[override]
+        return any(traits(factor).trust_region for factor in self.factors)
+
+    @property
+    def mixed(self) -> bool:  # type: ignore[override]
+        return any(traits(factor).mixed for factor in self.factors)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        at_old = logp
+        if self.trust_region:
+            log_r(logp, rollout)  # raises where old_logp is missing
+            assert rollout.old_logp is not None
+            at_old = rollout.old_logp
+        weight = torch.ones_like(logp, dtype=torch.float64)
+        for factor in self.factors:
+            point = logp if traits(factor).trust_region else at_old
+            weight = weight * factor(point.double(), rollout, advantage).double()
+        weight = weight.clamp(max=torch.tensor(MAX_LOG_WEIGHT).exp().item())
+        return torch.where(rollout.mask, weight, 0.0).to(_weight_dtype(logp))
+
+
+@corrections.combine_with
+def product(factors: tuple[Any, ...]) -> Product:
+    """``a*b`` of the registry."""
+    return Product(factors)

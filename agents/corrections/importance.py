@@ -1,0 +1,178 @@
+"""Importance ratios pi / mu: whole, partial, truncated, masked and tempered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agents.corrections.correction import (
+    Correction,
+    at_level,
+    check_level,
+    check_positive,
+    exp,
+    log_rho,
+    mean_over_tokens,
+)
+from agents.rollout import Rollout
+from registry import UsageError, corrections
+
+
+@corrections.register("none")
+@dataclass(frozen=True)
+class NoCorrection(Correction):
+    """W = 1: the completions are treated as the target's own. On policy it is REINFORCE or RLOO (by the advantage);
+    under a layer subset it follows the gradient of another objective."""
+
+    scope: ClassVar[str] = "token"
+    is_identity: ClassVar[bool] = True
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return exp(torch.zeros_like(logp, dtype=torch.float64), logp, rollout)
+
+
+@corrections.register("token-is")
+@dataclass(frozen=True)
+class TokenIS(Correction):
+    """W_t = rho_t. Low variance; the prefix and the continuation stay mu's, so it is biased unless T = 1."""
+
+    scope: ClassVar[str] = "token"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return exp(log_rho(logp, rollout), logp, rollout)
+
+
+@corrections.register("prefix-is")
+@dataclass(frozen=True)
+class PrefixIS(Correction):
+    """W_t = w_{1:t} (per-decision importance sampling, Precup et al. 2000). Corrects the state distribution and the
+    action; the value of the continuation stays mu's."""
+
+    scope: ClassVar[str] = "sequence"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return exp(log_rho(logp, rollout).cumsum(1), logp, rollout)
+
+
+@corrections.register("suffix-is")
+@dataclass(frozen=True)
+class SuffixIS(Correction):
+    """W_t = w_{t:T}. Corrects the action and its continuation; the distribution of the prefixes stays mu's."""
+
+    scope: ClassVar[str] = "sequence"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return exp(log_rho(logp, rollout).flip(1).cumsum(1).flip(1), logp, rollout)
+
+
+@corrections.register("sequence-is")
+@dataclass(frozen=True)
+class SequenceIS(Correction):
+    """W = w_{1:T} on every token: exactly unbiased, with a variance of about exp(2D), D = T * KL."""
+
+    scope: ClassVar[str] = "sequence"
+    unbiased: ClassVar[bool] = True
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return exp(at_level(log_rho(logp, rollout), "sequence"), logp, rollout)
+
+
+@corrections.register("truncated-is")
+@dataclass(frozen=True)
+class TruncatedIS(Correction):
+    """W = min(w, cap), w the ratio of the token or of the sequence (truncated importance sampling, Ionides 2008; for
+    the mismatch of sampler and trainer, Yao et al. 2025, "TIS"). Loses the mass of the tail; second moment <= cap^2."""
+
+    level: str = "token"
+    cap: float = 2.0
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        check_level(self)
+        check_positive(self, "cap")
+
+    @property
+    def on_policy(self) -> float:  # type: ignore[override]
+        return min(1.0, self.cap)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return exp(at_level(log_rho(logp, rollout), self.level).clamp(max=math.log(self.cap)), logp, rollout)
+
+
+@corrections.register("masked-is")
+@dataclass(frozen=True)
+class MaskedIS(Correction):
+    """W = w if low <= w <= high, else 0 (masked importance sampling; on tokens with these bounds, IcePop of Ring-1T,
+    arXiv 2510.18855)."""
+
+    level: str = "token"
+    low: float = 0.5
+    high: float = 5.0
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        check_level(self)
+        _check_band(self, self.low, self.high)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_w = at_level(log_rho(logp, rollout), self.level)
+        return torch.where(_inside(log_w, self.low, self.high), exp(log_w, logp, rollout), 0.0)
+
+
+@corrections.register("geometric-mask")
+@dataclass(frozen=True)
+class GeometricMask(Correction):
+    """W = 1 if the geometric mean of the sequence's ratios lies in [low, high], else 0: drops whole completions that
+    the target would not have written; it filters and does not correct."""
+
+    low: float = 0.5
+    high: float = 2.0
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        _check_band(self, self.low, self.high)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        mean = mean_over_tokens(log_rho(logp, rollout), rollout.mask)
+        kept = _inside(mean, self.low, self.high)
+        return torch.where(kept, exp(torch.zeros_like(mean), logp, rollout), 0.0)
+
+
+@corrections.register("tempered")
+@dataclass(frozen=True)
+class Tempered(Correction):
+    """W = w ** beta: between no correction (0) and the full ratio (1), by token or by sequence (flattened importance
+    weights, Shimodaira 2000)."""
+
+    beta: float = 0.5
+    level: str = "sequence"
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        check_level(self)
+        if not 0 <= self.beta <= 1:
+            raise UsageError(f"Tempered.beta={self.beta!r} must lie in [0, 1]")
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        return self.level == "sequence" and self.beta == 1
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return exp(self.beta * at_level(log_rho(logp, rollout), self.level), logp, rollout)
+
+
+def _check_band(owner: Correction, low: float, high: float) -> None:
+    if not 0 <= low <= 1 <= high:
+        raise UsageError(f"{type(owner).__name__}: low={low!r} and high={high!r} must satisfy 0 <= low <= 1 <= high")
+
+
+def _inside(log_w: Tensor, low: float, high: float) -> Tensor:
+    return (log_w >= (math.log(low) if low > 0 else -math.inf)) & (log_w <= math.log(high))

@@ -1,0 +1,123 @@
+"""Corrections whose weight depends on the other completions: of the group, or of the whole minibatch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agents.corrections.correction import (
+    SCOPES,
+    Correction,
+    at_level,
+    check_level,
+    exp,
+    log_rho,
+)
+from agents.rollout import Rollout
+from registry import UsageError, corrections
+
+
+@corrections.register("self-normalised")
+@dataclass(frozen=True)
+class SelfNormalised(Correction):
+    """W_i = w_i / mean_j w_j with w = w_{1:T}, j over the group or the minibatch (self-normalised importance sampling;
+    Owen, Monte Carlo theory, methods and examples, ch. 9.2). Bias O(1/n), W <= n."""
+
+    over: str = "group"
+
+    def __post_init__(self) -> None:
+        if self.over not in SCOPES[2:]:
+            raise UsageError(f"SelfNormalised.over={self.over!r} is not 'group' or 'batch'")
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return self.over
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_w = at_level(log_rho(logp, rollout), "sequence").squeeze(1)
+        member, size = _groups(rollout.group if self.over == "group" else torch.zeros_like(rollout.group))
+        highest = torch.full_like(size, -math.inf).scatter_reduce(0, member, log_w, "amax")
+        total = torch.zeros_like(size).scatter_add(0, member, (log_w - highest[member]).exp())
+        log_mean = highest + total.log() - size.log()
+        return exp((log_w - log_mean[member])[:, None], logp, rollout)
+
+
+@corrections.register("ess-adaptive")
+@dataclass(frozen=True)
+class ESSAdaptive(Correction):
+    """W = w ** beta with the largest beta in [0, 1] whose effective sample size over the minibatch is at least ``ess``
+    (a fraction): as much correction as the divergence at hand allows. The rule by which annealed and sequential Monte
+    Carlo choose their temperatures (Del Moral, Doucet and Jasra 2012)."""
+
+    ess: float = 0.5
+    level: str = "sequence"
+
+    scope: ClassVar[str] = "batch"
+
+    def __post_init__(self) -> None:
+        check_level(self)
+        if not 0 < self.ess <= 1:
+            raise UsageError(f"ESSAdaptive.ess={self.ess!r} must lie in (0, 1]")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_w = at_level(log_rho(logp, rollout), self.level)
+        return exp(self.beta(log_w[rollout.mask] if self.level == "token" else log_w[:, 0]) * log_w, logp, rollout)
+
+    def beta(self, log_w: Tensor) -> float:
+        """The largest power of the [N] weights that keeps the effective sample size; ESS falls with the power."""
+        if not len(log_w) or _ess(log_w) >= self.ess:
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _ess(middle * log_w) >= self.ess else (low, middle)
+        return low
+
+
+@corrections.register("defensive")
+@dataclass(frozen=True)
+class Defensive(Correction):
+    """W = pi / ((n_0/n) pi_old + (n_1/n) mu) on whole sequences: the balance heuristic (Veach and Guibas 1995;
+    defensive mixtures, Hesterberg 1995) for groups of n completions of which the target wrote n_0
+    (``rollout.by_target``) and the nested policy n_1. Exactly unbiased, and W <= n / n_0 while pi = pi_old.
+
+    Needs both densities of *every* completion: ``rollout.behavior_logp`` = log mu of the nested policy, scored on the
+    target-written ones, and ``rollout.old_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out
+    baseline (``rloo``) leaves out one completion of its own kind, and so adds a bias O(1/n).
+    """
+
+    scope: ClassVar[str] = "group"
+    unbiased: ClassVar[bool] = True
+    needs_old_logp: ClassVar[bool] = True
+    mixed: ClassVar[bool] = True
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        if rollout.old_logp is None:
+            raise UsageError("defensive needs rollout.old_logp, the target's log-probabilities at rollout time")
+        by_target = torch.zeros_like(rollout.mask[:, 0]) if rollout.by_target is None else rollout.by_target
+        member, size = _groups(rollout.group)
+        written = torch.zeros_like(size).scatter_add(0, member, by_target.double())
+        share = (written / size)[member]
+
+        def total(values: Tensor) -> Tensor:
+            return torch.where(rollout.mask, values.double(), 0.0).sum(1)
+
+        mixture = torch.logaddexp(
+            share.log() + total(rollout.old_logp), (-share).log1p() + total(rollout.behavior_logp)
+        )
+        return exp((total(logp) - mixture)[:, None], logp, rollout)
+
+
+def _groups(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Of [B] group numbers: each sequence's group as 0, 1, ... ([B]) and the groups' sizes ([groups], float64)."""
+    _, member, size = torch.unique(group, return_inverse=True, return_counts=True)
+    return member, size.double()
+
+
+def _ess(log_w: Tensor) -> float:
+    """Effective sample size of [N] log weights as a fraction of N."""
+    return math.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)

@@ -1,0 +1,204 @@
+"""Trust regions and the losses they come from, as weights: with r = pi / pi_old (mu does not enter, but in ``topr``).
+
+Each equals the gradient of the published loss; the aggregation that the publication uses is named beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agents.corrections.correction import (
+    Correction,
+    at_level,
+    check_level,
+    check_positive,
+    exp,
+    log_r,
+    log_rho,
+    mean_over_tokens,
+)
+from agents.rollout import Rollout
+from registry import UsageError, corrections
+
+
+class TrustRegion(Correction):
+    """Holds the ratio pi / pi_old itself."""
+
+    scope: ClassVar[str] = "token"
+    needs_old_logp: ClassVar[bool] = True
+    trust_region: ClassVar[bool] = True
+
+
+@corrections.register("practical")
+@corrections.register("ppo-clip")
+@dataclass(frozen=True)
+class PPOClip(TrustRegion):
+    """W = r, and 0 where the clip is active: A > 0 and r > 1 + eps_high, or A < 0 and r < 1 - eps_low.
+
+    PPO (arXiv 1707.06347, eq. 7), GRPO (2402.03300, sequence-mean), Dr. GRPO (2503.20783, constant), DAPO (2503.14476,
+    eps_high 0.28, token-mean). Registered as ``practical`` too: our reading of Nested-ReFT's variant of that name,
+    which treats the nested policy's completions as the old target's.
+    """
+
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_clip(self, self.eps_low, self.eps_high)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_r(logp, rollout)
+        kept = ~_clipped(log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
+
+
+@corrections.register("gspo")
+@dataclass(frozen=True)
+class GSPO(TrustRegion):
+    """W = s where not clipped, s = exp(mean_t log r_t) (arXiv 2507.18071, eq. 5-7; sequence-mean)."""
+
+    eps_low: float = 3e-4
+    eps_high: float = 4e-4
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        _check_clip(self, self.eps_low, self.eps_high)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_s = mean_over_tokens(log_r(logp, rollout), rollout.mask)
+        kept = ~_clipped(log_s, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        return torch.where(kept, exp(log_s, logp, rollout), 0.0)
+
+
+@corrections.register("gmpo")
+@dataclass(frozen=True)
+class GMPO(TrustRegion):
+    """W = the geometric mean of the sequence's clipped ratios, on tokens that are not clipped. The clip is one-sided
+    by the sign of A and symmetric in log r (arXiv 2507.20673, eq. 4; sequence-mean)."""
+
+    log_clip: float = 0.4
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "log_clip")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_r(logp, rollout)
+        clipped = _clipped(log_ratio, advantage, self.log_clip, -self.log_clip)
+        bounded = torch.where(clipped, log_ratio.clamp(-self.log_clip, self.log_clip), log_ratio)
+        return torch.where(clipped, 0.0, exp(mean_over_tokens(bounded, rollout.mask), logp, rollout))
+
+
+@corrections.register("cispo")
+@dataclass(frozen=True)
+class CISPO(TrustRegion):
+    """W = r clamped to [1 - eps_low, 1 + eps_high]: no token loses its gradient (MiniMax-M1, arXiv 2506.13585, eq. 4;
+    token-mean). No lower bound by default, as there; the cap of 5 is ScaleRL's (arXiv 2510.13786)."""
+
+    eps_low: float = 1.0
+    eps_high: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check_clip(self, self.eps_low, self.eps_high)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        bounded = log_r(logp, rollout).clamp(_log1m(self.eps_low), math.log1p(self.eps_high))
+        return exp(bounded, logp, rollout)
+
+
+@corrections.register("sapo")
+@dataclass(frozen=True)
+class SAPO(TrustRegion):
+    """W = 4 g (1 - g) r, g = sigmoid(tau (r - 1)), tau by the sign of A: a soft gate instead of a clip
+    (arXiv 2511.20347; sequence-mean)."""
+
+    tau_pos: float = 1.0
+    tau_neg: float = 1.05
+
+    def __post_init__(self) -> None:
+        check_positive(self, "tau_pos", "tau_neg")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_r(logp, rollout)
+        tau = torch.where(advantage > 0, self.tau_pos, self.tau_neg).double()[:, None]
+        x = tau * (log_ratio.clamp(max=80.0).exp() - 1)
+        log_gate = torch.nn.functional.logsigmoid(x) + torch.nn.functional.logsigmoid(-x)
+        return exp(math.log(4.0) + log_gate + log_ratio, logp, rollout)
+
+
+@corrections.register("topr")
+@dataclass(frozen=True)
+class TOPR(Correction):
+    """W = 1 where A > 0, min(1, w_{1:T}) where A < 0: successes as in supervised training, failures only as far as
+    the target would still write them (arXiv 2503.14286, eq. 8)."""
+
+    scope: ClassVar[str] = "sequence"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_w = at_level(log_rho(logp, rollout), "sequence").clamp(max=0.0)
+        return exp(torch.where(advantage[:, None] < 0, log_w, 0.0), logp, rollout)
+
+
+@corrections.register("base")
+@corrections.register("decoupled-ppo")
+@dataclass(frozen=True)
+class DecoupledPPO(TrustRegion):
+    """W = w * r where not clipped, w = pi_old / mu by token or sequence, capped if ``cap`` is set: the clip is taken
+    about pi_old while the ratio corrects mu (Hilton et al., arXiv 2110.00641, eq. 4). Equals ``token-is*ppo-clip`` (by
+    token, no cap).
+
+    Registered as ``base`` too: our reading of Nested-ReFT's variant of that name, pi / mu under the clip.
+    """
+
+    level: str = "token"
+    cap: float | None = None
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        check_level(self)
+        _check_clip(self, self.eps_low, self.eps_high)
+        if self.cap is not None:
+            check_positive(self, "cap")
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        return self.level == "sequence" and self.cap is None
+
+    @property
+    def on_policy(self) -> float:  # type: ignore[override]
+        return 1.0 if self.cap is None else min(1.0, self.cap)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_r(logp, rollout)
+        kept = ~_clipped(log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        log_w = at_level(log_rho(logp, rollout) - log_ratio, self.level)
+        if self.cap is not None:
+            log_w = log_w.clamp(max=math.log(self.cap))
+        return torch.where(kept, exp(log_w + log_ratio, logp, rollout), 0.0)
+
+
+def _check_clip(owner: Correction, eps_low: float, eps_high: float) -> None:
+    if not (0 <= eps_low <= 1 and eps_high >= 0):
+        raise UsageError(
+            f"{type(owner).__name__}: eps_low={eps_low!r} must lie in [0, 1] and eps_high={eps_high!r} be at least 0"
+        )
+
+
+def _log1m(eps: float) -> float:
+    return math.log1p(-eps) if eps < 1 else -math.inf
+
+
+def _clipped(log_ratio: Tensor, advantage: Tensor, high: float, low: float) -> Tensor:
+    """Where the clipped branch is the smaller one, so that it has no gradient: [B, T] or [B, 1]."""
+    a = advantage[:, None]
+    return ((a > 0) & (log_ratio > high)) | ((a < 0) & (log_ratio < low))

@@ -1,0 +1,169 @@
+"""How far the behaviour policy was from the target: always from the raw ratios, before any truncation.
+
+An effective sample size of weights that were clamped first cannot fall (in [1/C, C] not below 4 / (C + 1/C)^2), so it
+would never see a collapse. Everything here is in float64 and finite for any log ratio.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.corrections.correction import log_rho, sampled_logp
+from agents.rollout import Rollout
+
+QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
+MAX_EXPONENT = 600.0  # of a moment: exp(600) is finite in float64 and in JSON
+
+COLLAPSED_ESS = 0.1
+COLLAPSED_D = 2.0
+FEWEST = 4  # completions below which an effective size under 2 says nothing
+
+
+class CollapsedRatios(UserWarning):
+    """Too few completions carry the update."""
+
+
+def diagnostics(logp: Tensor, rollout: Rollout, weight: Tensor | None = None) -> dict[str, float]:
+    """Divergence of the behaviour policy mu from the target pi on a rollout, in nats.
+
+    Args:
+        logp: [B, T] log pi of every token.
+        rollout: B sequences; those written by the target (``by_target``) say nothing of mu and are left out, but for
+            ``mean_length`` and the fractions of ``weight``.
+        weight: [B, T] what the correction gave, for the fractions of zero and shrunk weights.
+
+    Returns:
+        ``kl_k1``, ``kl_k3``: KL(mu || pi) per token, mean of -log rho and of rho - 1 - log rho;
+        ``D``: mean over sequences of the sum of -log rho, that is mean length times KL per token;
+        ``ess_sequence``, ``ess_token``: effective sample size of the raw ratios, as a fraction;
+        ``chi2``, ``chi2_token``: mean of w^2, minus 1, of sequences and of tokens;
+        ``tv``, ``tv_sequence``: mean of max(0, 1 - rho), the total variation per token and of sequences;
+        ``log_ratio_q01``, ``_q50``, ``_q99``, ``_min``, ``_max``: of log rho of tokens;
+        ``mean_length``: tokens per completion; ``sequences``, ``tokens``: how many stand behind these figures;
+        with ``weight``: ``weight_mean``, ``weight_zero`` (fraction of tokens with the weight 0) and ``weight_shrunk``
+        (fraction with a weight below the token's raw ratio by more than 1e-6 of it).
+    """
+    mask = rollout.mask
+    found = {"mean_length": float(mask.sum()) / max(len(mask), 1)}
+    log_ratio = log_rho(logp.detach(), rollout)
+    by_mu = torch.ones_like(mask[:, 0]) if rollout.by_target is None else ~rollout.by_target
+    found.update(_divergence(log_ratio[by_mu], mask[by_mu]))
+    if weight is not None:
+        w = weight.detach()[mask].double()
+        raw = log_ratio[mask].clamp(max=80.0).exp()
+        found["weight_mean"] = float(w.mean()) if len(w) else 0.0
+        found["weight_zero"] = float((w == 0).double().mean()) if len(w) else 0.0
+        found["weight_shrunk"] = float((w < raw * (1 - 1e-6)).double().mean()) if len(w) else 0.0
+    return found
+
+
+def _divergence(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
+    """The figures of [B, T] log ratios that are 0 on padding; empty if there is no token."""
+    tokens, sequences = log_ratio[mask], log_ratio.sum(1)
+    if not len(tokens):
+        return {}
+    found = {
+        "sequences": float(len(sequences)),
+        "tokens": float(len(tokens)),
+        "kl_k1": float(-tokens.mean()),
+        "kl_k3": float((tokens.clamp(max=MAX_EXPONENT).exp() - 1 - tokens).mean()),
+        "D": float(-sequences.mean()),
+        "ess_sequence": ess(sequences),
+        "ess_token": ess(tokens),
+        "chi2": _chi2(sequences),
+        "chi2_token": _chi2(tokens),
+        "tv": float((1 - tokens.exp()).clamp(min=0).mean()),
+        "tv_sequence": float((1 - sequences.exp()).clamp(min=0).mean()),
+        "log_ratio_min": float(tokens.min()),
+        "log_ratio_max": float(tokens.max()),
+    }
+
+    # numpy: torch.quantile refuses more than 2^24 values
+    values = np.quantile(tokens.cpu().numpy(), list(QUANTILES.values()))
+    found.update({f"log_ratio_{name}": float(value) for name, value in zip(QUANTILES, values, strict=True)})
+    return found
+
+
+def ess(log_w: Tensor) -> float:
+    """Effective sample size (sum w)^2 / sum w^2 of [N] log weights, as a fraction of N in [1/N, 1]."""
+    return math.exp(2 * float(torch.logsumexp(log_w, 0)) - float(torch.logsumexp(2 * log_w, 0))) / len(log_w)
+
+
+def _chi2(log_w: Tensor) -> float:
+    log_moment = float(torch.logsumexp(2 * log_w, 0)) - math.log(len(log_w))
+    return math.expm1(min(log_moment, MAX_EXPONENT))
+
+
+def noise_floor(logp: Tensor, rollout: Rollout) -> dict[str, float]:
+    """What the engine and the trainer disagree by on the same weights and layers: |log pi - log mu| of the tokens that
+    the target itself wrote. Call it on a rollout of the full subset before the first update; ``by_target``, where
+    given, picks the completions. No divergence below this floor means anything.
+
+    Returns ``noise_mean`` and ``noise_max`` in nats per token; empty without such tokens.
+    """
+    wrote = torch.ones_like(rollout.mask) if rollout.by_target is None else rollout.by_target[:, None] & rollout.mask
+    gap = (logp.detach().double() - sampled_logp(rollout).double()).abs()[wrote & rollout.mask]
+    return {"noise_mean": float(gap.mean()), "noise_max": float(gap.max())} if len(gap) else {}
+
+
+def collapse(found: Mapping[str, float]) -> str | None:
+    """What is wrong and what to change, in words, if too few completions carry the update; else None.
+
+    ``found`` are ``diagnostics``. The sequence ESS of n completions cannot be seen below 1/n, so D counts too: the ESS
+    of a large batch is about exp(-2 D).
+    """
+    d, fraction = found.get("D"), found.get("ess_sequence")
+    if d is None or fraction is None:
+        return None
+    n = int(found["sequences"])
+    if fraction >= COLLAPSED_ESS and d <= COLLAPSED_D and (n < FEWEST or fraction * n >= 2):
+        return None
+    return (
+        f"the nested policy is too far from the target: D = {d:.2g} nats per completion "
+        f"({found['mean_length']:.0f} tokens x {found['kl_k1']:.2g} KL per token), so about "
+        f"{max(1, round(fraction * n))} of {n} completions carry a fully corrected update. "
+        "Skip fewer layers, or cheaper ones (a skip sampler that learns from the divergence), or shorten the "
+        "completions until D is below 0.3; else use a bounded correction (truncated-is, retrace) and accept its bias, "
+        "or let the target write some completions of each group (defensive)"
+    )
+
+
+def warn_collapse(found: Mapping[str, float]) -> str | None:
+    """``collapse``, also given as a ``CollapsedRatios`` warning."""
+    message = collapse(found)
+    if message:
+        warnings.warn(message, CollapsedRatios, stacklevel=2)
+    return message
+
+
+@dataclass
+class BySubset:
+    """Diagnostics accumulated per layer subset: means weighted by tokens, over a run."""
+
+    totals: dict[tuple[int, ...], dict[str, float]] = field(default_factory=dict)
+
+    AVERAGED = ("kl_k1", "kl_k3", "tv", "D", "ess_sequence", "ess_token", "mean_length")
+
+    def add(self, subset: tuple[int, ...], found: Mapping[str, float]) -> None:
+        """Count one rollout's ``diagnostics`` under the layers that wrote it."""
+        if "tokens" not in found:
+            return
+        total = self.totals.setdefault(subset, dict.fromkeys(("tokens", "rollouts", *self.AVERAGED), 0.0))
+        total["tokens"] += found["tokens"]
+        total["rollouts"] += 1
+        for name in self.AVERAGED:
+            total[name] += found["tokens"] * found[name]
+
+    def table(self) -> dict[tuple[int, ...], dict[str, float]]:
+        """Per subset: the token-weighted means, ``tokens`` and ``rollouts``."""
+        return {
+            subset: {name: v / total["tokens"] if name in self.AVERAGED else v for name, v in total.items()}
+            for subset, total in self.totals.items()
+        }
