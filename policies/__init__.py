@@ -1,0 +1,25 @@
+"""Language-model policies: a target, its nested (layer-subset) behaviours, and the samplers of layer subsets.
+
+    policy = Policy.load("tiny")
+    layers = skip_samplers.make("uniform", ratio=0.15).sample(policy.num_layers, rng)
+    behavior = policy.nested(layers, slots=64, max_length=256)
+    tokens, logp = behavior.act(obs, start, episode)
+    logp = policy.logprobs(prompts, tokens, mask)
+
+Importing this package registers the skip samplers; transformers is imported only when a policy is loaded.
+"""
+
+from policies.behavior import Behavior
+from policies.policy import Policy
+from policies.samplers import FixedSkip, FullDepth, UniformSkip
+from policies.subset import LayerSubset, check_subset
+
+__all__ = [
+    "Behavior",
+    "FixedSkip",
+    "FullDepth",
+    "LayerSubset",
+    "Policy",
+    "UniformSkip",
+    "check_subset",
+]

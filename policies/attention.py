@@ -1,0 +1,109 @@
+"""Attention over packed tokens: no padding in the matrix products, padded views only here.
+
+Shape letters: N packed tokens, Hq query heads, Hk key heads, D channels per head, B sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Padding:
+    """How packed tokens [N, ...] map to a right-padded view [B, longest, ...] and back."""
+
+    def __init__(self, sequence: Tensor, place: Tensor, rows: int) -> None:
+        self.rows = rows
+        self.longest = int(place.max()) + 1 if len(place) else 0
+        self.flat = sequence * self.longest + place
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[N, H, D] -> [B, H, longest, D]; padding is 0."""
+        padded = x.new_zeros(self.rows * self.longest, *x.shape[1:]).index_copy(0, self.flat, x)
+        return padded.view(self.rows, self.longest, *x.shape[1:]).transpose(1, 2)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[B, H, longest, D] -> [N, H * D]."""
+        return x.transpose(1, 2).reshape(self.rows * self.longest, -1).index_select(0, self.flat)
+
+
+class CausalAttention:
+    """Causal self-attention within each of the packed sequences.
+
+    Args:
+        sequence: [N] int64, each token's sequence, 0 to B-1, none missing.
+        place: [N] int64, its place in the sequence.
+        scale: multiplies the scores.
+    """
+
+    def __init__(self, sequence: Tensor, place: Tensor, scale: float) -> None:
+        self.padding = Padding(sequence, place, int(sequence[-1]) + 1)
+        self.scale = scale
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        """[N, Hq * D] from query [N, Hq, D] and key, value [N, Hk, D]; a token sees the ``window`` last ones."""
+        pad, longest = self.padding.pad, self.padding.longest
+        mask = None
+        if window is not None and window < longest:
+            distance = torch.arange(longest, device=query.device)
+            distance = distance[:, None] - distance
+            mask = (distance >= 0) & (distance < window)
+        # Padding lies to the right of every real token, so the causal mask alone keeps it out.
+        mixed = F.scaled_dot_product_attention(
+            pad(query), pad(key), pad(value), attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=True
+        )
+        return self.padding.unpad(mixed)
+
+
+class SharedPromptAttention:
+    """Causal attention of completions to their prompt, which several may share, and to themselves.
+
+    Args:
+        prompts: attention within the prompts, whose tokens come first.
+        sequence: [N'] int64, the completion that each of the remaining tokens belongs to.
+        position: [N'] int64, its place in prompt + completion.
+        prompt_of: [B] int64, each completion's prompt.
+        prompt_size: [P] int64, tokens per prompt.
+    """
+
+    def __init__(
+        self, prompts: CausalAttention, sequence: Tensor, position: Tensor, prompt_of: Tensor, prompt_size: Tensor
+    ) -> None:
+        self.prompts = prompts
+        self.prompt_of = prompt_of
+        self.size = prompt_size[prompt_of]
+        self.own = Padding(sequence, position - self.size[sequence], len(prompt_of))
+        self.masks: dict[int | None, Tensor] = {}
+
+    def _mask(self, window: int | None) -> Tensor:
+        """[B, 1, C, P + C] bool, true where a completion token (C) sees a prompt or completion token (P + C)."""
+        if window not in self.masks:
+            device, rows = self.size.device, len(self.size)
+            own = self.size[:, None] + torch.arange(self.own.longest, device=device)
+            prompt = torch.arange(self.prompts.padding.longest, device=device).expand(rows, -1)
+            key = torch.cat((prompt, own), dim=1)
+            real = torch.cat((prompt < self.size[:, None], torch.ones_like(own).bool()), dim=1)
+            distance = own[:, :, None] - key[:, None]
+            seen = real[:, None] & (distance >= 0)
+            self.masks[window] = (seen if window is None else seen & (distance < window))[:, None]
+        return self.masks[window]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        """[N, Hq * D] from query [N, Hq, D] and key, value [N, Hk, D], prompt tokens first."""
+        n = len(query) - len(self.own.flat)
+        prompt = self.prompts(query[:n], key[:n], value[:n], window)
+        if not self.own.longest:
+            return prompt
+        mixed = F.scaled_dot_product_attention(
+            self.own.pad(query[n:]),
+            self._past(key, n),
+            self._past(value, n),
+            attn_mask=self._mask(window),
+            scale=self.prompts.scale,
+            enable_gqa=True,
+        )
+        return torch.cat((prompt, self.own.unpad(mixed)))
+
+    def _past(self, x: Tensor, n: int) -> Tensor:
+        return torch.cat((self.prompts.padding.pad(x[:n])[self.prompt_of], self.own.pad(x[n:])), dim=2)

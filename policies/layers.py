@@ -1,0 +1,79 @@
+"""One decoder layer as a pure function of its input and its weights.
+
+Weights are arguments, so the same code serves every layer, every subset, the packed inference weights and the trainable
+ones. The residual stream is float32 whatever the compute dtype of the matrix products: rollouts and updates then round
+alike, and their log-probabilities agree more closely.
+
+Shape letters: N tokens (of any sequences, packed without padding), Hq query heads, Hk key heads, D channels per head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policies.architecture import Architecture
+
+Linear = Callable[[Tensor], Tensor]
+# (query [N, Hq, D], key [N, Hk, D], value [N, Hk, D], window) -> [N, Hq * D]
+Attend = Callable[[Tensor, Tensor, Tensor, "int | None"], Tensor]
+
+
+@dataclass
+class LayerWeights:
+    """What one layer computes with. ``qkv`` and ``gate_up`` are fused: their outputs are concatenated."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+    window: int | None
+
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of ``x`` [N, H, D]; ``cos`` and ``sin`` are [N, 1, D], the first half of ``sin``
+    negated (``rotary_table``)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def layer(
+    x: Tensor, weights: LayerWeights, architecture: Architecture, rotary: tuple[Tensor, Tensor], attend: Attend
+) -> Tensor:
+    """The residual stream [N, width] float32 after one layer. ``rotary`` is cos and sin of the N tokens' positions."""
+    a = architecture
+    qkv = weights.qkv(F.rms_norm(x, (a.width,), weights.attention_norm, a.eps))
+    heads = qkv.view(len(x), a.query_heads + 2 * a.key_heads, a.head_dim)
+    query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
+    if weights.query_norm is not None:
+        query = F.rms_norm(query, (a.head_dim,), weights.query_norm.to(query.dtype), a.eps)
+    if weights.key_norm is not None:
+        key = F.rms_norm(key, (a.head_dim,), weights.key_norm.to(key.dtype), a.eps)
+    mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value, weights.window)
+    x = x + weights.out(mixed)
+    gate, up = weights.gate_up(F.rms_norm(x, (a.width,), weights.mlp_norm, a.eps)).chunk(2, dim=-1)
+    return x + weights.down(GATES[a.gate](gate) * up)
+
+
+def rotary_table(rotary_embedding: torch.nn.Module, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, 1, D] float32 of positions 0..length-1 from the model's own rotary module, with the sign of
+    the half rotation folded into sin."""
+    positions = torch.arange(length, device=device)[None]
+    cos, sin = rotary_embedding(torch.zeros(1, dtype=torch.float32, device=device), position_ids=positions)
+    half = sin.shape[-1] // 2
+    sign = torch.cat((-torch.ones(half, device=device), torch.ones(half, device=device)))
+    return cos[0, :, None], (sin[0] * sign)[:, None]

@@ -1,0 +1,270 @@
+"""The target policy: a Hugging Face CausalLM, its nested behaviours, and its log-probabilities."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.architecture import read_architecture
+from policies.behavior import Behavior, SamplingSpec
+from policies.checkpoint import load_checkpoint
+from policies.decoders import CachedDecoder, UncachedDecoder
+from policies.head import chunked_logp
+from policies.layers import rotary_table
+from policies.reference import reference_hidden, reference_logits
+from policies.scoring import micro_batches, pack, score_hidden
+from policies.subset import LayerSubset, check_subset
+from policies.weights import PackedWeights, trainable_layers
+from registry import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CHECK_TOLERANCE = 2e-3  # of log-probabilities in float32, between two orders of summation
+
+
+class Policy:
+    """A trainable language model (float32 weights) and everything that rollouts and updates compute with it.
+
+    Attributes:
+        model: the transformers CausalLM; its parameters are what an optimizer steps. Its module list is never altered.
+        config: the model's config.
+        version: counts ``refresh`` calls; a behaviour is valid for one version.
+        functional: whether the project's own layers are used (they agreed at load), or else transformers'.
+    """
+
+    def __init__(self, model: Any, dtype: str | None = None, token_limit: int = 8192) -> None:
+        self.model = model
+        self.config = model.config
+        self.architecture = read_architecture(model.config)
+        self.dtype = _compute_dtype(dtype)
+        self.token_limit = token_limit
+        self.version = 0
+        self._packed: PackedWeights | None = None
+        self._tables: tuple[Tensor, Tensor] | None = None
+        self._stamp = self._weights_stamp()
+        self._trainable = trainable_layers(model, self.architecture, self.dtype)
+        self.functional = self.architecture.static_rope and self._agrees()
+        if not self.functional:
+            warnings.warn(
+                "the functional layers do not reproduce this checkpoint's transformers forward: falling back to "
+                "transformers' layers without KV slots, which is correct but many times slower",
+                stacklevel=2,
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str, device: str = "cpu", dtype: str | None = None) -> Policy:
+        """A policy from a local folder, a hub id or the built-in name ``tiny``.
+
+        Args:
+            name_or_path: of a Llama, SmolLM2, Mistral, Qwen2, Qwen2.5 or Qwen3 checkpoint in safetensors.
+            device: such as ``cpu`` or ``cuda``.
+            dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
+
+        Raises:
+            UsageError: no such folder, hub unreachable, unsupported architecture, unknown dtype or device.
+        """
+        _compute_dtype(dtype)
+        try:
+            target = torch.device(device)
+            if target.type == "cuda" and not torch.cuda.is_available():
+                raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
+        except RuntimeError as error:
+            raise UsageError(f"device={device!r} is not a torch device: use 'cpu' or 'cuda'") from error
+        return cls(load_checkpoint(name_or_path).to(target), dtype)
+
+    @property
+    def num_layers(self) -> int:
+        """L, the layers of the full model."""
+        return self.architecture.layers
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the logits' dimension (a tokenizer may have fewer entries)."""
+        return self.architecture.vocabulary
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.lm_head.weight.device
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The trainable weights."""
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def save(self, folder: str | Path) -> None:
+        """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes."""
+        self.model.save_pretrained(folder)
+
+    def refresh(self) -> None:
+        """Call after optimizer steps: rollouts use the new weights, behaviours made before refuse to act."""
+        self.version += 1
+        self._stamp = self._weights_stamp()
+        if self._packed is not None:
+            self._packed.refresh()
+
+    def nested(  # noqa: PLR0913 - the sampling fields are spelt out for the reader of a rollout
+        self,
+        layers: LayerSubset,
+        slots: int,
+        max_length: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Behavior:
+        """The behaviour policy of the same weights through ``layers`` only.
+
+        Args:
+            layers: increasing indices of the layers kept.
+            slots: S, how many episodes it writes at a time.
+            max_length: the longest prefix (prompt and completion) in tokens.
+            temperature, top_p, top_k, seed: of ``SamplingSpec``.
+        """
+        layers = check_subset(layers, self.num_layers)
+        sampling = SamplingSpec(temperature, top_p, top_k, seed)
+        if slots < 1 or max_length < 1:
+            raise UsageError(f"slots={slots} and max_length={max_length} must both be at least 1")
+        self._require_fresh()
+        decoder: CachedDecoder | UncachedDecoder
+        if self.functional:
+            if self._packed is None:
+                self._packed = PackedWeights(self.model, self.architecture, self.dtype)
+            cos, sin = self._rotary(max_length)
+            decoder = CachedDecoder(
+                self._packed, self.architecture, layers, slots, (cos[:max_length], sin[:max_length])
+            )
+        else:
+            decoder = UncachedDecoder(self.model, self.architecture, layers, max_length)
+        made = self.version
+
+        def current() -> None:
+            self._require_fresh()
+            if made != self.version:
+                raise RuntimeError(
+                    f"this behaviour was made for weight version {made}, but the policy is at {self.version}: "
+                    "make a new one with policy.nested"
+                )
+
+        return Behavior(decoder, layers, slots, sampling, current)
+
+    def logprobs(
+        self,
+        prompts: Sequence[Tensor],
+        tokens: Tensor,
+        mask: Tensor,
+        layers: LayerSubset | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """log pi of each completion token, with gradient to the weights.
+
+        Args:
+            prompts: B one-dimensional int64 tensors, none empty; the same object for completions that share a prompt,
+                which is then computed once.
+            tokens: [B, T] int64.
+            mask: [B, T] bool, the tokens to score; the others are read only if a scored one follows them.
+            layers: score under this subset instead of all layers.
+            temperature: of the distribution, positive.
+
+        Returns:
+            [B, T] float32, 0 where ``mask`` is false.
+        """
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise UsageError("a prompt is empty: the first token of a completion needs at least one token before it")
+        if temperature <= 0:
+            raise UsageError(f"temperature={temperature}: log-probabilities need a positive one")
+        subset = check_subset(layers if layers is not None else range(self.num_layers), self.num_layers)
+        tokens, mask = tokens.to(self.device), mask.to(self.device).bool()
+        if not mask.any():
+            return torch.zeros(mask.shape, device=self.device)
+        batches = micro_batches(prompts, mask, self.token_limit)
+        parts, where = [], []
+        for batch in batches:
+            index = torch.tensor(batch, device=self.device)
+            row, column = mask[index].nonzero(as_tuple=True)
+            if len(row):
+                where.append((index[row], column))
+                parts.append(self._score([prompts[i] for i in batch], tokens[index], mask[index], subset, temperature))
+        scores = torch.zeros(mask.shape, device=self.device)
+        place = tuple(torch.cat(coordinates) for coordinates in zip(*where, strict=True))
+        return scores.index_put(place, torch.cat(parts))
+
+    def _score(
+        self, prompts: list[Tensor], tokens: Tensor, mask: Tensor, layers: LayerSubset, temperature: float
+    ) -> Tensor:
+        """[M] float32, the scored tokens of one micro-batch in row-major order."""
+        if self.functional:
+            packing = pack(prompts, tokens, mask)
+            table = self._rotary(int(packing.position.max()) + 1)
+            rotary = (table[0].to(self.dtype), table[1].to(self.dtype))
+            kept = [self._trainable[index] for index in layers]
+            hidden = score_hidden(packing, kept, self.architecture, self.model.model.embed_tokens.weight, rotary)
+            hidden = torch.rms_norm(
+                hidden, (self.architecture.width,), self.model.model.norm.weight, self.architecture.eps
+            )
+        else:
+            ids = torch.nn.utils.rnn.pad_sequence(
+                [torch.cat((prompt.to(tokens.device), row)) for prompt, row in zip(prompts, tokens, strict=True)],
+                batch_first=True,
+            )
+            states = reference_hidden(self.model, ids, layers, self.architecture.windows)
+            row, column = mask.nonzero(as_tuple=True)
+            size = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)
+            hidden = states[row, size[row] + column - 1]
+        return chunked_logp(hidden, self.model.lm_head.weight, tokens[mask], temperature, self.dtype)
+
+    def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        if self._tables is None or len(self._tables[0]) < length:
+            size = max(length, 2 * len(self._tables[0]) if self._tables else 256)
+            self._tables = rotary_table(self.model.model.rotary_emb, size, self.device)
+        return self._tables
+
+    def _weights_stamp(self) -> int:
+        return sum(parameter._version for parameter in self.model.parameters())
+
+    def _require_fresh(self) -> None:
+        if self._weights_stamp() != self._stamp:
+            raise RuntimeError(
+                "the weights changed after the last refresh: call policy.refresh() after optimizer steps"
+            )
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether the functional layers give the log-probabilities of transformers' forward, full and for a subset."""
+        rng = np.random.default_rng(0)
+        ids = torch.from_numpy(rng.integers(0, self.vocab_size, (2, 12))).to(self.device)
+        drawn = sorted(rng.permutation(self.num_layers)[: max(1, self.num_layers // 2)].tolist())
+        full = self.model(ids, use_cache=False).logits.float()
+        expected = {
+            None: full,
+            tuple(drawn): reference_logits(self.model, ids, tuple(drawn), self.architecture.windows),
+        }
+        windows = self.architecture.windows
+        if not torch.allclose(
+            full, reference_logits(self.model, ids, tuple(range(self.num_layers)), windows), atol=1e-3
+        ):
+            return False
+        dtype, self.dtype = self.dtype, torch.float32
+        self._trainable = trainable_layers(self.model, self.architecture, torch.float32)
+        self.functional = True
+        prompts, completion = list(ids[:, :4].unbind()), ids[:, 4:]
+        try:
+            for layers, logits in expected.items():
+                found = self.logprobs(prompts, completion, torch.ones_like(completion).bool(), layers)
+                wanted = logits[:, 3:-1].log_softmax(-1).gather(2, completion[:, :, None])[:, :, 0]
+                if not torch.allclose(found, wanted, atol=_CHECK_TOLERANCE, rtol=1e-3):
+                    return False
+        finally:
+            self.dtype = dtype
+            self._trainable = trainable_layers(self.model, self.architecture, dtype)
+        return True
+
+
+def _compute_dtype(name: str | None) -> torch.dtype:
+    if name not in (None, *DTYPES):
+        raise UsageError(f"dtype={name!r} is unknown: use one of {', '.join(DTYPES)}")
+    return DTYPES[name or "float32"]

@@ -1,0 +1,49 @@
+"""transformers' own layers, applied one by one to padded batches without any cache: slow, and right by construction.
+
+The oracle of the self-check at load, and the path that is used where the functional layers disagree with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.subset import LayerSubset
+
+
+def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
+    """[1, 1, length, length] bool, true where a query (row) attends to a key (column)."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    seen = distance >= 0
+    if window is not None:
+        seen &= distance < window
+    return seen[None, None]
+
+
+def reference_hidden(model: Any, ids: Tensor, layers: LayerSubset, windows: tuple[int | None, ...]) -> Tensor:
+    """Final hidden states [B, N, width] of right-padded ``ids`` [B, N] through ``layers`` of a transformers CausalLM.
+
+    Padding needs no mask: causal attention never looks to the right."""
+    decoder = model.model
+    hidden = decoder.embed_tokens(ids)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    rotary = decoder.rotary_emb(hidden, position_ids=positions)
+    masks = {window: causal_mask(ids.shape[1], window, ids.device) for window in set(windows)}
+    for index in layers:
+        hidden = decoder.layers[index](
+            hidden,
+            attention_mask=masks[windows[index]],
+            position_ids=positions,
+            position_embeddings=rotary,
+            past_key_values=None,
+            use_cache=False,
+        )
+    return decoder.norm(hidden)
+
+
+def reference_logits(model: Any, ids: Tensor, layers: LayerSubset, windows: tuple[int | None, ...]) -> Tensor:
+    """Logits [B, N, V] float32, as ``reference_hidden``."""
+    return model.lm_head(reference_hidden(model, ids, layers, windows)).float()
