@@ -1,0 +1,7 @@
+"""The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation and problem sampler."""
+
+from agents import advantages, aggregation, corrections, problem_samplers
+from agents.reft import ReFT
+from agents.rollout import Rollout, collect
+
+__all__ = ["ReFT", "Rollout", "advantages", "aggregation", "collect", "corrections", "problem_samplers"]

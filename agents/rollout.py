@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,6 +29,7 @@ class Rollout:
         old_logp: [B, T] float32, log pi_old of each token: the target at rollout time, for trust regions. None until
             the agent has computed it; with one update per rollout it equals the current log pi.
         by_target: [B] bool, true where the *full* model wrote the completion (defensive groups); None means nowhere.
+        episodes: B terminal infos of the environment (problem_index, status, finish_reason, ...); may be empty.
     """
 
     prompts: tuple[Tensor, ...]
@@ -33,6 +40,7 @@ class Rollout:
     group: Tensor
     old_logp: Tensor | None = None
     by_target: Tensor | None = None
+    episodes: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -40,9 +48,87 @@ class Rollout:
     def select(self, index: Tensor) -> Rollout:
         """The sequences at ``index`` ([N] int64), trimmed to their longest completion."""
         length = int(self.mask[index].sum(1).max()) if len(index) else 0
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 chosen[field.name] = value[index][:, :length] if value.dim() == 2 else value[index]
-        return replace(self, prompts=tuple(self.prompts[i] for i in index.tolist()), **chosen)
+            elif value:
+                chosen[field.name] = tuple(value[i] for i in index.tolist())
+        return replace(self, **chosen)
+
+
+class Acts(Protocol):
+    """What writes completions: a ``policies.Behavior``, or anything with its ``act``."""
+
+    def act(
+        self, obs: dict[str, NDArray[np.int64]], start: NDArray[np.bool_], episode: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
+
+
+class Interrupted(Exception):
+    """A callback stopped the rollout; what was written so far is dropped."""
+
+
+def collect(
+    mu: Acts,
+    envs: VectorEnv,
+    problems: Sequence[int],
+    group_size: int,
+    on_step: Callable[[int], bool] | None = None,
+) -> Rollout:
+    """Deal ``problems`` x ``group_size`` episodes to the slots of ``envs`` and drain them all.
+
+    Args:
+        mu: the behaviour policy, with one KV slot an env slot.
+        envs: a ``MathReasonVector``, or a gymnasium vector wrapper of one.
+        on_step: called with the number of tokens of each step; a false answer stops the rollout.
+
+    Returns:
+        A ``Rollout`` in the order of the deck, whatever the number of slots.
+
+    Raises:
+        Interrupted: ``on_step`` answered false.
+    """
+    total, budget = len(problems) * group_size, envs.get_wrapper_attr("task").spec.max_new_tokens
+    tokens = np.zeros((total, budget), dtype=np.int64)
+    logp = np.zeros((total, budget), dtype=np.float32)
+    written = np.zeros(total, dtype=np.int64)
+    reward = np.zeros(total, dtype=np.float32)
+    finals: list[dict[str, Any]] = [{} for _ in range(total)]
+    episode = np.full(envs.num_envs, -1, dtype=np.int64)
+
+    obs, info = envs.reset(options={"deck": list(problems), "group_size": group_size})
+    start = _begin(info, episode)
+    while (live := obs["length"][:, 0] > 0).any():
+        actions, action_logp = mu.act(obs, start, episode)
+        rows = episode[live]
+        tokens[rows, written[rows]] = actions[live]
+        logp[rows, written[rows]] = action_logp[live]
+        written[rows] += 1
+        obs, rewards, terminated, truncated, info = envs.step(actions)
+        for slot in np.flatnonzero(terminated | truncated):
+            reward[episode[slot]] = rewards[slot]
+            finals[episode[slot]] = {key: value[slot] for key, value in info["final_info"].items() if key[0] != "_"}
+        start = _begin(info, episode)
+        if on_step is not None and not on_step(int(live.sum())):
+            raise Interrupted
+    longest = int(written.max(initial=1))
+    task = envs.get_wrapper_attr("task")
+    prompts = [torch.as_tensor(task.prompt(index)) for index in problems]
+    return Rollout(
+        prompts=tuple(prompts[e // group_size] for e in range(total)),
+        tokens=torch.from_numpy(tokens[:, :longest]),
+        mask=torch.arange(longest) < torch.from_numpy(written)[:, None],
+        behavior_logp=torch.from_numpy(logp[:, :longest]),
+        reward=torch.from_numpy(reward),
+        group=torch.arange(total) // group_size,
+        episodes=tuple(finals),
+    )
+
+
+def _begin(info: dict[str, Any], episode: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[S] bool, the slots that begin an episode; writes their ids into ``episode``."""
+    start = info.get("_episode_id", np.zeros(len(episode), dtype=np.bool_))
+    episode[start] = info["episode_id"][start] if start.any() else 0
+    return start

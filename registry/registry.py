@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
@@ -133,6 +133,17 @@ class Registry:
             shares[owners[0]][field] = value
         assert self._combine is not None
         return self._combine(tuple(self.make(factor, **share) for factor, share in zip(factors, shares, strict=True)))
+
+    def build(self, given: Any) -> Any:
+        """A component from an id, from ``{"id": ..., field: value}`` (how a run's spec holds it), or itself."""
+        if isinstance(given, str):
+            return self.make(given)
+        if isinstance(given, Mapping):
+            fields = dict(given)
+            if "id" not in fields:
+                raise UsageError(f"{self.kind} {given!r} has no 'id'")
+            return self.make(fields.pop("id"), **fields)
+        return given
 
     def fields(self, id: str) -> dict[str, Any]:
         """All fields of an id by name (of every factor of a product)."""

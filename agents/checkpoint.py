@@ -1,0 +1,92 @@
+"""Agents on disk: a Hugging Face folder with the optimizer (safetensors) and the agent's state (JSON) beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from registry import UsageError
+
+STATE = "agent.json"
+OPTIMIZER = "optimizer.safetensors"
+
+
+def save(agent: Any, path: Path) -> None:
+    """Write ``path`` whole or not at all: into a folder beside it, then renamed."""
+    scratch = path.with_name(path.name + f".partial-{os.getpid()}")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True)
+    agent.target.save(scratch)
+    agent.envs.get_wrapper_attr("task").tokenizer.save_pretrained(scratch)
+    tensors, scalars = _optimizer_state(agent.optimizer)
+    save_file(tensors, scratch / OPTIMIZER)
+    state = {
+        "num_timesteps": agent.num_timesteps,
+        "iteration": agent.iteration,
+        "optimizer": scalars,
+        "sampler": state_of(agent.sampler),
+        "problems": state_of(agent.problem_sampler),
+    }
+    (scratch / STATE).write_text(json.dumps(state))
+    old = path.with_name(path.name + f".old-{os.getpid()}")
+    if path.exists():
+        path.rename(old)
+    scratch.rename(path)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def load(cls: type, path: Path, **arguments: Any) -> Any:
+    """An agent of ``cls`` from ``save``'s folder; ``arguments`` are its constructor's."""
+    if not (path / STATE).is_file():
+        raise UsageError(
+            f"{path} is no saved agent: {STATE} is missing (a plain model is loaded with policy={str(path)!r})"
+        )
+    agent = cls(policy=str(path), **arguments)
+    restore(agent, path)
+    return agent
+
+
+def restore(agent: Any, path: Path) -> None:
+    """Counters, optimizer and learned samplers of ``save``'s folder into an agent made with its weights."""
+    state = json.loads((path / STATE).read_text())
+    agent.num_timesteps = state["num_timesteps"]
+    agent.iteration = state["iteration"]
+    _load_optimizer_state(agent.optimizer, load_file(path / OPTIMIZER), state["optimizer"])
+    for component, saved in ((agent.sampler, state["sampler"]), (agent.problem_sampler, state["problems"])):
+        if saved:
+            component.load_state_dict(saved)
+
+
+def state_of(component: Any) -> dict[str, Any]:
+    """The JSON-able state of a component that learns, ``{}`` of one that does not."""
+    return component.state_dict() if hasattr(component, "state_dict") else {}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    packed = optimizer.state_dict()
+    tensors = {
+        f"{parameter}.{name}": value.contiguous()
+        for parameter, values in packed["state"].items()
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return tensors, packed["param_groups"]
+
+
+def _load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]
+) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        parameter, name = key.split(".", 1)
+        state.setdefault(int(parameter), {})[name] = value
+    groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in groups]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,79 @@
+"""A ``policies.Policy`` behind stable-baselines3's policy interface: ``predict`` for callbacks and evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+
+from policies import Behavior, Policy
+
+
+class LanguageModelPolicy(BasePolicy):
+    """The full model as an SB3 policy.
+
+    ``predict`` keeps the KV slots in the recurrent ``state`` that SB3 hands back, so that ``evaluate_policy`` decodes
+    one token a step. Without a state it reads the whole prefix again: correct, slower.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any = None, *, target: Policy
+    ) -> None:
+        super().__init__(observation_space, action_space, squash_output=False)
+        self.target = target
+        self.model = target.model
+        self.temperature = 1.0
+        self._calls = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Not a feed-forward network: use ``predict``."""
+        raise NotImplementedError("use predict(), or policies.Policy.logprobs for log-probabilities with gradients")
+
+    _predict = forward
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.int64], Any]:
+        """The next token of each slot: greedy if ``deterministic``, else sampled at the training temperature."""
+        single = observation["input_ids"].ndim == 1
+        obs = {key: np.atleast_2d(value) for key, value in observation.items()}
+        slots, length = obs["input_ids"].shape
+        fresh = state is None or state.version != self.target.version or state.greedy != deterministic
+        if fresh:
+            state = PredictState(self, slots, length, deterministic)
+        start = np.ones(slots, dtype=np.bool_) if fresh or episode_start is None else np.asarray(episode_start, bool)
+        actions = state.act(obs, start)
+        return (actions[0] if single else actions), state
+
+
+class PredictState:
+    """What SB3 carries between ``predict`` calls: a behaviour and the episode number of each slot."""
+
+    def __init__(self, policy: LanguageModelPolicy, slots: int, length: int, greedy: bool) -> None:
+        target = policy.target
+        policy._calls += 1
+        self.greedy = greedy
+        self.version = target.version
+        self.behavior: Behavior = target.nested(
+            tuple(range(target.num_layers)),
+            slots=slots,
+            max_length=length,
+            temperature=0.0 if greedy else policy.temperature,
+            seed=policy._calls,
+        )
+        self.episode = np.zeros(slots, dtype=np.int64)
+        self.count = 0
+
+    def act(self, obs: dict[str, NDArray[np.int64]], start: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """[S] tokens."""
+        self.episode[start] = self.count + np.arange(int(start.sum()))
+        self.count += int(start.sum())
+        return self.behavior.act(obs, start, self.episode)[0]

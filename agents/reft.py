@@ -1,0 +1,288 @@
+"""The ReFT loop: reinforced fine-tuning, on-policy or with nested (layer-subset) rollouts.
+
+One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508.10123):
+
+    layers  ~ sampler                              which layers write this batch
+    mu      = policy.nested(layers)                the same weights, fewer layers
+    rollout = collect(mu, envs, problems, G)       completions, log mu, verdicts
+    A       = advantage(rollout)                   relative to the group
+    for each minibatch:
+        weight = correction(log pi, log mu, A)     detached
+        loss   = -sum coef * weight * A * log pi   the one estimator
+        step
+
+`reft` keeps all layers and corrects nothing. `nested-reft/<sampler>/<correction>` names both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
+from agents import checkpoint
+from agents.environment import slots_of, vector_env_of
+from agents.language_model import LanguageModelPolicy
+from agents.rollout import Interrupted, Rollout, collect
+from agents.update import Update
+from envs.sb3 import SB3VecEnv
+from policies import Policy
+from registry import (
+    UsageError,
+    advantages,
+    agents,
+    aggregations,
+    corrections,
+    problem_samplers,
+    skip_samplers,
+)
+
+Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
+
+
+@agents.register("reft", fixed={"sampler": "full", "correction": "none"})
+@agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
+class ReFT(BaseAlgorithm):
+    """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
+
+    Args:
+        policy: the target: ``tiny`` (built in), a Hugging Face folder, a hub id, or a ``policies.Policy``.
+        env: an env id, a ``MathReason``, a ``MathReasonVector`` (or a gymnasium vector wrapper of one), or a
+            ``SB3VecEnv``. A single environment is widened to ``slots`` slots of the same task.
+        learning_rate: of AdamW; a number or an SB3 schedule of the progress remaining.
+        sampler: which layers write a batch, an id of ``registry.skip_samplers``.
+        correction: the off-policy correction, an id of ``registry.corrections``; products as ``token-is*ppo-clip``.
+        advantage: an id of ``registry.advantages``.
+        aggregation: an id of ``registry.aggregations``.
+        problems: which problems a batch holds, an id of ``registry.problem_samplers``.
+        group_size: G, completions per problem.
+        problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
+        minibatches: optimizer steps per epoch over the rollout, each on whole groups.
+        epochs: passes over one rollout.
+        temperature: of sampling, and of log pi, so that both are of the same distribution.
+        max_grad_norm: gradient norm clip.
+        microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only.
+        slots: env slots, when ``env`` does not say.
+        seed: of everything drawn; equal seeds deal equal problems to every agent.
+    """
+
+    def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
+        self,
+        policy: str | Policy = "tiny",
+        env: Any = "MathReason-v0",
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        sampler: Component = "full",
+        correction: Component = "none",
+        advantage: Component = "grpo",
+        aggregation: Component = "token-mean",
+        problems: Component = "uniform",
+        group_size: int = 8,
+        problems_per_batch: int = 32,
+        minibatches: int = 1,
+        epochs: int = 1,
+        temperature: float = 1.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        microbatch_tokens: int = 16_384,
+        slots: int | None = None,
+        dtype: str | None = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        device: str = "cpu",
+        seed: int | None = 0,
+        _init_setup_model: bool = True,
+    ) -> None:
+        self.sampler = skip_samplers.build(sampler)
+        self.correction = corrections.build(correction)
+        self.advantage = advantages.build(advantage)
+        self.aggregation = aggregations.build(aggregation)
+        self.problem_sampler = problem_samplers.build(problems)
+        for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
+            if value < 1:
+                raise UsageError(f"{name}={value} must be at least 1")
+        if not 1 <= minibatches <= problems_per_batch or epochs < 1:
+            raise UsageError(
+                f"minibatches={minibatches} must be 1..problems_per_batch={problems_per_batch} (whole groups), "
+                f"epochs={epochs} at least 1"
+            )
+        if temperature <= 0:
+            raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
+        self.group_size = group_size
+        self.problems_per_batch = problems_per_batch
+        self.minibatches = minibatches
+        self.epochs = epochs
+        self.temperature = temperature
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.microbatch_tokens = microbatch_tokens
+        self.iteration = 0
+        self._given_policy = policy
+        self._dtype = dtype
+        self.metrics: dict[str, float] = {}
+        self.layers: tuple[int, ...] = ()
+        super().__init__(
+            policy=LanguageModelPolicy,
+            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, group_size * problems_per_batch))),
+            learning_rate=learning_rate,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            supported_action_spaces=(spaces.Discrete,),
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        """Load the target, check that it and the environment speak the same vocabulary, and make the optimizer."""
+        given = self._given_policy
+        self.target = given if isinstance(given, Policy) else Policy.load(given, str(self.device), self._dtype)
+        if self.target.vocab_size != self.action_space.n:
+            raise UsageError(
+                f"the policy has {self.target.vocab_size} logits, the environment {self.action_space.n} tokens: "
+                f"give the environment the policy's tokenizer (tokenizer={given!r}) and, if its logits are padded, "
+                f"vocab_size={self.target.vocab_size}"
+            )
+        self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
+        self.policy.temperature = self.temperature
+        self.lr_schedule = FloatSchedule(self.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.target.parameters() if p.requires_grad],
+            lr=self.lr_schedule(1.0),
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+        self.update = Update(self.target, self.optimizer, self.correction, self.aggregation)
+        self.update.temperature = self.temperature
+        self.update.max_grad_norm = self.max_grad_norm
+        self.update.microbatch_tokens = self.microbatch_tokens
+
+    @property
+    def envs(self) -> Any:
+        """The gymnasium vector env that rollouts are collected in."""
+        assert isinstance(self.env, SB3VecEnv)
+        return self.env.venv
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "ReFT",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> ReFT:
+        """Iterate until ``total_timesteps`` tokens are written or a callback stops; whole iterations only."""
+        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        hooks.on_training_start(locals(), globals())
+        while self.num_timesteps < total:
+            self._update_current_progress_remaining(self.num_timesteps, total)
+            try:
+                self.iterate(hooks)
+            except Interrupted:
+                break
+            if log_interval and self.iteration % log_interval == 0:
+                self._dump()
+        hooks.on_training_end()
+        return self
+
+    def iterate(self, hooks: BaseCallback | None = None) -> dict[str, float]:
+        """One iteration of the loop at the top of this file; returns its metrics."""
+        rng = np.random.default_rng([self.seed or 0, self.iteration])
+        began = time.perf_counter()
+        rollout, problems = self._rollout(rng, hooks)
+        wrote = time.perf_counter()
+        advantage = self.advantage(rollout.reward, rollout.group)
+        self._update_learning_rate(self.optimizer)
+        measured = self.update(rollout, advantage, self.minibatches, self.epochs, rng)
+        updated = time.perf_counter()
+        self.sampler.observe(self.layers, measured)
+        success = rollout.reward.view(-1, self.group_size).double().mean(1).numpy()
+        self.problem_sampler.observe(problems, success, self.group_size)
+        self.iteration += 1
+        tokens = int(rollout.mask.sum())
+        self.metrics = {
+            **rollout_metrics(rollout, self.group_size),
+            **measured,
+            "layers_kept": len(self.layers),
+            "skip_ratio": 1 - len(self.layers) / self.target.num_layers,
+            "tokens": tokens,
+            "time/rollout": wrote - began,
+            "time/update": updated - wrote,
+            "rollout_tokens_per_second": tokens / (wrote - began),
+        }
+        return self.metrics
+
+    def _rollout(self, rng: np.random.Generator, hooks: BaseCallback | None) -> tuple[Rollout, list[int]]:
+        """Draw problems, then layers (so that equal seeds deal equal problems to every agent), and collect."""
+        size = self.envs.get_wrapper_attr("task").problems.size
+        problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
+        self.layers = self.sampler.sample(self.target.num_layers, rng)
+        mu = self.target.nested(
+            self.layers,
+            slots=self.env.num_envs,
+            max_length=self.observation_space["input_ids"].shape[0],
+            temperature=self.temperature,
+            seed=int(rng.integers(2**31)),
+        )
+
+        def on_step(tokens: int) -> bool:
+            self.num_timesteps += tokens
+            return hooks is None or hooks.on_step()
+
+        if hooks is not None:
+            hooks.on_rollout_start()
+        rollout = collect(mu, self.envs, problems, self.group_size, on_step)
+        if hooks is not None:
+            hooks.update_locals(locals())
+            hooks.on_rollout_end()
+        return rollout, problems
+
+    def _dump(self) -> None:
+        for name, value in self.metrics.items():
+            self.logger.record(name if "/" in name else f"reft/{name}", value)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """The full model's next token, see ``LanguageModelPolicy.predict``."""
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer beside it; nothing is pickled."""
+        checkpoint.save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: Any, env: Any = "MathReason-v0", device: str = "cpu", **kwargs: Any) -> ReFT:  # type: ignore[override]
+        """An agent from ``save``'s folder, ready to go on: weights, optimizer, counters and learned samplers."""
+        return checkpoint.load(cls, Path(path), env=env, device=device, **kwargs)
+
+
+def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
+    """Accuracy under the behaviour policy, share of groups that carry a gradient, lengths and verdict counts."""
+    reward = rollout.reward.view(-1, group_size)
+    solved = [float(info["is_success"]) for info in rollout.episodes]
+    statuses = Counter(info["status"] for info in rollout.episodes)
+    reasons = Counter(info["finish_reason"] for info in rollout.episodes)
+    return {
+        "rollout_accuracy": float(np.mean(solved)),
+        "rollout_reward": float(reward.mean()),
+        "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
+        "mean_length": float(rollout.mask.sum(1).float().mean()),
+        **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
+        **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
+    }
