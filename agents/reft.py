@@ -30,12 +30,14 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from agents import checkpoint
+from agents.corrections import traits
+from agents.diagnostics import warn_collapse
 from agents.environment import slots_of, vector_env_of
 from agents.language_model import LanguageModelPolicy
-from agents.rollout import Interrupted, Rollout, collect
+from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect
 from agents.update import Update
 from envs.sb3 import SB3VecEnv
-from policies import Policy
+from policies import Behavior, LayerSubset, Policy
 from registry import (
     UsageError,
     advantages,
@@ -68,6 +70,8 @@ class ReFT(BaseAlgorithm):
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
         epochs: passes over one rollout.
+        target_written: n_0, how many of a group's G completions the full model writes (defensive groups); by default 1
+            where the correction expects such groups, else 0.
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only.
@@ -90,6 +94,7 @@ class ReFT(BaseAlgorithm):
         problems_per_batch: int = 32,
         minibatches: int = 1,
         epochs: int = 1,
+        target_written: int | None = None,
         temperature: float = 1.0,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
@@ -117,6 +122,10 @@ class ReFT(BaseAlgorithm):
             )
         if temperature <= 0:
             raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
+        mixed = 1 if traits(self.correction).mixed else 0
+        self.target_written = mixed if target_written is None else target_written
+        if not 0 <= self.target_written <= group_size:
+            raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
         self.group_size = group_size
         self.problems_per_batch = problems_per_batch
         self.minibatches = minibatches
@@ -128,8 +137,9 @@ class ReFT(BaseAlgorithm):
         self.iteration = 0
         self._given_policy = policy
         self._dtype = dtype
+        self._warned = False
         self.metrics: dict[str, float] = {}
-        self.layers: tuple[int, ...] = ()
+        self.layers: LayerSubset = ()
         super().__init__(
             policy=LanguageModelPolicy,
             env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, group_size * problems_per_batch))),
@@ -154,6 +164,8 @@ class ReFT(BaseAlgorithm):
                 f"give the environment the policy's tokenizer (tokenizer={given!r}) and, if its logits are padded, "
                 f"vocab_size={self.target.vocab_size}"
             )
+        self._all_layers = tuple(range(self.target.num_layers))
+        self.sampler.sample(self.target.num_layers, np.random.default_rng(0))  # a ratio too high fails here
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.policy.temperature = self.temperature
         self.lr_schedule = FloatSchedule(self.learning_rate)
@@ -207,7 +219,10 @@ class ReFT(BaseAlgorithm):
         self._update_learning_rate(self.optimizer)
         measured = self.update(rollout, advantage, self.minibatches, self.epochs, rng)
         updated = time.perf_counter()
-        self.sampler.observe(self.layers, measured)
+        if not self._warned:
+            self._warned = warn_collapse(measured) is not None
+        if hasattr(self.sampler, "observe"):
+            self.sampler.observe(self.layers, measured)
         success = rollout.reward.view(-1, self.group_size).double().mean(1).numpy()
         self.problem_sampler.observe(problems, success, self.group_size)
         self.iteration += 1
@@ -229,13 +244,10 @@ class ReFT(BaseAlgorithm):
         size = self.envs.get_wrapper_attr("task").problems.size
         problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
         self.layers = self.sampler.sample(self.target.num_layers, rng)
-        mu = self.target.nested(
-            self.layers,
-            slots=self.env.num_envs,
-            max_length=self.observation_space["input_ids"].shape[0],
-            temperature=self.temperature,
-            seed=int(rng.integers(2**31)),
-        )
+        seed = int(rng.integers(2**31))
+        mu: Acts = self._behavior(self.layers, seed)
+        if self.target_written:
+            mu = GroupMixture(mu, self._behavior(self._all_layers, seed), self.group_size, self.target_written)
 
         def on_step(tokens: int) -> bool:
             self.num_timesteps += tokens
@@ -244,10 +256,17 @@ class ReFT(BaseAlgorithm):
         if hooks is not None:
             hooks.on_rollout_start()
         rollout = collect(mu, self.envs, problems, self.group_size, on_step)
+        if isinstance(mu, GroupMixture):
+            rollout = mu.score(rollout, self.target, self.layers, self.temperature)
         if hooks is not None:
             hooks.update_locals(locals())
             hooks.on_rollout_end()
         return rollout, problems
+
+    def _behavior(self, layers: LayerSubset, seed: int) -> Behavior:
+        assert self.env is not None
+        length = self.observation_space["input_ids"].shape[0]
+        return self.target.nested(layers, self.env.num_envs, length, temperature=self.temperature, seed=seed)
 
     def _dump(self) -> None:
         for name, value in self.metrics.items():

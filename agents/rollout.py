@@ -12,6 +12,8 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from policies import LayerSubset, Policy
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -64,6 +66,38 @@ class Acts(Protocol):
     def act(
         self, obs: dict[str, NDArray[np.int64]], start: NDArray[np.bool_], episode: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
+
+
+@dataclass(frozen=True)
+class GroupMixture:
+    """Defensive groups: in one rollout, the first ``target_written`` completions of every group are written by the
+    full model, the others by the nested one. Both keep KV slots for all env slots; each acts on its own episodes."""
+
+    nested: Acts
+    full: Acts
+    group_size: int
+    target_written: int
+
+    def act(
+        self, obs: dict[str, NDArray[np.int64]], start: NDArray[np.bool_], episode: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As ``Behavior.act``; a slot the other one writes looks idle."""
+        by_target = episode % self.group_size < self.target_written
+        ids, length = obs["input_ids"], obs["length"]
+        tokens, logp = self.nested.act({"input_ids": ids, "length": length * ~by_target[:, None]}, start, episode)
+        full, full_logp = self.full.act({"input_ids": ids, "length": length * by_target[:, None]}, start, episode)
+        return np.where(by_target, full, tokens), np.where(by_target, full_logp, logp)
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout, policy: Policy, layers: LayerSubset, temperature: float) -> Rollout:
+        """Mark the completions of the full model and put the nested policy's log-probabilities of them in place."""
+        by_target = torch.arange(len(rollout)) % self.group_size < self.target_written
+        index = by_target.nonzero()[:, 0]
+        theirs = rollout.select(index)
+        behavior_logp = rollout.behavior_logp.clone()
+        scored = policy.logprobs(theirs.prompts, theirs.tokens, theirs.mask, layers=layers, temperature=temperature)
+        behavior_logp[index, : scored.shape[1]] = scored.to(behavior_logp)
+        return replace(rollout, by_target=by_target, behavior_logp=behavior_logp)
 
 
 class Interrupted(Exception):

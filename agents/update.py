@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from agents.corrections import traits, weigh
 from agents.diagnostics import diagnostics
 from agents.rollout import Rollout
 from policies import Policy
@@ -52,7 +53,7 @@ class Update:
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm and the diagnostics of the first
         epoch: raw ratios of the sequences that carried a gradient."""
-        wide = getattr(self.correction, "scope", "batch") in WIDE_SCOPES
+        wide = traits(self.correction).scope in WIDE_SCOPES
         if wide or epochs * minibatches > 1:
             wanted = torch.arange(len(rollout)) if wide else advantage.nonzero()[:, 0]
             rollout = replace(rollout, old_logp=self._score(rollout, wanted))
@@ -91,7 +92,7 @@ class Update:
             if micro.old_logp is None:
                 micro = replace(micro, old_logp=now)
             width = logp.shape[1]
-            weight = self.correction(now, micro, a) if weights is None else weights[index][:, :width]
+            weight = weigh(self.correction, now, micro, a) if weights is None else weights[index][:, :width]
             (-(coef[index][:, :width] * weight * a[:, None]).detach() * logp).sum().backward()
             done.append(Used(index, now, weight))
         if not done:
@@ -104,7 +105,7 @@ class Update:
     def _whole_weights(self, batch: Rollout, advantage: Tensor, moved: bool) -> Tensor:
         """[B, T] weights of a whole minibatch; before the first step log pi is still log pi_old."""
         logp = self._score(batch, torch.arange(len(batch))) if moved or batch.old_logp is None else batch.old_logp
-        return self.correction(logp, batch, advantage)
+        return weigh(self.correction, logp, batch, advantage)
 
     @torch.no_grad()
     def _score(self, batch: Rollout, wanted: Tensor) -> Tensor:

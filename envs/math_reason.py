@@ -89,8 +89,9 @@ class MathReason(gym.Env[Observation, np.int64]):
         info: dict[str, Any] = {}
         reward = 0.0
         if reason is not None:
-            self._verdict = self.task.verdicts([(completion, self._info["problem_index"])])[0]
-            reward = float(self._verdict.reward)
+            index, episode = self._info["problem_index"], self._info["episode_id"]
+            self._verdict = self.task.verdicts([(completion, index)])[0]
+            reward = self.task.reward(self._verdict, completion, index, episode)
             info = {**self._info, **final_info(self._verdict, reason, len(completion))}
         self._show()
         return self._observation(), reward, reason in ("eos", "stop"), reason == "length", info

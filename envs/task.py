@@ -15,9 +15,10 @@ from envs.problem import Problem, Problems, Verdict
 from envs.problems import load_problems
 from envs.templates import Template, template
 from envs.verifier import Verifier
-from registry import UsageError
+from registry import UsageError, did_you_mean
 
 BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
+REWARDS = ("verified", "random")
 UNLIMITED = 2**31  # an unlimited source is indexed from 0 to here
 
 
@@ -48,7 +49,7 @@ class TaskSpec:
     """The keyword arguments of both environments, all JSON-able.
 
     Attributes:
-        problems: ``arithmetic`` (generated), a JSON, JSONL, CSV or Parquet file, an Arrow folder, a known set or a hub id.
+        problems: ``arithmetic`` (generated), a JSON(L), CSV or Parquet file, an Arrow folder, a known set or a hub id.
         split: which split of it.
         problem_options: further arguments of ``envs.problems.load_problems`` (``{"level": 2}``, ``{"limit": 100}``).
         tokenizer: ``builtin``, a folder or a hub id.
@@ -57,6 +58,7 @@ class TaskSpec:
         max_new_tokens: budget of a completion; an episode of that length is truncated (and still verified).
         vocab_size: number of actions; default the tokenizer's. Models may pad their logits to more.
         stop_token_ids: tokens that end a completion; default the tokenizer's EOS.
+        reward: ``verified``, or ``random``: a coin flip instead, as a control arm. The info keeps the true verdict.
     """
 
     problems: str = "arithmetic"
@@ -68,6 +70,7 @@ class TaskSpec:
     max_new_tokens: int = 48
     vocab_size: int | None = None
     stop_token_ids: tuple[int, ...] | None = None
+    reward: str = "verified"
 
 
 class Task:
@@ -76,6 +79,8 @@ class Task:
     def __init__(self, spec: TaskSpec) -> None:
         _positive("max_prompt_tokens", spec.max_prompt_tokens, 1)
         _positive("max_new_tokens", spec.max_new_tokens, 2)
+        if spec.reward not in REWARDS:
+            raise UsageError(f"reward={spec.reward!r}: {did_you_mean(spec.reward, REWARDS)}")
         self.spec = spec
         self.template: Template = template(spec.template)
         self.tokenizer = load_tokenizer(spec.tokenizer)
@@ -162,6 +167,12 @@ class Task:
     def verdicts(self, completions: list[tuple[NDArray[np.int64], int]]) -> list[Verdict]:
         """Verdicts of (completion tokens, problem index) pairs, requested as one batch."""
         return self.verifier.verify_batch([(self.text(tokens), self.problem(index)) for tokens, index in completions])
+
+    def reward(self, verdict: Verdict, completion: NDArray[np.int64], index: int, episode: int) -> float:
+        """The verdict's reward, or the control arm's fair coin, keyed by problem, episode and completion."""
+        if self.spec.reward == "random":
+            return float(np.random.default_rng([index, episode, *completion.tolist()]).random() < 0.5)
+        return float(verdict.reward)
 
     def observation_space(self) -> spaces.Dict:
         """The prefix, padded: ``input_ids`` [L] int64 and ``length`` [1] int64. Length 0 is an idle slot."""

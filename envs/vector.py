@@ -117,7 +117,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         verdicts = self.task.verdicts([(self._completion(s), self._infos[s]["problem_index"]) for s, _ in ended])
         infos: dict[str, Any] = {}
         for (slot, reason), verdict in zip(ended, verdicts, strict=True):
-            rewards[slot] = verdict.reward
+            index, episode = self._infos[slot]["problem_index"], self._infos[slot]["episode_id"]
+            rewards[slot] = self.task.reward(verdict, self._completion(slot), index, episode)
             terminations[slot] = reason != "length"
             truncations[slot] = reason == "length"
             final = {**self._infos[slot], **final_info(verdict, reason, len(self._completion(slot)))}

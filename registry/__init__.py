@@ -19,7 +19,7 @@ Third parties are found through one entry-point group, ``nested_reft``: each ent
 registers components.
 """
 
-from registry.errors import UnknownField, UnknownName, UsageError
+from registry.errors import UnknownField, UnknownName, UsageError, did_you_mean
 from registry.fields import Field, fields_of, parse_value
 from registry.registry import ENTRY_POINT_GROUP, Registry
 
@@ -41,6 +41,7 @@ __all__ = [
     "agents",
     "aggregations",
     "corrections",
+    "did_you_mean",
     "fields_of",
     "parse_value",
     "problem_samplers",
