@@ -45,6 +45,10 @@ class Decoder(Protocol):
 
     longest: int
 
+    def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
+        """[n, width] float32, the final hidden states that the logits are a linear map of."""
+        ...
+
     def logits(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
         """[n, V] float32 for the ``active`` slots; the caller may overwrite it."""
         ...
@@ -85,6 +89,36 @@ class Behavior:
             RuntimeError: the policy's weights have changed since this behaviour was made.
             UsageError: shapes other than above, or a prefix longer than the slots hold.
         """
+        ids, length = self._prefixes(obs, start, episode)
+        tokens, logp = np.zeros(self.slots, np.int64), np.zeros(self.slots, np.float32)
+        active = np.flatnonzero(length > 0)
+        if len(active):
+            logits = self._decoder.logits(ids, length, np.asarray(start, bool), active)
+            s = self.sampling
+            uniform = torch.from_numpy(uniforms(s.seed, episode[active], length[active])).to(logits.device)
+            token, chosen = draw(logits, uniform, s.temperature, s.top_p, s.top_k)
+            tokens[active], logp[active] = token.cpu().numpy(), chosen.cpu().numpy()
+        return tokens, logp
+
+    @torch.inference_mode()
+    def states(self, obs: Mapping[str, np.ndarray]) -> Tensor:
+        """The final hidden states [S, width] float32 at the last token of each prefix, for a critic; 0 in idle slots.
+
+        Takes the observations that ``act`` takes, in any order; errors as there."""
+        start = np.zeros(self.slots, dtype=bool)  # a prefix that the slot does not hold is computed anew
+        ids, length = self._prefixes(obs, start, start)
+        active = np.flatnonzero(length > 0)
+        if len(active) == 0:
+            raise UsageError("every slot is idle: there is no prefix to compute a state of")
+        hidden = self._decoder.hidden(ids, length, start, active)
+        states = hidden.new_zeros(self.slots, hidden.shape[1])
+        states[torch.from_numpy(active).to(hidden.device)] = hidden
+        return states
+
+    def _prefixes(
+        self, obs: Mapping[str, np.ndarray], start: np.ndarray, episode: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` [S, M] and lengths [S] of an observation that fits this behaviour, or an error."""
         self._current()
         ids, length = np.asarray(obs["input_ids"]), np.asarray(obs["length"]).reshape(-1)
         if not len(ids) == len(length) == len(start) == len(episode) == self.slots:
@@ -97,12 +131,4 @@ class Behavior:
                 f"a prefix of {length.max()} tokens is longer than max_length={self._decoder.longest}: "
                 "make the behaviour with a larger max_length"
             )
-        tokens, logp = np.zeros(self.slots, np.int64), np.zeros(self.slots, np.float32)
-        active = np.flatnonzero(length > 0)
-        if len(active):
-            logits = self._decoder.logits(ids, length, np.asarray(start, bool), active)
-            s = self.sampling
-            uniform = torch.from_numpy(uniforms(s.seed, episode[active], length[active])).to(logits.device)
-            token, chosen = draw(logits, uniform, s.temperature, s.top_p, s.top_k)
-            tokens[active], logp[active] = token.cpu().numpy(), chosen.cpu().numpy()
-        return tokens, logp
+        return ids, length

@@ -30,9 +30,13 @@ class CachedDecoder:
         self.head = weights.head
         self.slots = Slots(weights, architecture, layers, slots, rotary)
 
+    def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
+        """[n, width] float32, the final hidden states at the last token of the ``active`` slots ([n], increasing)."""
+        return self.slots.step(ids[:, : self.longest], length, start, active).float()
+
     def logits(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
-        """[n, V] float32 for the ``active`` slots ([n] int64, increasing)."""
-        return self.head(self.slots.step(ids[:, : self.longest], length, start, active)).float()
+        """[n, V] float32 for the ``active`` slots."""
+        return self.head(self.hidden(ids, length, start, active)).float()
 
 
 class UncachedDecoder:
@@ -44,11 +48,14 @@ class UncachedDecoder:
         self.layers = layers
         self.longest = longest
 
-    def logits(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
-        """As ``CachedDecoder.logits``; ``start`` does not matter here."""
+    def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
+        """As ``CachedDecoder.hidden``; ``start`` does not matter here."""
         size = length[active]
         device = self.model.lm_head.weight.device
         prefix = torch.from_numpy(ids[active, : size.max()]).to(device)
         hidden = reference_hidden(self.model, prefix, self.layers, self.windows)
-        last = hidden[torch.arange(len(size), device=device), torch.from_numpy(size - 1).to(device)]
-        return self.model.lm_head(last).float()
+        return hidden[torch.arange(len(size), device=device), torch.from_numpy(size - 1).to(device)].float()
+
+    def logits(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
+        """As ``CachedDecoder.logits``."""
+        return self.model.lm_head(self.hidden(ids, length, start, active)).float()
