@@ -27,7 +27,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from agents import checkpoint
 from agents.corrections import traits
@@ -216,7 +216,8 @@ class ReFT(BaseAlgorithm):
         rollout, problems = self._rollout(rng, hooks)
         wrote = time.perf_counter()
         advantage = self.advantage(rollout.reward, rollout.group)
-        self._update_learning_rate(self.optimizer)
+        rate = self.lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.optimizer, rate)
         measured = self.update(rollout, advantage, self.minibatches, self.epochs, rng)
         updated = time.perf_counter()
         if not self._warned:
@@ -230,6 +231,7 @@ class ReFT(BaseAlgorithm):
         self.metrics = {
             **rollout_metrics(rollout, self.group_size),
             **measured,
+            "learning_rate": rate,
             "layers_kept": len(self.layers),
             "skip_ratio": 1 - len(self.layers) / self.target.num_layers,
             "tokens": tokens,
@@ -241,7 +243,7 @@ class ReFT(BaseAlgorithm):
 
     def _rollout(self, rng: np.random.Generator, hooks: BaseCallback | None) -> tuple[Rollout, list[int]]:
         """Draw problems, then layers (so that equal seeds deal equal problems to every agent), and collect."""
-        size = self.envs.get_wrapper_attr("task").problems.size
+        size = self.envs.unwrapped.task.problems.size
         problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
         self.layers = self.sampler.sample(self.target.num_layers, rng)
         seed = int(rng.integers(2**31))

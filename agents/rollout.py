@@ -124,7 +124,7 @@ def collect(
     Raises:
         Interrupted: ``on_step`` answered false.
     """
-    total, budget = len(problems) * group_size, envs.get_wrapper_attr("task").spec.max_new_tokens
+    total, budget = len(problems) * group_size, envs.unwrapped.task.spec.max_new_tokens
     tokens = np.zeros((total, budget), dtype=np.int64)
     logp = np.zeros((total, budget), dtype=np.float32)
     written = np.zeros(total, dtype=np.int64)
@@ -148,7 +148,7 @@ def collect(
         if on_step is not None and not on_step(int(live.sum())):
             raise Interrupted
     longest = int(written.max(initial=1))
-    task = envs.get_wrapper_attr("task")
+    task = envs.unwrapped.task
     prompts = [torch.as_tensor(task.prompt(index)) for index in problems]
     return Rollout(
         prompts=tuple(prompts[e // group_size] for e in range(total)),

@@ -58,7 +58,7 @@ class Training:
 
     def _train(self, agent: Any, resumed: bool) -> Iterator[dict[str, Any]]:
         chosen = self.spec.evaluation
-        task = agent.envs.get_wrapper_attr("task")
+        task = agent.envs.unwrapped.task
         self.evaluator = Evaluator(task, chosen["split"], chosen["problems"])
         if not resumed:
             yield self._evaluate(agent, sampled=True)
