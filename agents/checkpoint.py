@@ -24,7 +24,7 @@ def save(agent: Any, path: Path) -> None:
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
     agent.target.save(scratch)
-    agent.envs.get_wrapper_attr("task").tokenizer.save_pretrained(scratch)
+    agent.envs.unwrapped.task.tokenizer.save_pretrained(scratch)
     tensors, scalars = _optimizer_state(agent.optimizer)
     save_file(tensors, scratch / OPTIMIZER)
     state = {

@@ -66,8 +66,8 @@ class TaskSpec:
     problem_options: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = "builtin"
     template: str = "plain"
-    max_prompt_tokens: int = 128
-    max_new_tokens: int = 48
+    max_prompt_tokens: int = 64
+    max_new_tokens: int = 40
     vocab_size: int | None = None
     stop_token_ids: tuple[int, ...] | None = None
     reward: str = "verified"
