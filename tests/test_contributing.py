@@ -1,0 +1,65 @@
+"""The examples of CONTRIBUTING.md run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples as files outside the repository."""
+    made = tmp_path_factory.mktemp("third-party")
+    for name, code in BLOCKS:
+        (made / f"{name}.py").write_text(code)
+    # What an installed package's entry point does: importing the modules registers their components.
+    info = made / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[nested_reft]\nmine = my_correction\nmine2 = my_sampler\n")
+    return made
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=500)
+
+
+def test_there_are_three_examples_and_the_correction_is_short() -> None:
+    assert [name for name, _ in BLOCKS] == ["my_correction", "my_sampler", "my_problems"]
+    assert len([line for line in BLOCKS[0][1].splitlines() if line.strip()]) < 20
+
+
+def test_the_correction_passes_the_contract(folder: Path) -> None:
+    done = run(folder, "-m", "benchmarks.estimators", "--check", "my_correction:HalfIS")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "half-is" in done.stdout
+
+
+def test_correction_and_sampler_are_compared(folder: Path) -> None:
+    arguments = ["--seeds", "1", "--iterations", "1", "--quiet", "--jobs", "1"]
+    sets = ["--set", "problems_per_batch=4", "--set", "group_size=4", "--set", "evaluation.problems=16"]
+    chosen = ["--agents", "reft", "nested-reft/every-other/half-is", "--out", str(folder / "out")]
+    done = run(folder, "-m", "benchmarks.compare", *chosen, *arguments, *sets)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nested-reft/every-other/half-is" in (folder / "out" / "report.md").read_text()
+
+
+def test_the_problem_source_is_served(folder: Path) -> None:
+    code = (
+        "import gymnasium as gym, envs\n"
+        "env = gym.make('MathReason-v0', problems='my_problems:squares', split='test')\n"
+        "_, info = env.reset(options={'problem_index': 1})\n"
+        "print(env.unwrapped.task.problem(1).answer, info['problem_id'])\n"
+    )
+    done = run(folder, "-c", code)
+    assert done.stdout.split() == ["10609", "103"], done.stderr
