@@ -1,0 +1,119 @@
+"""From a whole completion to the one candidate answer that is graded.
+
+The rules, in order: only the text after the last ``</think>`` counts, and a thought that is opened and never closed
+has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last "answer is" or "Answer:" phrase.
+There is no fallback to the last number of the text. Every step is linear in the length of the text, which is untrusted.
+"""
+
+from __future__ import annotations
+
+import re
+
+from registry import UsageError
+
+Extraction = tuple[str, str]
+"""The candidate and ``""``, or ``""`` and why there is none: ``"no_answer"`` or ``"malformed"``."""
+
+NO_ANSWER: Extraction = ("", "no_answer")
+MALFORMED: Extraction = ("", "malformed")
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BARE_BOX = re.compile(r"[ \t]*([-+]?[0-9][0-9.,/]*|[A-Za-z])(?![A-Za-z])")
+_PHRASE = re.compile(r"\banswer(?:\*\*)?(?: {1,3}is\b|\s{0,3}:)(?:\*\*)?:?", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?][*$)\"']{0,4}(?:\s|$)")
+
+
+def extract(text: str) -> Extraction:
+    """The candidate answer of a completion."""
+    region = after_thought(text)
+    if region is None:
+        return NO_ANSWER
+    return last_box(region) or last_hash(region) or last_phrase(region) or NO_ANSWER
+
+
+def extract_tagged(text: str) -> Extraction:
+    """The candidate inside the last ``<answer> ... </answer>`` (the closing tag may have been consumed as the stop
+    string): its box if it has one, otherwise all of it. The thought must be closed; its opening tag may stand in the
+    prompt."""
+    if "</think>" not in text:
+        return NO_ANSWER
+    region = after_thought(text)
+    if region is None or "<answer>" not in region:
+        return NO_ANSWER
+    inner = region[region.rfind("<answer>") + len("<answer>") :].partition("</answer>")[0]
+    return last_box(inner) or last_hash(inner) or ((inner.strip(), "") if inner.strip() else MALFORMED)
+
+
+def after_thought(text: str) -> str | None:
+    """The text after the last ``</think>``, or None if a thought is open at the end."""
+    close = text.rfind("</think>")
+    if text.rfind("<think>") > close:
+        return None
+    return text[close + len("</think>") :] if close >= 0 else text
+
+
+def last_box(text: str) -> Extraction | None:
+    """Content of the last box (of nested boxes the innermost), None without a box, malformed if empty or unclosed."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None
+    match = _BOX.match(text, start)
+    if match is None:
+        # Only a longer command such as \boxedfoo ends the text: look for the real one.
+        boxes = list(_BOX.finditer(text))
+        if not boxes:
+            return None
+        match = boxes[-1]
+    body = match.end()
+    while body < len(text) and text[body] in " \t":
+        body += 1
+    if body < len(text) and text[body] == "{":
+        end = closing_brace(text, body)
+        content = text[body + 1 : end].strip() if end >= 0 else ""
+        return (content, "") if content else MALFORMED
+    bare = _BARE_BOX.match(text, match.end())
+    return (bare[1], "") if bare else MALFORMED
+
+
+def closing_brace(text: str, start: int) -> int:
+    """Index of the brace that closes the one at ``start``, or -1. Escaped braces do not count."""
+    depth = 0
+    for match in _BRACE.finditer(text, start):
+        if match[0] == "{":
+            depth += 1
+        elif match[0] == "}":
+            depth -= 1
+            if depth == 0:
+                return match.start()
+    return -1
+
+
+def last_hash(text: str) -> Extraction | None:
+    """The rest of the line after the last ``####`` (the mark of GSM8K)."""
+    start = text.rfind("####")
+    if start < 0:
+        return None
+    rest = text[start + 4 :].partition("\n")[0].strip()
+    return (rest, "") if rest else MALFORMED
+
+
+def last_phrase(text: str) -> Extraction | None:
+    """What follows the last "answer is" or "Answer:", to the end of the sentence or line."""
+    if "nswer" not in text and "NSWER" not in text:
+        return None
+    last = max(_PHRASE.finditer(text), key=re.Match.start, default=None)
+    if last is None:
+        return None
+    rest = text[last.end() :].lstrip(" \t").partition("\n")[0]
+    end = _SENTENCE_END.search(rest)
+    rest = (rest[: end.start()] + rest[end.start() + 1 : end.end()] if end else rest).strip()
+    return (rest, "") if rest else NO_ANSWER
+
+
+def gold_of(text: str, row: str) -> str:
+    """The gold answer in a worked solution: the last box or ``####``. ``row`` names it in the error."""
+    found = last_box(text) or last_hash(text)
+    if found is None or not found[0]:
+        raise UsageError(f"{row}: the solution has neither a \\boxed answer nor a '####' line; name the answer column")
+    return found[0]

@@ -1,0 +1,107 @@
+"""One notation for what LaTeX, unicode and plain text write in many ways.
+
+``normalise`` rewrites a candidate so that the readers see operators as single characters (``≤ ∪ ∞ π · ×``), words
+as ``\\text{...}``, fractions as ``\\frac`` and spacing as blanks. The maps are targeted: a compatibility normalisation
+such as NFKC would turn 4² into 42.
+"""
+
+from __future__ import annotations
+
+import re
+
+from envs.symbols import CHARACTERS, COMMANDS, FUNCTION_WORDS, SILENT, SPACES, SUBSCRIPTS, SUPERSCRIPTS
+
+_WORDY = (
+    "text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathnormal|"
+    "boldsymbol|bm|operatorname|emph|underline|textup|textsc|mathop|unit|ensuremath"
+)
+_GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\{,\}|,\\!\s*|\\[,;:!]\s*|~)[0-9]{3})+(?![0-9])")
+_SEPARATOR = re.compile(r"\{,\}|,\\!\s*|\\[,;:!]\s*|~")
+_WORDS = re.compile(rf"\\(?:{_WORDY})\*?\s*\{{([^{{}}]*)\}}")
+_COMMAND = re.compile(r"\\(?:(?P<name>[A-Za-z]+)\*?(?P<blank> *)|(?P<row>\\(?:\[[^\]]*\])?)|(?P<mark>.))", re.DOTALL)
+_PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
+_SUPER_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
+_SUB_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
+_ROOT = re.compile(r"√([0-9]+)")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
+_DOUBLED = re.compile(r" {2,}")
+_ASCII_OPERATORS = (
+    ("<=", "≤"),
+    (">=", "≥"),
+    ("=<", "≤"),
+    ("!=", "≠"),
+    ("==", "≡"),
+    ("**", "^"),
+    ("+-", "±"),
+    ("*", "·"),
+)
+
+
+def normalise(text: str) -> str:
+    """``text`` in the one notation, trimmed of delimiters, emphasis and trailing punctuation."""
+    text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return _trim(text)
+    text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
+    text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _SUB_RUN.sub(lambda m: "_{" + "".join(SUBSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _unwrap_emphasis(text)
+    text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
+    for _ in range(3):
+        replaced = _WORDS.sub(_words, text)
+        if replaced == text:
+            break
+        text = replaced
+    text = _COMMAND.sub(_command, text.replace("~", " "))
+    for ascii_form, operator in _ASCII_OPERATORS:
+        text = text.replace(ascii_form, operator)
+    text = _DEGREE.sub("°", text).replace("\\{ \\}", "∅").replace("\\{\\}", "∅").replace("$,$", ", ").replace("$", "")
+    return _trim(_DOUBLED.sub(" ", text))
+
+
+def _unwrap_emphasis(text: str) -> str:
+    text = text.strip()
+    while len(text) > 2 and text[0] == text[-1] and text[0] in '*_`"':
+        text = text[1:-1].strip()
+    return text
+
+
+def _words(match: re.Match[str]) -> str:
+    """Words stay words; a number or a symbol set in a text font is that number or symbol."""
+    content = match[1].replace("\x01", "")
+    bare = content.strip()
+    if bare in FUNCTION_WORDS:
+        return f"\\{bare} "
+    if not bare or bare.strip("$\\ .,") == "":
+        return " "
+    if re.search(r"[A-Za-z]{2}", bare) and re.fullmatch(r"[^\\$^_=<>+]*", bare):
+        return f"\x01{content}\x02"
+    return content if not bare.isalpha() else f"\x01{content}\x02"
+
+
+def _command(match: re.Match[str]) -> str:
+    if match["row"]:
+        return "\\\\"
+    name = match["name"]
+    if name is None:
+        mark = match["mark"]
+        if mark in "{}":
+            return f"\\{mark}"
+        if mark == "|":
+            return "|"
+        return {"$": "", "%": "%", "!": "", "&": "&", "#": "#", "_": "_"}.get(mark, " ")
+    if name in SILENT:
+        return ""
+    if name in SPACES:
+        return " "
+    known = COMMANDS.get(name)
+    if known is None:
+        return f"\\{name}{match['blank'] and ' '}"
+    return known + (" " if known.startswith("\\") and match["blank"] else "")
+
+
+def _trim(text: str) -> str:
+    text = text.replace("\x01", "\\text{").replace("\x02", "}").strip()
+    while text and text[-1] in ".,;: ":
+        text = text[:-1]
+    return text.strip()

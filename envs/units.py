@@ -1,0 +1,49 @@
+"""Unit words after a number: dropped, as 12 apples is 12. Hedges and arithmetic in words are not units."""
+
+from __future__ import annotations
+
+import re
+
+from envs.symbols import word_set
+
+_TOKEN = re.compile(r"\s+|\\text\{([^{}]*)\}|([A-Za-z]+)\.?|[/·°]|\^\s*\{?\s*-?[123]\s*\}?|\(([A-Za-z ]+)\)|[¢]|'{1,2}")
+_ABBREVIATIONS = word_set("""
+mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ W kW V
+A K C F Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph km/h am pm usd USD eur EUR pt pts gal qt ha AU pc ly
+""")
+_SPACED_LETTERS = word_set("""
+m s g h L
+""")
+_NOT_UNITS = word_set("""
+or and to not than if but either neither nor plus minus times over mod choose because so since however maybe
+perhaps else infinity undefined hundred thousand million billion trillion percent pct point half third
+quarter both between through until without except more less sqrt pi log ln sin cos tan exp factorial
+""")
+MAX_WORDS = 6
+
+
+def is_unit(text: str) -> bool:
+    """Whether ``text``, which follows a number, is a unit or the thing counted."""
+    position, count = 0, 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            return False
+        quoted, bare, bracketed = match.groups()
+        found = (quoted or bracketed or bare or "").replace(".", " ").replace("/", " ").split()
+        count += len(found)
+        if count > MAX_WORDS or any(word.lower() in _NOT_UNITS for word in found):
+            return False
+        if quoted and not re.fullmatch(r"[A-Za-z .,'/°^\-]*[0-9²³]?", quoted):
+            return False
+        if bare and not _is_word(bare, spaced=position > 0 or text[:1] == " "):
+            return False
+        position = match.end()
+    return True
+
+
+def _is_word(bare: str, spaced: bool) -> bool:
+    """A bare run of letters reads as a word rather than as a product of variables."""
+    if bare in _ABBREVIATIONS:
+        return len(bare) > 1 or bare in _SPACED_LETTERS
+    return len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare))

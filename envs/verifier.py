@@ -1,0 +1,152 @@
+"""A verdict on a completion: never an exception, never a hang, the same whatever came before.
+
+Most answers are settled here, in process: one candidate is extracted (``envs.extract``), brought into one notation
+(``envs.notation``) and compared as literal, text or structure (``envs.compare``). Expressions that agree in double
+precision are settled by worker processes (``envs.workers``) under a deadline and a memory limit. Settled comparisons
+are cached, timeouts never.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import lru_cache
+
+from envs.compare import Comparer, InProcess, NeedsWorker
+from envs.notation import normalise
+from envs.problem import Problem, Verdict
+from envs.structure import Unreadable
+from envs.templates import Template
+from envs.templates import template as named_template
+from envs.workers import WorkerPool
+from registry import UsageError
+
+MAX_CANDIDATE = 1024
+"""Longer candidates (or four times the gold, if that is more) are no answers."""
+MAX_SHOWN = 256
+"""``Verdict.extracted`` is cut to this length: it goes into every info and log."""
+CACHE_SIZE = 65536
+
+_COMPARER = Comparer(InProcess())
+_notation = lru_cache(maxsize=16384)(normalise)
+
+
+class Verifier:
+    """Verdicts on completions written for one template.
+
+    Args:
+        template: name in ``envs.templates.TEMPLATES``; it says where the answer stands.
+        deadline: seconds that a symbolic comparison may take once a worker has begun it.
+        workers: worker processes. With the defaults all verifiers of a process share one pool.
+        megabytes: address space of a worker.
+    """
+
+    def __init__(self, template: str = "plain", deadline: float = 3.0, workers: int = 1, megabytes: int = 1024) -> None:
+        if deadline <= 0 or workers < 1 or megabytes < 256:
+            raise UsageError(
+                f"deadline={deadline!r}, workers={workers!r}, megabytes={megabytes!r}: "
+                "the deadline must be positive, with at least 1 worker of 256 megabytes"
+            )
+        self.template: Template = named_template(template)
+        self.pool = _shared_pool(workers, deadline, megabytes)
+
+    def verify(self, completion: str, problem: Problem | str) -> Verdict:
+        """The verdict on one completion; ``problem`` may be the bare gold answer."""
+        return self.submit(completion, problem).result()
+
+    def verify_batch(self, pairs: Sequence[tuple[str, Problem]]) -> list[Verdict]:
+        """Verdicts of (completion, problem) pairs, in order; the symbolic ones run side by side in the workers."""
+        return [future.result() for future in [self.submit(*pair) for pair in pairs]]
+
+    def submit(self, completion: str, problem: Problem | str) -> Future[Verdict]:
+        """The verdict as a future, which is already finished unless a worker is needed."""
+        gold = problem.answer if isinstance(problem, Problem) else problem
+        candidate, why = self.template.extract(completion)
+        if why:
+            return _finished(Verdict(0.0, "", why))
+        shown = candidate[:MAX_SHOWN]
+        if len(candidate) > max(MAX_CANDIDATE, 4 * len(gold)):
+            return _finished(Verdict(0.0, shown, "unsupported"))
+        key = (_notation(gold), _notation(candidate))
+        status = _CACHE.get(key) or settle_in_process(*key)
+        if status != "open":
+            _CACHE.put(key, status)
+            return _finished(_verdict(status, shown))
+        return self._from_worker(key, shown)
+
+    def _from_worker(self, key: tuple[str, str], shown: str) -> Future[Verdict]:
+        future: Future[Verdict] = Future()
+
+        def finish(reply: Future[str]) -> None:
+            error = reply.exception()
+            if error is not None:
+                warnings.warn(f"no verdict on {shown!r}: {error}", RuntimeWarning, stacklevel=2)
+                future.set_result(_verdict("unsupported", shown))
+                return
+            if reply.result() in ("right", "wrong", "malformed"):
+                _CACHE.put(key, reply.result())
+            future.set_result(_verdict(reply.result(), shown))
+
+        self.pool.submit(list(key)).add_done_callback(finish)
+        return future
+
+
+def settle_in_process(gold: str, answer: str) -> str:
+    """The status of a comparison of normalised texts, or ``open`` if a worker must settle it."""
+    try:
+        return "right" if _COMPARER.compare(gold, answer) else "wrong"
+    except NeedsWorker:
+        return "open"
+    except Unreadable:
+        return "malformed"
+    except (RecursionError, ValueError, OverflowError):
+        return "unsupported"
+
+
+def verify(completion: str, problem: Problem | str, template: str = "plain") -> Verdict:
+    """The verdict on one completion. Never raises on any text and returns within the workers' deadline."""
+    return _verifier(template).verify(completion, problem)
+
+
+def _verdict(status: str, shown: str) -> Verdict:
+    return Verdict(1.0 if status == "right" else 0.0, shown, status)
+
+
+def _finished(verdict: Verdict) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future
+
+
+class _Cache:
+    """The last ``CACHE_SIZE`` settled comparisons."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def get(self, key: tuple[str, str]) -> str | None:
+        with self._lock:
+            return self._known.get(key)
+
+    def put(self, key: tuple[str, str], status: str) -> None:
+        with self._lock:
+            self._known[key] = status
+            if len(self._known) > CACHE_SIZE:
+                self._known.popitem(last=False)
+
+
+_CACHE = _Cache()
+
+
+@lru_cache(maxsize=64)
+def _shared_pool(workers: int, deadline: float, megabytes: int) -> WorkerPool:
+    return WorkerPool(workers, deadline, megabytes)
+
+
+@lru_cache(maxsize=16)
+def _verifier(name: str) -> Verifier:
+    return Verifier(name)

@@ -1,0 +1,71 @@
+"""The child process that settles symbolic comparisons: one JSON request a line in, one JSON reply a line out.
+
+A request is ``[gold, answer]`` (normalised texts). The process limits its own memory, kills itself by an alarm if its
+parent could not, and ends when its standard input closes, so that none outlives the run that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+
+from envs.compare import Comparer, NeedsWorker
+from envs.evaluate import equal, proportional
+from envs.expression import Tree
+from envs.structure import Unreadable
+
+
+class Symbolic:
+    """Settles every question about expressions."""
+
+    def equal(self, gold: Tree, answer: Tree) -> bool:
+        return equal(gold, answer)
+
+    def proportional(self, gold: Tree, answer: Tree, positive: bool) -> bool:
+        return proportional(gold, answer, positive)
+
+    def unparsed(self, gold: str, answer: str) -> bool:
+        """Golds outside of the grammar (integrals, sums, limits) are math-verify's."""
+        return math_verify_equal(gold, answer)
+
+
+def math_verify_equal(gold: str, answer: str) -> bool:
+    """math-verify on two LaTeX texts, by its LaTeX parser alone (its plain-text parser evaluates Python)."""
+    import math_verify
+
+    parser = [math_verify.LatexExtractionConfig()]
+    gold_parsed, answer_parsed = (
+        math_verify.parse(f"${text}$", parser, fallback_mode="no_fallback", parsing_timeout=None)
+        for text in (gold, answer)
+    )
+    return bool(gold_parsed and answer_parsed) and math_verify.verify(gold_parsed, answer_parsed, timeout_seconds=None)
+
+
+def settle(gold: str, answer: str) -> str:
+    """``right`` or ``wrong``, ``malformed`` if unreadable, ``unsupported`` if it cannot be computed here."""
+    try:
+        return "right" if Comparer(Symbolic()).compare(gold, answer) else "wrong"
+    except Unreadable:
+        return "malformed"
+    except (NeedsWorker, MemoryError, RecursionError, ArithmeticError, ValueError, TypeError, AttributeError):
+        return "unsupported"
+
+
+def serve(deadline: float, megabytes: int) -> None:
+    """Answer requests until standard input closes."""
+    limit = megabytes << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # nothing that a library prints may mix with the replies
+    replies.write("ready\n")
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, 2 * deadline + 1)
+        gold, answer = json.loads(line)
+        replies.write(settle(gold, answer) + "\n")
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,0 +1,206 @@
+"""A pool of persistent child processes with a deadline and a memory limit per request.
+
+Children are started with ``subprocess`` and spoken to by lines of JSON. Unlike ``multiprocessing`` this never imports
+the caller's main module, works in daemonic processes (asynchronous vector envs), from any thread and after a fork, and
+leaves neither a fork server nor a resource tracker behind.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import queue
+import selectors
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+
+_BOOTSTRAP = """
+import sys, types
+package = types.ModuleType("envs"); package.__path__ = [sys.argv[1]]; sys.modules["envs"] = package
+sys.path.append(sys.argv[2])
+from envs.worker import serve
+serve(float(sys.argv[3]), int(sys.argv[4]))
+"""
+# A child needs the comparer alone: a bare package object spares it gymnasium and the registration of environments.
+
+START_SECONDS = 60.0
+OVERRAN, DIED = "timeout", "unsupported"
+
+
+class Child:
+    """One child process. Not thread-safe: a pool gives each child to one thread."""
+
+    def __init__(self, deadline: float, megabytes: int) -> None:
+        here = Path(__file__).resolve().parent
+        command = [sys.executable, "-c", _BOOTSTRAP, str(here), str(here.parent), str(deadline), str(megabytes)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        self.deadline = deadline
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        self._buffer = b""
+        if self._line(START_SECONDS) != "ready":
+            self.kill()
+            raise RuntimeError(
+                f"a verifier worker did not start: run {' '.join(command[:1])} -c 'import mpmath' to see why"
+            )
+
+    def ask(self, request: list[str]) -> str:
+        """The reply to a request, ``timeout`` if it overran, ``unsupported`` if the child died of it; after either the
+        child is dead."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            self.kill()
+            return DIED
+        reply = self._line(self.deadline)
+        if reply is None:
+            self.kill()
+            return OVERRAN
+        if not reply:
+            self.kill()
+            return DIED
+        return reply
+
+    def _line(self, seconds: float) -> str | None:
+        """The next line of the child, ``""`` at its end, None if none came in time."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + seconds
+        descriptor = self.process.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(max(0.0, end - time.monotonic())):
+                    return None
+                chunk = os.read(descriptor, 65536)
+                if not chunk:
+                    return ""
+                self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode()
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """End the child at once and reap it."""
+        self.process.kill()
+        self.forget()
+        self.process.wait()
+
+    def forget(self) -> None:
+        """Close this process's ends of the pipes (in a forked child the process itself is the parent's)."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):  # an unflushed request to a dead child
+                    pipe.close()
+
+
+class WorkerPool:
+    """``workers`` children, started when first needed.
+
+    Args:
+        workers: number of children.
+        deadline: seconds from the moment a child takes a request until it is killed and replaced.
+        megabytes: limit of a child's address space.
+    """
+
+    def __init__(self, workers: int = 1, deadline: float = 3.0, megabytes: int = 1024) -> None:
+        self.workers, self.deadline, self.megabytes = workers, deadline, megabytes
+        self._reset()
+        _POOLS.add(self)
+
+    def _reset(self) -> None:
+        self._process_id = os.getpid()
+        self._lock = threading.Lock()
+        self._requests: queue.SimpleQueue[tuple[list[str], Future[str]] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._children: set[Child] = set()
+        self._idle = 0
+        self._closed = False
+
+    def submit(self, request: list[str]) -> Future[str]:
+        """Queue a request; the future's result is the child's reply, ``timeout`` or ``unsupported``."""
+        future: Future[str] = Future()
+        with self._lock:
+            if self._closed:
+                self._closed = False
+            if len(self._threads) < self.workers and self._requests.qsize() >= self._idle:
+                thread = threading.Thread(target=self._serve, name="verifier-worker", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._requests.put((request, future))
+        return future
+
+    def _serve(self) -> None:
+        """One thread: owns one child, replaces it when it dies."""
+        child: Child | None = None
+        requests, children = self._requests, self._children
+        while True:
+            self._idle += 1
+            item = requests.get()
+            self._idle -= 1
+            if item is None:
+                break
+            request, future = item
+            try:
+                if child is None or not child.alive():
+                    child = Child(self.deadline, self.megabytes)
+                    children.add(child)
+                reply = child.ask(request)
+                if reply in (OVERRAN, DIED) and not child.alive():
+                    children.discard(child)
+                    child = None
+                future.set_result(reply)
+            except BaseException as error:  # the waiting caller must learn of it, whatever it is
+                future.set_exception(error)
+        if child is not None:
+            children.discard(child)
+            child.kill()
+
+    def close(self) -> None:
+        """End all children and wait for them. The pool starts afresh if used again."""
+        if self._process_id != os.getpid():
+            return
+        with self._lock:
+            threads, children = self._threads, list(self._children)
+            for _ in threads:
+                self._requests.put(None)
+        for child in children:
+            child.process.kill()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=self.deadline + 1)
+        with self._lock:
+            self._threads, self._requests, self._idle = [], queue.SimpleQueue(), 0
+
+    def _after_fork(self) -> None:
+        for child in self._children:
+            child.forget()
+        self._reset()
+
+
+_POOLS: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for pool in list(_POOLS):
+        pool.close()
+
+
+def _after_fork() -> None:
+    for pool in list(_POOLS):
+        pool._after_fork()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork)
