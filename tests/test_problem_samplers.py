@@ -1,0 +1,66 @@
+"""Problem samplers: uniform draws, and a curriculum that finds problems of middling difficulty."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import agents  # noqa: F401 (registers)
+from registry import UsageError, problem_samplers
+
+
+def test_uniform_draws_without_replacement_while_it_can() -> None:
+    sampler = problem_samplers.make("uniform")
+    rng = np.random.default_rng(0)
+    assert sorted(sampler.sample(10, 10, rng)) == list(range(10))
+    assert len(sampler.sample(12, 10, rng)) == 12
+    assert sampler.sample(5, None, rng).max() > 10_000
+
+
+def simulate(sampler, rates: np.ndarray, batches: int, seed: int) -> np.ndarray:
+    """Problems drawn in the last quarter of ``batches`` batches of 16, against known success rates."""
+    rng = np.random.default_rng(seed)
+    late = []
+    for n in range(batches):
+        chosen = sampler.sample(16, len(rates), rng)
+        sampler.observe(chosen.tolist(), rng.binomial(8, rates[chosen]) / 8, 8)
+        if n >= batches * 3 // 4:
+            late.append(chosen)
+    return np.concatenate(late)
+
+
+def test_curriculum_wastes_fewer_groups_than_uniform() -> None:
+    rates = np.concatenate([np.zeros(100), np.ones(100), np.full(56, 0.5)])
+
+    def wasted(chosen: np.ndarray) -> float:
+        return float(np.mean(rates[chosen] ** 8 + (1 - rates[chosen]) ** 8))
+
+    adaptive = wasted(simulate(problem_samplers.make("curriculum", discount=1.0), rates, 120, 1))
+    uniform = wasted(simulate(problem_samplers.make("uniform"), rates, 120, 1))
+    assert adaptive < 0.3 < 0.7 < uniform
+
+
+def test_curriculum_follows_a_target_that_moves() -> None:
+    sampler = problem_samplers.make("curriculum", pool=4, explore=0.0, discount=0.5)
+    for _ in range(20):
+        sampler.observe([0], np.array([0.0]), 8)
+    for _ in range(6):
+        sampler.observe([0], np.array([0.5]), 8)
+    right, wrong = sampler.state_dict()["0"]
+    assert 0.45 < right / (right + wrong) <= 0.5
+
+
+def test_curriculum_state_survives_json() -> None:
+    one, two = problem_samplers.make("curriculum"), problem_samplers.make("curriculum")
+    one.observe([3, 9], np.array([0.25, 1.0]), 8)
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    draws = [s.sample(32, 64, np.random.default_rng(5)).tolist() for s in (one, two)]
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("field", [{"target": 1.0}, {"discount": 0.0}, {"pool": 0}, {"explore": 2.0}])
+def test_curriculum_refuses_impossible_fields(field: dict) -> None:
+    with pytest.raises(UsageError, match="curriculum"):
+        problem_samplers.make("curriculum", **field)

@@ -1,0 +1,239 @@
+"""The ReFT loop against oracles: published losses by autograd, slot and micro-batch invariance, resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import agents  # noqa: F401 (registers)
+from agents import ReFT, collect
+from agents.rollout import GroupMixture, Rollout
+from envs.vector import MathReasonVector
+from policies import Policy
+from registry import UsageError, advantages, corrections
+from registry import agents as agent_registry
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Llama with the built-in tokenizer's vocabulary."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=512, num_hidden_layers=LAYERS, tie_word_embeddings=True, **shape)
+    made = tmp_path_factory.mktemp("model")
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # random weights are nearly uniform; sharper ones make subsets differ
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    model.save_pretrained(made)
+    return str(made)
+
+
+class CoinFlips(MathReasonVector):
+    """The control arm's rewards: a random model gets both rewards, so that groups carry a gradient."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs=num_envs, max_new_tokens=8, reward="random", copy=False)
+
+
+def make(folder: str, slots: int = 16, **arguments: Any) -> ReFT:
+    given = {"group_size": 4, "problems_per_batch": 6, "learning_rate": 1e-2, "seed": 3, **arguments}
+    return ReFT(folder, CoinFlips(slots), **given)
+
+
+def numbers(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if not k.startswith("time/") and "per_second" not in k}
+
+
+def weights(agent: ReFT) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in agent.target.parameters()])
+
+
+def gradient_of(agent: ReFT, act: Callable[[], None]) -> torch.Tensor:
+    """The gradient that the agent's own update accumulates, its optimizer held still."""
+    agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign]
+    agent.update.max_grad_norm = float("inf")
+    act()
+    return torch.cat([p.grad.flatten() for p in agent.target.parameters() if p.grad is not None])
+
+
+def rollout_of(agent: ReFT, layers: tuple[int, ...], problems: int = 6, group: int = 4) -> Rollout:
+    length = agent.observation_space["input_ids"].shape[0]
+    mu = agent.target.nested(layers, agent.env.num_envs, length, seed=1)
+    return collect(mu, agent.envs, list(range(problems)), group)
+
+
+def test_reft_is_the_on_policy_baseline(folder: str) -> None:
+    agent = make(folder)
+    metrics = agent.iterate()
+    assert metrics["skip_ratio"] == 0
+    assert abs(metrics["kl_k1"]) < 1e-4
+    assert metrics["ess_sequence"] > 1 - 1e-4
+    assert metrics["grad_norm"] > 0
+
+
+def test_update_gradient_is_reinforce_with_group_advantages(folder: str) -> None:
+    agent = make(folder, advantage="dr-grpo", aggregation="sequence-mean")
+    rollout = rollout_of(agent, tuple(range(LAYERS)))
+    advantage = agent.advantage(rollout.reward, rollout.group)
+    assert 0 < (advantage != 0).sum() < len(rollout) or (advantage != 0).all()
+    found = gradient_of(agent, lambda: agent.update(rollout, advantage, 1, 1, np.random.default_rng(0)))
+
+    model = LlamaForCausalLM.from_pretrained(folder)
+    loss = torch.zeros(())
+    for i in range(len(rollout)):
+        length = int(rollout.mask[i].sum())
+        ids = torch.cat([rollout.prompts[i], rollout.tokens[i, :length]])[None]
+        logits = model(ids).logits[0, len(rollout.prompts[i]) - 1 : -1]
+        logp = logits.log_softmax(-1).gather(-1, rollout.tokens[i, :length, None])[:, 0]
+        loss = loss - advantage[i] * logp.mean() / len(rollout)
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_base_variant_gradient_is_the_clipped_loss_with_importance_ratio(folder: str) -> None:
+    """token-is*ppo-clip: mu-to-old ratio detached, times PPO's clipped surrogate (arXiv 1707.06347, eq. 7)."""
+    agent = make(folder, correction="token-is*ppo-clip", advantage="dr-grpo", aggregation="token-mean")
+    rollout = rollout_of(agent, (0, 2, 3))
+    advantage = agent.advantage(rollout.reward, rollout.group)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        now = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
+        old = now + 0.3 * torch.randn(now.shape, generator=generator) * rollout.mask
+    rollout = replace(rollout, old_logp=old)
+
+    def act() -> None:
+        agent.update._step(rollout, advantage, None)
+
+    found = gradient_of(agent, act)
+    agent.optimizer.zero_grad()
+    logp = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
+    r = (logp - old).exp()
+    clip = agent.correction.factors[1]
+    low, high = (getattr(clip, n) for n in clip.__dataclass_fields__)
+    surrogate = torch.minimum(r * advantage[:, None], r.clamp(1 - low, 1 + high) * advantage[:, None])
+    ratio = (old - rollout.behavior_logp).exp()
+    loss = -(ratio * surrogate * rollout.mask).sum() / rollout.mask.sum()
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in agent.target.parameters() if p.grad is not None])
+    assert expected.abs().max() > 1e-6
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("correction", ["none", "sequence-is", "self-normalised", "token-is*ppo-clip", "defensive"])
+def test_microbatches_bound_memory_and_nothing_else(folder: str, correction: str) -> None:
+    whole = make(folder, sampler="fixed", correction=correction)
+    parts = make(folder, sampler="fixed", correction=correction, microbatch_tokens=120)
+    for agent in (whole, parts):
+        agent.iterate()
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-3, atol=2e-5)
+
+
+def test_slots_change_nothing(folder: str) -> None:
+    few, many = make(folder, slots=5), make(folder, slots=24)
+    first, second = few.iterate(), many.iterate()
+    assert first["tokens"] == second["tokens"]
+    assert first["rollout_reward"] == second["rollout_reward"]
+    torch.testing.assert_close(weights(few), weights(many), rtol=1e-3, atol=2e-5)
+
+
+def test_equal_seeds_deal_equal_problems_whatever_the_agent(folder: str) -> None:
+    def dealt(**arguments: Any) -> list[int]:
+        agent = make(folder, **arguments)
+        rollout, problems = agent._rollout(np.random.default_rng([3, 0]), None)
+        assert [info["problem_index"] for info in rollout.episodes][::4] == problems
+        return problems
+
+    assert dealt() == dealt(sampler="uniform", correction="retrace") == dealt(sampler="fixed")
+
+
+@pytest.mark.parametrize("id", ["reft", "nested-reft/uniform/retrace", "nested-reft/uniform/defensive"])
+def test_a_saved_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, id: str) -> None:
+    component, fixed = agent_registry.resolve(id)
+    given = {**fixed, "problems": "curriculum", "minibatches": 2}
+    straight = make(folder, **given)
+    straight.iterate()
+    straight.save(tmp_path / "saved")
+    assert not [p.name for p in (tmp_path / "saved").iterdir() if p.suffix in (".pkl", ".pt", ".pth", ".bin", ".zip")]
+    resumed = component.load(
+        tmp_path / "saved", CoinFlips(16), group_size=4, problems_per_batch=6, learning_rate=1e-2, seed=3, **given
+    )
+    assert resumed.num_timesteps == straight.num_timesteps
+    assert numbers(resumed.iterate()) == numbers(straight.iterate())
+    assert torch.equal(weights(resumed), weights(straight))
+    LlamaForCausalLM.from_pretrained(tmp_path / "saved")
+
+
+def test_defensive_groups_hold_both_writers(folder: str) -> None:
+    agent = make(folder, sampler="fixed", correction="defensive", target_written=2)
+    rollout, _ = agent._rollout(np.random.default_rng(0), None)
+    assert rollout.by_target is not None
+    assert rollout.by_target.view(-1, 4).tolist() == [[True, True, False, False]] * 6
+    with torch.no_grad():
+        nested = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=agent.layers)
+    torch.testing.assert_close(rollout.behavior_logp * rollout.mask, nested, rtol=1e-3, atol=1e-4)
+    # The weight is bounded by n / n_0 as long as pi is pi_old (the balance heuristic's bound).
+    with torch.no_grad():
+        full = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
+    weight = corrections.make("defensive")(full, replace(rollout, old_logp=full), torch.ones(len(rollout)))
+    assert float(weight.max()) <= 2.0 + 1e-4
+
+
+def test_group_mixture_deals_each_episode_to_one_writer() -> None:
+    class Constant:
+        def __init__(self, token: int) -> None:
+            self.token = token
+            self.seen: list[int] = []
+
+        def act(self, obs: Any, start: Any, episode: Any) -> Any:
+            self.seen += episode[obs["length"][:, 0] > 0].tolist()
+            return np.full(len(start), self.token), np.zeros(len(start), np.float32)
+
+    nested, full = Constant(5), Constant(6)
+    envs = MathReasonVector(num_envs=4, max_new_tokens=2)
+    rollout = collect(GroupMixture(nested, full, 3, 1), envs, [0, 1], 3)
+    assert rollout.tokens[:, 0].tolist() == [6, 5, 5, 6, 5, 5]
+    assert set(full.seen) == {0, 3}
+    assert set(nested.seen) == {1, 2, 4, 5}
+
+
+def test_advantages_and_errors_name_the_value() -> None:
+    assert set(advantages) >= {"grpo", "dr-grpo", "rloo"}
+    for arguments, word in [
+        ({"group_size": 0}, "group_size=0"),
+        ({"minibatches": 99}, "minibatches=99"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"correction": "retrase"}, "retrace"),
+        ({"target_written": 99}, "target_written=99"),
+        ({"env": 7}, "env=7"),
+    ]:
+        with pytest.raises(UsageError, match=word):
+            ReFT("tiny", **{"env": "MathReason-v0", **arguments})
+
+
+def test_vocabularies_must_agree(folder: str, tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, num_hidden_layers=2, **shape)).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="300 logits"):
+        ReFT(str(tmp_path), "MathReason-v0")
+
+
+def test_a_skip_ratio_that_leaves_no_layer_fails_before_anything_runs(folder: str) -> None:
+    with pytest.raises(UsageError, match="largest possible"):
+        make(folder, sampler={"id": "uniform", "ratio": 0.95})
+
+
+def test_the_policy_may_be_an_object(folder: str) -> None:
+    policy = Policy.load(folder)
+    assert ReFT(policy, CoinFlips(4), group_size=2, problems_per_batch=2).target is policy
