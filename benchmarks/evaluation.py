@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.rollout import collect
+from agents.rollout import Rollout, collect
+from benchmarks.spec import EvaluationSpec
+from envs.task import Task
 from envs.vector import MathReasonVector
 from policies import Policy
 
 SLOTS = 256
+SAMPLED_TEMPERATURE = 1.0
+SHOWN = 6  # completions kept as text
 
 
 @dataclass(frozen=True)
@@ -23,25 +27,33 @@ class Accuracy:
         right: [questions, completions] bool.
         lengths: [questions, completions] completion tokens.
         statuses: how often each verdict status came up.
+        rollout: the completions themselves.
     """
 
     right: NDArray[np.bool_]
     lengths: NDArray[np.int64]
     statuses: dict[str, int]
+    rollout: Rollout
 
     @property
     def mean(self) -> float:
         """Share of right completions (avg@k)."""
         return float(self.right.mean())
 
+    @property
+    def bits(self) -> str:
+        """Right (1) or wrong (0) per question, in order, of the first completion."""
+        return "".join("1" if right else "0" for right in self.right[:, 0])
 
-class Evaluator:
-    """The held-out problems of a run, kept loaded between evaluations."""
 
-    def __init__(self, task: Any, split: str, problems: int) -> None:
-        spec = replace(task.spec, split=split)
+class HeldOut:
+    """The first problems of a split, kept loaded between evaluations; verdicts are always the true ones."""
+
+    def __init__(self, task: Task, problems: int, **changes: Any) -> None:
+        spec = replace(task.spec, reward="verified", **changes)
         self.envs = MathReasonVector(num_envs=min(SLOTS, problems), copy=False, **asdict(spec))
-        size = self.envs.task.problems.size
+        self.task: Task = self.envs.task
+        size = self.task.problems.size
         self.problems = list(range(problems if size is None else min(problems, size)))
 
     def __call__(self, policy: Policy, samples: int = 1, temperature: float = 0.0, seed: int = 0) -> Accuracy:
@@ -49,7 +61,7 @@ class Evaluator:
         mu = policy.nested(
             tuple(range(policy.num_layers)),
             slots=self.envs.num_envs,
-            max_length=self.envs.task.max_length,
+            max_length=self.task.max_length,
             temperature=temperature,
             seed=seed,
         )
@@ -58,4 +70,60 @@ class Evaluator:
         statuses: dict[str, int] = {}
         for info in rollout.episodes:
             statuses[info["status"]] = statuses.get(info["status"], 0) + 1
-        return Accuracy(right, rollout.mask.sum(1).numpy().reshape(-1, samples), statuses)
+        return Accuracy(right, rollout.mask.sum(1).numpy().reshape(-1, samples), statuses, rollout)
+
+    def shown(self, accuracy: Accuracy) -> list[dict[str, str]]:
+        """The first questions with their completions and verdicts, as text."""
+        rollout, found = accuracy.rollout, []
+        for n, index in enumerate(self.problems[:SHOWN]):
+            row = n * accuracy.right.shape[1]
+            problem = self.task.problem(index)
+            completion = self.task.text(rollout.tokens[row][rollout.mask[row]].numpy())
+            info = rollout.episodes[row]
+            found.append(
+                {
+                    "question": problem.question,
+                    "answer": problem.answer,
+                    "completion": completion,
+                    "extracted": str(info["extracted"]),
+                    "status": str(info["status"]),
+                }
+            )
+        return found
+
+
+class Evaluator:
+    """What a run measures: the held-out split of its own problems, and further sets beside it."""
+
+    def __init__(self, task: Task, spec: EvaluationSpec) -> None:
+        self.spec = spec
+        self.own = HeldOut(task, spec.problems, split=spec.split)
+        self.further = {
+            name: HeldOut(task, spec.problems, problems=name, split="test", problem_options={}) for name in spec.sets
+        }
+
+    def glance(self, policy: Policy) -> dict[str, Any]:
+        """Greedy accuracy, for the learning curve."""
+        return _greedy(self.own(policy))
+
+    def measure(self, policy: Policy, seed: int) -> dict[str, Any]:
+        """Greedy and sampled accuracy, the further sets (greedy), and some completions. The same seed before and
+        after training: the two differ by the weights alone."""
+        greedy = self.own(policy)
+        drawn = self.own(policy, self.spec.samples, SAMPLED_TEMPERATURE, seed)
+        return {
+            **_greedy(greedy),
+            "sampled": drawn.mean,
+            "sampled_right": drawn.right.sum(1).tolist(),
+            "sets": {name: _greedy(held_out(policy)) for name, held_out in self.further.items()},
+            "shown": self.own.shown(greedy),
+        }
+
+
+def _greedy(accuracy: Accuracy) -> dict[str, Any]:
+    return {
+        "greedy": accuracy.mean,
+        "statuses": dict(sorted(accuracy.statuses.items())),
+        "right": accuracy.bits,
+        "mean_length": float(accuracy.lengths.mean()),
+    }

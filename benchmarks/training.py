@@ -2,111 +2,153 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import platform
 import shutil
-import subprocess
-import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from agents import checkpoint
-from benchmarks.evaluation import Accuracy, Evaluator
-from benchmarks.spec import RunSpec
+from benchmarks.durable import locked, read_rows, storage_errors, write_whole
+from benchmarks.evaluation import Evaluator
+from benchmarks.provenance import provenance
+from benchmarks.spec import RunSpec, agent_arguments
+from benchmarks.summary import evaluation_rows, seconds_spent, summarise, training_rows
 from registry import UsageError
-from registry import agents as agent_registry
 
-SAMPLED_TEMPERATURE = 1.0
-TIMES = ("time/rollout", "time/update")
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
 
 
 class Training:
-    """Iterating over it trains; each item is a row of metrics.jsonl as it is written."""
+    """Iterating over it trains; each item is a row of metrics.jsonl as it is written.
+
+    A run is a function of its spec: what an interruption leaves half-done (rows after the last checkpoint, partial
+    files) is dropped and done again.
+    """
 
     def __init__(self, spec: RunSpec, folder: Path) -> None:
         self.spec = spec
         self.folder = folder
+        self.rows: list[dict[str, Any]] = []
         self.result: dict[str, Any] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            spec.write(folder / "spec.json")
-        except OSError as error:
-            raise UsageError(f"run folder {str(folder)!r} cannot be written: {error.strerror}") from None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with _locked(self.folder):
-            saved = self.folder / "checkpoint"
-            resuming = (saved / checkpoint.STATE).is_file()
-            agent = make_agent(self.spec, str(saved) if resuming else None)
-            if resuming:
-                checkpoint.restore(agent, saved)
-            (self.folder / "provenance.json").write_text(json.dumps(provenance(), indent=2) + "\n")
-            rows = _rows_until(self.folder / "metrics.jsonl", agent.iteration if resuming else -1)
-            with (self.folder / "metrics.jsonl").open("w") as self._file:
-                for row in rows:
-                    self._write(row)
-                yield from self._train(agent, bool(rows))
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            if (self.folder / RESULT).is_file():  # another process finished it while this one waited
+                self.result = json.loads((self.folder / RESULT).read_text())
+                return
+            with storage_errors(self.folder):
+                self._clear_partial()
+                self.spec.write(self.folder / "spec.json")
+                write_whole(self.folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
+            agent = self._agent()
+            with storage_errors(self.folder):
+                write_whole(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
+                self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+            with self._file:
+                yield from self._train(agent)
             self._finish(agent)
 
-    def _train(self, agent: Any, resumed: bool) -> Iterator[dict[str, Any]]:
-        chosen = self.spec.evaluation
-        task = agent.envs.unwrapped.task
-        self.evaluator = Evaluator(task, chosen["split"], chosen["problems"])
-        if not resumed:
-            yield self._evaluate(agent, sampled=True)
-        while agent.iteration < self.spec.iterations:
-            began = time.perf_counter()
+    def _clear_partial(self) -> None:
+        """Drop what a kill left half-written; a checkpoint caught between its two renames is put back."""
+        saved = self.folder / "checkpoint"
+        for old in self.folder.glob("checkpoint.old-*"):
+            if saved.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(saved)
+        for scratch in [*self.folder.glob("*.partial-*"), *self.folder.glob("model.old-*")]:
+            shutil.rmtree(scratch)
+        for scratch in self.folder.glob(".*.partial"):
+            scratch.unlink()
+
+    def _agent(self) -> Any:
+        """The agent, at the checkpoint if there is one whose rows are all there, else at the start."""
+        saved = self.folder / "checkpoint"
+        if (saved / checkpoint.STATE).is_file():
+            iteration = json.loads((saved / checkpoint.STATE).read_text())["iteration"]
+            rows, damaged = read_rows(self.folder / METRICS)
+            self.rows = [row for row in rows if row["iteration"] <= iteration]
+            if self._complete(self.rows, iteration):
+                agent = make_agent(self.spec, str(saved))
+                checkpoint.restore(agent, saved)
+                return agent
+            where = f"line {damaged} of {METRICS} is damaged" if damaged else f"{METRICS} has lost rows"
+            warnings.warn(f"{self.folder}: {where}, so the run starts again from the beginning", stacklevel=3)
+            shutil.rmtree(saved)
+        self.rows = []
+        return make_agent(self.spec)
+
+    def _complete(self, rows: list[dict[str, Any]], iteration: int) -> bool:
+        trained = [row["iteration"] for row in training_rows(rows)]
+        every = self.spec.evaluated.every
+        due = [n for n in range(iteration + 1) if n == 0 or (every and n % every == 0)]
+        return trained == list(range(1, iteration + 1)) and [r["iteration"] for r in evaluation_rows(rows)] == due
+
+    def _train(self, agent: Any) -> Iterator[dict[str, Any]]:
+        chosen = self.spec.evaluated
+        self.evaluator = Evaluator(agent.envs.unwrapped.task, chosen)
+        if not self.rows:
+            yield self._evaluate(agent, whole=True)
+        last = self._over(agent)
+        while not last:
+            began, cpu = time.perf_counter(), time.process_time()
             metrics = agent.iterate()
             row = {"iteration": agent.iteration, **metrics, "layers": list(agent.layers)}
             row["timesteps"] = agent.num_timesteps
             row["time/iteration"] = time.perf_counter() - began
+            row["time/cpu"] = time.process_time() - cpu
             yield self._write(row)
-            last = agent.iteration == self.spec.iterations
-            if last or (chosen["every"] and agent.iteration % chosen["every"] == 0):
-                yield self._evaluate(agent, sampled=last)
+            last = self._over(agent)
+            if last or (chosen.every and agent.iteration % chosen.every == 0):
+                yield self._evaluate(agent, whole=last)
             if not last and agent.iteration % self.spec.checkpoint_every == 0:
-                self._file.flush()
-                agent.save(self.folder / "checkpoint")
+                with storage_errors(self.folder):
+                    agent.save(self.folder / "checkpoint")
 
-    def _evaluate(self, agent: Any, sampled: bool) -> dict[str, Any]:
-        greedy = self.evaluator(agent.target)
-        measured: dict[str, Any] = {"greedy": greedy.mean, "statuses": greedy.statuses, "right": _bits(greedy)}
-        if sampled:
-            # The same seed before and after: the two differ by the weights alone.
-            drawn = self.evaluator(agent.target, self.spec.evaluation["samples"], SAMPLED_TEMPERATURE, self.spec.seed)
-            measured |= {"sampled": drawn.mean, "sampled_right": drawn.right.sum(1).tolist()}
-        return self._write({"iteration": agent.iteration, "timesteps": agent.num_timesteps, "evaluation": measured})
+    def _over(self, agent: Any) -> bool:
+        """Whether a budget is used up."""
+        spec = self.spec
+        return (
+            agent.iteration >= spec.iterations
+            or (spec.tokens is not None and agent.num_timesteps >= spec.tokens)
+            or (spec.seconds is not None and seconds_spent(self.rows) >= spec.seconds)
+        )
+
+    def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
+        """Greedy accuracy; at both ends of a run also sampled accuracy, the further sets and sample completions."""
+        began, cpu = time.perf_counter(), time.process_time()
+        measured = (
+            self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
+        )
+        row = {"iteration": agent.iteration, "timesteps": agent.num_timesteps, "evaluation": measured}
+        row |= {"time/evaluation": time.perf_counter() - began, "time/cpu": time.process_time() - cpu}
+        return self._write(row)
 
     def _write(self, row: dict[str, Any]) -> dict[str, Any]:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with storage_errors(self.folder):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        self.rows.append(row)
         return row
 
     def _finish(self, agent: Any) -> None:
         """Save the model, then the result: a folder with a result is a finished run."""
-        if (self.folder / "model").exists():
-            shutil.rmtree(self.folder / "model")
-        agent.save(self.folder / "model")
-        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        self.result = summarise(self.spec, rows)
-        scratch = self.folder / "result.json.partial"
-        scratch.write_text(json.dumps(self.result, indent=2) + "\n")
-        scratch.rename(self.folder / "result.json")
+        self.result = summarise(self.spec, self.rows)
+        with storage_errors(self.folder):
+            agent.save(self.folder / "model")
+            write_whole(self.folder / RESULT, json.dumps(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
 
 def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
     """The spec's agent, from its policy or from a checkpoint's weights."""
-    arguments = dict(spec.agent)
-    component, _ = agent_registry.resolve(arguments.pop("id"))
+    component, arguments = agent_arguments(spec.agent)
     env = dict(spec.env)
     if spec.policy != "tiny" and "tokenizer" not in env:
         env |= policy_vocabulary(spec.policy)
@@ -122,10 +164,8 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
 
     env = dict(env)
     id = env.pop("id")
-    slots = slots_of(
-        id, arguments.get("slots"), arguments.get("group_size", 1) * arguments.get("problems_per_batch", 64)
-    )
-    return gym.make_vec(id, num_envs=slots, copy=False, **env)
+    episodes = arguments.get("group_size", 1) * arguments.get("problems_per_batch", 64)
+    return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)
 
 
 def policy_vocabulary(policy: str) -> dict[str, Any]:
@@ -137,90 +177,3 @@ def policy_vocabulary(policy: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"policy {policy!r} could not be loaded: {str(error).splitlines()[0]}") from None
     return {"tokenizer": policy, "vocab_size": int(config.vocab_size)}
-
-
-def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result of a run from its rows: accuracy before and after, cost, off-policy diagnostics (means over
-    iterations)."""
-    evaluations = [row for row in rows if "evaluation" in row]
-    train = [row for row in rows if "evaluation" not in row]
-    first, last = evaluations[0]["evaluation"], evaluations[-1]["evaluation"]
-    seconds = {name: sum(row[name] for row in train) for name in (*TIMES, "time/iteration")}
-    tokens = sum(row["tokens"] for row in train)
-    means = {
-        name: float(np.mean([row[name] for row in train if name in row]))
-        for name in sorted({name for row in train for name in row} - {"iteration", "timesteps", "layers", *TIMES})
-    }
-    return {
-        "agent": spec.agent["id"],
-        "seed": spec.seed,
-        "hash": spec.hash,
-        "accuracy_before": first["greedy"],
-        "accuracy_after": last["greedy"],
-        "sampled_before": first["sampled"],
-        "sampled_after": last["sampled"],
-        "right_before": first["right"],
-        "right_after": last["right"],
-        "tokens": tokens,
-        "rollout_tokens_per_second": tokens / seconds["time/rollout"],
-        "seconds": seconds["time/iteration"],
-        "seconds_rollout": seconds["time/rollout"],
-        "seconds_update": seconds["time/update"],
-        "curve": [
-            {"iteration": row["iteration"], "timesteps": row["timesteps"], "greedy": row["evaluation"]["greedy"]}
-            for row in evaluations
-        ],
-        "means": means,
-    }
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, machine, command and commit."""
-    packages = ("nested-reft", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": commit.stdout.strip() or None,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def _bits(accuracy: Accuracy) -> str:
-    """Right (1) or wrong (0) per question, in order."""
-    return "".join("1" if right else "0" for right in accuracy.right[:, 0])
-
-
-def _rows_until(path: Path, iteration: int) -> list[dict[str, Any]]:
-    """The rows of an interrupted run up to its checkpoint; a half-written last line is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["iteration"] > iteration:
-            break
-        rows.append(row)
-    return rows
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder; a second process gets a clear error instead of corrupting it."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{folder} is in use by another process; wait for it, or use another --runs folder"
-            ) from None
-        yield

@@ -1,0 +1,88 @@
+"""Files that survive a kill: written whole or not at all, rows that end at the first damaged line, one writer a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from safetensors import SafetensorError
+
+from registry import UsageError
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in one step: a reader, or a kill, sees the old file or the new one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The rows of a JSON-lines file up to its first damaged line, and that line's number (None: all are whole)."""
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else [""]
+    for number, line in enumerate(lines, 1):
+        if not line and number == len(lines):
+            break
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            return rows, number
+        if not isinstance(row, dict) or "iteration" not in row:
+            return rows, number
+        rows.append(row)
+    return rows, None
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """A failing disk (full, read-only, over a quota) as a ``UsageError`` that says that nothing is lost."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"run folder {str(folder)!r} cannot be written ({reason}): free some space, or choose another --runs "
+            "folder; the same command goes on from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder; a second process gets a clear error instead of corrupting it."""
+    with storage_errors(folder):
+        file = (folder / "lock").open("a")
+    with file:
+        if not _take(file, fcntl.LOCK_EX, attempts=5):
+            raise UsageError(f"{folder} is in use by another process: wait for it, or use another --runs folder")
+        yield
+
+
+def _take(file: TextIO, kind: int, attempts: int) -> bool:
+    """Whether the lock was had; several attempts, since a comparison that only looks holds it for a moment."""
+    for attempt in range(attempts):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt + 1 < attempts:
+                time.sleep(0.1)
+    return False
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process holds the run folder."""
+    lock = folder / "lock"
+    if not lock.is_file():
+        return False
+    with lock.open("r") as file:
+        return not _take(file, fcntl.LOCK_SH, attempts=1)

@@ -1,0 +1,55 @@
+"""Progress of one run: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.spec import RunSpec
+
+SECONDS_BETWEEN_LINES = 10
+
+
+class RunProgress:
+    """Context; ``show`` takes the rows of metrics.jsonl as they are written."""
+
+    def __init__(self, spec: RunSpec, quiet: bool) -> None:
+        self.spec = spec
+        self.quiet = quiet
+        console = Console(stderr=True)
+        self.live = console.is_terminal and not quiet
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+        )
+        self.told = time.monotonic()
+
+    def __enter__(self) -> RunProgress:
+        self.bar.start()
+        name = f"{self.spec.agent['id']} seed {self.spec.seed}"
+        self.job = self.bar.add_task(name, total=self.spec.iterations, note="")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.stop()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Tell of one row."""
+        if "evaluation" in row:
+            note = f"held-out accuracy {row['evaluation']['greedy']:.1%}"
+        else:
+            note = f"rollout accuracy {row['rollout_accuracy']:.1%}, {row['rollout_tokens_per_second']:.0f} tokens/s"
+        self.bar.update(self.job, completed=row["iteration"], note=note)
+        due = time.monotonic() - self.told > SECONDS_BETWEEN_LINES or "evaluation" in row
+        if not self.quiet and not self.live and due:
+            self.told = time.monotonic()
+            print(f"iteration {row['iteration']}/{self.spec.iterations}: {note}", file=sys.stderr, flush=True)
