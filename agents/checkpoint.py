@@ -15,6 +15,7 @@ from registry import UsageError
 
 STATE = "agent.json"
 OPTIMIZER = "optimizer.safetensors"
+CRITIC = "critic.safetensors"  # of agents that have a value head
 
 
 def save(agent: Any, path: Path) -> None:
@@ -27,6 +28,8 @@ def save(agent: Any, path: Path) -> None:
     agent.envs.unwrapped.task.tokenizer.save_pretrained(scratch)
     tensors, scalars = _optimizer_state(agent.optimizer)
     save_file(tensors, scratch / OPTIMIZER)
+    if hasattr(agent, "critic"):
+        save_file(agent.critic.state_dict(), scratch / CRITIC)
     state = {
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
@@ -60,6 +63,8 @@ def restore(agent: Any, path: Path) -> None:
     agent.num_timesteps = state["num_timesteps"]
     agent.iteration = state["iteration"]
     _load_optimizer_state(agent.optimizer, load_file(path / OPTIMIZER), state["optimizer"])
+    if hasattr(agent, "critic"):
+        agent.critic.load_state_dict(load_file(path / CRITIC))
     for component, saved in ((agent.sampler, state["sampler"]), (agent.problem_sampler, state["problems"])):
         if saved:
             component.load_state_dict(saved)

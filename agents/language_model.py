@@ -11,29 +11,40 @@ from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 
 from policies import Behavior, Policy
+from registry import UsageError
 
 
-class LanguageModelPolicy(BasePolicy):
-    """The full model as an SB3 policy.
+def target_of(given: str | Policy, actions: spaces.Space, device: str, dtype: str | None = None) -> Policy:
+    """The policy that an agent was given or names.
 
-    ``predict`` keeps the KV slots in the recurrent ``state`` that SB3 hands back, so that ``evaluate_policy`` decodes
-    one token a step. Without a state it reads the whole prefix again: correct, slower.
+    Raises:
+        UsageError: it cannot be loaded, or its logits are not the environment's ``actions``.
+    """
+    target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
+    count = int(actions.n) if isinstance(actions, spaces.Discrete) else None
+    if target.vocab_size != count:
+        raise UsageError(
+            f"the policy has {target.vocab_size} logits, the environment {count} tokens: "
+            f"give the environment the policy's tokenizer (tokenizer={given!r}) and, if its logits are padded, "
+            f"vocab_size={target.vocab_size}"
+        )
+    return target
+
+
+class PredictsWithSlots:
+    """``predict`` of stable-baselines3 by the full model.
+
+    It keeps the KV slots in the recurrent ``state`` that SB3 hands back, so that ``evaluate_policy`` decodes one token
+    a step. Without a state it reads the whole prefix again: correct, slower.
+
+    Attributes:
+        target: the policy.
+        temperature: of sampling; ``deterministic`` is greedy.
     """
 
-    def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any = None, *, target: Policy
-    ) -> None:
-        super().__init__(observation_space, action_space, squash_output=False)
-        self.target = target
-        self.model = target.model
-        self.temperature = 1.0
-        self._calls = 0
-
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Not a feed-forward network: use ``predict``."""
-        raise NotImplementedError("use predict(), or policies.Policy.logprobs for log-probabilities with gradients")
-
-    _predict = forward
+    target: Policy
+    temperature = 1.0
+    _calls = 0
 
     def predict(
         self,
@@ -54,10 +65,27 @@ class LanguageModelPolicy(BasePolicy):
         return (actions[0] if single else actions), state
 
 
+class LanguageModelPolicy(PredictsWithSlots, BasePolicy):
+    """The full model as an SB3 policy, for agents whose update does not go through SB3's policy interface."""
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any = None, *, target: Policy
+    ) -> None:
+        super().__init__(observation_space, action_space, squash_output=False)
+        self.target = target
+        self.model = target.model
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Not a feed-forward network: use ``predict``."""
+        raise NotImplementedError("use predict(), or policies.Policy.logprobs for log-probabilities with gradients")
+
+    _predict = forward
+
+
 class PredictState:
     """What SB3 carries between ``predict`` calls: a behaviour and the episode number of each slot."""
 
-    def __init__(self, policy: LanguageModelPolicy, slots: int, length: int, greedy: bool) -> None:
+    def __init__(self, policy: PredictsWithSlots, slots: int, length: int, greedy: bool) -> None:
         target = policy.target
         policy._calls += 1
         self.greedy = greedy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from registry import UsageError
 
 class SB3VecEnv(VecEnv):
     """A SAME_STEP gymnasium ``VectorEnv`` behind SB3's interface: final observations become ``terminal_observation``,
-    final infos the step's info, truncation ``TimeLimit.truncated``.
+    final infos the step's info, truncation ``TimeLimit.truncated``. Observations are copies: SB3 stores the last one
+    after the next step.
 
     Raises:
         UsageError: the vector env resets in another mode, which SB3 cannot express.
@@ -38,7 +40,7 @@ class SB3VecEnv(VecEnv):
         self.reset_infos = [_slot_info(infos, slot) for slot in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        return observation
+        return deepcopy(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
@@ -57,7 +59,7 @@ class SB3VecEnv(VecEnv):
             out.append(info)
             started = {key: value for key, value in infos.items() if not key.lstrip("_").startswith("final_")}
             self.reset_infos[slot] = _slot_info(started, slot)
-        return observation, rewards.astype(np.float32), done, out  # type: ignore[return-value]
+        return deepcopy(observation), rewards.astype(np.float32), done, out  # type: ignore[return-value]
 
     def close(self) -> None:
         self.venv.close()
