@@ -119,6 +119,11 @@ def collapse(found: Mapping[str, float]) -> str | None:
     ``found`` are ``diagnostics``. The sequence ESS of n completions cannot be seen below 1/n, so D counts too: the ESS
     of a large batch is about exp(-2 D).
     """
+    if found.get("weight_zero") == 1.0:
+        return (
+            "the correction gave every token the weight 0: this step learned nothing. Skip fewer layers, widen the "
+            "correction's bounds, or take one that truncates (truncated-is) instead of masking"
+        )
     d, fraction = found.get("D"), found.get("ess_sequence")
     if d is None or fraction is None:
         return None

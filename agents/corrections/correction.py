@@ -106,8 +106,8 @@ def weigh(correction: Any, logp: Tensor, rollout: Rollout, advantage: Tensor) ->
         raise UsageError(f"{name} returned a weight that is not finite; clamp the exponent, as corrections.exp does")
     if rollout.mask.any() and not (weight != 0).any():
         warnings.warn(
-            f"{name} gave all {int(rollout.mask.sum())} tokens of this batch the weight 0: this step learns nothing. "
-            "Skip fewer layers, widen its bounds, or take a correction that truncates instead of masking",
+            f"{name} gave every token of a batch the weight 0, and nothing is learned from it. Skip fewer layers, "
+            "widen its bounds, or take a correction that truncates instead of masking",
             ZeroWeights,
             stacklevel=2,
         )

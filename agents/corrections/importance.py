@@ -90,11 +90,13 @@ class TruncatedIS(Correction):
     level: str = "token"
     cap: float = 2.0
 
-    scope: ClassVar[str] = "sequence"
-
     def __post_init__(self) -> None:
         check_level(self)
         check_positive(self, "cap")
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return self.level
 
     @property
     def on_policy(self) -> float:  # type: ignore[override]
@@ -114,11 +116,13 @@ class MaskedIS(Correction):
     low: float = 0.5
     high: float = 5.0
 
-    scope: ClassVar[str] = "sequence"
-
     def __post_init__(self) -> None:
         check_level(self)
         _check_band(self, self.low, self.high)
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return self.level
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_w = at_level(log_rho(logp, rollout), self.level)
@@ -154,12 +158,14 @@ class Tempered(Correction):
     beta: float = 0.5
     level: str = "sequence"
 
-    scope: ClassVar[str] = "sequence"
-
     def __post_init__(self) -> None:
         check_level(self)
         if not 0 <= self.beta <= 1:
             raise UsageError(f"Tempered.beta={self.beta!r} must lie in [0, 1]")
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return self.level
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]

@@ -20,6 +20,8 @@ from agents.corrections.correction import (
 from agents.rollout import Rollout
 from registry import UsageError, corrections
 
+REFINEMENTS = 10  # of a bracket, by 8 each: beta to 1e-9
+
 
 @corrections.register("self-normalised")
 @dataclass(frozen=True)
@@ -69,12 +71,13 @@ class ESSAdaptive(Correction):
 
     def beta(self, log_w: Tensor) -> float:
         """The largest power of the [N] weights that keeps the effective sample size; ESS falls with the power."""
-        if not len(log_w) or _ess(log_w) >= self.ess:
-            return 1.0
         low, high = 0.0, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if _ess(middle * log_w) >= self.ess else (low, middle)
+        for _ in range(REFINEMENTS):
+            betas = torch.linspace(low, high, 9, dtype=torch.float64, device=log_w.device)
+            enough = int((_ess(betas[:, None] * log_w) >= self.ess).sum()) if len(log_w) else len(betas)
+            if enough == len(betas):
+                return high
+            low, high = float(betas[max(enough - 1, 0)]), float(betas[max(enough, 1)])
         return low
 
 
@@ -118,6 +121,6 @@ def _groups(group: Tensor) -> tuple[Tensor, Tensor]:
     return member, size.double()
 
 
-def _ess(log_w: Tensor) -> float:
-    """Effective sample size of [N] log weights as a fraction of N."""
-    return math.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)
+def _ess(log_w: Tensor) -> Tensor:
+    """Effective sample size of [..., N] log weights as a fraction of N."""
+    return (2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1)).exp() / log_w.shape[-1]

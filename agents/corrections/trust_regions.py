@@ -162,13 +162,15 @@ class DecoupledPPO(TrustRegion):
     eps_low: float = 0.2
     eps_high: float = 0.2
 
-    scope: ClassVar[str] = "sequence"
-
     def __post_init__(self) -> None:
         check_level(self)
         _check_clip(self, self.eps_low, self.eps_high)
         if self.cap is not None:
             check_positive(self, "cap")
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return self.level
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]

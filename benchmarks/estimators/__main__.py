@@ -1,0 +1,232 @@
+"""Command line of the exact estimator lab: ``python -m benchmarks.estimators``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import agents  # noqa: F401  registers the components
+from agents.corrections import ZeroWeights, traits
+from benchmarks.estimators import adviser, contract, picture, report
+from benchmarks.estimators.moments import Groups
+from benchmarks.estimators.sweep import Sweep, rows
+from registry import UsageError, advantages, corrections, parse_value
+
+DESCRIPTION = """\
+Enumerate a token MDP and give, for every registered off-policy correction, the exact bias, variance, direction and
+ascent efficiency of its gradient estimate: for a noised target and for a transformer whose layers are skipped.
+"""
+EPILOG = """\
+examples:
+  python -m benchmarks.estimators                                       the default sweep, under two minutes
+  python -m benchmarks.estimators --correction '*-is' --set cap=4       some of them, with another bound
+  python -m benchmarks.estimators --correction 'truncated-is*ppo-clip'  a product
+  python -m benchmarks.estimators --advantage grpo --groups 8           exact groups, normalised as in GRPO
+  python -m benchmarks.estimators --check my_package:MyCorrection       is my correction sound?
+  python -m benchmarks.estimators --run runs/1f3a                       which correction fits what my run measured?
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.estimators",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Sweep()
+    made.add_argument("--correction", action="append", metavar="PATTERN", help="ids to compare (repeatable; default *)")
+    made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the corrections")
+    made.add_argument("--advantage", default=default.advantage, help=f"default {default.advantage}")
+    made.add_argument("--groups", type=int, default=default.groups.size, metavar="G", help="completions per problem")
+    made.add_argument(
+        "--by-target",
+        type=int,
+        default=default.groups.by_target,
+        metavar="N0",
+        help="of them by the target (defensive)",
+    )
+    made.add_argument("--batch", type=int, default=default.batch, metavar="N", help="completions per update")
+    made.add_argument(
+        "--d", type=float, nargs="+", default=default.divergences, help="divergences of the noised target"
+    )
+    made.add_argument("--horizon", type=int, nargs="+", default=default.horizons, help="tokens, of the noised target")
+    made.add_argument("--success", type=float, nargs="+", default=default.successes, help="success rates of the target")
+    made.add_argument(
+        "--skip", type=int, nargs="*", default=default.skips, help="layers of the transformer's 12 to skip"
+    )
+    made.add_argument(
+        "--seeds", type=int, default=default.seeds, help=f"random problems per cell, default {default.seeds}"
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows, one per cell and correction")
+    made.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    made.add_argument("--picture", type=Path, metavar="FILE", help="write efficiency against D (png, svg, pdf)")
+    made.add_argument("--check", metavar="MODULE:CLASS", help="run the contract checks on a correction of your own")
+    made.add_argument("--run", type=Path, metavar="FOLDER", help="advise on a run's folder")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 1 if ``--check`` found a fault, 2 on bad input."""
+    given = parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    torch.set_num_threads(1)  # the tensors are small
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ZeroWeights)
+            if given.check:
+                return check(given.check, console)
+            chosen = choose(given.correction or ["*"], given.set)
+            command = "python -m benchmarks.estimators " + shlex.join(
+                arguments if arguments is not None else sys.argv[1:]
+            )
+            if given.run:
+                found = adviser.advise(given.run, chosen, console)
+            else:
+                found = list(rows(sweep_of(given), chosen))
+                report.show(found, console)
+            write(found, given, command.strip())
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def sweep_of(given: argparse.Namespace) -> Sweep:
+    """The sweep that the arguments describe."""
+    advantages.check(given.advantage)
+    for name, values in (("--d", given.d), ("--success", given.success), ("--seeds", [given.seeds])):
+        if any(value <= 0 for value in values):
+            raise UsageError(f"{name} must be above 0")
+    if any(value >= 1 for value in given.success):
+        raise UsageError("--success must be below 1")
+    if not given.d and not given.skip:
+        raise UsageError("nothing to enumerate: give --d or --skip")
+    if any(not 1 <= horizon <= 7 for horizon in given.horizon):
+        raise UsageError("--horizon must lie in 1 to 7: the completions are enumerated, 4 ** T of them")
+    groups = Groups(given.groups, given.by_target)
+    if given.batch < groups.size:
+        raise UsageError(f"--batch {given.batch} must hold at least one group of {groups.size}")
+    return Sweep(
+        divergences=tuple(given.d),
+        horizons=tuple(given.horizon),
+        successes=tuple(given.success),
+        skips=tuple(given.skip),
+        seeds=given.seeds,
+        advantage=given.advantage,
+        groups=groups,
+        batch=given.batch,
+    )
+
+
+def choose(patterns: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
+    """The corrections by id: a pattern is a (product) id or a shell pattern over the registered ones. A setting goes
+    to every chosen correction that has the field."""
+    ids: list[str] = []
+    for pattern in patterns:
+        exact = "*" in pattern and all(factor and factor in corrections for factor in pattern.split("*"))
+        matching = [pattern] if exact else corrections.ids(pattern)
+        if not matching:
+            corrections.check(pattern)  # raises with the nearest known id
+        ids += [id for id in matching if id not in ids]
+    values: dict[str, str] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting!r} has no value: write FIELD=VALUE")
+        values[name.removeprefix("correction.")] = text
+    known = {id: corrections.fields(id) for id in ids}
+    for name in values:
+        if not any(name in fields for fields in known.values()):
+            raise UsageError(f"--set {name}: none of {', '.join(ids)} has this field")
+    return {
+        id: corrections.make(
+            id,
+            **{
+                name: parse_value(text, known[id][name].type, name)
+                for name, text in values.items()
+                if name in known[id]
+            },
+        )
+        for id in ids
+    }
+
+
+def write(found: list[dict[str, Any]], given: argparse.Namespace, command: str) -> None:
+    """The files asked for."""
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+    if given.markdown:
+        given.markdown.write_text(report.markdown(found, command))
+    if given.picture:
+        if given.run:
+            raise UsageError("--picture draws a sweep; leave out --run")
+        picture.draw(found, given.picture)
+
+
+def load(target: str) -> Any:
+    """The correction that ``package.module:Class`` or ``path/to/file.py:Class`` names, with its defaults."""
+    module_name, colon, class_name = target.rpartition(":")
+    if not colon:
+        raise UsageError(f"--check {target!r}: write MODULE:CLASS, such as my_package:MyCorrection")
+    sys.path.insert(0, os.getcwd())
+    if module_name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+        if spec is None or spec.loader is None or not Path(module_name).is_file():
+            raise UsageError(f"--check: there is no file {module_name!r}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise UsageError(
+                f"--check: cannot import {module_name!r} ({error}); run it where Python finds it"
+            ) from None
+    if not hasattr(module, class_name):
+        raise UsageError(f"--check: {module_name} has no {class_name!r}")
+    try:
+        return getattr(module, class_name)()
+    except TypeError as error:
+        raise UsageError(f"--check: {class_name}() cannot be made with its defaults: {error}") from None
+
+
+def check(target: str, console: Console) -> int:
+    """Print the contract checks of one correction and where it stands in the lab."""
+    correction = load(target)
+    found = contract.check(correction)
+    table = Table(title=f"{target}: {traits(correction)}", title_justify="left")
+    for name in ("check", "result"):
+        table.add_column(name, overflow="fold")
+    for name, fault in found.items():
+        table.add_row(name, fault or "ok")
+    console.print(table)
+    if any(found.values()):
+        return 1
+    if not hasattr(correction, "scope"):
+        console.print(
+            "It declares no scope, so the update calls it on whole minibatches; declare scope if it may be less."
+        )
+    compared = {id: corrections.make(id) for id in ("none", "token-is", "truncated-is", "sequence-is")}
+    sweep = Sweep(divergences=(0.1, 0.3, 1.0), successes=(0.3,), skips=())
+    report.show(list(rows(sweep, {target: correction, **compared})), console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The adviser: from what a run measured of its divergence, a correction and a budget of skipped layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.estimators.report import CANNOT_TELL, merged, ranked, relative_efficiency
+from benchmarks.estimators.sweep import Row, Sweep, cell_rows, noisy_cell
+from registry import UsageError
+
+NEEDED = ("mean_length", "kl_k1", "chi2", "ess_sequence")
+EASY_D, HOPELESS_D = 0.3, 2.0
+SMALLEST_D = 0.01
+SEEDS = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over a run's iterations.
+
+    Attributes:
+        length: tokens per completion.
+        kl: KL(mu || pi) per token, nats.
+        chi2: of whole completions.
+        ess: effective sample size of completions, as a fraction.
+        skip_ratio: share of the layers left out, None where the run does not say.
+        batch: completions per update, None where the run does not say.
+        by_subset: per set of kept layers: KL per token and number of iterations.
+    """
+
+    length: float
+    kl: float
+    chi2: float
+    ess: float
+    skip_ratio: float | None
+    batch: int | None
+    by_subset: dict[tuple[int, ...], tuple[float, int]]
+
+    @property
+    def d(self) -> float:
+        """D = T * KL, nats per completion."""
+        return self.length * self.kl
+
+
+def measured(run: Path) -> Measured:
+    """Read a run's folder (``metrics.jsonl``). Raises ``UsageError`` naming what is missing."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UsageError(f"{run} has no metrics.jsonl: give the folder of a run, runs/<hash>")
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = [row for row in rows if all(isinstance(row.get(name), int | float) for name in NEEDED)]
+    if not rows:
+        raise UsageError(
+            f"{path} has no iteration with {', '.join(NEEDED)}: the adviser needs a run of a ReFT agent in which at "
+            "least one group had both right and wrong completions"
+        )
+    subsets: dict[tuple[int, ...], list[float]] = {}
+    for row in rows:
+        if isinstance(row.get("layers"), list):
+            subsets.setdefault(tuple(row["layers"]), []).append(row["kl_k1"])
+    ratios = [row["skip_ratio"] for row in rows if "skip_ratio" in row]
+    used = [row["sequences"] for row in rows if row.get("sequences")]
+    means = {name: fmean(row[name] for row in rows) for name in NEEDED}
+    return Measured(
+        length=means["mean_length"],
+        kl=max(means["kl_k1"], 0.0),
+        chi2=means["chi2"],
+        ess=means["ess_sequence"],
+        skip_ratio=fmean(ratios) if ratios else None,
+        batch=round(fmean(used)) if used else None,
+        by_subset={subset: (fmean(kls), len(kls)) for subset, kls in subsets.items()},
+    )
+
+
+def nearest_rows(found: Measured, chosen: dict[str, Any]) -> list[Row]:
+    """The lab's rows at the run's D and batch size (D within what the lab can reach)."""
+    d = min(max(found.d, SMALLEST_D), HOPELESS_D)
+    sweep = Sweep(batch=max(found.batch or Sweep.batch, 8))
+    cells = (noisy_cell(sweep.vocabulary, 6, success, d, seed) for seed in range(SEEDS) for success in sweep.successes)
+    return [row for cell in cells for row in cell_rows(cell, sweep, chosen)]
+
+
+def advise(run: Path, chosen: dict[str, Any], console: Console) -> list[Row]:
+    """Print the measurements, the ranking at that divergence and the budget; return the lab's rows."""
+    found = measured(run)
+    console.print(
+        f"{run}: {found.length:.1f} tokens per completion, KL per token {found.kl:.4g}, D = {found.d:.3g} nats per "
+        f"completion, chi2 {found.chi2:.3g}, sequence ESS {found.ess:.3g} (of a large batch about exp(-2 D) = "
+        f"{2.718281828 ** (-2 * found.d):.2g})",
+        soft_wrap=True,
+    )
+    rows = nearest_rows(found, chosen)
+    _show_ranking(rows, found, console)
+    for text in [*budget(found), CANNOT_TELL]:
+        console.print(text, soft_wrap=True)
+    return rows
+
+
+def _show_ranking(rows: Sequence[Row], found: Measured, console: Console) -> None:
+    table = Table(title=f"The lab at D = {rows[0]['d']:.3g}, {rows[0]['batch']} completions per update (best first)")
+    for name in ("correction", "unbiased", "bias", "variance", "efficiency / on-policy"):
+        table.add_column(name, justify="left" if name == "correction" else "right", overflow="fold", max_width=40)
+    groups = merged(rows)
+    for id in ranked(rows)[:6]:
+        own = [row for row in rows if row["correction"] == id]
+        bias = fmean(row["relative_bias"] for row in own)
+        table.add_row(
+            " = ".join(groups[id]),
+            "yes" if own[0]["declared_unbiased"] else "",
+            "0" if bias < 1e-10 else f"{bias:.2f}",
+            f"{fmean(row['variance_ratio'] for row in own):.3g}",
+            f"{fmean(relative_efficiency(row) for row in own):.2f}",
+        )
+    console.print(table)
+
+
+def budget(found: Measured) -> list[str]:
+    """What to skip, in words."""
+    said = []
+    if found.d > HOPELESS_D:
+        said.append(
+            f"D = {found.d:.3g} is beyond {HOPELESS_D:g}: the ranking above is for D = {HOPELESS_D:g}. No unbiased "
+            "reweighting works here; shorten the completions or skip less before choosing among corrections."
+        )
+    elif found.d <= EASY_D:
+        said.append(f"D is at most {EASY_D:g}: the corrections differ little, and you may skip more.")
+    allowed = EASY_D / max(found.length, 1e-9)
+    said.append(
+        f"Budget: at {found.length:.0f} tokens, D <= {EASY_D:g} asks for a KL per token of at most {allowed:.2g} "
+        f"(D <= {HOPELESS_D:g}: {HOPELESS_D / max(found.length, 1e-9):.2g})."
+    )
+    if found.skip_ratio and found.kl > 0:
+        ratio = found.skip_ratio * allowed / found.kl
+        said.append(
+            f"If KL grew in proportion to the layers skipped (an assumption: which layers matters more), skipping "
+            f"{min(ratio, 1.0):.1%} of them would stay in it; the run skipped {found.skip_ratio:.1%}."
+        )
+    if len(found.by_subset) > 1:
+        best = sorted(found.by_subset.items(), key=lambda item: item[1][0])[:3]
+        said += ["The cheapest layer subsets of the run (kept layers, KL per token, iterations):"]
+        said += [f"  {list(subset)}: {kl:.3g} ({count})" for subset, (kl, count) in best]
+    return said

@@ -1,0 +1,137 @@
+"""The sweep: cells of many divergences, horizons, success rates and layer subsets; a row per correction in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from agents.corrections import traits
+from benchmarks.estimators.mdp import Cell, noised, random_reward, random_target, tree
+from benchmarks.estimators.mini import skipping, subsets
+from benchmarks.estimators.moments import Groups, Moments, moments
+from registry import advantages, corrections
+
+Row = dict[str, Any]
+
+REFERENCE = "sequence-is"  # the unbiased estimator that every other is compared with for N*
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to enumerate.
+
+    Attributes:
+        divergences: D of a noised pi, nats per completion.
+        horizons: T of the noised cells.
+        successes: the target's success rates (how sparse the reward is).
+        skips: layers left out of the mini transformer's 12, for the cells with a real nested policy.
+        subsets: layer subsets drawn per number of skipped layers.
+        seeds: targets, rewards and noises drawn per setting.
+        vocabulary: V of the noised cells; the transformer has 3 tokens and horizon 6.
+        advantage: id of the advantage. ``reinforce`` takes the nested policy's success rate as its baseline, which is
+            what the group mean of many completions tends to.
+        groups: completions per problem, and how many of them the target writes where a correction expects that.
+        batch: N, completions per update, at which the ascent efficiency is given.
+    """
+
+    divergences: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 2.0)
+    horizons: tuple[int, ...] = (3, 6)
+    successes: tuple[float, ...] = (0.5, 0.1)
+    skips: tuple[int, ...] = (1, 2, 3, 6)
+    subsets: int = 3
+    seeds: int = 2
+    vocabulary: int = 4
+    advantage: str = "reinforce"
+    groups: Groups = field(default_factory=Groups)
+    batch: int = 256
+
+    def cells(self) -> Iterator[Cell]:
+        """Every cell; the labels say what each is."""
+        for seed in range(self.seeds):
+            for horizon in self.horizons:
+                for success in self.successes:
+                    for d in self.divergences:
+                        yield noisy_cell(self.vocabulary, horizon, success, d, seed)
+            for success in self.successes:
+                for count in self.skips:
+                    for skipped in subsets(count, self.subsets, seed):
+                        yield skipping(3, 6, success, seed, skipped)
+
+
+def noisy_cell(vocabulary: int, horizon: int, success: float, d: float, seed: int) -> Cell:
+    """A random tabular target; mu is the target with noise on its logits, D = ``d`` nats."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = tree(vocabulary, horizon)
+    log_pi = random_target(shape, generator)
+    reward = random_reward(shape, log_pi, success, generator)
+    labels: dict[str, float | int | str] = {"mu": "noise", "level": d, "success": success, "seed": seed}
+    return noised(Cell(shape, log_pi, log_pi, log_pi, reward, None, labels), d, generator)
+
+
+def rows(sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[Row]:
+    """One row per cell and correction; ``chosen`` maps ids to corrections."""
+    for cell in sweep.cells():
+        yield from cell_rows(cell, sweep, chosen)
+
+
+def cell_rows(cell: Cell, sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of one cell."""
+    fields = {}
+    if sweep.advantage == "reinforce":
+        fields["baseline"] = float((cell.probability(cell.log_mu) * cell.reward).sum())
+    advantage = advantages.make(sweep.advantage, **fields)
+    truth = cell.true_gradient()
+    on_policy = moments(cell.on_policy(), corrections.make("none"), advantage, sweep.groups)
+    reference = moments(cell, corrections.make(REFERENCE), advantage, sweep.groups)
+    for id, correction in chosen.items():
+        found = moments(cell, correction, advantage, sweep.groups, sweep.batch)
+        yield {
+            "correction": id,
+            "declared_unbiased": traits(correction).unbiased,
+            "horizon": cell.tree.horizon,
+            **cell.labels,
+            **cell.divergence(),
+            "advantage": sweep.advantage,
+            "batch": sweep.batch,
+            **quality(cell, truth, found, sweep.batch),
+            "variance_ratio": found.variance / on_policy.variance,
+            "on_policy_efficiency": quality(cell, truth, on_policy, sweep.batch)["efficiency"],
+            "crossover": None if id == REFERENCE else crossover(cell, truth, found, reference),
+            "sampled_batches": found.samples,
+        }
+
+
+def quality(cell: Cell, truth: torch.Tensor, found: Moments, batch: int) -> dict[str, float]:
+    """``relative_bias`` |m - g| / |g|, ``cosine`` of m and g, and the ascent ``efficiency`` of a batch of N,
+    (g.m)^2 / (|g|^2 (|m|^2 + V/N)): the ascent of the best step along the estimate, as a fraction of the best step
+    along the true gradient. It does not reward shrinking the gradient, as the mean squared error does. Squared norms
+    of sampled means are freed of their own sampling variance; ``bias_error`` is what that leaves uncertain."""
+    g2, gm = cell.inner(truth, truth), cell.inner(truth, found.mean)
+    m2 = max(cell.inner(found.mean, found.mean) - found.mean_error, 0.0)
+    gap = found.mean - truth
+    bias2 = max(cell.inner(gap, gap) - found.mean_error, 0.0)
+    up = max(gm, 0.0)
+    return {
+        "relative_bias": (bias2 / g2) ** 0.5,
+        "bias_error": (found.mean_error / g2) ** 0.5,
+        "cosine": min(gm / (g2 * m2) ** 0.5, 1.0) if m2 > 0 else 0.0,
+        "efficiency": up**2 / (g2 * (m2 + found.variance / batch)) if up else 0.0,
+    }
+
+
+def crossover(cell: Cell, truth: torch.Tensor, found: Moments, reference: Moments) -> float | None:
+    """N*: the number of completions per update above which the unbiased reference is the more efficient; 1 if always,
+    None if never (an estimator with the true direction and the smaller relative variance)."""
+    g2, gm = cell.inner(truth, truth), cell.inner(truth, found.mean)
+    m2 = max(cell.inner(found.mean, found.mean) - found.mean_error, 0.0)
+    if gm <= 0:
+        return 1.0
+    # 1/efficiency of the reference is 1 + unbiased/N, of the other one inflation + biased/N
+    inflation, biased = g2 * m2 / gm**2, g2 * found.variance / gm**2
+    unbiased = reference.variance / g2
+    if inflation <= 1 + 1e-9:
+        return 1.0 if unbiased <= biased else None
+    return max((unbiased - biased) / (inflation - 1), 1.0)
