@@ -115,7 +115,8 @@ class MathReason(gym.Env[Observation, np.int64]):
 
     def _show(self) -> None:
         if self.render_mode == "human":
-            text = self._transcript()
+            # A character of several tokens decodes to U+FFFD until its last one is there.
+            text = self._transcript().rstrip("\ufffd")
             print(text[self._shown :], end="", flush=True)
             self._shown = len(text)
 

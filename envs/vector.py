@@ -12,6 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -71,6 +72,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         self._last: list[str] = [""] * num_envs
         self._deck: deque[Dealt] | None = None
+        self._begun = False
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -89,6 +91,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._seed(seed, slots)
         self._open_deck(options)
         given = self._given(options)
+        self._begun = True
         infos: dict[str, Any] = {}
         for slot in slots:
             info = self._begin(slot, given[slot] if given is not None else None)
@@ -100,9 +103,14 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self, actions: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Append one token in every live slot; a slot that ends begins its next episode at once."""
+        if not self._begun:
+            raise ResetNeeded("no episode has begun: call reset() before step()")
         actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,):
-            raise UsageError(f"actions of shape {actions.shape} given, ({self.num_envs},) needed: one token a slot")
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise UsageError(
+                f"actions of shape {actions.shape} and type {actions.dtype} given, ({self.num_envs},) integers needed: "
+                "one token a slot"
+            )
         live = np.flatnonzero(self._live)
         tokens = actions[live]
         if np.any((tokens < 0) | (tokens >= self.task.vocab_size)):
@@ -160,6 +168,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def _open_deck(self, options: dict[str, Any]) -> None:
         if "deck" in options:
+            if "reset_mask" in options:
+                raise UsageError("a deck is dealt to all slots: give reset options deck or reset_mask, not both")
             size = int(options.get("group_size", 1))
             if size < 1:
                 raise UsageError(f"group_size={size} must be at least 1")
