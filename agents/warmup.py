@@ -5,9 +5,10 @@
 A Llama of ``DEPTH`` narrow layers learns generated problems of the train split with their worked steps. Three choices
 make it a good start for reinforcement:
 
-- A share of the demonstrations is *terse*: the answer without the steps, as in human data of mixed quality. Which share
-  depends on the theme. The model copies both habits, is mostly wrong when terse, and reward can tell them apart.
-- Stochastic depth: most batches skip some layers between the first and the last, so that layer subsets stay usable.
+- The last demonstrations are of mixed quality, as human data are: a share, which depends on the theme, is *terse*, the
+  answer without the steps. The model takes up both habits; when terse it is mostly wrong, and reward tells them apart.
+- Stochastic depth: once it can calculate, most batches skip layers between the first and the last, so that layer
+  subsets stay usable.
 - It stops early.
 """
 
@@ -26,6 +27,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import AdamW, Muon
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.arithmetic import Arithmetic
@@ -33,7 +36,7 @@ from envs.problem import Problem
 from envs.train_tokenizer import BUILT_IN
 from registry import UsageError
 
-DEPTH = 12
+DEPTH, HEAD = 12, 16
 TERSE_SHARE = {"bus": 0.7, "collection": 0.7, "comparison": 0.7, "bakery": 0.2, "garden": 0.2, "purchase": 0.2}
 
 
@@ -44,7 +47,10 @@ class Warmup:
     Attributes:
         width: hidden size; the feed-forward layers are three times as wide.
         steps, batch: number of optimizer steps, and of problems in each.
-        learning_rate: peak of AdamW, reached after 5 % of the steps, then falling linearly to a tenth.
+        matrix_rate: peak learning rate of Muon, which trains the layers' matrices; ``vector_rate`` of AdamW, which
+            trains the embedding and the norms. Both rise for 5 % of the steps, then fall linearly to a tenth.
+        full_depth: share of the steps, from the first, in which no layer is skipped.
+        worked_only: share of the steps, from the first, in which no demonstration is terse.
         skipped: the k-th entry is the relative frequency of batches that skip k layers.
         levels: of the problems.
         seed: of the weights, of the problems and of the layers skipped.
@@ -53,7 +59,10 @@ class Warmup:
     width: int = 64
     steps: int = 2400
     batch: int = 64
-    learning_rate: float = 3e-3
+    matrix_rate: float = 0.012
+    vector_rate: float = 0.004
+    full_depth: float = 0.5
+    worked_only: float = 0.75
     skipped: tuple[float, ...] = (3, 2, 2, 2, 1)
     levels: tuple[int, ...] = (1, 2, 3)
     seed: int = 0
@@ -61,8 +70,10 @@ class Warmup:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch) < 1:
             raise UsageError(f"steps={self.steps} and batch={self.batch} must be at least 1")
-        if len(self.skipped) > DEPTH - 2:
-            raise UsageError(f"skipped={self.skipped} reaches beyond the {DEPTH - 2} layers that may be skipped")
+        if not 0 < len(self.skipped) < DEPTH or min(self.skipped) < 0 or sum(self.skipped) == 0:
+            raise UsageError(f"skipped={self.skipped} must be frequencies of skipping 0 to at most {DEPTH - 2} layers")
+        if self.width < 2 * HEAD or self.width % (2 * HEAD):
+            raise UsageError(f"width={self.width} must be a multiple of {2 * HEAD}")
 
 
 def new_model(width: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -72,9 +83,9 @@ def new_model(width: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=DEPTH,
-        num_attention_heads=max(2, width // 32),
-        num_key_value_heads=max(1, width // 64),
-        head_dim=32,
+        num_attention_heads=width // HEAD,
+        num_key_value_heads=width // HEAD // 2,
+        head_dim=HEAD,
         max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -98,9 +109,11 @@ def batches(spec: Warmup, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[
     eos, first, stretch = tokenizer.eos_token_id, 0, 16 * spec.batch
     while True:
         drawn = [problems[index] for index in range(first, first + stretch)]
+        mixed = first >= spec.worked_only * spec.steps * spec.batch
         first += stretch
         prompts = tokenizer([f"Question: {problem.question}\nAnswer:" for problem in drawn])["input_ids"]
-        answers = tokenizer([demonstration(problem, rng) for problem in drawn])["input_ids"]
+        shown = [demonstration(problem, rng) if mixed else problem.solution for problem in drawn]
+        answers = tokenizer(shown)["input_ids"]
         pairs = sorted(zip(prompts, answers, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
         starts = list(range(0, stretch, spec.batch))
         rng.shuffle(starts)
@@ -138,29 +151,42 @@ def completion_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor) -> 
     return F.cross_entropy(model.lm_head(hidden[chosen]), labels[:, 1:][chosen])
 
 
+def new_optimizers(model: LlamaForCausalLM, spec: Warmup) -> tuple[Muon, AdamW]:
+    """Muon for the layers' matrices, which learns them in about half the steps, and AdamW for the rest."""
+    matrices = [weight for weight in model.model.layers.parameters() if weight.dim() == 2]
+    inside = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in inside]
+    return (
+        Muon(matrices, lr=spec.matrix_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        AdamW(others, lr=spec.vector_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    )
+
+
 def train(spec: Warmup, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The trained model; the same spec, thread count and machine give the same weights."""
     torch.manual_seed(spec.seed)
     model, rng = new_model(spec.width, tokenizer), Random(f"depth/{spec.seed}")
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
+    optimizers = new_optimizers(model, spec)
     rise = max(1, spec.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, 1 - 0.9 * max(0, step - rise) / max(1, spec.steps - rise))
-    )
+    schedules = [
+        LambdaLR(each, lambda step: min((step + 1) / rise, 1 - 0.9 * max(0, step - rise) / max(1, spec.steps - rise)))
+        for each in optimizers
+    ]
     source, mean = batches(spec, tokenizer), 0.0
     with Progress(transient=True) as progress:
         task = progress.add_task("warm-up", total=spec.steps)
         for step in range(spec.steps):
-            count = rng.choices(range(len(spec.skipped)), spec.skipped)[0]
+            count = (
+                rng.choices(range(len(spec.skipped)), spec.skipped)[0] if step >= spec.full_depth * spec.steps else 0
+            )
             with only_layers(model, draw_kept(count, rng)):
                 loss = completion_loss(model, *next(source))
                 loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+            model.zero_grad()
             mean += (loss.item() - mean) * max(0.02, 1 / (step + 1))
             progress.update(task, advance=1, description=f"warm-up: {mean:.3f} nats/token")
             if step % 100 == 99:
@@ -187,7 +213,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     for name in ("width", "steps", "batch", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help="(default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     args = parser.parse_args(argv)
     try:

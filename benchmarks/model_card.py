@@ -1,0 +1,81 @@
+"""The figures of a model card: ``python -m benchmarks.model_card [MODEL]``.
+
+Held-out accuracy of the generated problems, by level, greedy and sampled; and how usable the model is with layers
+skipped: accuracy and KL divergence per token, averaged over uniformly drawn subsets with the first and the last layer
+kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+import torch
+
+from agents.rollout import collect
+from envs.arithmetic import DEFAULT_LEVELS, LEVELS
+from envs.vector import MathReasonVector
+from policies import LayerSubset, Policy, UniformSkip
+from registry import UsageError
+
+SLOTS, SUBSETS, LARGEST_SKIP = 256, 8, 4
+
+
+def measure(
+    policy: Policy, layers: LayerSubset, temperature: float, problems: int, level: int | tuple[int, ...]
+) -> tuple[float, float, float]:
+    """Accuracy on the first test problems, the mean completion length in tokens, and the KL divergence per token from
+    the subset's distribution to the full model's, in nats: the mean of log mu - log pi over what the subset sampled."""
+    envs = MathReasonVector(num_envs=SLOTS, copy=False, split="test", problem_options={"level": level})
+    mu = policy.nested(layers, SLOTS, envs.task.max_length, temperature=temperature)
+    rollout = collect(mu, envs, range(problems), 1)
+    with torch.no_grad():
+        logp = policy.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
+    mask = rollout.mask
+    kl = float((rollout.behavior_logp - logp)[mask].mean()) if temperature else float("nan")
+    return float(rollout.reward.mean()), float(mask.sum(1).float().mean()), kl
+
+
+def report(policy: Policy, problems: int) -> str:
+    """Two Markdown tables."""
+    whole = tuple(range(policy.num_layers))
+    lines = ["| level | greedy | sampled | tokens |", "|---|---|---|---|"]
+    for level in (DEFAULT_LEVELS, *((one,) for one in LEVELS)):
+        greedy, _, _ = measure(policy, whole, 0.0, problems, level)
+        sampled, length, _ = measure(policy, whole, 1.0, problems, level)
+        name = "default " + str(level) if level == DEFAULT_LEVELS else str(level[0])
+        lines.append(f"| {name} | {greedy:.1%} | {sampled:.1%} | {length:.1f} |")
+    lines += ["", f"| layers skipped, of {len(whole)} | sampled accuracy | KL per token |", "|---|---|---|"]
+    rng = np.random.default_rng(0)
+    for skipped in range(1, LARGEST_SKIP + 1):
+        sampler = UniformSkip(ratio=skipped / len(whole), border=1)
+        found = [
+            measure(policy, sampler.sample(len(whole), rng), 1.0, problems, DEFAULT_LEVELS) for _ in range(SUBSETS)
+        ]
+        accuracy, divergence = ([row[column] for row in found] for column in (0, 2))
+        lines.append(
+            f"| {skipped} | {np.mean(accuracy):.1%} ({min(accuracy):.1%} to {max(accuracy):.1%}) "
+            f"| {np.mean(divergence):.3f} ({min(divergence):.3f} to {max(divergence):.3f}) |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a model's figures. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.model_card", description=main.__doc__)
+    parser.add_argument("model", nargs="?", default="tiny", help="tiny, a folder or a hub id (default %(default)s)")
+    parser.add_argument("--problems", type=int, default=512, help="test problems (default %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if args.problems < 1:
+            raise UsageError(f"problems={args.problems} must be at least 1")
+        print(report(Policy.load(args.model), args.problems))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
