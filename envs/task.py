@@ -99,11 +99,14 @@ class Task:
         self._check_prompts()
 
     def _stop_tokens(self) -> frozenset[int]:
+        """EOS, and the template's stop strings that are one token: as special tokens they never show in the text."""
+        vocabulary = self.tokenizer.get_vocab() if self.template.stop else {}
+        stops = {vocabulary[stop] for stop in self.template.stop if stop in vocabulary}
         if self.spec.stop_token_ids is not None:
-            return frozenset(int(t) for t in self.spec.stop_token_ids)
+            return frozenset({*stops, *(int(t) for t in self.spec.stop_token_ids)})
         if self.tokenizer.eos_token_id is None:
             raise UsageError(f"tokenizer={self.spec.tokenizer!r} has no EOS token; pass stop_token_ids=(...)")
-        return frozenset((int(self.tokenizer.eos_token_id),))
+        return frozenset({*stops, int(self.tokenizer.eos_token_id)})
 
     def _check_prompts(self) -> None:
         """A finite source is checked at once, so that hours later no prompt turns out too long."""

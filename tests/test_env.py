@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,9 +18,11 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from transformers import PreTrainedTokenizerFast
 
 import envs
 from envs.math_reason import MathReason
+from envs.task import BUILTIN_TOKENIZER
 from envs.vector import MathReasonVector
 from registry import UsageError
 
@@ -187,10 +190,12 @@ def drain(
     """Every episode's (problem, group, sample, prefix at the end, reward); ``choose(episode, position)`` is a token."""
     done: dict[int, tuple[Any, ...]] = {}
     episode = np.full(env.num_envs, -1)
+    dealt: list[int] = []
 
     def begin(info: dict[str, Any]) -> None:
         for slot in np.flatnonzero(info.get("_episode_id", np.zeros(env.num_envs, bool))):
             episode[slot] = info["episode_id"][slot]
+            dealt.append(int(episode[slot]))
 
     obs, info = env.reset(options={"deck": deck, "group_size": group_size})
     begin(info)
@@ -198,6 +203,7 @@ def drain(
         live = obs["length"][:, 0] > 0
         assert (live == env.live).all()
         if not live.any():
+            assert dealt == list(range(len(deck) * group_size))  # in order
             return done
         idle = -9  # no token at all: an idle slot's action is ignored
         actions = np.array(
@@ -314,6 +320,19 @@ def test_a_file_of_problems_is_scored_through_the_env(tmp_path: Any) -> None:
         assert env.step(eos_of(env))[1] == 1.0
 
 
+@pytest.mark.parametrize("name", ["gsm8k", "svamp"])
+def test_gold_answers_of_real_sets_score_one_through_the_env(name: str, shared_dir: Path) -> None:
+    options = {"data_dir": str(shared_dir / "data"), "limit": 60}
+    env = gym.make_vec(f"MathReason/{name}-v0", num_envs=1, problem_options=options, split="test")
+    task = env.unwrapped.task  # type: ignore[attr-defined]
+    for index in range(task.problems.size):
+        env.reset(options={"deck": [index]})
+        said = f" #### {task.problem(index).answer}"
+        tokens = [*task.tokenizer(said, add_special_tokens=False)["input_ids"], eos_of(env)]
+        rewards = [env.step(np.array([token]))[1][0] for token in tokens]
+        assert rewards == [0.0] * (len(tokens) - 1) + [1.0], task.problem(index)
+
+
 @pytest.mark.parametrize("last_is_eos", [True, False])
 def test_eos_on_the_last_allowed_token_terminates(last_is_eos: bool) -> None:
     env = MathReason(**SHORT)  # type: ignore[arg-type]
@@ -337,6 +356,17 @@ def test_a_stop_string_terminates_wherever_its_tokens_are_cut() -> None:
         env.reset(seed=0)
         ends = [env.step(np.int64(token))[2:4] for token in written]
         assert ends == [(False, False)] * (len(written) - 1) + [(True, False)]
+
+
+def test_stop_strings_that_are_special_tokens_terminate(tmp_path: Any) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(BUILTIN_TOKENIZER)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    env = MathReason(tokenizer=str(tmp_path), template="qwen-math", max_prompt_tokens=512)  # type: ignore[arg-type]
+    env.reset(seed=0)
+    tokens = tokenizer("\\boxed{3}<|im_end|>", add_special_tokens=False)["input_ids"]
+    ends = [env.step(np.int64(token))[2:4] for token in tokens]
+    assert ends == [(False, False)] * (len(tokens) - 1) + [(True, False)]
 
 
 def test_equal_seeds_give_equal_episodes_and_the_splits_differ() -> None:
