@@ -44,8 +44,18 @@ def to_problem(row: dict[str, Any], source: str, index: int, columns: Columns) -
         solution, raw = _CALCULATION.sub("", raw), gold_of(raw, where)
     if not question or not raw:
         raise UsageError(f"{where} has an empty {'question' if not question else 'answer'}; mend or leave out that row")
+    if not solution and "equation" in by_lower:
+        solution = _worked(str(row[by_lower["equation"]]), raw)
     id_key = next((by_lower[name] for name in IDS if name in by_lower and row[by_lower[name]] is not None), None)
     return Problem(question, raw, source, str(row[id_key]) if id_key else str(index), solution)
+
+
+def _worked(equation: str, answer: str) -> str:
+    """A worked solution from SVAMP's equation: ``( 76.0 - 25.0 )`` and 51 give ``76 - 25 = 51. #### 51``."""
+    bare = re.sub(r"(\d)\.0\b", r"\1", equation.strip())
+    if bare.startswith("( ") and bare.endswith(" )") and bare.count("(") == 1:
+        bare = bare[2:-2]
+    return f"{bare} = {answer}. #### {answer}"
 
 
 def _boxed_solution(text: str) -> bool:
