@@ -1,4 +1,4 @@
-"""Files that survive a kill: written whole or not at all, rows that end at the first damaged line, one writer a folder."""
+"""Files that survive a kill: whole or not at all, rows up to the first damaged line, one writer a folder."""
 
 from __future__ import annotations
 

@@ -49,12 +49,12 @@ class Accuracy:
 class HeldOut:
     """The first problems of a split, kept loaded between evaluations; verdicts are always the true ones."""
 
-    def __init__(self, task: Task, problems: int, **changes: Any) -> None:
+    def __init__(self, task: Task, count: int, **changes: Any) -> None:
         spec = replace(task.spec, reward="verified", **changes)
-        self.envs = MathReasonVector(num_envs=min(SLOTS, problems), copy=False, **asdict(spec))
+        self.envs = MathReasonVector(num_envs=min(SLOTS, count), copy=False, **asdict(spec))
         self.task: Task = self.envs.task
         size = self.task.problems.size
-        self.problems = list(range(problems if size is None else min(problems, size)))
+        self.problems = list(range(count if size is None else min(count, size)))
 
     def __call__(self, policy: Policy, samples: int = 1, temperature: float = 0.0, seed: int = 0) -> Accuracy:
         """Greedy accuracy (temperature 0, one sample) or sampled accuracy of the full model."""

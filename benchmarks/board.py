@@ -1,0 +1,107 @@
+"""The live table of a comparison: phase, iteration, accuracy, speed and time left of every run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from benchmarks.launch import Watched
+
+MOST_LINES = 30
+SECONDS_BETWEEN_LINES = 15.0
+STYLES = {"failed": "red", "finished": "green", "waiting": "dim"}
+
+
+class Board:
+    """Context; ``show`` takes the runs' states. Live on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, labels: dict[str, str], jobs: int, quiet: bool) -> None:
+        self.labels = labels
+        self.jobs = jobs
+        self.quiet = quiet
+        console = Console(stderr=True)
+        self.live = Live(console=console, refresh_per_second=4) if console.is_terminal and not quiet else None
+        self.told: dict[str, tuple[str, float]] = {}
+
+    def __enter__(self) -> Board:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def show(self, runs: Sequence[Watched]) -> None:
+        """Tell of the present state."""
+        if self.live is not None:
+            self.live.update(self._table(runs))
+        elif not self.quiet:
+            self._lines(runs)
+
+    def _table(self, runs: Sequence[Watched]) -> Table:
+        over = sum(run.over for run in runs)
+        left = seconds_left(runs, self.jobs)
+        title = f"{over} of {len(runs)} runs done" + (f", about {clock(left)} left" if left is not None else "")
+        table = Table(title=title, title_justify="left")
+        for name in ("agent", "seed", "phase"):
+            table.add_column(name)
+        for name in ("iteration", "accuracy", "tokens/s", "left"):
+            table.add_column(name, justify="right")
+        order = sorted(runs, key=lambda run: (run.phase == "waiting", run.over and not run.phase == "failed"))
+        for run in runs if len(runs) <= MOST_LINES else order[:MOST_LINES]:
+            own = _left(run)
+            table.add_row(
+                self.labels[run.spec.hash],
+                str(run.spec.seed),
+                "finished before" if run.reused else run.phase,
+                f"{run.iteration}/{run.spec.iterations}",
+                f"{run.accuracy:.1%}" if run.accuracy is not None else "",
+                f"{run.tokens_per_second:.0f}" if run.tokens_per_second and not run.over else "",
+                clock(own) if own is not None and not run.over and run.process is not None else "",
+                style=STYLES.get(run.phase, ""),
+            )
+        return table
+
+    def _lines(self, runs: Sequence[Watched]) -> None:
+        """A line when a run's phase changes in kind, and one now and then while it trains."""
+        now = time.monotonic()
+        for run in runs:
+            kind = run.phase if run.phase not in ("evaluating", "starting") else "training"
+            last, when = self.told.get(run.spec.hash, ("waiting", 0.0))
+            due = kind == "training" and now - when > SECONDS_BETWEEN_LINES
+            if kind == last and not due:
+                continue
+            self.told[run.spec.hash] = (kind, now)
+            accuracy = f", accuracy {run.accuracy:.1%}" if run.accuracy is not None else ""
+            text = f"{self.labels[run.spec.hash]} seed {run.spec.seed}: {'finished before' if run.reused else kind}"
+            text += f" {run.iteration}/{run.spec.iterations}{accuracy}"
+            print(text + (f": {run.error}" if run.error else ""), file=sys.stderr, flush=True)
+
+
+def _left(run: Watched) -> float | None:
+    pace = run.seconds_an_iteration
+    return None if pace is None else pace * (run.spec.iterations - run.iteration)
+
+
+def seconds_left(runs: Sequence[Watched], jobs: int) -> float | None:
+    """Seconds until all runs are over, from the pace of those seen; None before any pace is known."""
+    paces = [run.seconds_an_iteration for run in runs if run.seconds_an_iteration is not None]
+    if not paces:
+        return None
+    usual = sum(paces) / len(paces)
+    todo = [(run.seconds_an_iteration or usual) * (run.spec.iterations - run.iteration) for run in runs if not run.over]
+    return max([sum(todo) / jobs, *todo], default=0.0)
+
+
+def clock(seconds: float) -> str:
+    """Such as ``3:07`` or ``2:15:00``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

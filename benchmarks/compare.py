@@ -1,0 +1,191 @@
+"""Compare agents: ``python -m benchmarks.compare --agents 'nested-reft/*/retrace' --seeds 5 --set learning_rate=1e-4``.
+
+Without arguments it runs the preset ``smoke``: on-policy ReFT and three nested agents, two seeds each, on the built-in
+model. Every run is a process of its own with a folder of its own, so an interrupted comparison goes on where it
+stopped, and runs are shared between comparisons. The report (report.html, report.md, results.json, curves.png) is
+written to ``runs/compare-<hash>/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry import UsageError
+
+if TYPE_CHECKING:
+    from benchmarks.grid import Arm, Grid
+    from benchmarks.launch import Watched
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status: 0, 1 if a run failed, 2 on bad input, 130 when interrupted."""
+    given = _parser().parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return compare(given)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", default="smoke", help="smoke, corrections, samplers, paper, or a TOML file")
+    parser.add_argument("--agents", nargs="+", metavar="ID", help="agent ids or quoted patterns of them")
+    parser.add_argument("--seeds", help="how many (5), or which (0,3,7; one seed alone as '3,')")
+    parser.add_argument("--policy", nargs="+", help="tiny (built in), Hugging Face folders or hub ids")
+    parser.add_argument("--env", nargs="+", help="registered environment ids")
+    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--tokens", type=int, help="budget of rollout tokens a run")
+    parser.add_argument("--seconds", type=float, help="budget of training seconds a run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of all runs"
+    )
+    parser.add_argument(
+        "--control", action="append", default=[], help="a control arm: random-reward, uncorrected or fewer"
+    )
+    parser.add_argument("--baseline", help="the agent that the others are compared with (default: reft)")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: cores // threads)")
+    parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs with estimated time and memory")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no table")
+    return parser
+
+
+def compare(given: argparse.Namespace) -> int:
+    """Run what the arguments declare and write the report."""
+    from benchmarks.grid import arms
+
+    grid = declared(given)
+    compared = arms(grid)
+    threads, jobs = _resources(given, grid)
+    for arm in compared if not given.quiet else ():
+        for text in arm.missed:
+            print(f"note: {arm.label} has no field for {text}", file=sys.stderr)
+    if given.dry_run:
+        from benchmarks.estimate import print_plan
+
+        print_plan(compared, given.runs, jobs, threads)
+        return 0
+    runs = launch(compared, given.runs, (jobs, threads), given.quiet)
+    return _report(grid, compared, runs, given)
+
+
+def declared(given: argparse.Namespace) -> Grid:
+    """The preset with the command line's changes."""
+    from benchmarks.grid import preset
+
+    grid = preset(given.preset)
+    settings: dict[str, Any] = dict(grid.set)
+    for name in ("iterations", "tokens", "seconds"):
+        if getattr(given, name) is not None:
+            settings[name] = getattr(given, name)
+    for text in given.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text!r} is no assignment: write --set name=value")
+        settings[name] = value
+    changes: dict[str, Any] = {"set": settings, "controls": (*grid.controls, *given.control)}
+    for name, value in (("agents", given.agents), ("policies", given.policy), ("envs", given.env)):
+        if value is not None:
+            changes[name] = tuple(value)
+    if given.agents is not None:
+        changes |= {"variants": (), "title": "Comparison"}
+    if given.seeds is not None:
+        changes["seeds"] = _seeds(given.seeds)
+    if given.baseline is not None:
+        changes["baseline"] = given.baseline
+    return replace(grid, **changes)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        if "," in text:
+            return tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
+        count = int(text)
+    except ValueError:
+        raise UsageError(f"--seeds {text!r} is neither a number of seeds (5) nor a list of them (0,3,7)") from None
+    if count < 1:
+        raise UsageError(f"--seeds {count} must be at least 1")
+    return tuple(range(count))
+
+
+def _resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
+    """Threads of a run, and runs at a time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = given.threads if given.threads is not None else grid.threads or cores
+    jobs = given.jobs if given.jobs is not None else max(1, cores // max(1, threads))
+    for name, value in (("threads", threads), ("jobs", jobs)):
+        if value < 1:
+            raise UsageError(f"--{name} {value} must be at least 1")
+    return threads, jobs
+
+
+def launch(compared: list[Arm], runs: Path, resources: tuple[int, int], quiet: bool) -> list[Watched]:
+    """Run what has no result yet; returns every run's last state."""
+    from benchmarks.board import Board
+    from benchmarks.launch import Launcher
+
+    threads, jobs = resources
+    # Seed by seed, so that early on every arm has something to show.
+    order = [spec for specs in zip(*(arm.specs for arm in compared), strict=True) for spec in specs]
+    labels = {spec.hash: arm.label for arm in compared for spec in arm.specs}
+    launcher = Launcher(order, runs, jobs, threads)
+    with Board(labels, jobs, quiet) as board:
+        for state in launcher:
+            board.show(state)
+        board.show(launcher.watched)
+    return launcher.watched
+
+
+def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argparse.Namespace) -> int:
+    from benchmarks.provenance import command_line
+    from benchmarks.report import Comparison, write
+
+    failed = {run.spec.hash: run.error for run in runs if run.phase == "failed"}
+    comparison = Comparison.read(grid, compared, given.runs, failed, command_line())
+    out = given.out or given.runs / f"compare-{comparison_hash(compared)}"
+    if comparison.groups:
+        write(comparison, out)
+        if not given.quiet:
+            from benchmarks.report_table import print_comparison
+
+            print_comparison(comparison)
+            print(f"\nreport: {out / 'report.html'}")
+    for run in comparison.failures:
+        print(f"failed: {run.label} seed {run.seed}: {run.error}; see {run.folder}", file=sys.stderr)
+    return 1 if comparison.failures else 0
+
+
+def comparison_hash(compared: list[Arm]) -> str:
+    """8 hex digits of what is compared."""
+    text = "\n".join(f"{arm.label} {spec.hash}" for arm in compared for spec in arm.specs)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The report of a comparison: what was measured, said in words that follow from the numbers, and written to files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.durable import storage_errors, write_whole
+from benchmarks.grid import Arm, Grid
+from benchmarks.outcomes import ArmOutcome, Outcome, against, describe
+from registry import UsageError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run without a usable result."""
+
+    label: str
+    seed: int
+    folder: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """The arms that may be compared with each other: the same policy on the same environment.
+
+    Attributes:
+        name: the policy and the environment.
+        arms: with at least one finished run, the baseline first.
+        lines: ``describe`` of each arm.
+        pairs: ``against`` the baseline, of each arm but the baseline; empty without a finished baseline.
+        target: the accuracy that times to target are taken to.
+    """
+
+    name: str
+    arms: tuple[ArmOutcome, ...]
+    lines: tuple[dict[str, Any], ...]
+    pairs: tuple[dict[str, Any], ...]
+    target: float
+    baseline: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a report says."""
+
+    grid: Grid
+    groups: tuple[Group, ...]
+    failures: tuple[Failure, ...]
+    command: str
+
+    @staticmethod
+    def read(grid: Grid, arms: list[Arm], runs: Path, failed: Mapping[str, str], command: str) -> Comparison:
+        """Read the arms' runs back; ``failed`` says of some hashes why they have no result."""
+        failures: list[Failure] = []
+        by_group: dict[str, list[tuple[Arm, ArmOutcome]]] = {}
+        for arm in arms:
+            done = []
+            for spec in arm.specs:
+                folder = runs / spec.hash
+                try:
+                    if spec.hash in failed:
+                        raise UsageError(failed[spec.hash])
+                    done.append(Outcome.read(folder))
+                except UsageError as error:
+                    failures.append(Failure(arm.label, spec.seed, str(folder), str(error)))
+            if done:
+                spec = arm.specs[0]
+                name = f"{spec.policy} on {spec.env['id']}"
+                by_group.setdefault(name, []).append((arm, ArmOutcome(arm.label, tuple(done))))
+        groups = tuple(_group(name, grid, members) for name, members in by_group.items())
+        return Comparison(grid, groups, tuple(failures), command)
+
+
+def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Group:
+    outcomes = tuple(outcome for _, outcome in members)
+    base = next((o for arm, o in members if arm.specs[0].agent["id"] == grid.baseline), None)
+    reference = base or outcomes[0]
+    # Halfway of the baseline's gain: an accuracy that most arms pass, between evaluations.
+    target = (reference.ends(0).mean() + reference.ends(-1).mean()) / 2
+    return Group(
+        name=name,
+        arms=outcomes,
+        lines=tuple(describe(outcome, float(target)) for outcome in outcomes),
+        pairs=tuple(against(o, base) for o in outcomes if o is not base) if base else (),
+        target=float(target),
+        baseline=base.label if base else None,
+    )
+
+
+def write(comparison: Comparison, out: Path) -> None:
+    """Write report.html, report.md, results.json and curves.png into ``out``."""
+    from benchmarks.report_figures import learning_curves_png
+    from benchmarks.report_html import html
+    from benchmarks.report_markdown import markdown
+
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "results.json", json.dumps(as_json(comparison), indent=2) + "\n")
+        (out / "curves.png").write_bytes(learning_curves_png(comparison))
+        write_whole(out / "report.md", markdown(comparison))
+        write_whole(out / "report.html", html(comparison))
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The report's numbers; runs by their hash, so that every number can be traced to its folder."""
+    return {
+        "title": comparison.grid.title,
+        "source": comparison.grid.source,
+        "command": comparison.command,
+        "groups": [
+            {
+                "name": group.name,
+                "baseline": group.baseline,
+                "target": group.target,
+                "arms": [
+                    {**line, "runs": [run.result["hash"] for run in arm.runs]}
+                    for arm, line in zip(group.arms, group.lines, strict=True)
+                ],
+                "pairs": group.pairs,
+            }
+            for group in comparison.groups
+        ],
+        "failures": [asdict(failure) for failure in comparison.failures],
+        "provenance": next((arm.runs[0].provenance for group in comparison.groups for arm in group.arms), {}),
+    }

@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def html(comparison):
+    return "<html></html>"

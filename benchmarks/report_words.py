@@ -1,0 +1,86 @@
+"""The report's sentences; each follows from an interval, and says no more than it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.outcomes import AXES, AXIS_WORDS
+from benchmarks.report import Comparison, Group
+from benchmarks.statistics import Interval
+
+FEW_SEEDS = 3
+COLLAPSED_ESS = 0.1
+
+
+def percent(value: float) -> str:
+    """Such as ``41.2 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def points(value: Interval, unit: str = " points") -> str:
+    """A difference of accuracies in percentage points with its interval, such as ``+3.1 points [-0.4, +6.2]``."""
+    return f"{100 * value.value:+.1f}{unit} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+
+
+def interval(value: Interval) -> str:
+    """An accuracy with its interval in percent, such as ``41.2 [37.0, 45.5]``."""
+    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """The findings as sentences, group by group."""
+    said = []
+    for group in comparison.groups:
+        said += _group(group)
+    seeds = {seed for group in comparison.groups for arm in group.arms for seed in arm.seeds}
+    if len(seeds) == 1:
+        said.append("There is one seed: the intervals know of the questions alone, not of how runs differ.")
+    elif len(seeds) <= FEW_SEEDS:
+        said.append(
+            f"{len(seeds)} seeds say little of how runs differ: take the intervals as rough, and add seeds "
+            "before you rest a claim on them."
+        )
+    for failure in comparison.failures:
+        said.append(f"The run of {failure.label} with seed {failure.seed} failed ({failure.error}) and is left out.")
+    return said
+
+
+def _group(group: Group) -> list[str]:
+    said = []
+    for line in group.lines:
+        said.append(_learned(line))
+    for pair in group.pairs:
+        if pair["seeds"]:
+            said.append(_compared(pair, str(group.baseline)))
+    for line in group.lines:
+        if line["ess"] is not None and line["ess"] < COLLAPSED_ESS and line["skip_ratio"]:
+            said.append(
+                f"{line['label']}: the effective sample size of whole completions is {percent(line['ess'])} "
+                f"(D = {line['D']:.2f} nats a completion): reweighting cannot repair that much divergence."
+            )
+    return said
+
+
+def _learned(line: dict[str, Any]) -> str:
+    gain: Interval = line["gain"]
+    moved = "gained" if gain.low > 0 else "lost" if gain.high < 0 else "did not measurably change"
+    how = f"{points(gain)}, to {percent(line['after'].value)}" if gain.excludes_zero else points(gain)
+    word = f"{line['label']} {moved}"
+    return f"{word} {how} held-out accuracy." if gain.excludes_zero else f"{word}: {how} held-out accuracy."
+
+
+def _compared(pair: dict[str, Any], baseline: str) -> str:
+    """One arm against the baseline, on every budget."""
+    by_finding: dict[str, list[str]] = {}
+    for axis in AXES:
+        difference: Interval = pair[axis]["difference"]
+        if difference.low > 0:
+            finding = f"better than {baseline}"
+        elif difference.high < 0:
+            finding = f"worse than {baseline}"
+        else:
+            finding = f"not distinguishable from {baseline}"
+        by_finding.setdefault(finding, []).append(f"at {AXIS_WORDS[axis]} ({points(difference, '')})")
+    parts = [f"{finding} {' and '.join(where)}" for finding, where in by_finding.items()]
+    speed = pair["speed_up_rollout"]
+    return f"{pair['label']} is {'; '.join(parts)}. It wrote {speed:.2f} times as many rollout tokens a second."

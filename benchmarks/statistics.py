@@ -1,0 +1,116 @@
+"""Statistics of comparisons: intervals that respect questions and seeds, robust means, pass@k, equal budgets.
+
+Shape letters: S seeds, Q questions. An outcome is the share of right answers of a seed's model on a question, in
+[0, 1]; 0 or 1 for one greedy completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.special import gammaln
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+_CHUNK = 500  # resamples at a time, to bound memory
+
+
+class Interval(NamedTuple):
+    """An estimate and its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside of it."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(outcomes: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean of [S, Q] outcomes with a percentile bootstrap interval over both factors.
+
+    Questions and seeds are resampled independently of each other (Owen, "The pigeonhole bootstrap", Annals of Applied
+    Statistics 2007), since every seed's model answers the same questions: resampling single answers would take S
+    answers to one question for S independent ones. Of n units n - 1 are drawn (Rao and Wu, JASA 1988), which makes
+    the variance of a mean unbiased for few units; with two seeds the ordinary bootstrap would halve it. With one seed
+    the interval knows of the questions alone.
+
+    For a paired comparison give the differences of two arms' outcomes on equal seeds and questions.
+    """
+    table = np.atleast_2d(np.asarray(outcomes, dtype=float))
+    if table.ndim != 2 or table.size == 0:
+        raise ValueError(f"outcomes must be [seeds, questions] and not empty, not of shape {table.shape}")
+    rng = np.random.default_rng(seed)
+    means = []
+    for start in range(0, resamples, _CHUNK):
+        count = min(_CHUNK, resamples - start)
+        by_seed, by_question = (_weights(n, count, rng) for n in table.shape)
+        means.append(np.einsum("bs,sq,bq->b", by_seed, table, by_question, optimize=True))
+    low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(table.mean()), float(low), float(high))
+
+
+def _weights(units: int, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """[count, units] weights of resampled units; each row sums to 1."""
+    drawn = max(1, units - 1)
+    return rng.multinomial(drawn, np.full(units, 1 / units), size=count) / drawn
+
+
+def interquartile_mean(scores: ArrayLike) -> float:
+    """Mean of the middle half of the runs' scores (Agarwal et al., "Deep RL at the edge of the statistical precipice",
+    2021): less moved by one odd run than the mean, less wasteful than the median."""
+    return float(stats.trim_mean(np.asarray(scores, dtype=float), 0.25, axis=None))
+
+
+def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """P(X > Y) + P(X = Y) / 2 for a run X of ``ours`` and an independent run Y of ``theirs`` (Agarwal et al. 2021):
+    the Mann-Whitney U statistic over the number of pairs."""
+    x, y = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    return float(stats.mannwhitneyu(x, y, alternative="greater").statistic / (x.size * y.size))
+
+
+def pass_at_k(right: ArrayLike, samples: int, k: int) -> NDArray[np.float64]:
+    """Unbiased estimate of the chance that at least one of k completions is right: 1 - C(n - c, k) / C(n, k) for c
+    right ones of n (Chen et al., "Evaluating large language models trained on code", 2021, equation 1).
+
+    Args:
+        right: any shape, how many of the completions of a question are right.
+        samples: n, completions a question.
+        k: at most n.
+    """
+    c = np.asarray(right, dtype=float)
+    if not 1 <= k <= samples or (c < 0).any() or (c > samples).any():
+        raise ValueError(f"pass@{k} of {samples} samples with 0 <= right <= samples is needed")
+    wrong = np.maximum(samples - c, k)  # with fewer than k wrong ones the chance is 1, set below
+    log_none = gammaln(wrong + 1) - gammaln(wrong - k + 1) - gammaln(samples + 1) + gammaln(samples - k + 1)
+    return np.where(samples - c < k, 1.0, -np.expm1(log_none))
+
+
+def at_budget(budget: float, spent: Sequence[float], outcomes: ArrayLike) -> NDArray[np.float64]:
+    """[Q] outcomes at a budget, between the evaluations ([N, Q] outcomes at N increasing budgets ``spent``) by linear
+    interpolation; the ends hold beyond them."""
+    table, x = np.asarray(outcomes, dtype=float), np.asarray(spent, dtype=float)
+    after = int(np.searchsorted(x, budget))
+    if after == 0:
+        return table[0]
+    if after == len(x):
+        return table[-1]
+    share = (budget - x[after - 1]) / (x[after] - x[after - 1])
+    return (1 - share) * table[after - 1] + share * table[after]
+
+
+def time_to_target(target: float, spent: Sequence[float], accuracy: Sequence[float]) -> float | None:
+    """The first budget at which the curve reaches ``target``, by linear interpolation; None if it never does."""
+    for n, value in enumerate(accuracy):
+        if value >= target:
+            if n == 0 or value == accuracy[n - 1]:
+                return float(spent[n])
+            share = (target - accuracy[n - 1]) / (value - accuracy[n - 1])
+            return float(spent[n - 1] + share * (spent[n] - spent[n - 1]))
+    return None
