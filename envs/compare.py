@@ -14,22 +14,10 @@ from envs.evaluate import clearly_differ
 from envs.expression import NotAnExpression, Tree, parse
 from envs.literal import Literal
 from envs.literal import equal as literals_equal
-from envs.structure import (
-    Based,
-    Expression,
-    Group,
-    Matrix,
-    Named,
-    Node,
-    Relation,
-    Text,
-    Unreadable,
-    designator,
-    read,
-    words,
-)
+from envs.nodes import Based, Expression, Group, Matrix, Named, Node, Relation, Text
+from envs.structure import FLIPPED, read, words
 
-_FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠", "≡": "≡"}
+_TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 
 
 class NeedsWorker(Exception):
@@ -81,17 +69,28 @@ class Comparer:
 
     def compare(self, gold: str, answer: str) -> bool:
         """Whether ``answer`` equals ``gold``. Raises ``Unreadable`` if either cannot be read."""
-        gold_node = read(gold)
-        if isinstance(gold_node, Text) and words(answer) == gold_node.words:
+        node = read(gold)
+        if isinstance(node, Text) and words(answer) == node.words:
             return True
-        if gold.replace(" ", "") == answer.replace(" ", "") and not isinstance(gold_node, Literal):
+        if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
-        return self.same(gold_node, read(_ungrouped(answer) if _several(gold_node) else answer))
+        if self.same(node, read(answer)):
+            return True
+        # Against a gold list a tight comma may separate: 3,500 are two values if the gold has two.
+        apart = _TIGHT_COMMA.sub(", ", answer)
+        return isinstance(node, Group | Named) and apart != answer and self.same(node, read(apart))
 
     def same(self, gold: Node, answer: Node) -> bool:
         """Whether two structures state the same."""
-        if isinstance(answer, Named) and not isinstance(gold, Named | Relation):
+        if isinstance(answer, Named) and not isinstance(gold, Named | Relation | Group):
             answer = answer.value
+        if (
+            isinstance(answer, Group)
+            and answer.kind == "set"
+            and len(answer.items) == 1
+            and not isinstance(gold, Group)
+        ):
+            answer = answer.items[0]
         return self.rules[type(gold)](gold, answer)
 
     def _literal(self, gold: Literal, answer: Node) -> bool:
@@ -123,12 +122,14 @@ class Comparer:
         return True
 
     def _group(self, gold: Group, answer: Node) -> bool:
+        if _assigned(gold) or _assigned(answer):
+            return self._assignments(gold, answer)
+        answer = _value(answer)
         if gold.kind in ("list", "set"):
             expected, given = _alternatives(gold), _alternatives(answer)
+            if given is None and gold.kind == "set" and len(gold.items) == 1:
+                given = (answer,)
             return expected is not None and given is not None and self._unordered(expected, given)
-        if isinstance(answer, Relation):
-            answer = _interval(answer) or answer
-            answer = answer.value if isinstance(answer, Named) else answer
         if not isinstance(answer, Group):
             return False
         if gold.kind == "union":
@@ -137,33 +138,45 @@ class Comparer:
             return self._pairwise(gold.items, answer.items)
         return gold.kind == answer.kind and gold.ends == answer.ends and self._pairwise(gold.items, answer.items)
 
+    def _assignments(self, gold: Node, answer: Node) -> bool:
+        """``a = 5, b = 7`` against the same by name; ``x = 1, y = 2`` also against the tuple (1, 2), in order."""
+        expected, given = _assigned(gold), _assigned(answer)
+        if expected and given:
+            return set(expected) == set(given) and all(self.same(expected[name], given[name]) for name in expected)
+        if given and isinstance(gold, Group) and gold.kind == "bracket":
+            return self._pairwise(gold.items, tuple(given.values()))
+        return False
+
     def _named(self, gold: Named, answer: Node) -> bool:
+        if _assigned(gold) and isinstance(answer, Group) and _assigned(answer):
+            return self._assignments(gold, answer)
         if isinstance(answer, Named):
             return gold.name == answer.name and self.same(gold.value, answer.value)
         if isinstance(answer, Relation):
+            if isinstance(gold.value, Group):
+                return answer.interval is not None and self._named(gold, answer.interval)
             return isinstance(gold.value, Expression) and self._equations(_as_relation(gold), answer)
         return self.same(gold.value, answer)
 
     def _relation(self, gold: Relation, answer: Node) -> bool:
-        interval = _interval(gold)
-        if isinstance(answer, Group) and interval:
-            return self.same(interval.value, answer)
-        if isinstance(answer, Named):
-            other: Named | None = answer if isinstance(answer.value, Group) else None
-            if other is None:
-                return isinstance(answer.value, Expression) and self._equations(gold, _as_relation(answer))
-        else:
-            other = _interval(answer) if isinstance(answer, Relation) else None
-        if interval and other:
-            return interval.name == other.name and self.same(interval.value, other.value)
-        return isinstance(answer, Relation) and self._equations(gold, answer)
+        if isinstance(answer, Relation):
+            if gold.interval and answer.interval:
+                return self._named(gold.interval, answer.interval)
+            return self._equations(gold, answer)
+        if gold.interval and isinstance(_value(answer), Group):
+            return self._named(gold.interval, answer)
+        return (
+            isinstance(answer, Named)
+            and isinstance(answer.value, Expression | Literal)
+            and self._equations(gold, _as_relation(answer))
+        )
 
     def _equations(self, gold: Relation, answer: Relation) -> bool:
         if len(gold.ops) != len(answer.ops):
             return False
         if len(gold.ops) == 1:
             return self._one_relation(gold, answer)
-        flipped = Relation(tuple(_FLIPPED[op] for op in reversed(answer.ops)), tuple(reversed(answer.sides)))
+        flipped = Relation(tuple(FLIPPED[op] for op in reversed(answer.ops)), tuple(reversed(answer.sides)))
         return any(
             gold.ops == other.ops
             and all(self.same(read(g, 1), read(a, 1)) for g, a in zip(gold.sides, other.sides, strict=True))
@@ -172,7 +185,7 @@ class Comparer:
 
     def _one_relation(self, gold: Relation, answer: Relation) -> bool:
         if gold.ops != answer.ops:
-            if gold.ops[0] != _FLIPPED[answer.ops[0]]:
+            if gold.ops[0] != FLIPPED[answer.ops[0]]:
                 return False
             answer = Relation(gold.ops, tuple(reversed(answer.sides)))
         try:
@@ -183,7 +196,7 @@ class Comparer:
 
     def _expression(self, gold: Expression, answer: Node) -> bool:
         alternatives = _alternatives(gold)
-        if alternatives is not None and len(alternatives) > 1:
+        if alternatives is not None:
             return self._group(Group("list", alternatives), answer)
         if isinstance(answer, Text):
             return words(gold.text) == answer.words
@@ -202,25 +215,31 @@ class Comparer:
             return False
 
 
-def _source(node: Node) -> str | None:
-    """An expression's text (a literal's is rebuilt from its value), None for a structure."""
-    if isinstance(node, Expression):
-        return node.text
-    if isinstance(node, Literal):
-        value = node.value / 100 if node.percent else node.value
-        sign = "-" if value < 0 else ""
-        return f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
+def _value(node: Node) -> Node:
+    """What a name or a solved inequality stands for."""
+    if isinstance(node, Relation) and node.interval:
+        node = node.interval
+    return node.value if isinstance(node, Named) else node
+
+
+def _assigned(node: Node) -> dict[str, Node] | None:
+    """The values of several names (``a = 5, b = 7`` or ``(a, b) = (5, 7)``) by name; None for anything else."""
+    if isinstance(node, Group) and node.kind == "list":
+        named = {item.name: item.value for item in node.items if isinstance(item, Named)}
+        return named if len(named) == len(node.items) else None
+    if isinstance(node, Named) and node.name.startswith("(") and isinstance(node.value, Group):
+        names = node.name.strip("()").split(",")
+        if node.value.kind == "bracket" and len(names) == len(node.value.items):
+            return dict(zip(names, node.value.items, strict=True))
     return None
 
 
 def _alternatives(node: Node) -> tuple[Node, ...] | None:
     """The values of a list or set, with ``±`` written out; None for a single value or another structure."""
-    if isinstance(node, Named):
-        node = node.value
+    node = _value(node)
     if isinstance(node, Group) and node.kind in ("list", "set"):
-        return tuple(
-            value for item in node.items for value in (_alternatives(item) if _signed(item) else None) or (item,)
-        )
+        written_out = ((_alternatives(item) if _signed(item) else None) or (item,) for item in node.items)
+        return tuple(value for values in written_out for value in values)
     if _signed(node):
         assert isinstance(node, Expression)
         plus = node.text.replace("±", "+").replace("∓", "-")
@@ -233,42 +252,16 @@ def _signed(node: Node) -> bool:
     return isinstance(node, Expression) and "±" in node.text
 
 
-def _several(node: Node) -> bool:
-    return isinstance(node, Group) or (isinstance(node, Named) and isinstance(node.value, Group))
-
-
-def _ungrouped(text: str) -> str:
-    """Against a gold list, a comma separates: ``3,500`` is two values unless the gold is one."""
-    return re.sub(r"(?<=[0-9]),(?=[0-9])", ", ", text)
+def _source(node: Node) -> str | None:
+    """An expression's text (a literal's is rebuilt from its value), None for a structure."""
+    if isinstance(node, Expression):
+        return node.text
+    if isinstance(node, Literal):
+        value = node.value / 100 if node.percent else node.value
+        sign = "-" if value < 0 else ""
+        return f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
+    return None
 
 
 def _as_relation(named: Named) -> Relation:
-    value = named.value
-    return Relation(("=",), (named.name, _source(value) or ""))
-
-
-def _interval(relation: Relation) -> Named | None:
-    """``a < x ≤ b`` as x in (a, b], ``x ≥ a`` as x in [a, ∞); None for other relations."""
-    ops, sides = relation.ops, relation.sides
-    if not set(ops) <= set("<>≤≥"):
-        return None
-    if ops[0] in ">≥":
-        ops, sides = tuple(_FLIPPED[op] for op in reversed(ops)), tuple(reversed(sides))
-    if not set(ops) <= set("<≤"):
-        return None
-    infinite = ("-∞", *sides, "∞")
-    if len(sides) == 3:
-        low, name, high, ends = sides[0], designator(sides[1]), sides[2], ops
-    elif len(sides) == 2 and designator(sides[0]) and not designator(sides[1]):
-        low, name, high, ends = infinite[0], designator(sides[0]), sides[1], ("<", ops[0])
-    elif len(sides) == 2 and designator(sides[1]) and not designator(sides[0]):
-        low, name, high, ends = sides[0], designator(sides[1]), infinite[-1], (ops[0], "<")
-    else:
-        return None
-    if name is None:
-        return None
-    brackets = ("[" if ends[0] == "≤" else "(") + ("]" if ends[1] == "≤" else ")")
-    return Named(name, Group("bracket", (read(low, 1), read(high, 1)), brackets))
-
-
-__all__ = ["Comparer", "InProcess", "NeedsWorker", "Unreadable"]
+    return Relation(("=",), (named.name, _source(named.value) or ""))

@@ -112,7 +112,7 @@ class _Parser:
             if self.token in ("·", "×", "*"):
                 self.take()
                 tree = ("mul", tree, self.signed(depth))
-            elif self.token == "/":
+            elif self.token in ("/", "÷"):
                 self.take()
                 tree = ("div", tree, self.signed(depth))
             elif self._starts_factor():
@@ -122,8 +122,10 @@ class _Parser:
 
     def _starts_factor(self) -> bool:
         token = self.token
-        if token is None or token[0].isdigit() or token[0] == ".":
+        if token is None:
             return False
+        if token[0].isdigit() or token[0] == ".":
+            return self.tokens[self.position - 1] == ")"
         if token == "|":
             return self.bars == 0
         return (
@@ -234,14 +236,19 @@ class _Parser:
         return ("num", value)
 
     def name(self, base: str) -> Tree:
-        while self.token == "'":
-            base += self.take()
+        base += self.primes()
         if self.token == "_":
             self.take()
             base += "_" + self.subscript()
-        while self.token == "'":
-            base += self.take()
-        return ("name", base)
+        return ("name", base + self.primes())
+
+    def primes(self) -> str:
+        """Derivative marks, ``'`` or ``^{'}``."""
+        found = ""
+        while self.token == "'" or self.tokens[self.position : self.position + 3] == ["^", "{", "'"]:
+            braced = self.take() == "^"
+            found += self.subscript() if braced else "'"
+        return found
 
     def subscript(self) -> str:
         if self.token != "{":

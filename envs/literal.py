@@ -42,10 +42,11 @@ _DECIMAL = rf"(?:{_NUMBER}(?:\.[0-9]*)?|\.[0-9]+)"
 _EXPONENT = (
     r"(?:\{\s*(?P<braced>[-+]?\s*[0-9]{1,4})\s*\}|\(\s*(?P<round>[-+]?[0-9]{1,4})\s*\)|(?P<bare>[-+]?[0-9]{1,4}))"
 )
+_TERM = rf"[-+]?\s*{_INTEGER}(?:\.[0-9]+)?"
 _QUOTIENT = (
-    rf"(?:\\frac\s*(?:\{{\s*(?P<p1>[-+]?\s*{_INTEGER})\s*\}}|(?P<p2>[0-9]))"
-    rf"\s*(?:\{{\s*(?P<q1>[-+]?\s*{_INTEGER})\s*\}}|(?P<q2>[0-9]))"
-    rf"|\{{?(?P<p3>{_INTEGER})\}}?\s*/\s*\{{?(?P<q3>{_INTEGER})\}}?)"
+    rf"(?:\\frac\s*(?:\{{\s*(?P<p1>{_TERM})\s*\}}|(?P<p2>[0-9]))"
+    rf"\s*(?:\{{\s*(?P<q1>{_TERM})\s*\}}|(?P<q2>[0-9]))"
+    rf"|\{{?(?P<p3>{_INTEGER}|\(\s*[-+]\s*{_INTEGER}\s*\))\}}?\s*/\s*\{{?(?P<q3>[-+]?{_INTEGER})\}}?)"
 )
 _SIGN = r"(?P<sign>[-+]?)\s*"
 _FORMS = tuple(
@@ -61,7 +62,8 @@ _FORMS = tuple(
     )
 )
 _PERCENT = re.compile(r"\s*(?:%|\\text\{\s*(?:%|percent|per cent|pct)\s*\}|(?:percent|per cent|pct)\b)")
-_CURRENCY = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs|Rs\.|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
+_CURRENCY = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
+_SECONDS = re.compile(r"\^\s*\{?\s*'")
 _INTEGRAL = re.compile(r"[-+]?[0-9]{1,18}")
 
 
@@ -85,7 +87,7 @@ def parse_literal(text: str) -> tuple[Literal, str] | None:
         if literal is None:
             return None
         rest = text[match.end() :]
-        if rest[:1] and rest[0] in "0123456789.^!_":
+        if rest[:1] and rest[0] in "0123456789.^!_" and not _SECONDS.match(rest):
             return None
         percent = _PERCENT.match(rest)
         if percent:
@@ -99,6 +101,12 @@ def _integer(text: str) -> int:
     return int(text.replace(",", "").replace(" ", ""))
 
 
+def _term(text: str) -> Fraction:
+    text = text.strip("() ")
+    sign = -1 if text[0] == "-" else 1
+    return sign * _decimal(text.lstrip("+- "))
+
+
 def _read(form: str, match: re.Match[str]) -> Literal | None:
     groups = match.groupdict()
     sign = -1 if match["sign"] == "-" else 1
@@ -107,11 +115,11 @@ def _read(form: str, match: re.Match[str]) -> Literal | None:
         mantissa = _decimal(groups["mantissa"]) if groups["mantissa"] else Fraction(1)
         return Literal(sign * mantissa * Fraction(10) ** exponent, form)
     if form in ("mixed", "fraction"):
-        top = _integer(groups["p1"] or groups["p2"] or groups["p3"])
-        bottom = _integer(groups["q1"] or groups["q2"] or groups["q3"])
+        top = _term(groups["p1"] or groups["p2"] or groups["p3"])
+        bottom = _term(groups["q1"] or groups["q2"] or groups["q3"])
         if bottom == 0 or (form == "mixed" and (top < 0 or bottom < 0)):
             return None
-        return Literal(sign * (int(groups.get("whole") or 0) + Fraction(top, bottom)), form)
+        return Literal(sign * (int(groups.get("whole") or 0) + top / bottom), form)
     if form == "repeating":
         head, cycle = groups["head"], groups["cycle"]
         places = len(head.partition(".")[2])

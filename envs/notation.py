@@ -23,9 +23,12 @@ _PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
 _SUPER_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _SUB_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
 _ROOT = re.compile(r"√([0-9]+)")
+_COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
+_OVER = re.compile(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
 _DOUBLED = re.compile(r" {2,}")
 _ASCII_OPERATORS = (
+    (":=", "="),
     ("<=", "≤"),
     (">=", "≥"),
     ("=<", "≤"),
@@ -45,7 +48,7 @@ def normalise(text: str) -> str:
     text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(SUBSCRIPTS[c] for c in m[0]) + "}", text)
-    text = _unwrap_emphasis(text)
+    text = _OVER.sub(r"\\frac{\1}{\2}", _COLOUR.sub("", _unwrap_emphasis(text)))
     text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
     for _ in range(3):
         replaced = _WORDS.sub(_words, text)
@@ -76,7 +79,7 @@ def _words(match: re.Match[str]) -> str:
         return " "
     if re.search(r"[A-Za-z]{2}", bare) and re.fullmatch(r"[^\\$^_=<>+]*", bare):
         return f"\x01{content}\x02"
-    return content if not bare.isalpha() else f"\x01{content}\x02"
+    return f"\x01{content}\x02" if bare.strip("() ").isalpha() else content
 
 
 def _command(match: re.Match[str]) -> str:
@@ -97,7 +100,7 @@ def _command(match: re.Match[str]) -> str:
     known = COMMANDS.get(name)
     if known is None:
         return f"\\{name}{match['blank'] and ' '}"
-    return known + (" " if known.startswith("\\") and match["blank"] else "")
+    return known + (match["blank"] and " ")
 
 
 def _trim(text: str) -> str:

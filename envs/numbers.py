@@ -73,9 +73,9 @@ class Doubles:
         return value
 
     def factorial(self, a: Any) -> Any:
-        if isinstance(a, complex) or a < 0 or a != int(a) or a > 170:
+        if isinstance(a, complex) or a < 0 or a > 170:
             raise Undecided
-        return float(math.factorial(int(a)))
+        return math.gamma(a + 1)
 
 
 class Digits:
@@ -130,6 +130,6 @@ class Digits:
         return value
 
     def factorial(self, a: Any) -> Any:
-        if self.mp.im(a) != 0 or a < 0 or a != int(a) or a > 10_000:
+        if self.mp.im(a) != 0 or a < 0 or a > 10_000:
             raise NoValue
         return self.mp.factorial(a)

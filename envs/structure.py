@@ -1,111 +1,33 @@
 """The shape of an answer: a literal, words, a list, a tuple, a matrix, a relation ... or an expression.
 
 ``read`` takes normalised text (``envs.notation``) apart at its top level; the parts are read in turn. Nothing is
-evaluated here, and what cannot be read raises ``Unreadable``.
+evaluated here, except that a matrix takes its factor in. What cannot be read raises ``Unreadable``.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 
 from envs.literal import Literal, parse_literal
-from envs.units import is_unit
+from envs.nodes import EMPTY, EVERYTHING, Based, Expression, Group, Matrix, Named, Node, Relation, Text, Unreadable
+from envs.scan import CONJUNCTION, LIST_MARKS, Mark, cut, designator, top_level
+from envs.symbols import word_set
+from envs.units import is_unit, without_unit
 
 MAX_NESTING = 12
 MAX_ITEMS = 64
+FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠", "≡": "≡"}
 
-
-class Unreadable(Exception):
-    """The text is no answer: unbalanced, empty where something must stand, or nested too deeply."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Words. ``explicit`` if they stood in ``\\text{...}``."""
-
-    words: str
-    explicit: bool
-
-
-@dataclass(frozen=True)
-class Based:
-    """A numeral with its base as subscript, such as 2516_8."""
-
-    digits: str
-    base: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Several values. ``kind``: ``list`` and ``set`` (unordered), ``bracket`` (tuple or interval, with its ends in
-    ``ends``), ``ratio`` (3:4), ``union`` (unordered), ``intersection``, ``difference``."""
-
-    kind: str
-    items: tuple[Node, ...]
-    ends: str = ""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Rows of cells."""
-
-    rows: tuple[tuple[Node, ...], ...]
-
-
-@dataclass(frozen=True)
-class Named:
-    """``name = value``, where the name is a single designator; ``name`` in canonical spelling."""
-
-    name: str
-    value: Node
-
-
-@dataclass(frozen=True)
-class Relation:
-    """``sides[0] ops[0] sides[1] ...`` with ops of ``= < > ≤ ≥ ≠ ≡``."""
-
-    ops: tuple[str, ...]
-    sides: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Expression:
-    """Anything else, for ``envs.expression`` to parse."""
-
-    text: str
-
-
-Node = Literal | Text | Based | Group | Matrix | Named | Relation | Expression
-
-_TOKEN = re.compile(
-    r"\\text\{[^{}]*\}|\\\\|\\[{}]|\\[A-Za-z]+|[()\[\]{}]|,|;|:|…|[=<>≤≥≠≈∈≡∪∩∖]|"
-    r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
-)
-_OPENERS = frozenset(["(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil"])
-_CLOSERS = frozenset([")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil"])
-_CONJUNCTION = re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*\}|and|or")
-_LIST_MARKS = frozenset([",", ";", "\\\\"])
-_RELATIONS = frozenset("=<>≤≥≠≡")
 _BASED = re.compile(r"\(?\s*([0-9A-Fa-f]+)\s*\)?\s*_\s*\{?\s*([0-9]{1,2})\s*\}?")
-_MATRIX = re.compile(
-    r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(.*)\\end\{(?:[pbB]?matrix|smallmatrix|array)\}", re.DOTALL
-)
+_GRID = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
+_MATRIX = re.compile(rf"([^\\]|\\frac|\\sqrt)*?\\begin{_GRID}(.*)\\end{_GRID}", re.DOTALL)
 _COLUMNS = re.compile(r"\s*\{[lcr|]+\}")
+_BUILDER = re.compile(r"([^|:∈]{1,12})(?:∈[^|:]{1,12})?[|:](.+)", re.DOTALL)
 _PROSE = re.compile(r"[A-Za-z]+(?:['.\-][A-Za-z]+)*(?:\.?[ ,]+[A-Za-z]+(?:['.\-][A-Za-z]+)*)*")
 _WORD = re.compile(r"[A-Za-z]{3}")
-_MATH_WORDS = frozenset(["sqrt", "pi", "infinity", "inf", "sin", "cos", "tan", "log", "ln", "exp", "cot", "sec", "csc"])
-_LETTER = r"(?:[A-Za-z]|[α-ωΑ-Ω]|\\[a-z]+(?:\{\s*[A-Za-z]+\s*\})?|\\text\{[^{}]*\})"
-_NAME = rf"{_LETTER}'*(?:_(?:[A-Za-z0-9]|\{{[^{{}}]*\}}|\\[a-z]+))?'*"
-_DESIGNATOR = re.compile(
-    rf"(?:\\angle|m\s*\\angle|\\triangle|\\overline|\\max|\\min|\\deg)?\s*\{{?\s*"
-    rf"(?:{_NAME}|[A-Z]{{2,4}}|[A-Za-z]{{3,}}|\|\s*[A-Z]{{1,3}}\s*\||{_NAME}\s*\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)*\)"
-    rf"|[A-Z]\s*\([^()=]{{1,20}}\)|[a-z]\s*\(\s*-?[0-9]+\s*\)|\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)+\))\s*\}}?"
-)
-_NOT_NAMES = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|log|ln|pi|binom|lfloor|lceil|begin|int|sum|lim|prod)(?![a-z])|π")
-_COMPARISONS = re.compile(r"[<>≤≥≠=≡]")
-_VISIBLE = re.compile(r"[^\s]")
+_MATH_WORDS = word_set("sqrt infinity inf sin cos tan log ln exp cot sec csc")
+_SHORT_WORDS = word_set("yes no odd all one two six ten none")
 
 
 @lru_cache(maxsize=4096)
@@ -116,7 +38,7 @@ def read(text: str, depth: int = 0) -> Node:
         raise Unreadable
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
-    return _simple(text) or _parts(text, depth) or Expression(text)
+    return _simple(text) or _parts(text, depth) or Expression(without_unit(text))
 
 
 def _simple(text: str) -> Node | None:
@@ -124,6 +46,8 @@ def _simple(text: str) -> Node | None:
     found = parse_literal(text)
     if found and (not found[1] or is_unit(found[1])):
         return found[0]
+    if text == "∅":
+        return EMPTY
     based = _BASED.fullmatch(text)
     if based and any(c.isdigit() for c in based[1]):
         return Based(based[1].upper().lstrip("0"), based[2])
@@ -132,17 +56,15 @@ def _simple(text: str) -> Node | None:
         found = parse_literal(inner)
         if found and (not found[1] or is_unit(found[1])):
             return found[0]
-        if not _CONJUNCTION.search(inner) or not any(c.isdigit() for c in inner):
-            return Text(words(inner), True)
+        if not any(c.isdigit() for c in inner):
+            return Text(words(inner))
+        return _parts(inner, 1)
     bare = text.strip("()[] ")
-    if (
-        len(bare) > 3
-        and _PROSE.fullmatch(bare)
-        and _WORD.search(bare)
-        and bare not in _MATH_WORDS
-        and not _separated(bare)
-    ):
-        return Text(words(bare), False)
+    if bare.lower() in _SHORT_WORDS:
+        return Text(words(bare))
+    prose = len(bare) > 3 and _PROSE.fullmatch(bare) and _WORD.search(bare)
+    if prose and bare not in _MATH_WORDS and not _separated(bare):
+        return Text(words(bare))
     return None
 
 
@@ -158,49 +80,26 @@ def words(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def top_level(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, token) of the separators and relation signs outside of all brackets; raises ``Unreadable`` if the
-    brackets do not balance."""
-    depth, found = 0, []
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token in _OPENERS:
-            depth += 1
-        elif token in _CLOSERS:
-            depth -= 1
-            if depth < 0:
-                raise Unreadable
-        elif depth == 0 and (token[0] != "\\" or token == "\\\\" or _CONJUNCTION.fullmatch(token)):
-            found.append((match.start(), match.end(), token))
-    if depth:
-        raise Unreadable
-    return found
-
-
-def _cut(text: str, marks: list[tuple[int, int, str]]) -> list[str]:
-    starts = [0] + [end for _, end, _ in marks]
-    ends = [start for start, _, _ in marks] + [len(text)]
-    return [text[a:b].strip() for a, b in zip(starts, ends, strict=True)]
-
-
 def _parts(text: str, depth: int) -> Node | None:
-    marks = top_level(text)
-    separators = [m for m in marks if m[2] in _LIST_MARKS or _CONJUNCTION.fullmatch(m[2])]
+    marks = top_level(text, thousands=depth == 0)
+    separators = [m for m in marks if m[2] in LIST_MARKS or CONJUNCTION.fullmatch(m[2])]
     if separators:
         return _list(text, separators, depth)
-    relations = [m for m in marks if m[2] in _RELATIONS or m[2] in "≈∈"]
+    relations = [m for m in marks if m[2] in FLIPPED or m[2] in "≈∈"]
     if relations:
         return _relation(text, relations, depth)
     for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
         operators = [m for m in marks if m[2] == sign]
         if operators:
-            return Group(kind, _read_all(_cut(text, operators), depth))
+            return _set_operation(kind, _read_all(cut(text, operators), depth))
+    if text == "\\mathbb{R}":
+        return EVERYTHING
     matrix = _MATRIX.fullmatch(text)
-    if matrix and "\\begin" not in matrix[1]:
-        return _matrix(matrix[1], depth)
+    if matrix and "\\begin" not in matrix[2]:
+        return _matrix(text[: text.index("\\begin")].strip("·× "), matrix[2], depth)
     colons = [m for m in marks if m[2] == ":"]
     if colons:
-        return Group("ratio", _read_all(_cut(text, colons), depth))
+        return Group("ratio", _read_all(cut(text, colons), depth))
     return _bracketed(text, depth)
 
 
@@ -210,31 +109,52 @@ def _read_all(pieces: list[str], depth: int) -> tuple[Node, ...]:
     return tuple(read(piece, depth + 1) for piece in pieces)
 
 
-def _list(text: str, separators: list[tuple[int, int, str]], depth: int) -> Node:
-    pieces = [piece for piece in _cut(text, separators) if piece]
-    if not pieces or len(pieces) < len(separators) - sum(bool(_CONJUNCTION.fullmatch(m[2])) for m in separators):
+def _set_operation(kind: str, items: tuple[Node, ...]) -> Node:
+    if kind == "union" and all(isinstance(item, Group) and item.kind == "set" for item in items):
+        return Group("set", tuple(value for item in items if isinstance(item, Group) for value in item.items))
+    return Group(kind, items)
+
+
+def _list(text: str, separators: list[Mark], depth: int) -> Node:
+    pieces = [piece for piece in cut(text, separators) if piece]
+    conjunctions = [m[2] for m in separators if CONJUNCTION.fullmatch(m[2])]
+    if not pieces or len(pieces) < len(separators) - len(conjunctions):
         raise Unreadable
     if len(pieces) == 1:
         return read(pieces[0], depth + 1)
     items = _read_all(pieces, depth)
+    intervals = [item.interval for item in items if isinstance(item, Relation) and item.interval]
+    if len(intervals) == len(items) and conjunctions and len({interval.name for interval in intervals}) == 1:
+        joined = _joined([interval.value for interval in intervals], either="or" in conjunctions[0])
+        if joined:
+            return Named(intervals[0].name, joined)
+    return _named_list(items) or Group("list", items)
+
+
+def _joined(intervals: list[Node], either: bool) -> Node | None:
+    """Intervals of one variable joined by "or", or two half-lines by "and"."""
+    if either:
+        return Group("union", tuple(intervals))
+    infinite = (Expression("-∞"), Expression("∞"))
+    for low, high in (intervals, intervals[::-1]) if len(intervals) == 2 else ():
+        if isinstance(low, Group) and isinstance(high, Group) and (high.items[0], low.items[1]) == infinite:
+            return Group("bracket", (low.items[0], high.items[1]), low.ends[0] + high.ends[1])
+    return None
+
+
+def _named_list(items: tuple[Node, ...]) -> Node | None:
+    """``x = 1, 2``, ``x = 1, x = 2`` and ``x_1 = 1, x_2 = 2`` name the values of one unknown."""
     if isinstance(items[0], Named) and not any(isinstance(item, Named | Relation) for item in items[1:]):
         return Named(items[0].name, Group("list", (items[0].value, *items[1:])))
-    names = {item.name if isinstance(item, Named) else None for item in items}
-    if len(names) == 1 and None not in names:
-        values = tuple(item.value for item in items if isinstance(item, Named))
-        return Named(names.pop() or "", Group("list", values))
-    return Group("list", items)
+    named = [item for item in items if isinstance(item, Named)]
+    stems = {item.name.partition("_")[0] for item in named}
+    if len(named) == len(items) and len(stems) == 1:
+        return Named(stems.pop(), Group("list", tuple(item.value for item in named)))
+    return None
 
 
-def designator(text: str) -> str | None:
-    """The canonical spelling of a single name (``x``, ``a_n``, ``f(x)``, ``|AB|``, ``(p,q)``, a word), or None."""
-    if len(text) > 60 or _NOT_NAMES.search(text) or not _DESIGNATOR.fullmatch(text):
-        return None
-    return re.sub(r"\\text|\\(?:left|right)|[\s{}]", "", text)
-
-
-def _relation(text: str, marks: list[tuple[int, int, str]], depth: int) -> Node:
-    sides = _cut(text, marks)
+def _relation(text: str, marks: list[Mark], depth: int) -> Node:
+    sides = cut(text, marks)
     ops = tuple("=" if m[2] == "≈" else m[2] for m in marks)
     if any(not side for side in sides):
         raise Unreadable
@@ -246,15 +166,51 @@ def _relation(text: str, marks: list[tuple[int, int, str]], depth: int) -> Node:
             return Named(right, read(sides[0], depth + 1))
     if "∈" in ops:
         raise Unreadable
-    return Relation(ops, tuple(sides))
+    return Relation(ops, tuple(sides), _interval(ops, sides, depth))
 
 
-def _matrix(body: str, depth: int) -> Node:
+def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | None:
+    """``a < x ≤ b`` as x in (a, b], ``x ≥ a`` as x in [a, ∞); None for other relations."""
+    if ops[0] in ">≥":
+        ops, sides = tuple(FLIPPED[op] for op in reversed(ops)), sides[::-1]
+    if not set(ops) <= set("<≤") or len(sides) > 3:
+        return None
+    names = [designator(side) for side in sides]
+    if len(sides) == 3:
+        (low, _, high), name, ends = sides, names[1], ops
+    elif names[0] and not names[1]:
+        low, name, high, ends = "-∞", names[0], sides[1], ("<", ops[0])
+    elif names[1] and not names[0]:
+        low, name, high, ends = sides[0], names[1], "∞", (ops[0], "<")
+    else:
+        return None
+    if name is None:
+        return None
+    brackets = ("[" if ends[0] == "≤" else "(") + ("]" if ends[1] == "≤" else ")")
+    return Named(name, Group("bracket", (read(low, depth + 1), read(high, depth + 1)), brackets))
+
+
+def _matrix(factor: str, body: str, depth: int) -> Node | None:
     body = _COLUMNS.sub("", body, count=1) if body.lstrip().startswith("{") else body
     rows = [row for row in body.replace("\\hline", "").split("\\\\") if row.strip()]
     if len(rows) > MAX_ITEMS:
         raise Unreadable
-    return Matrix(tuple(_read_all(row.split("&"), depth) for row in rows))
+    cells = tuple(_read_all(row.split("&"), depth) for row in rows)
+    if not factor:
+        return Matrix(cells)
+    scale = read("-1" if factor == "-" else factor, depth + 1)
+    if not isinstance(scale, Literal):
+        return None
+    return Matrix(tuple(tuple(_scaled(scale, cell) for cell in row) for row in cells))
+
+
+def _scaled(scale: Literal, cell: Node) -> Node:
+    if isinstance(cell, Literal):
+        value = scale.value * cell.value
+        return Literal(value, "integer" if value.denominator == 1 else "fraction")
+    if isinstance(cell, Expression):
+        return Expression(f"\\frac{{{scale.value.numerator}}}{{{scale.value.denominator}}}·({cell.text})")
+    raise Unreadable
 
 
 def _bracketed(text: str, depth: int) -> Node | None:
@@ -267,15 +223,16 @@ def _bracketed(text: str, depth: int) -> Node | None:
         return None
     inner = text[len(opener) : len(text) - len(closer)]
     try:
-        marks = top_level(inner)
+        separators = [m for m in top_level(inner) if m[2] in (",", ";")]
     except Unreadable:
         return None  # the brackets belong to different pairs, as in (x+1)(x-1)
     if opener == "{":
         return read(inner, depth + 1)
-    separators = [m for m in marks if m[2] in (",", ";")]
     if opener == "\\{":
-        items = _read_all(_cut(inner, separators), depth) if inner.strip() else ()
-        return Group("set", items)
+        builder = None if separators else _BUILDER.fullmatch(inner)
+        if builder and designator(builder[1].strip()):
+            return read(builder[2], depth + 1)
+        return Group("set", _read_all(cut(inner, separators), depth) if inner.strip() else ())
     if separators:
-        return Group("bracket", _read_all(_cut(inner, separators), depth), opener + closer)
+        return Group("bracket", _read_all(cut(inner, separators), depth), opener + closer)
     return read(inner, depth + 1) if opener + closer in ("()", "[]") else None

@@ -22,7 +22,7 @@ _VULGAR = """
 ½ 1/2 ⅓ 1/3 ⅔ 2/3 ¼ 1/4 ¾ 3/4 ⅕ 1/5 ⅖ 2/5 ⅗ 3/5 ⅘ 4/5 ⅙ 1/6 ⅚ 5/6 ⅐ 1/7 ⅛ 1/8 ⅜ 3/8 ⅝ 5/8 ⅞ 7/8 ⅑ 1/9 ⅒ 1/10
 """
 _SAME = """
-⁄ / ∕ / ÷ / ∛ \\sqrt[3] º ° ˚ ° ⋅ · ∙ · • · ∗ * ✕ × ⨯ × ⩽ ≤ ⩾ ≥ ≦ ≤ ≧ ≥ ∣ | Ø ∅ ⌀ ∅ “ " ” " ‘ ' ’ ' ′ ' ″ '' 𝜋 π ϕ φ
+⁄ / ∕ / ∛ \\sqrt[3] º ° ˚ ° ⋅ · ∙ · • · ∗ * ✕ × ⨯ × ⩽ ≤ ⩾ ≥ ≦ ≤ ≧ ≥ ∣ | Ø ∅ ⌀ ∅ “ " ” " ‘ ' ’ ' ′ ' ″ '' 𝜋 π ϕ φ
 ｰ - 、 , ， , 。 .
 """
 _UNIFORM: dict[str, str | int | None] = {
@@ -40,9 +40,9 @@ CHARACTERS = str.maketrans(_UNIFORM)
 
 COMMANDS = _pairs("""
 dfrac \\frac tfrac \\frac cfrac \\frac dbinom \\binom tbinom \\binom arcsin \\asin arccos \\acos arctan \\atan lg \\log
-le ≤ leq ≤ leqslant ≤ leqq ≤ ge ≥ geq ≥ geqslant ≥ geqq ≥ lt < gt > ne ≠ neq ≠ approx ≈ simeq ≈ thickapprox ≈ equiv ≡
+le ≤ leq ≤ leqslant ≤ leqq ≤ ge ≥ geq ≥ geqslant ≥ geqq ≥ lt < gt > ne ≠ neq ≠ approx ≈ simeq ≈ sim ≈ thickapprox ≈ equiv ≡
 in ∈ cup ∪ cap ∩ setminus ∖ backslash ∖ emptyset ∅ varnothing ∅ infty ∞ infin ∞ pm ± mp ∓ times × cdot · ast · bullet ·
-div / pi π mid | vert | lvert | rvert | colon : circ ° degree °
+div ÷ pi π mid | vert | lvert | rvert | colon : circ ° degree °
 lbrace \\{ rbrace \\} lbrack [ rbrack ] langle ( rangle )
 cents \\text{cents} percent % land \\text{and} wedge \\text{and} lor \\text{or} vee \\text{or} prime ' varphi φ phi φ
 varepsilon ε epsilon ε ldots … dots … cdots … dotsc … imath i

@@ -6,20 +6,24 @@ import re
 
 from envs.symbols import word_set
 
-_TOKEN = re.compile(r"\s+|\\text\{([^{}]*)\}|([A-Za-z]+)\.?|[/·°]|\^\s*\{?\s*-?[123]\s*\}?|\(([A-Za-z ]+)\)|[¢]|'{1,2}")
-_ABBREVIATIONS = word_set("""
-mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ W kW V
-A K C F Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph km/h am pm usd USD eur EUR pt pts gal qt ha AU pc ly
-""")
-_SPACED_LETTERS = word_set("""
-m s g h L
-""")
-_NOT_UNITS = word_set("""
-or and to not than if but either neither nor plus minus times over mod choose because so since however maybe
-perhaps else infinity undefined hundred thousand million billion trillion percent pct point half third
-quarter both between through until without except more less sqrt pi log ln sin cos tan exp factorial
-""")
 MAX_WORDS = 6
+_TOKEN = re.compile(
+    r"\s+|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?|\^?\{?\s*'\s?'?\s*\}?|\(([A-Za-z ]+)\)"
+)
+_QUOTED = re.compile(r"[A-Za-z .,'/°^\-()¢]*[0-9²³]?")
+_TRAILING = re.compile(
+    r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>\\text\{[^{}]*\}[^=]{0,12}|(?:\s+[A-Za-z]{4,}\.?)+)", re.DOTALL
+)
+_ABBREVIATIONS = word_set("""
+mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ W kW V A K C F Hz
+kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal qt ha AU pc ly yr yrs
+""")
+_SPACED_LETTERS = word_set("m s g h L")
+_NOT_UNITS = word_set("""
+or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps else
+infinity undefined hundred thousand million billion trillion percent pct point half third quarter both between through
+until without except more less sqrt pi log ln sin cos tan exp factorial where with for when alpha beta gamma delta theta phi omega lambda sigma
+""")
 
 
 def is_unit(text: str) -> bool:
@@ -27,14 +31,14 @@ def is_unit(text: str) -> bool:
     position, count = 0, 0
     while position < len(text):
         match = _TOKEN.match(text, position)
-        if match is None:
+        if match is None or match.end() == position:
             return False
         quoted, bare, bracketed = match.groups()
-        found = (quoted or bracketed or bare or "").replace(".", " ").replace("/", " ").split()
+        found = re.findall(r"[A-Za-z]+", quoted or bracketed or bare or "")
         count += len(found)
         if count > MAX_WORDS or any(word.lower() in _NOT_UNITS for word in found):
             return False
-        if quoted and not re.fullmatch(r"[A-Za-z .,'/°^\-]*[0-9²³]?", quoted):
+        if quoted and not _QUOTED.fullmatch(quoted):
             return False
         if bare and not _is_word(bare, spaced=position > 0 or text[:1] == " "):
             return False
@@ -47,3 +51,11 @@ def _is_word(bare: str, spaced: bool) -> bool:
     if bare in _ABBREVIATIONS:
         return len(bare) > 1 or bare in _SPACED_LETTERS
     return len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare))
+
+
+def without_unit(text: str) -> str:
+    """An expression without the unit words at its end: 12π for ``12π \\text{ cm}^2``."""
+    match = _TRAILING.fullmatch(text)
+    if match and not match["head"].endswith("\\text") and is_unit(match["unit"].strip()):
+        return match["head"].strip()
+    return text

@@ -8,17 +8,15 @@ are cached, timeouts never.
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import lru_cache
 
 from envs.compare import Comparer, InProcess, NeedsWorker
+from envs.nodes import Unreadable
 from envs.notation import normalise
 from envs.problem import Problem, Verdict
-from envs.structure import Unreadable
 from envs.templates import Template
 from envs.templates import template as named_template
 from envs.workers import WorkerPool
@@ -30,6 +28,7 @@ MAX_SHOWN = 256
 """``Verdict.extracted`` is cut to this length: it goes into every info and log."""
 CACHE_SIZE = 65536
 
+_SETTLED: dict[tuple[str, str], str] = {}
 _COMPARER = Comparer(InProcess())
 _notation = lru_cache(maxsize=16384)(normalise)
 
@@ -71,11 +70,13 @@ class Verifier:
         if len(candidate) > max(MAX_CANDIDATE, 4 * len(gold)):
             return _finished(Verdict(0.0, shown, "unsupported"))
         key = (_notation(gold), _notation(candidate))
-        status = _CACHE.get(key) or settle_in_process(*key)
-        if status != "open":
-            _CACHE.put(key, status)
-            return _finished(_verdict(status, shown))
-        return self._from_worker(key, shown)
+        status = _SETTLED.get(key)
+        if status is None:
+            status = settle_in_process(*key)
+            if status == "open":
+                return self._from_worker(key, shown)
+            _remember(key, status)
+        return _finished(_verdict(status, shown))
 
     def _from_worker(self, key: tuple[str, str], shown: str) -> Future[Verdict]:
         future: Future[Verdict] = Future()
@@ -87,7 +88,7 @@ class Verifier:
                 future.set_result(_verdict("unsupported", shown))
                 return
             if reply.result() in ("right", "wrong", "malformed"):
-                _CACHE.put(key, reply.result())
+                _remember(key, reply.result())
             future.set_result(_verdict(reply.result(), shown))
 
         self.pool.submit(list(key)).add_done_callback(finish)
@@ -111,6 +112,13 @@ def verify(completion: str, problem: Problem | str, template: str = "plain") -> 
     return _verifier(template).verify(completion, problem)
 
 
+def _remember(key: tuple[str, str], status: str) -> None:
+    # A plain dict needs no lock, which a fork at the wrong moment would leave locked for ever.
+    if len(_SETTLED) >= CACHE_SIZE:
+        _SETTLED.clear()
+    _SETTLED[key] = status
+
+
 def _verdict(status: str, shown: str) -> Verdict:
     return Verdict(1.0 if status == "right" else 0.0, shown, status)
 
@@ -119,27 +127,6 @@ def _finished(verdict: Verdict) -> Future[Verdict]:
     future: Future[Verdict] = Future()
     future.set_result(verdict)
     return future
-
-
-class _Cache:
-    """The last ``CACHE_SIZE`` settled comparisons."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
-
-    def get(self, key: tuple[str, str]) -> str | None:
-        with self._lock:
-            return self._known.get(key)
-
-    def put(self, key: tuple[str, str], status: str) -> None:
-        with self._lock:
-            self._known[key] = status
-            if len(self._known) > CACHE_SIZE:
-                self._known.popitem(last=False)
-
-
-_CACHE = _Cache()
 
 
 @lru_cache(maxsize=64)

@@ -6,20 +6,36 @@ parent could not, and ends when its standard input closes, so that none outlives
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+
+import mpmath  # noqa: F401  (imported before the clock of the first request starts)
 
 from envs.compare import Comparer, NeedsWorker
 from envs.evaluate import equal, proportional
 from envs.expression import Tree
-from envs.structure import Unreadable
+from envs.nodes import Unreadable
+
+START_SECONDS = 60.0
+"""How long a parent waits for imports."""
+_COMMANDS = "π pi,· cdot,× times,÷ div,≤ le,≥ ge,≠ ne,≈ approx,∞ infty,∪ cup,∩ cap,∖ setminus,± pm,∓ mp,∈ in,∅ emptyset"
+_LATEX = str.maketrans({pair[0]: f"\\{pair[2:]} " for pair in _COMMANDS.split(",")} | {"°": "^{\\circ}", "%": "\\%"})
 
 
 class Symbolic:
-    """Settles every question about expressions."""
+    """Settles every question about expressions.
+
+    Args:
+        announce: tells the parent about an import that takes its time.
+    """
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self.announce = announce
 
     def equal(self, gold: Tree, answer: Tree) -> bool:
         return equal(gold, answer)
@@ -29,6 +45,11 @@ class Symbolic:
 
     def unparsed(self, gold: str, answer: str) -> bool:
         """Golds outside of the grammar (integrals, sums, limits) are math-verify's."""
+        if "math_verify" not in sys.modules:
+            # A second of imports is not the answer's fault: the parent waits for it apart.
+            self.announce("loading")
+            importlib.import_module("math_verify")
+            self.announce("loaded")
         return math_verify_equal(gold, answer)
 
 
@@ -38,16 +59,21 @@ def math_verify_equal(gold: str, answer: str) -> bool:
 
     parser = [math_verify.LatexExtractionConfig()]
     gold_parsed, answer_parsed = (
-        math_verify.parse(f"${text}$", parser, fallback_mode="no_fallback", parsing_timeout=None)
+        math_verify.parse(f"${to_latex(text)}$", parser, fallback_mode="no_fallback", parsing_timeout=None)
         for text in (gold, answer)
     )
     return bool(gold_parsed and answer_parsed) and math_verify.verify(gold_parsed, answer_parsed, timeout_seconds=None)
 
 
-def settle(gold: str, answer: str) -> str:
+def to_latex(text: str) -> str:
+    """Normalised text with its operators spelt as LaTeX commands again."""
+    return text.translate(_LATEX)
+
+
+def settle(comparer: Comparer, gold: str, answer: str) -> str:
     """``right`` or ``wrong``, ``malformed`` if unreadable, ``unsupported`` if it cannot be computed here."""
     try:
-        return "right" if Comparer(Symbolic()).compare(gold, answer) else "wrong"
+        return "right" if comparer.compare(gold, answer) else "wrong"
     except Unreadable:
         return "malformed"
     except (NeedsWorker, MemoryError, RecursionError, ArithmeticError, ValueError, TypeError, AttributeError):
@@ -63,9 +89,13 @@ def serve(deadline: float, megabytes: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing that a library prints may mix with the replies
-    replies.write("ready\n")
+
+    def reply(line: str) -> None:
+        replies.write(line + "\n")
+
+    comparer = Comparer(Symbolic(announce=reply))
+    reply("ready")
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, 2 * deadline + 1)
-        gold, answer = json.loads(line)
-        replies.write(settle(gold, answer) + "\n")
+        signal.setitimer(signal.ITIMER_REAL, 2 * deadline + START_SECONDS)
+        reply(settle(comparer, *json.loads(line)))
         signal.setitimer(signal.ITIMER_REAL, 0)

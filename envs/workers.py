@@ -35,22 +35,28 @@ OVERRAN, DIED = "timeout", "unsupported"
 
 
 class Child:
-    """One child process. Not thread-safe: a pool gives each child to one thread."""
+    """One child process. Not thread-safe: a pool gives each child to one thread.
+
+    Args:
+        deadline: seconds that a request may take.
+        megabytes: limit of the address space.
+    """
 
     def __init__(self, deadline: float, megabytes: int) -> None:
         here = Path(__file__).resolve().parent
-        command = [sys.executable, "-c", _BOOTSTRAP, str(here), str(here.parent), str(deadline), str(megabytes)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        arguments = [str(here), str(here.parent), str(deadline), str(megabytes)]
         self.deadline = deadline
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            [sys.executable, "-P", "-c", _BOOTSTRAP, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         self._buffer = b""
         if self._line(START_SECONDS) != "ready":
             self.kill()
-            raise RuntimeError(
-                f"a verifier worker did not start: run {' '.join(command[:1])} -c 'import mpmath' to see why"
-            )
+            raise RuntimeError(f"a verifier worker did not start; does {sys.executable} -c 'import mpmath' work?")
 
     def ask(self, request: list[str]) -> str:
         """The reply to a request, ``timeout`` if it overran, ``unsupported`` if the child died of it; after either the
@@ -63,12 +69,11 @@ class Child:
             self.kill()
             return DIED
         reply = self._line(self.deadline)
-        if reply is None:
-            self.kill()
-            return OVERRAN
+        if reply == "loading":
+            reply = self._line(START_SECONDS) and self._line(self.deadline)
         if not reply:
             self.kill()
-            return DIED
+            return OVERRAN if reply is None else DIED
         return reply
 
     def _line(self, seconds: float) -> str | None:
@@ -98,43 +103,43 @@ class Child:
         self.process.wait()
 
     def forget(self) -> None:
-        """Close this process's ends of the pipes (in a forked child the process itself is the parent's)."""
+        """Close this process's ends of the pipes: all that a forked child may do about its parent's workers."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with suppress(OSError):  # an unflushed request to a dead child
                     pipe.close()
 
 
+Request = tuple[list[str], "Future[str]"]
+
+
 class WorkerPool:
-    """``workers`` children, started when first needed.
+    """``workers`` children, each driven by a thread of its own, started when requests first wait for them.
 
     Args:
-        workers: number of children.
+        workers: most children at a time.
         deadline: seconds from the moment a child takes a request until it is killed and replaced.
         megabytes: limit of a child's address space.
     """
 
     def __init__(self, workers: int = 1, deadline: float = 3.0, megabytes: int = 1024) -> None:
         self.workers, self.deadline, self.megabytes = workers, deadline, megabytes
-        self._reset()
+        self._start_afresh()
         _POOLS.add(self)
 
-    def _reset(self) -> None:
-        self._process_id = os.getpid()
+    def _start_afresh(self) -> None:
         self._lock = threading.Lock()
-        self._requests: queue.SimpleQueue[tuple[list[str], Future[str]] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._pending = 0
         self._threads: list[threading.Thread] = []
         self._children: set[Child] = set()
-        self._idle = 0
-        self._closed = False
 
     def submit(self, request: list[str]) -> Future[str]:
         """Queue a request; the future's result is the child's reply, ``timeout`` or ``unsupported``."""
         future: Future[str] = Future()
         with self._lock:
-            if self._closed:
-                self._closed = False
-            if len(self._threads) < self.workers and self._requests.qsize() >= self._idle:
+            self._pending += 1
+            if len(self._threads) < min(self.workers, self._pending):
                 thread = threading.Thread(target=self._serve, name="verifier-worker", daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -142,65 +147,70 @@ class WorkerPool:
         return future
 
     def _serve(self) -> None:
-        """One thread: owns one child, replaces it when it dies."""
+        """One thread: owns one child and replaces it when it dies."""
         child: Child | None = None
         requests, children = self._requests, self._children
-        while True:
-            self._idle += 1
-            item = requests.get()
-            self._idle -= 1
-            if item is None:
-                break
+        while (item := requests.get()) is not None:
             request, future = item
             try:
                 if child is None or not child.alive():
                     child = Child(self.deadline, self.megabytes)
                     children.add(child)
                 reply = child.ask(request)
-                if reply in (OVERRAN, DIED) and not child.alive():
-                    children.discard(child)
-                    child = None
-                future.set_result(reply)
-            except BaseException as error:  # the waiting caller must learn of it, whatever it is
+            except BaseException as error:  # the one who waits for the future must learn of it, whatever it is
+                with self._lock:
+                    self._pending -= 1
                 future.set_exception(error)
+                continue
+            with self._lock:
+                self._pending -= 1
+            if not child.alive():
+                children.discard(child)
+                child = None
+            future.set_result(reply)
         if child is not None:
             children.discard(child)
             child.kill()
 
     def close(self) -> None:
-        """End all children and wait for them. The pool starts afresh if used again."""
-        if self._process_id != os.getpid():
-            return
+        """End all children, answering what still waits with ``unsupported``. The pool starts afresh if used again."""
         with self._lock:
-            threads, children = self._threads, list(self._children)
+            requests, threads, children = self._requests, self._threads, list(self._children)
+            waiting = []
+            while not requests.empty():
+                waiting.append(requests.get())
             for _ in threads:
-                self._requests.put(None)
+                requests.put(None)
+        for item in waiting:
+            if item is not None:
+                item[1].set_result(DIED)
         for child in children:
             child.process.kill()
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(timeout=self.deadline + 1)
-        with self._lock:
-            self._threads, self._requests, self._idle = [], queue.SimpleQueue(), 0
+        self._start_afresh()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """In a forked child: let go of the parent's workers; new ones start when needed."""
         for child in self._children:
             child.forget()
-        self._reset()
+        self._start_afresh()
 
 
 _POOLS: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """End the workers of every pool of this process (also done at exit)."""
     for pool in list(_POOLS):
         pool.close()
 
 
 def _after_fork() -> None:
     for pool in list(_POOLS):
-        pool._after_fork()
+        pool.after_fork()
 
 
-atexit.register(_close_all)
+atexit.register(close_all)
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,74 @@
+"""The kinds of answers, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from envs.literal import Literal
+
+
+class Unreadable(Exception):
+    """The text is no answer: unbalanced, empty where something must stand, or nested too deeply."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words, as they compare."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Based:
+    """A numeral with its base as subscript, such as 2516_8."""
+
+    digits: str
+    base: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Several values. ``kind``: ``list`` and ``set`` (unordered), ``bracket`` (tuple or interval, with its two ends in
+    ``ends``), ``ratio`` (3:4), ``union`` (unordered), ``intersection``, ``difference``."""
+
+    kind: str
+    items: tuple[Node, ...]
+    ends: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of cells."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True)
+class Named:
+    """``name = value`` (or ``name ∈ value``), where the name is a single designator, in canonical spelling."""
+
+    name: str
+    value: Node
+
+
+@dataclass(frozen=True)
+class Relation:
+    """``sides[0] ops[0] sides[1] ...`` with ops of ``= < > ≤ ≥ ≠ ≡``. ``interval`` says the same as ``name ∈ [a, b)``
+    where that can be said."""
+
+    ops: tuple[str, ...]
+    sides: tuple[str, ...]
+    interval: Named | None = None
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Anything else, for ``envs.expression`` to parse."""
+
+    text: str
+
+
+Node = Literal | Text | Based | Group | Matrix | Named | Relation | Expression
+EVERYTHING = Group("bracket", (Expression("-∞"), Expression("∞")), "()")
+"""The real line."""
+EMPTY = Group("set", ())

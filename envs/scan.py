@@ -1,0 +1,66 @@
+"""Finding the separators of a text outside of its brackets, and the single names that may stand before ``=``."""
+
+from __future__ import annotations
+
+import re
+
+from envs.nodes import Unreadable
+
+Mark = tuple[int, int, str]
+"""Start, end and text of a separator or relation sign."""
+
+LIST_MARKS = frozenset([",", ";", "\\\\"])
+CONJUNCTION = re.compile(r"\\text\{\s*,?\s*(?:and|or)\s*\}|and|or")
+_TOKEN = re.compile(
+    r"\\text\{[^{}]*\}|\\\\|\\[{}]|\\[A-Za-z]+|[()\[\]{}]|,|;|:|[=<>≤≥≠≈∈≡∪∩∖]|"
+    r"(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+)
+_OPENERS = frozenset(["(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil"])
+_CLOSERS = frozenset([")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil"])
+_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
+_LETTER = r"(?:[A-Za-zα-ωΑ-Ω]|\\[a-z]+(?:\{\s*[A-Za-z]+\s*\})?|\\text\{[^{}]*\})"
+_NAME = rf"{_LETTER}'*(?:_(?:[A-Za-z0-9]|\{{[^{{}}]*\}}|\\[a-z]+))?'*"
+_DESIGNATOR = re.compile(
+    rf"(?:\\angle|m\s*\\angle|\\triangle|\\max|\\min|\\deg)?\s*\{{?\s*"
+    rf"(?:{_NAME}|[A-Z]{{2,4}}|[A-Za-z]{{3,}}|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|\|\s*[A-Z]{{1,3}}\s*\|"
+    rf"|{_NAME}\s*\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)*\)|[A-Z]\s*\([^()=]{{1,20}}\)|[a-z]\s*\(\s*-?[0-9]+\s*\)"
+    rf"|\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)+\))\s*\}}?"
+)
+_COMPUTES = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|log|ln|pi|binom|lfloor|lceil|begin|int|sum|lim|prod)(?![a-z])|π")
+
+
+def top_level(text: str, thousands: bool = False) -> list[Mark]:
+    """The separators and relation signs outside of all brackets. With ``thousands`` the commas of well-formed
+    thousands groups separate nothing. Raises ``Unreadable`` if the brackets do not balance."""
+    joined: frozenset[int] = frozenset()
+    if thousands and "," in text:
+        joined = frozenset(n for m in _THOUSANDS.finditer(text) for n in range(m.start(), m.end()))
+    depth, found = 0, []
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in _OPENERS:
+            depth += 1
+        elif token in _CLOSERS:
+            depth -= 1
+            if depth < 0:
+                raise Unreadable
+        elif depth == 0 and (token[0] != "\\" or token == "\\\\" or CONJUNCTION.fullmatch(token)):
+            if match.start() not in joined:
+                found.append((match.start(), match.end(), token))
+    if depth:
+        raise Unreadable
+    return found
+
+
+def cut(text: str, marks: list[Mark]) -> list[str]:
+    """The pieces of ``text`` between marks."""
+    starts = [0] + [end for _, end, _ in marks]
+    ends = [start for start, _, _ in marks] + [len(text)]
+    return [text[a:b].strip() for a, b in zip(starts, ends, strict=True)]
+
+
+def designator(text: str) -> str | None:
+    """The canonical spelling of a single name (``x``, ``a_n``, ``f(x)``, ``|AB|``, ``(p,q)``, a word), or None."""
+    if len(text) > 60 or _COMPUTES.search(text) or not _DESIGNATOR.fullmatch(text):
+        return None
+    return re.sub(r"\\text|[\s{}]", "", text)
