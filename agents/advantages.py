@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ class Reinforce:
 
     baseline: float = 0.0
 
-    grouped: ClassVar[bool] = False
-
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]; no use of the groups."""
         return reward - self.baseline
@@ -30,21 +27,17 @@ class Reinforce:
 class RLOO:
     """A_i = R_i minus the mean reward of the group's others (arXiv 2402.14740): a baseline without bias."""
 
-    grouped: ClassVar[bool] = True
-
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
         groups = Groups(group)
-        others = (groups.size - 1)[groups.member]
-        return (reward - groups.mean(reward)) * ((others + 1) / others).to(reward.dtype)
+        size = groups.size.to(reward.dtype)[groups.member]
+        return (reward - groups.mean(reward)) * size / (size - 1)
 
 
 @advantages.register("dr-grpo")
 @dataclass(frozen=True)
 class DrGRPO:
     """A_i = R_i minus the group's mean (arXiv 2503.20783): ``rloo`` times (G - 1) / G."""
-
-    grouped: ClassVar[bool] = True
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
@@ -59,14 +52,13 @@ class GRPO:
 
     eps: float = 1e-4
 
-    grouped: ClassVar[bool] = True
-
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
         groups = Groups(group)
         centred = reward - groups.mean(reward)
-        spread = groups.mean(centred.square()) * (groups.size / (groups.size - 1)).to(reward.dtype)[groups.member]
-        return centred / (spread.sqrt() + self.eps)
+        size = groups.size.to(reward.dtype)[groups.member]
+        variance = groups.mean(centred.square()) * size / (size - 1)
+        return centred / (variance.sqrt() + self.eps)
 
 
 @advantages.register("whitened")
@@ -76,8 +68,6 @@ class Whitened:
     normalisation of PPO implementations and REINFORCE++ (arXiv 2501.03262)."""
 
     eps: float = 1e-4
-
-    grouped: ClassVar[bool] = False
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]; no use of the groups."""

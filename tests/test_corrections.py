@@ -1,0 +1,313 @@
+"""Corrections: the contract for every registered one, closed forms, products, and scopes under micro-batching."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import textwrap
+import warnings
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import agents  # noqa: F401  registers the components
+from agents.corrections import SCOPES, Correction, ZeroWeights, exp, log_rho, traits, weigh
+from agents.rollout import Rollout
+from benchmarks.estimators.contract import CHECKS, example
+from registry import Registry, UsageError, corrections
+
+PRODUCTS = ["truncated-is*ppo-clip", "sequence-is*gspo", "defensive*sapo", "token-is*geometric-mask", "none*retrace"]
+ZOO = """
+    none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
+    v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
+    base practical
+"""
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("id", corrections.ids() + PRODUCTS)
+def test_contract(id, check):
+    fault = CHECKS[check](corrections.make(id))
+    assert not fault, f"{id}: {fault}"
+
+
+def test_zoo_is_complete():
+    assert set(ZOO.split()) <= set(corrections.ids())
+
+
+def rollout_of(log_ratios: list[list[float]], group: list[int] | None = None) -> tuple[Tensor, Rollout]:
+    """log pi and a rollout with these log(pi/mu), ragged, pi = pi_old."""
+    width = max(map(len, log_ratios))
+    mask = torch.tensor([[t < len(row) for t in range(width)] for row in log_ratios])
+    ratio = torch.tensor([row + [0.0] * (width - len(row)) for row in log_ratios], dtype=torch.float64)
+    logp = torch.full_like(ratio, -1.0)
+    count = len(log_ratios)
+    rollout = Rollout(
+        prompts=(torch.zeros(1, dtype=torch.long),) * count,
+        tokens=torch.zeros(mask.shape, dtype=torch.long),
+        mask=mask,
+        behavior_logp=logp - ratio,
+        reward=torch.zeros(count),
+        group=torch.tensor(group or [0] * count),
+        old_logp=logp.clone(),
+    )
+    return logp, rollout
+
+
+def weight_of(id: str, log_ratios: list[list[float]], advantage: list[float] | None = None, **fields: object) -> Tensor:
+    logp, rollout = rollout_of(log_ratios)
+    a = torch.tensor(advantage or [1.0] * len(log_ratios), dtype=torch.float64)
+    return weigh(corrections.make(id, **fields), logp, rollout, a)
+
+
+LOG2, LOG3 = math.log(2), math.log(3)
+HAND = [  # rho = 2, 1/3, 3, by hand
+    ("none", {}, [1, 1, 1]),
+    ("token-is", {}, [2, 1 / 3, 3]),
+    ("prefix-is", {}, [2, 2 / 3, 2]),
+    ("suffix-is", {}, [2, 1, 3]),
+    ("sequence-is", {}, [2, 2, 2]),
+    ("truncated-is", {}, [2, 1 / 3, 2]),
+    ("truncated-is", {"cap": 1.5, "level": "sequence"}, [1.5, 1.5, 1.5]),
+    ("masked-is", {}, [2, 0, 3]),
+    ("masked-is", {"low": 0.1, "high": 2.5}, [2, 1 / 3, 0]),
+    ("masked-is", {"level": "sequence", "high": 1.9}, [0, 0, 0]),
+    ("geometric-mask", {}, [1, 1, 1]),
+    ("geometric-mask", {"high": 1.2}, [0, 0, 0]),  # 2 ** (1/3) = 1.26
+    ("retrace", {"lam": 0.9}, [0.9, 0.3, 0.9]),
+    ("retrace-product", {}, [2 / 3, 1 / 3, 3]),
+    ("retrace-product", {"lam": 0.5}, [2 * 0.5 / 3 * 0.5, 0.5 / 3, 3]),
+    ("v-trace", {}, [1 / 3, 1 / 3, 1]),
+    ("v-trace", {"rho_bar": 2.5, "c_bar": 1.5}, [2 / 3 * 2.5, 2.5 / 3, 2.5]),
+    ("tempered", {}, [2**0.5] * 3),
+    ("tempered", {"level": "token"}, [2**0.5, 3**-0.5, 3**0.5]),
+    ("topr", {}, [1, 1, 1]),
+    ("self-normalised", {}, [1, 1, 1]),
+    ("ess-adaptive", {}, [2, 2, 2]),
+    ("decoupled-ppo", {}, [2, 1 / 3, 3]),
+    ("decoupled-ppo", {"cap": 2.5}, [2, 1 / 3, 2.5]),
+]
+
+
+@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
+@pytest.mark.parametrize(("id", "fields", "expected"), HAND, ids=[f"{id}-{fields}" for id, fields, _ in HAND])
+def test_by_hand(id, fields, expected):
+    found = weight_of(id, [[LOG2, -LOG3, LOG3]], **fields)
+    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
+
+
+def test_topr_holds_failures_to_what_the_target_would_write():
+    found = weight_of("topr", [[LOG2, 0.0], [-LOG2, 0.0], [-LOG2]], [-1.0, -1.0, 1.0])
+    torch.testing.assert_close(found, torch.tensor([[1, 1], [0.5, 0.5], [1, 0]], dtype=torch.float64))
+
+
+def test_self_normalised_divides_by_its_group():
+    logp, rollout = rollout_of([[LOG2], [0.0], [LOG3], [LOG3]], [5, 5, 1, 1])
+    found = weigh(corrections.make("self-normalised"), logp, rollout, torch.ones(4))
+    torch.testing.assert_close(found[:, 0], torch.tensor([4 / 3, 2 / 3, 1, 1], dtype=torch.float64))
+    whole = weigh(corrections.make("self-normalised", over="batch"), logp, rollout, torch.ones(4))
+    torch.testing.assert_close(whole[:, 0], torch.tensor([8, 4, 12, 12], dtype=torch.float64) / 9)
+
+
+def test_defensive_is_the_balance_heuristic():
+    # groups of 4 and of 2, one by the target in the first: W = rho / (n0/n rho + n1/n) with pi = pi_old
+    logp, rollout = rollout_of([[LOG3], [LOG3, 0.0], [-LOG2], [0.0], [LOG2], [0.0]], [0, 0, 0, 0, 1, 1])
+    rollout = replace(rollout, by_target=torch.tensor([True, False, False, False, False, False]))
+    found = weigh(corrections.make("defensive"), logp, rollout, torch.ones(6))[:, 0]
+    expected = [3 / (3 / 4 + 3 / 4), 3 / (3 / 4 + 3 / 4), 0.5 / (0.5 / 4 + 3 / 4), 1, 2, 1]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
+@given(st.integers(1, 7), st.floats(-80, 80), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_defensive_is_bounded(by_target, log_ratio, length):
+    logp, rollout = rollout_of([[log_ratio] * length] * 8)
+    rollout = replace(rollout, by_target=torch.arange(8) < by_target)
+    found = weigh(corrections.make("defensive"), logp, rollout, torch.ones(8))
+    assert float(found.max()) <= 8 / by_target * (1 + 1e-9)
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=1, max_size=12), min_size=1, max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_v_trace_is_retrace_with_the_first_ratio_truncated(log_ratios):
+    rho = torch.tensor([row + [0.0] * (12 - len(row)) for row in log_ratios], dtype=torch.float64).exp()
+    retrace = weight_of("retrace-product", log_ratios)
+    rho = rho[:, : retrace.shape[1]]
+    expected = retrace / rho * rho.clamp(max=1)
+    torch.testing.assert_close(weight_of("v-trace", log_ratios), expected)
+
+
+def test_ess_adaptive_keeps_the_effective_sample_size():
+    generator = torch.Generator().manual_seed(0)
+    log_w = 2 * torch.randn(500, generator=generator, dtype=torch.float64)
+    for ess in (0.2, 0.5, 0.9):
+        w = weight_of("ess-adaptive", [[float(x)] for x in log_w], ess=ess)[:, 0]
+        assert float(w.sum() ** 2 / w.square().sum() / 500) == pytest.approx(ess, abs=1e-6)
+    assert torch.equal(weight_of("ess-adaptive", [[0.1], [0.0]]), weight_of("sequence-is", [[0.1], [0.0]]))
+
+
+def test_ratios_of_completions_by_the_target_are_their_own():
+    logp, rollout = rollout_of([[LOG2], [LOG2]])
+    rollout = replace(rollout, by_target=torch.tensor([True, False]))
+    weight = weigh(corrections.make("token-is"), logp, rollout, torch.ones(2))
+    torch.testing.assert_close(weight[:, 0], torch.tensor([1.0, 2.0], dtype=torch.float64))
+    with pytest.raises(UsageError, match="old_logp"):
+        weigh(corrections.make("token-is"), logp, replace(rollout, old_logp=None), torch.ones(2))
+
+
+def test_product_counts_the_update_ratio_once():
+    logp, rollout, advantage = example(corrections.make("none"))
+    r = (logp - rollout.old_logp).exp()
+    whole = (logp - rollout.behavior_logp).exp()
+    weight = weigh(corrections.make("token-is*cispo", eps_high=1e9), logp, rollout, advantage)
+    torch.testing.assert_close(weight[rollout.mask], whole[rollout.mask])
+    assert not torch.allclose(r[rollout.mask], torch.ones(()).double())
+
+
+@pytest.mark.parametrize(
+    ("id", "scope", "unbiased"),
+    [
+        ("sequence-is*ppo-clip", "sequence", True),
+        ("truncated-is*ppo-clip", "token", False),
+        ("defensive*gspo", "group", True),
+        ("ess-adaptive*ppo-clip", "batch", False),
+        ("sequence-is*token-is", "sequence", False),
+        ("sequence-is*none", "sequence", True),
+    ],
+)
+def test_product_declares_the_widest_scope(id, scope, unbiased):
+    found = traits(corrections.make(id))
+    assert (found.scope, found.unbiased) == (scope, unbiased)
+
+
+def test_product_takes_one_trust_region():
+    with pytest.raises(UsageError, match="one trust region"):
+        corrections.make("ppo-clip*gspo")
+
+
+@pytest.mark.parametrize("id", corrections.ids())
+@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
+def test_micro_batches_of_the_scope_change_nothing(id):
+    """Groups dealt to micro-batches in any order, as the update does for every scope up to the group."""
+    correction = corrections.make(id)
+    if traits(correction).scope == "batch":
+        pytest.skip("the update calls it on whole minibatches")
+    logp, rollout, advantage = example(correction)
+    whole = weigh(correction, logp, rollout, advantage)
+    for groups in ((2,), (0, 1)):
+        index = torch.isin(rollout.group, torch.tensor(groups)).nonzero()[:, 0].flip(0)
+        part = rollout.select(index)
+        width = part.mask.shape[1]
+        torch.testing.assert_close(
+            weigh(correction, logp[index][:, :width], part, advantage[index]), whole[index, :width]
+        )
+
+
+def test_zero_weights_warn():
+    with pytest.warns(ZeroWeights, match="nothing is learned"):
+        weight_of("masked-is", [[5.0, 5.0], [6.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight_of("masked-is", [[5.0, 0.0], [6.0]])
+
+
+@pytest.mark.parametrize("id", [id for id in corrections.ids() if traits(corrections.make(id)).needs_old_logp])
+def test_missing_old_logp_is_said(id):
+    logp, rollout, advantage = example(corrections.make(id))
+    with pytest.raises(UsageError, match="old_logp"):
+        weigh(corrections.make(id), logp, replace(rollout, old_logp=None), advantage)
+
+
+@pytest.mark.parametrize(
+    ("id", "fields"),
+    [
+        ("truncated-is", {"cap": 0}),
+        ("truncated-is", {"level": "word"}),
+        ("masked-is", {"low": 2.0}),
+        ("retrace", {"lam": 0.0}),
+        ("retrace-product", {"lam": 1.5}),
+        ("v-trace", {"c_bar": -1.0}),
+        ("tempered", {"beta": 2.0}),
+        ("ess-adaptive", {"ess": 0.0}),
+        ("self-normalised", {"over": "token"}),
+        ("ppo-clip", {"eps_low": 1.5}),
+        ("gmpo", {"log_clip": 0.0}),
+        ("sapo", {"tau_pos": 0.0}),
+    ],
+)
+def test_bad_fields_are_usage_errors(id, fields):
+    with pytest.raises(UsageError):
+        corrections.make(id, **fields)
+
+
+THIRD_PARTY = """
+    from dataclasses import dataclass
+    from registry import corrections
+
+    @corrections.register("half-is")
+    @dataclass(frozen=True)
+    class HalfIS:
+        power: float = 0.5
+
+        def __call__(self, logp, rollout, advantage):
+            return (self.power * (logp - rollout.behavior_logp)).clamp(max=80).exp()
+"""
+
+
+def test_a_plain_class_is_a_correction(monkeypatch, tmp_path):
+    monkeypatch.setattr(corrections, "_known", dict(corrections._known))
+    (tmp_path / "half_is_plugin.py").write_text(textwrap.dedent(THIRD_PARTY))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("half_is_plugin")
+    made = corrections.make("half-is", power=1.0)
+    assert traits(made).scope == "batch"
+    logp, rollout, advantage = example(made)
+    torch.testing.assert_close(
+        weigh(made, logp, rollout, advantage), weigh(corrections.make("token-is"), logp, rollout, advantage)
+    )
+    assert all(CHECKS[name](corrections.make("half-is")) == "" for name in CHECKS)
+    assert len(textwrap.dedent(THIRD_PARTY).strip().splitlines()) < 20
+
+
+@dataclass(frozen=True)
+class Lying(Correction):
+    """A correction that breaks every promise, one at a time."""
+
+    how: str = ""
+
+    @property
+    def scope(self) -> str:  # type: ignore[override]
+        return "token" if self.how == "scope" else "sequence"
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        return self.how == "bias"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        ratio = log_rho(logp, rollout)
+        if self.how == "padding":
+            return exp((logp - rollout.behavior_logp).sum(1, keepdim=True), logp, rollout)
+        if self.how == "permutation":
+            return exp(ratio, logp, rollout) * torch.linspace(1, 1 + 1e-6, len(logp))[:, None]
+        if self.how == "finite":
+            return (ratio.to(logp.dtype) * 2).exp()
+        if self.how == "on-policy":
+            return exp(ratio + 0.1, logp, rollout)
+        if self.how == "detached":
+            return exp(ratio, logp, rollout) * torch.ones((), requires_grad=True)
+        return exp(ratio.cumsum(1), logp, rollout)
+
+
+@pytest.mark.parametrize("how", CHECKS)
+def test_every_check_catches_its_fault(how):
+    assert CHECKS[how](Lying(how))
+
+
+def test_scopes_are_ordered():
+    assert SCOPES == ("token", "sequence", "group", "batch")
+    assert isinstance(corrections, Registry)

@@ -1,0 +1,238 @@
+"""Every weight against the loss it comes from: autograd of the published formula, and TRL's loss where installed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import agents  # noqa: F401  registers the components
+from agents.corrections import weigh
+from agents.rollout import Rollout
+from registry import aggregations, corrections
+
+MAX_TOKENS = 11
+LENGTHS = torch.tensor([9, 4, 1, 7, 9, 2, 6, 9])
+
+
+def setting(seed: int = 0, spread: float = 0.4) -> tuple[Tensor, Rollout, Tensor]:
+    """log pi, a rollout whose ratios lie on both sides of every clip, and advantages of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(9) < LENGTHS[:, None]
+
+    def random(scale: float) -> Tensor:
+        return scale * torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+
+    logp = -random(1.0).abs() - 0.01
+    group = torch.arange(8) // 4
+    rollout = Rollout(
+        prompts=(torch.zeros(1, dtype=torch.long),) * 8,
+        tokens=torch.zeros(mask.shape, dtype=torch.long),
+        mask=mask,
+        behavior_logp=logp + random(0.5),
+        reward=torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]),
+        group=group,
+        old_logp=logp + random(spread),
+    )
+    return logp, rollout, torch.tensor([1.3, -0.7, -0.9, 0.4, -0.2, -1.1, 0.8, -0.3], dtype=torch.float64)
+
+
+def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.stack([row[kept].mean() for row, kept in zip(values, mask, strict=True)]).mean()
+
+
+def token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return values[mask].mean()
+
+
+def clipped(r: Tensor, a: Tensor, low: float, high: float) -> Tensor:
+    return torch.minimum(r * a, r.clamp(1 - low, 1 + high) * a)
+
+
+def ppo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    return -token_mean(clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2), rollout.mask)
+
+
+def grpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    return -sequence_mean(clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2), rollout.mask)
+
+
+def dapo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    return -token_mean(clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.28), rollout.mask)
+
+
+def dr_grpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    value = clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2)
+    return -(value * rollout.mask).sum() / (len(a) * MAX_TOKENS)
+
+
+def gspo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    log_ratio = ((logp - rollout.old_logp) * rollout.mask).sum(1) / rollout.mask.sum(1)
+    return -clipped(log_ratio.exp(), a[:, 0], 0.05, 0.08).mean()
+
+
+def gmpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(len(a)):
+        kept = rollout.mask[row]
+        r = (logp[row][kept] - rollout.old_logp[row][kept]).exp()
+        bounded = torch.minimum(r * a[row], r.clamp(torch.tensor(-0.4).exp(), torch.tensor(0.4).exp()) * a[row])
+        total = total - torch.sign(a[row, 0]) * bounded.abs().prod() ** (1 / int(kept.sum()))
+    return total / len(a)
+
+
+def cispo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    r = (logp - rollout.old_logp).exp().detach()
+    return -token_mean(r.clamp(1 - 0.3, 1 + 0.2) * a * logp, rollout.mask)
+
+
+def sapo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    r = (logp - rollout.old_logp).exp()
+    tau = torch.where(a > 0, 1.0, 1.05)
+    return -sequence_mean(torch.sigmoid(tau * (r - 1)) * 4 / tau * a, rollout.mask)
+
+
+def decoupled(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    staleness = (rollout.old_logp - rollout.behavior_logp).exp()
+    return -token_mean(staleness * clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2), rollout.mask)
+
+
+def topr(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    whole = torch.where(rollout.mask, logp - rollout.behavior_logp, 0.0).sum(1, keepdim=True)
+    failures = whole.clamp(max=0).exp().detach()
+    return -(torch.where(a > 0, a, a * failures) * logp * rollout.mask).sum() / len(a)
+
+
+def truncated_grpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    truncated = (rollout.old_logp - rollout.behavior_logp).exp().clamp(max=1.5)
+    return -sequence_mean(truncated * clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2), rollout.mask)
+
+
+PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
+    (ppo, "ppo-clip", {}, "token-mean", {}),
+    (grpo, "ppo-clip", {}, "sequence-mean", {}),
+    (grpo, "practical", {}, "sequence-mean", {}),
+    (dapo, "ppo-clip", {"eps_high": 0.28}, "token-mean", {}),
+    (dr_grpo, "ppo-clip", {}, "constant", {"max_tokens": MAX_TOKENS}),
+    (gspo, "gspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
+    (gmpo, "gmpo", {}, "sequence-mean", {}),
+    (cispo, "cispo", {"eps_low": 0.3, "eps_high": 0.2}, "token-mean", {}),
+    (sapo, "sapo", {}, "sequence-mean", {}),
+    (decoupled, "decoupled-ppo", {}, "token-mean", {}),
+    (decoupled, "base", {}, "token-mean", {}),
+    (decoupled, "token-is*ppo-clip", {}, "token-mean", {}),
+    (topr, "topr", {}, "constant", {}),
+    (truncated_grpo, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
+]
+
+
+def gradient(loss: Callable[[Tensor], Tensor], logp: Tensor) -> Tensor:
+    leaf = logp.clone().requires_grad_()
+    loss(leaf).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def ours(id: str, fields: dict[str, float], aggregation: str, options: dict[str, int], case: tuple) -> Tensor:
+    logp, rollout, advantage = case
+    weight = weigh(corrections.make(id, **fields), logp, rollout, advantage)
+    coef = aggregations.make(aggregation, **options)(rollout.mask).double()
+    return gradient(lambda leaf: -((coef * weight * advantage[:, None]).detach() * leaf).sum(), logp)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", PUBLISHED, ids=[f"{case[0].__name__}-{case[1]}" for case in PUBLISHED])
+def test_gradient_equals_the_published_loss(case, seed):
+    published, id, fields, aggregation, options = case
+    logp, rollout, advantage = setting(seed)
+    expected = gradient(lambda leaf: published(leaf, rollout, advantage[:, None]), logp)
+    # float32 coefficients of the aggregation are the limit
+    torch.testing.assert_close(
+        ours(id, fields, aggregation, options, (logp, rollout, advantage)), expected, rtol=1e-6, atol=1e-12
+    )
+
+
+def test_the_setting_reaches_every_branch():
+    logp, rollout, advantage = setting()
+    r = (logp - rollout.old_logp).exp()[rollout.mask]
+    a = advantage[:, None].expand(rollout.mask.shape)[rollout.mask]
+    branches = [
+        (a > 0) & (r > 1.28),
+        (a > 0) & (r < 0.8),
+        (a < 0) & (r > 1.2),
+        (a < 0) & (r < 0.8),
+        (r - 1).abs() < 0.2,
+    ]
+    assert all(int(branch.sum()) >= 2 for branch in branches)
+
+
+TRL = [
+    ("grpo", {}, "ppo-clip", {}, "sequence-mean", {}),
+    ("bnpo", {}, "ppo-clip", {}, "token-mean", {}),
+    ("dapo", {"epsilon_high": 0.28}, "ppo-clip", {"eps_high": 0.28}, "token-mean", {}),
+    ("dr_grpo", {}, "ppo-clip", {}, "constant", {"max_tokens": MAX_TOKENS}),
+    ("cispo", {"epsilon_high": 1.2}, "cispo", {"eps_high": 0.2}, "token-mean", {}),
+    ("sapo", {}, "sapo", {}, "sequence-mean", {}),
+    ("grpo", {"importance_sampling_level": "sequence"}, "gspo", {"eps_low": 0.2, "eps_high": 0.2}, "sequence-mean", {}),
+    ("grpo", {"use_vllm": True}, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
+]
+
+
+@pytest.mark.parametrize("case", TRL, ids=[f"{case[0]}-{case[2]}" for case in TRL])
+def test_gradient_equals_trl(case):
+    trainer = pytest.importorskip("trl", reason="TRL is not installed").GRPOTrainer
+    loss_type, settings, id, fields, aggregation, options = case
+    logp, rollout, advantage = setting()
+    truncated = (rollout.old_logp - rollout.behavior_logp).exp().clamp(max=1.5)
+    inputs = {
+        "prompt_ids": torch.zeros(8, 1, dtype=torch.long),
+        "prompt_mask": torch.ones(8, 1, dtype=torch.long),
+        "completion_ids": rollout.tokens,
+        "completion_mask": rollout.mask.long(),
+        "advantages": advantage,
+        "old_per_token_logps": rollout.old_logp,
+        "num_items_in_batch": rollout.mask.sum(),
+        "importance_sampling_ratio": truncated,
+    }
+    expected = gradient(lambda leaf: trainer._compute_loss(trl_stand_in(leaf, loss_type, settings), None, inputs), logp)
+    found = ours(id, fields, aggregation, options, (logp, rollout, advantage))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def trl_stand_in(logp: Tensor, loss_type: str, settings: dict[str, object]) -> SimpleNamespace:
+    """What TRL's loss reads of its trainer; the log-probabilities are given instead of computed by a model."""
+    arguments = SimpleNamespace(
+        delta=None,
+        sapo_temperature_pos=1.0,
+        sapo_temperature_neg=1.05,
+        use_bias_correction_kl=False,
+        steps_per_generation=1,
+    )
+    accelerator = SimpleNamespace(
+        num_processes=1, sync_gradients=False, gather=lambda x: x, reduce=lambda x, reduction: x
+    )
+    known = {
+        "args": arguments,
+        "accelerator": accelerator,
+        "model": SimpleNamespace(training=True),
+        "loss_type": loss_type,
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.2,
+        "importance_sampling_level": "token",
+        "beta": 0.0,
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "use_vllm": False,
+        "vllm_importance_sampling_correction": True,
+        "aux_loss_enabled": False,
+        "_entropy_bonus_enabled": False,
+        "current_gradient_accumulation_steps": 1,
+        "max_completion_length": MAX_TOKENS,
+        "_metrics": {"train": defaultdict(list)},
+        "_get_per_token_logps_and_entropies": lambda *_, **__: (logp, torch.zeros_like(logp), None),
+    }
+    return SimpleNamespace(**{**known, **settings})
