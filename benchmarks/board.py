@@ -54,7 +54,7 @@ class Board:
             table.add_column(name)
         for name in ("iteration", "accuracy", "tokens/s", "left"):
             table.add_column(name, justify="right")
-        order = sorted(runs, key=lambda run: (run.phase == "waiting", run.over and not run.phase == "failed"))
+        order = sorted(runs, key=lambda run: (run.phase == "waiting", run.over and run.phase != "failed"))
         for run in runs if len(runs) <= MOST_LINES else order[:MOST_LINES]:
             own = _left(run)
             table.add_row(

@@ -97,7 +97,8 @@ def preset(name: str) -> Grid:
     for variant in loaded.get("variants", ()):
         check_names(f"a variant of preset {name!r}", variant, [f.name for f in fields(Variant)])
     loaded["variants"] = [Variant(**variant) for variant in loaded.get("variants", ())]
-    return Grid(**{key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()})
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()}
+    return Grid(**given)
 
 
 def agent_ids(patterns: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report's figures, as PNG or inline SVG. Colours are those of Okabe and Ito, told apart by colour-blind readers."""
+"""The report's figures, as PNG or inline SVG, in the colours of Okabe and Ito (told apart by colour-blind readers)."""
 
 from __future__ import annotations
 
