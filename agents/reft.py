@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
@@ -33,7 +34,7 @@ from agents import checkpoint
 from agents.corrections import traits
 from agents.diagnostics import warn_collapse
 from agents.environment import slots_of, vector_env_of
-from agents.language_model import LanguageModelPolicy
+from agents.language_model import LanguageModelPolicy, target_of
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect
 from agents.update import Update
 from envs.sb3 import SB3VecEnv
@@ -156,14 +157,7 @@ class ReFT(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         """Load the target, check that it and the environment speak the same vocabulary, and make the optimizer."""
-        given = self._given_policy
-        self.target = given if isinstance(given, Policy) else Policy.load(given, str(self.device), self._dtype)
-        if self.target.vocab_size != self.action_space.n:
-            raise UsageError(
-                f"the policy has {self.target.vocab_size} logits, the environment {self.action_space.n} tokens: "
-                f"give the environment the policy's tokenizer (tokenizer={given!r}) and, if its logits are padded, "
-                f"vocab_size={self.target.vocab_size}"
-            )
+        self.target = target_of(self._given_policy, self.action_space, str(self.device), self._dtype)
         self._all_layers = tuple(range(self.target.num_layers))
         self.sampler.sample(self.target.num_layers, np.random.default_rng(0))  # a ratio too high fails here
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
@@ -251,9 +245,12 @@ class ReFT(BaseAlgorithm):
         if self.target_written:
             mu = GroupMixture(mu, self._behavior(self._all_layers, seed), self.group_size, self.target_written)
 
-        def on_step(tokens: int) -> bool:
+        def on_step(tokens: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> bool:
             self.num_timesteps += tokens
-            return hooks is None or hooks.on_step()
+            if hooks is None:
+                return True
+            hooks.update_locals({"dones": dones, "infos": infos})  # SB3's callbacks look for these
+            return hooks.on_step()
 
         if hooks is not None:
             hooks.on_rollout_start()

@@ -100,6 +100,10 @@ class GroupMixture:
         return replace(rollout, by_target=by_target, behavior_logp=behavior_logp)
 
 
+# (tokens of the step, [S] which slots ended an episode, S terminal infos or {}) -> whether to go on
+OnStep = Callable[[int, NDArray[np.bool_], list[dict[str, Any]]], bool]
+
+
 class Interrupted(Exception):
     """A callback stopped the rollout; what was written so far is dropped."""
 
@@ -109,14 +113,14 @@ def collect(
     envs: VectorEnv,
     problems: Sequence[int],
     group_size: int,
-    on_step: Callable[[int], bool] | None = None,
+    on_step: OnStep | None = None,
 ) -> Rollout:
     """Deal ``problems`` x ``group_size`` episodes to the slots of ``envs`` and drain them all.
 
     Args:
         mu: the behaviour policy, with one KV slot an env slot.
         envs: a ``MathReasonVector``, or a gymnasium vector wrapper of one.
-        on_step: called with the number of tokens of each step; a false answer stops the rollout.
+        on_step: called after each step; a false answer stops the rollout.
 
     Returns:
         A ``Rollout`` in the order of the deck, whatever the number of slots.
@@ -141,12 +145,15 @@ def collect(
         logp[rows, written[rows]] = action_logp[live]
         written[rows] += 1
         obs, rewards, terminated, truncated, info = envs.step(actions)
-        for slot in np.flatnonzero(terminated | truncated):
+        done = terminated | truncated
+        for slot in np.flatnonzero(done):
             reward[episode[slot]] = rewards[slot]
             finals[episode[slot]] = {key: value[slot] for key, value in info["final_info"].items() if key[0] != "_"}
+        if on_step is not None:
+            infos = [finals[e] if ended else {} for e, ended in zip(episode, done, strict=True)]
+            if not on_step(int(live.sum()), done, infos):
+                raise Interrupted
         start = _begin(info, episode)
-        if on_step is not None and not on_step(int(live.sum())):
-            raise Interrupted
     longest = int(written.max(initial=1))
     task = envs.unwrapped.task
     prompts = [torch.as_tensor(task.prompt(index)) for index in problems]

@@ -121,7 +121,7 @@ class SB3PPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         venv = BudgetEndsEpisodes(vector_env_of(env, slots_of(env, slots, SLOTS)))
-        budget = venv.venv.unwrapped.task.spec.max_new_tokens
+        budget = venv.venv.unwrapped.task.spec.max_new_tokens  # type: ignore[attr-defined]
         if n_steps < budget:
             raise UsageError(
                 f"n_steps={n_steps} is less than the completion budget of {budget} tokens (max_new_tokens), so an "
