@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from envs.evaluate import clearly_differ
-from envs.expression import NotAnExpression, Tree, parse
+from envs.expression import Tree, parse
+from envs.lexer import NotAnExpression
 from envs.literal import Literal
 from envs.literal import equal as literals_equal
 from envs.nodes import Based, Expression, Group, Matrix, Named, Node, Relation, Text

@@ -7,11 +7,11 @@ operations ``add sub mul div neg pow`` and the functions of ``FUNCTIONS``. Nothi
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from envs.lexer import NotAnExpression, tokens
 from envs.symbols import word_set
 
 Tree = tuple[Any, ...]
@@ -21,15 +21,7 @@ sin cos tan cot sec csc asin acos atan sinh cosh tanh log ln exp sqrt root abs f
 conj
 """)
 MAX_DEPTH = 40
-MAX_TOKENS = 400
 
-_TOKEN = re.compile(
-    r"\s+|(?P<number>[0-9]+(?:,[0-9]{3})*(?![0-9,])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(?P<text>\\text\{[^{}]*\})"
-    r"|(?P<command>\\[A-Za-z]+|\\[{}])|(?P<word>[A-Za-z]+)|(?P<mark>[^\s])"
-)
-_PLAIN_FUNCTIONS = re.compile(
-    r"(sqrt|sinh|cosh|tanh|arcsin|arccos|arctan|asin|acos|atan|sin|cos|tan|cot|sec|csc|log|ln|exp|abs|pi|infinity|inf)"
-)
 _NAME_COMMANDS = word_set("""
 alpha beta gamma delta zeta eta theta kappa lambda mu nu xi rho sigma tau upsilon chi psi omega Gamma Delta
 Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar
@@ -40,42 +32,14 @@ overline vec hat bar dot ddot tilde widehat mathcal mathbb overrightarrow underl
 _ENDS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 
 
-class NotAnExpression(Exception):
-    """The text is outside of the grammar."""
-
-
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Tree:
     """The tree of ``text``; raises ``NotAnExpression``."""
-    parser = _Parser(_tokens(text))
+    parser = _Parser(tokens(text))
     tree = parser.sum(0)
     if parser.token is not None:
         raise NotAnExpression(text)
     return tree
-
-
-def _tokens(text: str) -> list[str]:
-    found: list[str] = []
-    for match in _TOKEN.finditer(text):
-        if match["word"]:
-            found.extend(_split_word(match["word"]))
-        elif match["text"]:
-            found.append("\\text:" + match["text"][6:-1].strip())
-        elif not match[0].isspace():
-            found.append(match[0].replace(",", "") if match["number"] else match[0])
-        if len(found) > MAX_TOKENS:
-            raise NotAnExpression("too long")
-    return found
-
-
-def _split_word(word: str) -> list[str]:
-    pieces: list[str] = []
-    for piece in _PLAIN_FUNCTIONS.split(word):
-        if _PLAIN_FUNCTIONS.fullmatch(piece):
-            pieces.append({"pi": "π", "infinity": "∞", "inf": "∞"}.get(piece, "\\" + piece.replace("arc", "a")))
-        else:
-            pieces.extend(piece)
-    return pieces
 
 
 class _Parser:
@@ -135,17 +99,13 @@ class _Parser:
         )
 
     def signed(self, depth: int) -> Tree:
-        if self.token == "-":
-            self.take()
-            if self.token in ("+", "-"):
-                raise NotAnExpression("doubled sign")
-            return ("neg", self.signed(depth))
-        if self.token == "+":
-            self.take()
-            if self.token in ("+", "-"):
-                raise NotAnExpression("doubled sign")
-            return self.signed(depth)
-        return self.power(depth)
+        if self.token not in ("+", "-"):
+            return self.power(depth)
+        negative = self.take() == "-"
+        if self.token in ("+", "-"):
+            raise NotAnExpression("doubled sign")
+        tree = self.power(depth)
+        return ("neg", tree) if negative else tree
 
     def power(self, depth: int) -> Tree:
         base = self.postfix(depth)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -138,7 +138,7 @@ def _checked(name: str, rows: Iterable[Any], columns: Columns, selection: Select
 def _unique_ids(problems: list[Problem]) -> list[Problem]:
     if len({problem.id for problem in problems}) == len(problems):
         return problems
-    return [Problem(p.question, p.answer, p.source, f"{p.id}#{index}", p.solution) for index, p in enumerate(problems)]
+    return [replace(problem, id=f"{problem.id}#{index}") for index, problem in enumerate(problems)]
 
 
 def check_gold(problem: Problem) -> None:

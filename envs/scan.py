@@ -44,9 +44,10 @@ def top_level(text: str, thousands: bool = False) -> list[Mark]:
             depth -= 1
             if depth < 0:
                 raise Unreadable
-        elif depth == 0 and (token[0] != "\\" or token == "\\\\" or CONJUNCTION.fullmatch(token)):
-            if match.start() not in joined:
-                found.append((match.start(), match.end(), token))
+        elif depth or match.start() in joined:
+            continue
+        elif token[0] != "\\" or token == "\\\\" or CONJUNCTION.fullmatch(token):
+            found.append((match.start(), match.end(), token))
     if depth:
         raise Unreadable
     return found

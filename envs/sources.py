@@ -167,14 +167,18 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
 
 def read_reference(hub_id: str, split: str, config: str | None = None) -> list[Row]:
     """Rows of a hub data set; an unreachable hub is a ``UsageError`` that says what to do instead."""
+    if "/" not in hub_id:
+        known = did_you_mean(hub_id, [*KNOWN, "arithmetic"])
+        raise UsageError(
+            f"unknown problem set {hub_id!r}: {known} Or give a file, or a hub id of the form 'owner/name'"
+        )
     from datasets import load_dataset
 
     try:
         return load_dataset(hub_id, config, split=split).to_list()
     except Exception as error:  # the hub client raises many kinds; each means that these rows cannot be had
-        known = f" ({did_you_mean(hub_id, [*KNOWN, 'arithmetic'])})" if "/" not in hub_id else ""
         raise UsageError(
-            f"problem set {hub_id!r}, split {split!r}, could not be loaded from the hub{known}: "
+            f"problem set {hub_id!r}, split {split!r}, could not be loaded from the hub: "
             f"{type(error).__name__}: {str(error).partition(chr(10))[0]}. Offline, give a file or folder by its path, "
             f"or data_dir=... (or {DATA_VARIABLE}) for the known sets; 'arithmetic' needs no data"
         ) from error

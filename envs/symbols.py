@@ -40,9 +40,9 @@ CHARACTERS = str.maketrans(_UNIFORM)
 
 COMMANDS = _pairs("""
 dfrac \\frac tfrac \\frac cfrac \\frac dbinom \\binom tbinom \\binom arcsin \\asin arccos \\acos arctan \\atan lg \\log
-le ≤ leq ≤ leqslant ≤ leqq ≤ ge ≥ geq ≥ geqslant ≥ geqq ≥ lt < gt > ne ≠ neq ≠ approx ≈ simeq ≈ sim ≈ thickapprox ≈ equiv ≡
-in ∈ cup ∪ cap ∩ setminus ∖ backslash ∖ emptyset ∅ varnothing ∅ infty ∞ infin ∞ pm ± mp ∓ times × cdot · ast · bullet ·
-div ÷ pi π mid | vert | lvert | rvert | colon : circ ° degree °
+le ≤ leq ≤ leqslant ≤ leqq ≤ ge ≥ geq ≥ geqslant ≥ geqq ≥ lt < gt > ne ≠ neq ≠ approx ≈ simeq ≈ sim ≈
+thickapprox ≈ equiv ≡ in ∈ cup ∪ cap ∩ setminus ∖ backslash ∖ emptyset ∅ varnothing ∅ infty ∞ infin ∞ pm ± mp ∓
+times × cdot · ast · bullet · div ÷ pi π mid | vert | lvert | rvert | colon : circ ° degree °
 lbrace \\{ rbrace \\} lbrack [ rbrack ] langle ( rangle )
 cents \\text{cents} percent % land \\text{and} wedge \\text{and} lor \\text{or} vee \\text{or} prime ' varphi φ phi φ
 varepsilon ε epsilon ε ldots … dots … cdots … dotsc … imath i

@@ -8,21 +8,24 @@ from envs.symbols import word_set
 
 MAX_WORDS = 6
 _TOKEN = re.compile(
-    r"\s+|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?|\^?\{?\s*'\s?'?\s*\}?|\(([A-Za-z ]+)\)"
+    r"\s+|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?"
+    r"|\^?\{?\s*'\s?'?\s*\}?|\(([A-Za-z ]+)\)"
 )
 _QUOTED = re.compile(r"[A-Za-z .,'/°^\-()¢]*[0-9²³]?")
 _TRAILING = re.compile(
     r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>\\text\{[^{}]*\}[^=]{0,12}|(?:\s+[A-Za-z]{4,}\.?)+)", re.DOTALL
 )
 _ABBREVIATIONS = word_set("""
-mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ W kW V A K C F Hz
-kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal qt ha AU pc ly yr yrs
+mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ
+W kW V A K C F Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
+qt ha AU pc ly yr yrs
 """)
 _SPACED_LETTERS = word_set("m s g h L")
 _NOT_UNITS = word_set("""
-or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps else
-infinity undefined hundred thousand million billion trillion percent pct point half third quarter both between through
-until without except more less sqrt pi log ln sin cos tan exp factorial where with for when alpha beta gamma delta theta phi omega lambda sigma
+or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
+else infinity undefined hundred thousand million billion trillion percent pct point half third quarter both between
+through until without except more less sqrt pi log ln sin cos tan exp factorial where with for when
+alpha beta gamma delta theta phi omega lambda sigma
 """)
 
 

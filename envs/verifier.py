@@ -69,6 +69,9 @@ class Verifier:
         shown = candidate[:MAX_SHOWN]
         if len(candidate) > max(MAX_CANDIDATE, 4 * len(gold)):
             return _finished(Verdict(0.0, shown, "unsupported"))
+        scorer = problem.scorer if isinstance(problem, Problem) else ""
+        if scorer:
+            return self._scored(scorer, gold, candidate, shown)
         key = (_notation(gold), _notation(candidate))
         status = _SETTLED.get(key)
         if status is None:
@@ -78,7 +81,13 @@ class Verifier:
             _remember(key, status)
         return _finished(_verdict(status, shown))
 
+    def _scored(self, scorer: str, gold: str, candidate: str, shown: str) -> Future[Verdict]:
+        key = (scorer, candidate)
+        status = "right" if candidate.strip() == gold.strip() else _SETTLED.get(key)
+        return _finished(_verdict(status, shown)) if status else self._from_worker(key, shown)
+
     def _from_worker(self, key: tuple[str, str], shown: str) -> Future[Verdict]:
+        """``key`` is the worker's request: (gold, answer), normalised, or (scorer, candidate)."""
         future: Future[Verdict] = Future()
 
         def finish(reply: Future[str]) -> None:

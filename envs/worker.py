@@ -1,7 +1,8 @@
 """The child process that settles symbolic comparisons: one JSON request a line in, one JSON reply a line out.
 
-A request is ``[gold, answer]`` (normalised texts). The process limits its own memory, kills itself by an alarm if its
-parent could not, and ends when its standard input closes, so that none outlives the run that started it.
+A request is ``[gold, answer]`` (normalised texts) or ``[scorer, candidate]``. The process limits its own memory, dies
+of an alarm if its parent could not end it, and ends when its standard input closes, so that none outlives the run that
+started it.
 """
 
 from __future__ import annotations
@@ -45,11 +46,7 @@ class Symbolic:
 
     def unparsed(self, gold: str, answer: str) -> bool:
         """Golds outside of the grammar (integrals, sums, limits) are math-verify's."""
-        if "math_verify" not in sys.modules:
-            # A second of imports is not the answer's fault: the parent waits for it apart.
-            self.announce("loading")
-            importlib.import_module("math_verify")
-            self.announce("loaded")
+        load("math_verify", self.announce)
         return math_verify_equal(gold, answer)
 
 
@@ -80,6 +77,27 @@ def settle(comparer: Comparer, gold: str, answer: str) -> str:
         return "unsupported"
 
 
+def judge(comparer: Comparer, announce: Callable[[str], None], first: str, second: str) -> str:
+    """The status of a request: (gold, answer), or (scorer, candidate) where the first is JSON."""
+    if not first.startswith('{"'):
+        return settle(comparer, first, second)
+    load("reasoning_gym", announce)
+    from envs.reasoning import score
+
+    try:
+        return "right" if score(first, second) else "wrong"
+    except Exception:  # third-party scorers raise anything on text they did not expect: no full score
+        return "malformed"
+
+
+def load(module: str, announce: Callable[[str], None]) -> None:
+    """Import a slow module. That time is not the answer's fault: the parent waits for it apart."""
+    if module not in sys.modules:
+        announce("loading")
+        importlib.import_module(module)
+        announce("loaded")
+
+
 def serve(deadline: float, megabytes: int) -> None:
     """Answer requests until standard input closes."""
     limit = megabytes << 20
@@ -97,5 +115,5 @@ def serve(deadline: float, megabytes: int) -> None:
     reply("ready")
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, 2 * deadline + START_SECONDS)
-        reply(settle(comparer, *json.loads(line)))
+        reply(judge(comparer, reply, *json.loads(line)))
         signal.setitimer(signal.ITIMER_REAL, 0)
