@@ -1,4 +1,4 @@
-"""A run is a function of its spec: repeated, interrupted, killed or damaged, it ends in the same numbers or says why."""
+"""A run is a function of its spec: repeated, interrupted, killed, damaged, it ends in the same numbers or says why."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ SMALL = [
     "problems_per_batch=3",
     "group_size=3",
     "env.max_new_tokens=12",
+    "env.reward=random",  # always a signal, so that every iteration moves weights and optimizer
     "evaluation.problems=8",
     "evaluation.every=3",
     "evaluation.samples=2",
@@ -76,6 +77,11 @@ def test_run_writes_its_folder(whole):
     assert result["curve"][-1]["greedy"] == result["right_after"].count("1") / 8
 
 
+def test_run_trains(whole):
+    rows = [row for row in numbers(whole[1]) if "evaluation" not in row]
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
 def test_saved_model_loads_in_transformers(whole):
     from transformers import AutoModelForCausalLM
 
@@ -120,28 +126,27 @@ def in_child(spec: RunSpec, folder: Path) -> int:
     return child
 
 
-def killed_at_random(spec: RunSpec, folder: Path, rng: random.Random, longest: float) -> int:
-    """Run to the end in spite of kills; returns how many there were."""
-    kills = 0
-    while True:
+def killed_at_random(spec: RunSpec, folder: Path, rng: random.Random, kills: int) -> int:
+    """Run to the end in spite of ``kills`` kills, each some rows and moments after the last; returns how many of them
+    left a checkpoint to resume from."""
+    resumed = 0
+    for _ in range(kills):
         child = in_child(spec, folder)
-        end = time.monotonic() + (rng.uniform(0.02, longest) if kills < 12 else 300)
-        while time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                assert status == 0
-                return kills
-            time.sleep(0.005)
+        wanted = len(read_rows(folder / "metrics.jsonl")[0]) + rng.randrange(4)
+        while len(read_rows(folder / "metrics.jsonl")[0]) < wanted and not (folder / "result.json").exists():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        kills += 1
+        resumed += (folder / "checkpoint" / "agent.json").is_file()
+    assert os.waitpid(in_child(spec, folder), 0)[1] == 0
+    return resumed
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_resumes_to_the_same_numbers(whole, tmp_path, seed):
     spec, folder = whole
-    kills = killed_at_random(spec, tmp_path, random.Random(seed), longest=1.5)
-    assert kills > 0
+    assert killed_at_random(spec, tmp_path, random.Random(seed), kills=8) > 2
     assert numbers(tmp_path) == numbers(folder)
     assert not list(tmp_path.glob("*partial*")) and not list(tmp_path.glob("*.old-*"))
 
