@@ -431,3 +431,25 @@ def test_sweep_advantage_with_exact_groups(tmp_path):
     out = tmp_path / "rows.json"
     assert main([*SMALL, "--advantage", "grpo", "--correction", "*-is", "--json", str(out)]) == 0
     assert {row["advantage"] for row in json.loads(out.read_text())} == {"grpo"}
+
+
+def test_lab_beside_training(tmp_path, capsys):
+    """Three corrections whose gains are in the lab's order, and one whole disagreement is seen in the ranks."""
+    gains = {"defensive": 0.3, "truncated-is": 0.2, "token-is": 0.1}
+    for n, (id, gain) in enumerate(gains.items()):
+        for seed in range(2):
+            folder = write_run(tmp_path / f"{n}-{seed}", [])
+            spec = {"agent": {"id": "nested-reft", "correction": {"id": id, **({"cap": 2.0} if "tru" in id else {})}}}
+            (folder / "spec.json").write_text(json.dumps(spec))
+            result = {"accuracy_before": 0.1, "accuracy_after": 0.1 + gain + 0.01 * seed}
+            (folder / "result.json").write_text(json.dumps({**result, "means": {"D": 1.0, "skip_ratio": 0.25}}))
+    write_run(tmp_path / "unfinished", [])
+    out = tmp_path / "rows.json"
+    folders = [str(path) for path in sorted(tmp_path.iterdir()) if path.is_dir()]
+    assert main(["--json", str(out), "--seeds", "1", "--against", *folders]) == 0
+    rows = {row["correction"]: row for row in json.loads(out.read_text())}
+    assert {id: row["gain_rank"] for id, row in rows.items()} == {"defensive": 1, "truncated-is": 2, "token-is": 3}
+    assert all(row["spearman"] == 1 and row["lab_rank"] == row["gain_rank"] for row in rows.values())
+    assert rows["token-is"]["gain"] == pytest.approx(0.105) and rows["token-is"]["gain_error"] == pytest.approx(0.005)
+    assert "25.0% of the layers skipped" in capsys.readouterr().out
+    assert main(["--against", str(tmp_path / "unfinished")]) == 2

@@ -20,7 +20,7 @@ from rich.table import Table
 
 import agents  # noqa: F401  registers the components
 from agents.corrections import ZeroWeights, traits
-from benchmarks.estimators import adviser, contract, picture, report
+from benchmarks.estimators import adviser, against, contract, picture, report
 from benchmarks.estimators.moments import Groups
 from benchmarks.estimators.sweep import Sweep, rows
 from registry import UsageError, advantages, corrections, parse_value
@@ -37,6 +37,7 @@ examples:
   python -m benchmarks.estimators --advantage grpo --groups 8           exact groups, normalised as in GRPO
   python -m benchmarks.estimators --check my_package:MyCorrection       is my correction sound?
   python -m benchmarks.estimators --run runs/1f3a                       which correction fits what my run measured?
+  python -m benchmarks.estimators --against runs/*                      did training agree with the lab?
 """
 
 
@@ -77,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--picture", type=Path, metavar="FILE", help="write efficiency against D (png, svg, pdf)")
     made.add_argument("--check", metavar="MODULE:CLASS", help="run the contract checks on a correction of your own")
     made.add_argument("--run", type=Path, metavar="FOLDER", help="advise on a run's folder")
+    made.add_argument(
+        "--against",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="finished runs: what the lab predicted beside what came",
+    )
     return made
 
 
@@ -95,11 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 arguments if arguments is not None else sys.argv[1:]
             )
             if given.run:
-                found = adviser.advise(given.run, chosen, console)
+                write(adviser.advise(given.run, chosen, console), given, command)
+            elif given.against:
+                write(against.compare(given.against, sweep_of(given), console), given, command)
             else:
                 found = list(rows(sweep_of(given), chosen))
+                write(found, given, command)
                 report.show(found, console)
-            write(found, given, command.strip())
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -169,13 +179,19 @@ def choose(patterns: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
 def write(found: list[dict[str, Any]], given: argparse.Namespace, command: str) -> None:
     """The files asked for."""
     if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+        rounded = [{name: _rounded(value) for name, value in row.items()} for row in found]
+        given.json.write_text("[\n" + ",\n".join(json.dumps(row) for row in rounded) + "\n]\n")
+    sweeping = not (given.run or given.against)
+    if (given.markdown or given.picture) and not sweeping:
+        raise UsageError("--markdown and --picture are of a sweep; leave out --run and --against")
     if given.markdown:
         given.markdown.write_text(report.markdown(found, command))
     if given.picture:
-        if given.run:
-            raise UsageError("--picture draws a sweep; leave out --run")
         picture.draw(found, given.picture)
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def load(target: str) -> Any:

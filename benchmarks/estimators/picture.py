@@ -18,7 +18,7 @@ from benchmarks.estimators.report import levels, merged, ranked, relative_effici
 from benchmarks.estimators.sweep import Row
 
 NAMED = 10
-TITLES = {"noise": "mu = noised target", "skip": "mu = transformer with layers skipped"}
+TITLES = {"noise": "mu = noised target", "skip": "mu = transformer with layers skipped (dots: single subsets)"}
 KEEP = ("none", "sequence-is", "defensive", "retrace", "token-is", "truncated-is", "v-trace")
 TICKS = (0.03, 0.1, 0.3, 1.0, 2.0)
 MARKERS = "osD^vPX<>*"

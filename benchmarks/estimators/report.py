@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 
 from rich.console import Console
@@ -25,7 +25,7 @@ CANNOT_TELL = (
 READING = (
     "base, practical and retrace are our reading of the three variants that Nested-ReFT names, not the authors' text."
 )
-CLAIM = "unbiased with controlled variance? relative bias, and variance times on-policy, by layers skipped"
+CLAIM = "the paper's claim, exactly: relative bias, and variance as a multiple of on-policy, by layers skipped"
 COST = (
     "defensive writes n_0 of the G completions of each group with all layers, and scores every completion under both "
     "policies: it gives back n_0/G of what skipping saves, and costs one more scoring pass of the nested policy. The "
@@ -44,15 +44,20 @@ SECTIONS = {
 
 
 def merged(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Corrections whose rows are equal in every cell, as first id -> all ids."""
-    figures: dict[str, list[tuple[float, ...]]] = {}
+    """Corrections whose rows are equal in every cell (up to rounding), as first id -> all ids."""
+    figures: dict[str, list[float]] = {}
     for row in rows:
-        key = tuple(float(f"{row[name]:.8g}") for name in ("relative_bias", "variance_ratio", "efficiency"))
-        figures.setdefault(row["correction"], []).append(key)
-    groups: dict[tuple[tuple[float, ...], ...], list[str]] = {}
+        own = (row["relative_bias"], row["variance_ratio"], row["efficiency"])
+        figures.setdefault(row["correction"], []).extend(own)
+    groups: dict[str, list[str]] = {}
     for id in sorted(figures, key=lambda id: (id != "none", id)):
-        groups.setdefault(tuple((0.0 if a < 1e-9 else a, b, c) for a, b, c in figures[id]), []).append(id)
-    return {ids[0]: ids for ids in groups.values()}
+        same = (first for first in groups if _equal(figures[first], figures[id]))
+        groups.setdefault(next(same, id), []).append(id)
+    return groups
+
+
+def _equal(a: Sequence[float], b: Sequence[float]) -> bool:
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in zip(a, b, strict=True))
 
 
 def relative_efficiency(row: Row) -> float:
@@ -62,7 +67,11 @@ def relative_efficiency(row: Row) -> float:
 
 def ranked(rows: Sequence[Row]) -> list[str]:
     """One id of each group of equal corrections, by mean relative efficiency, best first."""
-    return sorted(merged(rows), key=lambda id: -fmean(relative_efficiency(r) for r in rows if r["correction"] == id))
+    return _best_first(rows, merged(rows))
+
+
+def _best_first(rows: Sequence[Row], ids: Iterable[str]) -> list[str]:
+    return sorted(ids, key=lambda id: -fmean(relative_efficiency(row) for row in rows if row["correction"] == id))
 
 
 def levels(rows: Sequence[Row], kind: str) -> list[float]:
@@ -98,29 +107,39 @@ def header(rows: Sequence[Row], kind: str) -> list[str]:
     return ["correction", "unbiased", "bias", "variance", "cosine", "N*", *(f"eff. {name} {v:g}" for v in values)]
 
 
-def title(rows: Sequence[Row], kind: str) -> str:
-    """What the section is, with its divergences."""
-    label, words, name = SECTIONS[kind]
-    own = [row for row in rows if row["mu"] == kind]
+def details(rows: Sequence[Row], kind: str) -> str:
+    """The divergences behind a section's columns."""
+    label, _, name = SECTIONS[kind]
     parts = []
     for level in levels(rows, kind):
-        cells = [row for row in own if row[label] == level]
-        d, ess = fmean(row["d"] for row in cells), fmean(row["ess"] for row in cells)
-        parts.append(f"{level:g}: D {d:.2g}, TV {fmean(row['tv'] for row in cells):.2f}, ESS {ess:.2g}")
-    middle = _middle(levels(rows, kind))
-    return f"{words}; bias to N* at {name} {middle:g}; by {name}: " + " | ".join(parts)
+        cells = [row for row in rows if row["mu"] == kind and row[label] == level]
+        d, tv, ess = (fmean(row[figure] for row in cells) for figure in ("d", "tv", "ess"))
+        parts.append(f"{level:g} has D {d:.2g}, TV {tv:.2f}, ESS {ess:.2g}")
+    return f"bias to N* at {name} {_middle(levels(rows, kind)):g}; {name} " + "; ".join(parts)
 
 
 def lines(rows: Sequence[Row], kind: str) -> list[list[str]]:
     """The body of a section's table."""
-    own = [row for row in rows if row["mu"] == kind]
-    groups = merged(rows)
-    found = []
-    for id in ranked(own):
-        names = next((ids for ids in groups.values() if id in ids), [id])
-        sampled = any(row["sampled_batches"] for row in own if row["correction"] == id)
-        found.append([" = ".join(names) + (" ~" if sampled else ""), *summary(rows, kind, id)])
-    return found
+    own, groups = [row for row in rows if row["mu"] == kind], merged(rows)
+    return [[_names(own, groups[id]), *summary(rows, kind, id)] for id in _best_first(own, groups)]
+
+
+def _names(rows: Sequence[Row], ids: list[str]) -> str:
+    sampled = any(row["sampled_batches"] for row in rows if row["correction"] == ids[0])
+    return " = ".join(ids) + (" ~" if sampled else "")
+
+
+def settings(rows: Sequence[Row]) -> list[list[str]]:
+    """Mean efficiency of the noised cells by horizon and by success rate: a header and a line per correction."""
+    own, groups = [row for row in rows if row["mu"] == "noise"], merged(rows)
+    axes = [("horizon", "T"), ("success", "success")]
+    columns = [(axis, word, value) for axis, word in axes for value in sorted({row[axis] for row in own})]
+    table = [["correction", *(f"eff. {word} {value:g}" for _, word, value in columns)]]
+    for id in _best_first(own, groups) if own else []:
+        mine = [row for row in own if row["correction"] == id]
+        means = (fmean(relative_efficiency(row) for row in mine if row[axis] == value) for axis, _, value in columns)
+        table.append([_names(own, groups[id]), *(f"{mean:.2f}" for mean in means)])
+    return table
 
 
 def claim(rows: Sequence[Row]) -> list[list[str]]:
@@ -137,21 +156,24 @@ def claim(rows: Sequence[Row]) -> list[list[str]]:
                 bias = fmean(row["relative_bias"] for row in cell)
                 variance = math.exp(fmean(math.log(row["variance_ratio"]) for row in cell))
                 table[-1].append(f"{'0' if bias < 1e-10 else f'{bias:.2f}'}, x {variance:.3g}")
-    return table if len(table) > 1 else []
+    return table
+
+
+def sections(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
+    """Every table as a title and its lines, the header first."""
+    found = []
+    for kind in (kind for kind in SECTIONS if any(row["mu"] == kind for row in rows)):
+        found.append((f"{SECTIONS[kind][1]}: {details(rows, kind)}", [header(rows, kind), *lines(rows, kind)]))
+    found += [("noised target, all divergences, by horizon and success rate", settings(rows)), (CLAIM, claim(rows))]
+    return [(title, table) for title, table in found if len(table) > 1]
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print the tables and what they mean."""
-    for kind in (kind for kind in SECTIONS if any(row["mu"] == kind for row in rows)):
-        table = Table(title=title(rows, kind), title_justify="left")
-        for n, column in enumerate(header(rows, kind)):
+    for title, (columns, *body) in sections(rows):
+        table = Table(title=title, title_justify="left")
+        for n, column in enumerate(columns):
             table.add_column(column, justify="left" if n == 0 else "right", overflow="fold", max_width=34)
-        for line in lines(rows, kind):
-            table.add_row(*line)
-        console.print(table)
-    columns, *body = claim(rows) or [[]]
-    if body:
-        table = Table(*columns, title=CLAIM, title_justify="left")
         for line in body:
             table.add_row(*line)
         console.print(table)
@@ -162,11 +184,23 @@ def show(rows: Sequence[Row], console: Console) -> None:
 def markdown(rows: Sequence[Row], command: str) -> str:
     """The same as a Markdown page."""
     parts = [f"# Exact estimator lab\n\nMade by `{command}`.\n"]
-    for kind in (kind for kind in SECTIONS if any(row["mu"] == kind for row in rows)):
-        parts.append(f"## {title(rows, kind)}\n\n{_piped([header(rows, kind), *lines(rows, kind)])}\n")
-    if claim(rows):
-        parts.append(f"## {CLAIM}\n\n{_piped(claim(rows))}\n")
+    for title, table in sections(rows):
+        heading, _, rest = title.partition(": ")
+        parts.append(f"## {heading[0].upper()}{heading[1:]}\n\n{rest and rest + chr(10) * 2}{_piped(table)}\n")
     return "\n".join([*parts, *(f"{text}\n" for text in notes(rows))])
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    skipping = [row for row in rows if row["mu"] == "skip"]
+    parts = []
+    for id in ("base", "practical", "retrace"):
+        biases = [row["relative_bias"] for row in skipping if row["correction"] == id]
+        if biases:
+            parts.append(f"{id} {min(biases):.2g} to {max(biases):.2g}")
+    return (
+        f"With layers skipped, their relative bias ranges over: {', '.join(parts)}. A range that starts above 0 says "
+        "that the variant is not unbiased in the exact sense."
+    )
 
 
 def _piped(table: list[list[str]]) -> str:
@@ -179,5 +213,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
     one = rows[0]
     setting = f"Advantage {one['advantage']}, {one['batch']} completions per update, {len(rows)} rows."
     ours = [READING] if {"base", "practical", "retrace"} & {row["correction"] for row in rows} else []
+    ours += [_verdict(rows)] if ours and any(row["mu"] == "skip" for row in rows) else []
     cost = [COST] if any(row["correction"] == "defensive" for row in rows) else []
     return [LEGEND, setting, *cost, *ours, CAN_TELL, CANNOT_TELL]
