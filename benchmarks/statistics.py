@@ -51,7 +51,7 @@ def mean_interval(outcomes: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
     for start in range(0, resamples, _CHUNK):
         count = min(_CHUNK, resamples - start)
         by_seed, by_question = (_weights(n, count, rng) for n in table.shape)
-        means.append(np.einsum("bs,sq,bq->b", by_seed, table, by_question, optimize=True))
+        means.append(((by_seed @ table) * by_question).sum(1))
     low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(table.mean()), float(low), float(high))
 
@@ -59,7 +59,8 @@ def mean_interval(outcomes: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
 def _weights(units: int, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """[count, units] weights of resampled units; each row sums to 1."""
     drawn = max(1, units - 1)
-    return rng.multinomial(drawn, np.full(units, 1 / units), size=count) / drawn
+    chosen = rng.integers(units, size=(count, drawn)) + units * np.arange(count)[:, None]
+    return np.bincount(chosen.ravel(), minlength=units * count).reshape(count, units) / drawn
 
 
 def interquartile_mean(scores: ArrayLike) -> float:
