@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from policies.sampling import draw, uniforms
+from policies.sampling import SamplingSpec, uniforms
 from policies.subset import LayerSubset
 from registry import UsageError
-
-
-@dataclass(frozen=True)
-class SamplingSpec:
-    """How tokens are drawn from logits.
-
-    Attributes:
-        temperature: 0 is greedy.
-        top_p: nucleus mass in (0, 1]; 1 keeps all.
-        top_k: number of most likely tokens kept; 0 keeps all.
-        seed: of the uniforms, together with the episode and the position.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UsageError(f"temperature={self.temperature} is negative: give 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p={self.top_p} is outside (0, 1]: 1 keeps every token")
-        if self.top_k < 0:
-            raise UsageError(f"top_k={self.top_k} is negative: 0 keeps every token")
 
 
 class Decoder(Protocol):
@@ -46,11 +20,11 @@ class Decoder(Protocol):
     longest: int
 
     def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
-        """[n, width] float32, the final hidden states that the logits are a linear map of."""
+        """[n, width] float32, the final hidden states of the ``active`` slots' prefixes."""
         ...
 
-    def logits(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
-        """[n, V] float32 for the ``active`` slots; the caller may overwrite it."""
+    def draw(self, hidden: Tensor, uniform: Tensor, sampling: SamplingSpec) -> tuple[Tensor, Tensor]:
+        """Tokens [n] int64 and log-probabilities [n] float32 from ``hidden``, at ``uniform`` [n] float64."""
         ...
 
 
@@ -93,10 +67,9 @@ class Behavior:
         tokens, logp = np.zeros(self.slots, np.int64), np.zeros(self.slots, np.float32)
         active = np.flatnonzero(length > 0)
         if len(active):
-            logits = self._decoder.logits(ids, length, np.asarray(start, bool), active)
-            s = self.sampling
-            uniform = torch.from_numpy(uniforms(s.seed, episode[active], length[active])).to(logits.device)
-            token, chosen = draw(logits, uniform, s.temperature, s.top_p, s.top_k)
+            hidden = self._decoder.hidden(ids, length, np.asarray(start, bool), active)
+            uniform = torch.from_numpy(uniforms(self.sampling.seed, episode[active], length[active])).to(hidden.device)
+            token, chosen = self._decoder.draw(hidden, uniform, self.sampling)
             tokens[active], logp[active] = token.cpu().numpy(), chosen.cpu().numpy()
         return tokens, logp
 

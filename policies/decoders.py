@@ -1,4 +1,4 @@
-"""Next-token logits of the active slots: through KV slots, or (the fallback) by a fresh forward on every prefix."""
+"""Next tokens of the active slots: through KV slots, or (the fallback) by a fresh forward on every prefix."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from policies.architecture import Architecture
+from policies.native import kernels
 from policies.reference import reference_hidden
-from policies.slots import Slots
+from policies.sampling import SamplingSpec, draw
+from policies.slots import Prefill, Slots
+from policies.stores import NativeStore, TorchStore, fits_kernels
 from policies.subset import LayerSubset
 from policies.weights import PackedWeights
 
 
 class CachedDecoder:
-    """Functional layers over KV slots."""
+    """Functional layers over KV slots, with the compiled kernels where they can be had and cover the model."""
 
     def __init__(
         self,
@@ -27,16 +30,25 @@ class CachedDecoder:
         rotary: tuple[Tensor, Tensor],
     ) -> None:
         self.longest = len(rotary[0])
-        self.head = weights.head
-        self.slots = Slots(weights, architecture, layers, slots, rotary)
+        self.weights = weights
+        native = kernels() if fits_kernels(architecture, weights) else None
+        store: NativeStore | TorchStore
+        if native is not None:
+            store = NativeStore(native, weights, architecture, layers, slots, rotary)
+        else:
+            store = TorchStore(weights, architecture, layers, slots, rotary)
+        self.slots = Slots(store, Prefill(weights, architecture, layers, rotary), slots, self.longest)
 
     def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
         """[n, width] float32, the final hidden states at the last token of the ``active`` slots ([n], increasing)."""
-        return self.slots.step(ids[:, : self.longest], length, start, active).float()
+        return self.slots.step(ids[:, : self.longest], length, start, active)
 
-    def logits(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
-        """[n, V] float32 for the ``active`` slots."""
-        return self.head(self.hidden(ids, length, start, active)).float()
+    def draw(self, hidden: Tensor, uniform: Tensor, sampling: SamplingSpec) -> tuple[Tensor, Tensor]:
+        """Tokens [n] int64 and their log-probabilities [n] float32 from final hidden states."""
+        s = sampling
+        if self.weights.head.fused and s.top_p == 1.0 and s.top_k == 0:
+            return self.weights.head.draw(hidden, uniform, s.temperature)
+        return draw(self.weights.head.logits(hidden), uniform, s.temperature, s.top_p, s.top_k)
 
 
 class UncachedDecoder:
@@ -56,6 +68,7 @@ class UncachedDecoder:
         hidden = reference_hidden(self.model, prefix, self.layers, self.windows)
         return hidden[torch.arange(len(size), device=device), torch.from_numpy(size - 1).to(device)].float()
 
-    def logits(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
-        """As ``CachedDecoder.logits``."""
-        return self.model.lm_head(self.hidden(ids, length, start, active)).float()
+    def draw(self, hidden: Tensor, uniform: Tensor, sampling: SamplingSpec) -> tuple[Tensor, Tensor]:
+        """As ``CachedDecoder.draw``."""
+        s = sampling
+        return draw(self.model.lm_head(hidden).float(), uniform, s.temperature, s.top_p, s.top_k)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from policies.architecture import read_architecture
-from policies.behavior import Behavior, SamplingSpec
+from policies.behavior import Behavior
 from policies.checkpoint import load_checkpoint
 from policies.decoders import CachedDecoder, UncachedDecoder
 from policies.head import chunked_logp
 from policies.layers import rotary_table
 from policies.reference import reference_hidden, reference_logits
+from policies.sampling import SamplingSpec
 from policies.scoring import micro_batches, pack, score_hidden
 from policies.subset import LayerSubset, check_subset
 from policies.weights import PackedWeights, trainable_layers

@@ -7,12 +7,41 @@ vocabulary costs more than the model on a CPU.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from registry import UsageError
+
 _BLOCK = 256  # entries per block of the two-level inverse CDF: about sqrt(V) for the usual vocabularies
 _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """How tokens are drawn from logits.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1]; 1 keeps all.
+        top_k: number of most likely tokens kept; 0 keeps all.
+        seed: of the uniforms, together with the episode and the position.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UsageError(f"temperature={self.temperature} is negative: give 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p={self.top_p} is outside (0, 1]: 1 keeps every token")
+        if self.top_k < 0:
+            raise UsageError(f"top_k={self.top_k} is negative: 0 keeps every token")
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from policies.architecture import Architecture
 from policies.layers import LayerWeights, Linear
+from policies.native import kernels
 
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
 
@@ -92,6 +93,44 @@ def trainable_layers(model: Any, architecture: Architecture, dtype: torch.dtype)
     ]
 
 
+class PackedHead:
+    """The inference form of the output projection; its logits are float32 whatever the compute dtype.
+
+    bfloat16 logits are 0.125 apart at 16 to 32, too coarse for ratios of probabilities. So bfloat16 weights go either
+    through the compiled head, which accumulates and keeps float32, or through a float32 product of the rounded weights.
+    """
+
+    def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
+        self.module = module
+        self.dtype = dtype
+        native = kernels() if dtype == torch.bfloat16 and module.weight.device.type == "cpu" else None
+        self.fused = native is not None and native.fused_head and module.in_features % 2 == 0
+        self._native = native
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the module's present weights."""
+        weight = self.module.weight.detach()
+        self._plain: PackedLinear | None = None
+        if self._native is not None and self.fused:
+            self._panels = self._native.pack_head(weight.to(self.dtype).contiguous())
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, V] float32 from ``hidden`` [n, width] float32."""
+        if self._plain is None:
+            rounded = nn.Linear(self.module.in_features, self.module.out_features, bias=False, device="meta")
+            rounded.weight = nn.Parameter(self.module.weight.detach().to(self.dtype).float(), requires_grad=False)
+            self._plain = PackedLinear([rounded], torch.float32)
+        return self._plain(hidden.to(self.dtype))
+
+    def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Tokens [n] and log-probabilities [n] float32 without the logits in memory; only where ``fused``."""
+        assert self._native is not None
+        rows = hidden.to(self.dtype).contiguous()
+        return self._native.head_draw(rows, self._panels, self.module.out_features, temperature, uniform)
+
+
 class PackedWeights:
     """The inference shadow of a whole transformers CausalLM."""
 
@@ -104,7 +143,7 @@ class PackedWeights:
             _layer_weights(block, window, self._pack)
             for block, window in zip(model.model.layers, architecture.windows, strict=True)
         ]
-        self.head = self._pack([model.lm_head])
+        self.head = PackedHead(model.lm_head, dtype)
 
     def _pack(self, modules: list[nn.Linear]) -> PackedLinear:
         linear = PackedLinear(modules, self.dtype)
@@ -115,3 +154,4 @@ class PackedWeights:
         """Copy the model's present weights, in place: whoever holds these weights sees the new ones."""
         for linear in self._linears:
             linear.refresh()
+        self.head.refresh()

@@ -181,7 +181,7 @@ def test_the_model_is_never_altered_by_nesting():
 
 def test_behaviours_share_one_set_of_weights():
     policy = shared_policy()
-    first, second = (policy.nested(layers, 2, LONGEST)._decoder.slots for layers in (FULL, (0, 3)))
+    first, second = (policy.nested(layers, 2, LONGEST)._decoder.slots.store for layers in (FULL, (0, 3)))
     assert second.layers[1] is first.layers[3]
 
 

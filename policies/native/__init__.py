@@ -1,0 +1,141 @@
+"""Optional compiled kernels for decoding on a CPU: what lies between the matrix products, and a fused head and draw.
+
+Built on first use where there is a C++ compiler; without one the pure torch path does the same, slower, and a warning
+says so. ``NESTED_REFT_NATIVE=0`` chooses the pure path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from policies.native.build import build_library
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = {
+    "nr_add_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT, ctypes.c_int],
+    "nr_silu_mul": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int],
+    "nr_decode_attention": [_POINTER] * 7 + [ctypes.c_int],
+    "nr_store_prompt": [_POINTER, _POINTER, _INT, _INT, _INT, _INT, ctypes.c_int],
+    "nr_pack_head": [_POINTER, _POINTER, _INT, _INT],
+    "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
+}
+BLOCK = 16  # tokens per block of keys, as in kernels.cpp
+PANEL = 32  # tokens of the vocabulary per panel, as in head.cpp
+
+
+class DecodeStep(ctypes.Structure):
+    """Mirrors the struct of the same name in kernels.cpp."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("query_heads", "key_heads", "head_dim", "own_blocks", "tasks", "layer", "window")),
+        *((name, _POINTER) for name in ("cos", "sin", "order", "position", "prompt_tokens", "prompt_blocks", "prompt")),
+        ("scale", _FLOAT),
+        ("eps", _FLOAT),
+    )
+
+
+class Kernels:
+    """The library's functions on contiguous CPU tensors; the compute dtype is float32 or bfloat16."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        self._library = library
+        self.fused_head = bool(library.nr_head_available())
+
+    def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        """Add ``delta`` [N, d] of ``dtype`` to the float32 ``x`` [N, d] in place; the sum's RMS norm in ``dtype``."""
+        out = torch.empty(x.shape, dtype=dtype)
+        add = None if delta is None else delta.data_ptr()
+        rows, width = x.shape
+        self._library.nr_add_norm(
+            x.data_ptr(), add, weight.data_ptr(), out.data_ptr(), rows, width, eps, dtype == torch.bfloat16
+        )
+        return out
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up [N, I] of ``gate_up`` [N, 2 I]."""
+        rows, width = gate_up.shape
+        out = gate_up.new_empty(rows, width // 2)
+        self._library.nr_silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width // 2, gate_up.dtype == torch.bfloat16)
+        return out
+
+    def decode_attention(
+        self, step: DecodeStep, qkv: Tensor, norms: tuple[Tensor | None, Tensor | None], keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Rotate, store and attend: [n, Hq D] from the fused projections ``qkv`` [n, (Hq + 2 Hk) D] of one layer.
+
+        ``keys`` and ``values`` are the layer's own stores; ``norms`` are the query and key norms' weights, if any."""
+        out = qkv.new_empty(len(qkv), step.query_heads * step.head_dim)
+        query_norm, key_norm = (None if norm is None else norm.data_ptr() for norm in norms)
+        self._library.nr_decode_attention(
+            ctypes.byref(step),
+            qkv.data_ptr(),
+            out.data_ptr(),
+            query_norm,
+            key_norm,
+            keys.data_ptr(),
+            values.data_ptr(),
+            qkv.dtype == torch.bfloat16,
+        )
+        return out
+
+    def store_prompt(self, kv: Tensor, store: Tensor, blocks: int, heads: int) -> None:
+        """Write a prompt's ``kv`` [tokens, 2 Hk D] of one layer into ``store`` [2, Hk, blocks * BLOCK * D]."""
+        tokens, width = kv.shape
+        self._library.nr_store_prompt(
+            kv.data_ptr(), store.data_ptr(), tokens, blocks, heads, width // (2 * heads), kv.dtype == torch.bfloat16
+        )
+
+    def pack_head(self, weight: Tensor) -> Tensor:
+        """The head's bfloat16 ``weight`` [V, width] in panels."""
+        vocabulary, width = weight.shape
+        packed = weight.new_empty(-(-vocabulary // PANEL), width // 2, PANEL, 2)
+        self._library.nr_pack_head(weight.data_ptr(), packed.data_ptr(), vocabulary, width)
+        return packed
+
+    def head_draw(
+        self, hidden: Tensor, packed: Tensor, vocabulary: int, temperature: float, uniform: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [n] and log-probabilities [n] float32 from ``hidden`` [n, width] bfloat16, as ``sampling.draw``."""
+        rows, width = hidden.shape
+        token, logp = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
+        peak, total = torch.empty(2, rows, len(packed)).unbind()
+        self._library.nr_head_draw(
+            hidden.data_ptr(),
+            packed.data_ptr(),
+            rows,
+            vocabulary,
+            width,
+            temperature,
+            uniform.data_ptr(),
+            token.data_ptr(),
+            logp.data_ptr(),
+            peak.data_ptr(),
+            total.data_ptr(),
+        )
+        return token, logp
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The compiled kernels, built if need be; None where they are switched off or (with a warning) cannot be built."""
+    if os.environ.get("NESTED_REFT_NATIVE", "1") == "0":
+        return None
+    try:
+        return Kernels(ctypes.CDLL(str(build_library())))
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        warnings.warn(
+            f"the compiled kernels could not be built ({reason}): rollouts use pure torch, which is slower; install "
+            "a C++ compiler and ninja, or set NESTED_REFT_NATIVE=0 to silence this",
+            stacklevel=2,
+        )
+        return None

@@ -1,0 +1,59 @@
+"""Building the optional kernels with torch's extension tooling, once per machine, source and torch version."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "head.cpp"))
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17")
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on: a cache folder may be shared by machines with different processors."""
+    listing = Path("/proc/cpuinfo")
+    if not listing.exists():
+        return platform.processor()
+    lines = listing.read_text().splitlines()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def library_path() -> Path:
+    """Where the built library of these sources, this torch and this processor lies."""
+    key = hashlib.sha256()
+    for part in (*(source.read_text() for source in SOURCES), *_FLAGS, torch.__version__, _processor()):
+        key.update(part.encode())
+    cache = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    return Path(cache) / "nested_reft" / f"kernels_{key.hexdigest()[:16]}.so"
+
+
+def build_library() -> Path:
+    """The library, built if it is not there (some seconds).
+
+    Built in a folder of its own and moved into place, so that concurrent or killed builds leave no lock and no half
+    file. Raises ``RuntimeError`` or ``OSError`` where there is no compiler or no ninja."""
+    target = library_path()
+    if target.exists():
+        return target
+    from torch.utils import cpp_extension
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # torch's own OpenMP runtime, or there would be two thread pools spinning against each other
+    runtime = [str(path) for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")]
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        cpp_extension.load(
+            name=target.stem,
+            sources=[str(source) for source in SOURCES],
+            extra_cflags=list(_FLAGS),
+            extra_ldflags=runtime or ["-fopenmp"],
+            build_directory=folder,
+            is_python_module=False,
+            verbose=False,
+        )
+        os.replace(Path(folder) / target.name, target)
+    return target

@@ -1,0 +1,169 @@
+// The head and the draw in one pass: bfloat16 products accumulated and kept in float, reduced to a maximum and a sum per
+// panel of 32 tokens, so that the [rows, vocabulary] logits are never written. The panel that the uniform falls in is
+// then projected again, by the same instructions in the same order, so that a row's token does not depend on the others.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+namespace {
+
+constexpr int kPanel = 32;
+constexpr int kRows = 12;
+
+inline __m512 exp512(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+// logits of R rows and one panel, times `scale`; columns beyond the vocabulary are -inf.
+template <int R>
+inline void project(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, __m512 (&z)[R][2]) {
+    for (int r = 0; r < R; ++r) z[r][0] = z[r][1] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < pairs; ++k) {
+        const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + k * kPanel);
+        const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + k * kPanel + 16);
+        for (int r = 0; r < R; ++r) {
+            const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r * pairs + k]));
+            z[r][0] = _mm512_dpbf16_ps(z[r][0], a, w0);
+            z[r][1] = _mm512_dpbf16_ps(z[r][1], a, w1);
+        }
+    }
+    const __m512 factor = _mm512_set1_ps(scale), none = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    const __mmask16 first = valid >= 16 ? 0xffff : static_cast<__mmask16>((1u << valid) - 1);
+    const __mmask16 second = valid >= 32 ? 0xffff : valid <= 16 ? 0 : static_cast<__mmask16>((1u << (valid - 16)) - 1);
+    for (int r = 0; r < R; ++r) {
+        z[r][0] = _mm512_mask_mul_ps(none, first, z[r][0], factor);
+        z[r][1] = _mm512_mask_mul_ps(none, second, z[r][1], factor);
+    }
+}
+
+template <int R>
+void reduce_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, float* peak, float* sum,
+                  int64_t stride) {
+    __m512 z[R][2];
+    project<R>(x, pairs, panel, valid, scale, z);
+    for (int r = 0; r < R; ++r) {
+        const float top = _mm512_reduce_max_ps(_mm512_max_ps(z[r][0], z[r][1]));
+        const __m512 shift = _mm512_set1_ps(top);
+        const __m512 e0 = exp512(_mm512_sub_ps(z[r][0], shift)), e1 = exp512(_mm512_sub_ps(z[r][1], shift));
+        peak[r * stride] = top;
+        sum[r * stride] = _mm512_reduce_add_ps(_mm512_add_ps(e0, e1));
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int nr_head_available() { return 1; }
+
+// [vocabulary][width] bfloat16 -> panels [ceil(vocabulary / 32)][width / 2][32][2].
+void nr_pack_head(const uint16_t* weight, uint16_t* packed, int64_t vocabulary, int64_t width) {
+    const int64_t panels = (vocabulary + kPanel - 1) / kPanel;
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; ++p)
+        for (int64_t k = 0; k < width / 2; ++k)
+            for (int64_t c = 0; c < kPanel; ++c) {
+                const int64_t v = p * kPanel + c;
+                uint16_t* to = packed + ((p * (width / 2) + k) * kPanel + c) * 2;
+                to[0] = v < vocabulary ? weight[v * width + 2 * k] : 0;
+                to[1] = v < vocabulary ? weight[v * width + 2 * k + 1] : 0;
+            }
+}
+
+// Draws one token per row of x [n][width] bfloat16. temperature 0: greedy, log-probability of the untempered softmax.
+// peak, sum: scratch [n][panels].
+void nr_head_draw(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t vocabulary, int64_t width, float temperature,
+                  const double* uniform, int64_t* token, float* logp, float* peak, float* sum) {
+    const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
+    const float scale = temperature > 0.0f ? 1.0f / temperature : 1.0f;
+    const auto* rows = reinterpret_cast<const uint32_t*>(x);
+    const auto* weights = reinterpret_cast<const uint32_t*>(packed);
+    const auto valid = [&](int64_t p) { return static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel)); };
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; ++p) {
+            const uint32_t* panel = weights + p * pairs * kPanel;
+            int64_t i = 0;
+            for (; i + kRows <= n; i += kRows)
+                reduce_panel<kRows>(rows + i * pairs, pairs, panel, valid(p), scale, peak + i * panels + p,
+                                    sum + i * panels + p, panels);
+            for (; i + 4 <= n; i += 4)
+                reduce_panel<4>(rows + i * pairs, pairs, panel, valid(p), scale, peak + i * panels + p,
+                                sum + i * panels + p, panels);
+            for (; i < n; ++i)
+                reduce_panel<1>(rows + i * pairs, pairs, panel, valid(p), scale, peak + i * panels + p,
+                                sum + i * panels + p, panels);
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n; ++i) {
+            const float *tops = peak + i * panels, *sums = sum + i * panels;
+            int64_t chosen = 0;
+            for (int64_t p = 1; p < panels; ++p)
+                if (tops[p] > tops[chosen]) chosen = p;
+            const double top = tops[chosen];
+            double total = 0.0, before = 0.0;
+            for (int64_t p = 0; p < panels; ++p) total += sums[p] * std::exp(tops[p] - top);
+            const double target = uniform[i] * total;
+            if (temperature > 0.0f) {
+                int64_t last = 0;
+                for (int64_t p = 0; p < panels; ++p) {
+                    const double mass = sums[p] * std::exp(tops[p] - top);
+                    if (mass > 0.0) last = p;
+                    if (before + mass > target && mass > 0.0) break;
+                    if (p + 1 < panels) before += mass;
+                }
+                chosen = last;
+                before = 0.0;
+                for (int64_t p = 0; p < chosen; ++p) before += sums[p] * std::exp(tops[p] - top);
+            }
+            __m512 z[1][2];
+            alignas(64) float logits[kPanel];
+            project<1>(rows + i * pairs, pairs, weights + chosen * pairs * kPanel, valid(chosen), scale, z);
+            _mm512_store_ps(logits, z[0][0]);
+            _mm512_store_ps(logits + 16, z[0][1]);
+            int pick = 0;
+            if (temperature > 0.0f) {
+                double reached = before;
+                for (int c = 0; c < valid(chosen); ++c) {
+                    const double mass = std::exp(logits[c] - top);
+                    if (mass > 0.0) pick = c;
+                    reached += mass;
+                    if (reached > target && mass > 0.0) break;
+                }
+            } else {
+                for (int c = 1; c < valid(chosen); ++c)
+                    if (logits[c] > logits[pick]) pick = c;
+            }
+            token[i] = chosen * kPanel + pick;
+            logp[i] = static_cast<float>(logits[pick] - top - std::log(total));
+        }
+    }
+}
+}
+#else
+extern "C" {
+int nr_head_available() { return 0; }
+void nr_pack_head(const uint16_t*, uint16_t*, int64_t, int64_t) {}
+void nr_head_draw(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const double*, int64_t*, float*, float*,
+                  float*) {}
+}
+#endif

@@ -1,0 +1,138 @@
+"""The compiled kernels and the pure torch path against the same references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from policies import Policy
+from policies.native import build, kernels
+from policies.sampling import draw, uniforms
+from policies.stores import NativeStore, TorchStore
+from tests.policy_checkpoints import FAMILIES, LAYERS, random_model, shared_policy, without_layers
+from tests.test_engine_slots import LONGEST, check_greedy, roll_out
+
+FULL = tuple(range(LAYERS))
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture
+def native():
+    found = kernels()
+    if found is None:
+        pytest.skip("no compiled kernels here")
+    return found
+
+
+@pytest.fixture
+def pure(monkeypatch):
+    monkeypatch.setattr("policies.decoders.kernels", lambda: None)
+    monkeypatch.setattr("policies.weights.kernels", lambda: None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pure_path_equals_a_fresh_forward(pure, family):
+    policy = shared_policy(family)
+    behavior = policy.nested((0, 2, 3), slots=3, max_length=LONGEST, temperature=0.0)
+    assert isinstance(behavior._decoder.slots.store, TorchStore)
+    model = without_layers(policy.model, (0, 2, 3))
+    prefixes, start = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [9, 9, 2, 4]], np.ones(3, bool)
+    for _ in range(6):
+        tokens = check_greedy(behavior, model, prefixes, start)
+        prefixes = [[*prefix, int(token)] for prefix, token in zip(prefixes, tokens, strict=True)]
+        start = np.zeros(3, bool)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_paths_write_the_same_episodes(native, monkeypatch, dtype):
+    deck = [[4, 5, 6], [4, 5, 6], [9], *[list(range(n)) for n in (17, 17, 2)]]
+    model = random_model("qwen3", head_dim=32)
+    compiled = roll_out(Policy(model, dtype), 4, deck, 4, seed=1)
+    monkeypatch.setattr("policies.decoders.kernels", lambda: None)
+    monkeypatch.setattr("policies.weights.kernels", lambda: None)
+    plain = roll_out(Policy(model, dtype), 4, deck, 4, seed=1)
+    for episode, steps in compiled.items():
+        for (token, logp), (expected, expected_logp) in zip(steps, plain[episode], strict=True):
+            if token != expected:
+                assert dtype == "bfloat16"  # a rounding apart at a boundary of the inverse CDF: the rest differs, too
+                break
+            assert logp == pytest.approx(expected_logp, abs=1e-4 if dtype == "float32" else 0.1)
+
+
+def test_kernels_are_used_where_they_fit(native):
+    assert isinstance(shared_policy("llama").nested(FULL, 1, 4)._decoder.slots.store, NativeStore)
+    assert isinstance(shared_policy("qwen3").nested(FULL, 1, 4)._decoder.slots.store, TorchStore)  # head_dim 24
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [48, 100])
+def test_add_norm(native, dtype, width):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(7, width, generator=generator), torch.randn(width, generator=generator)
+    delta = torch.randn(7, width, generator=generator).to(dtype)
+    total = x + delta.float()
+    found = native.add_norm(x, delta, weight, 1e-5, dtype)
+    torch.testing.assert_close(x, total)
+    torch.testing.assert_close(found, F.rms_norm(total, (width,), weight, 1e-5).to(dtype), atol=1e-5, rtol=1e-2)
+    again = native.add_norm(x, None, weight, 1e-5, dtype)
+    assert torch.equal(again, found) and torch.equal(x, total)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_mul(native, dtype):
+    x = (torch.randn(5, 2 * 37, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
+    gate, up = x.float().chunk(2, dim=-1)
+    torch.testing.assert_close(
+        native.silu_mul(x), (F.silu(gate) * up).to(dtype), atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 1e-2
+    )
+
+
+@pytest.mark.parametrize("vocabulary", [32, 70, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("rows", [1, 3, 17, 40])
+def test_the_fused_head_draws_what_the_plain_draw_does(native, vocabulary, temperature, rows):
+    if not native.fused_head:
+        pytest.skip("no bfloat16 dot product on this processor")
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, 64, generator=generator).bfloat16()
+    weight = (torch.randn(vocabulary, 64, generator=generator) * 0.5).bfloat16()
+    uniform = torch.from_numpy(uniforms(0, np.arange(rows), np.arange(rows)))
+    token, logp = native.head_draw(hidden, native.pack_head(weight), vocabulary, temperature, uniform)
+    logits = hidden.float() @ weight.float().t()
+    expected, expected_logp = draw(logits, uniform, temperature, 1.0, 0)
+    assert torch.equal(token, expected)
+    torch.testing.assert_close(logp, expected_logp, atol=1e-4, rtol=1e-4)
+    alone, alone_logp = native.head_draw(hidden[:1], native.pack_head(weight), vocabulary, temperature, uniform[:1])
+    assert torch.equal(alone, token[:1]) and torch.equal(alone_logp, logp[:1])
+
+
+def test_the_fused_head_at_the_edges_of_the_uniform(native):
+    if not native.fused_head:
+        pytest.skip("no bfloat16 dot product on this processor")
+    hidden = torch.ones(4, 2).bfloat16()
+    weight = torch.full((100, 2), -2000.0).bfloat16()
+    weight[[3, 98]] = 1.0
+    uniform = torch.tensor([0.0, 0.4999, 0.5001, 1 - 2**-53], dtype=torch.float64)
+    token, logp = native.head_draw(hidden, native.pack_head(weight), 100, 1.0, uniform)
+    assert token.tolist() == [3, 3, 98, 98]
+    torch.testing.assert_close(logp, torch.full((4,), 0.5).log())
+
+
+def test_a_machine_without_a_compiler_warns_and_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("NESTED_REFT_NATIVE", raising=False)
+    with pytest.warns(UserWarning, match="pure torch, which is slower; install a C\\+\\+ compiler and ninja"):
+        assert kernels.__wrapped__() is None
+    monkeypatch.setenv("NESTED_REFT_NATIVE", "0")
+    assert kernels.__wrapped__() is None
+
+
+def test_the_library_is_keyed_by_what_it_depends_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    here = build.library_path()
+    assert here == build.library_path() and here.is_relative_to(tmp_path)
+    monkeypatch.setattr(build, "_processor", lambda: "another")
+    assert build.library_path() != here
