@@ -164,6 +164,11 @@ def equal(a: Tree, b: Tree) -> bool:
     return bool(pairs) and all(_close(x, y, 1e-40) for x, y in pairs)
 
 
+def has_value(tree: Tree) -> bool:
+    """Whether a tree can be evaluated, within the bounds, at any sample point."""
+    return bool(_values((tree, tree), Digits))
+
+
 def proportional(a: Tree, b: Tree, positive: bool) -> bool:
     """Whether a = c b with a constant c (positive if asked): the relations a = 0 and b = 0 (a < 0 and b < 0) agree."""
     pairs = [(x, y) for x, y in _values((a, b), Digits) if x != 0 and y != 0]

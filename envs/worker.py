@@ -14,12 +14,14 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import mpmath  # noqa: F401  (imported before the clock of the first request starts)
 
 from envs.compare import Comparer, NeedsWorker
-from envs.evaluate import equal, proportional
-from envs.expression import Tree
+from envs.evaluate import equal, has_value, proportional
+from envs.expression import Tree, parse
+from envs.lexer import NotAnExpression
 from envs.nodes import Unreadable
 
 START_SECONDS = 60.0
@@ -45,8 +47,12 @@ class Symbolic:
         return proportional(gold, answer, positive)
 
     def unparsed(self, gold: str, answer: str) -> bool:
-        """Golds outside of the grammar (integrals, sums, limits) are math-verify's."""
-        load("math_verify", self.announce)
+        """Golds outside of the grammar (integrals, sums, limits) are math-verify's, unless the answer is a number
+        beyond all bounds."""
+        with suppress(NotAnExpression):
+            if not has_value(parse(answer)):
+                return False
+        load("math_verify", self.announce, warm_up=lambda: math_verify_equal("\\frac{x}{2}", "0.5 x"))
         return math_verify_equal(gold, answer)
 
 
@@ -90,11 +96,14 @@ def judge(comparer: Comparer, announce: Callable[[str], None], first: str, secon
         return "malformed"
 
 
-def load(module: str, announce: Callable[[str], None]) -> None:
-    """Import a slow module. That time is not the answer's fault: the parent waits for it apart."""
+def load(module: str, announce: Callable[[str], None], warm_up: Callable[[], object] | None = None) -> None:
+    """Import a slow module and let it do its first work. That time is not the answer's fault: the parent waits for it
+    apart, so that no verdict depends on whether its worker is new."""
     if module not in sys.modules:
         announce("loading")
         importlib.import_module(module)
+        if warm_up:
+            warm_up()
         announce("loaded")
 
 

@@ -32,6 +32,8 @@ serve(float(sys.argv[3]), int(sys.argv[4]))
 
 START_SECONDS = 60.0
 OVERRAN, DIED = "timeout", "unsupported"
+ATTEMPTS = 2
+"""How often a request is tried whose child died."""
 
 
 class Child:
@@ -130,6 +132,7 @@ class WorkerPool:
     def _start_afresh(self) -> None:
         self._lock = threading.Lock()
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
         self._pending = 0
         self._threads: list[threading.Thread] = []
         self._children: set[Child] = set()
@@ -149,33 +152,44 @@ class WorkerPool:
     def _serve(self) -> None:
         """One thread: owns one child and replaces it when it dies."""
         child: Child | None = None
-        requests, children = self._requests, self._children
+        requests, stopping = self._requests, self._stopping
         while (item := requests.get()) is not None:
             request, future = item
             try:
-                if child is None or not child.alive():
-                    child = Child(self.deadline, self.megabytes)
-                    children.add(child)
-                reply = child.ask(request)
+                # A child may die of something else than its request (an impatient user, the system short of memory).
+                for _ in range(ATTEMPTS):
+                    child = self._living(child)
+                    reply = child.ask(request)
+                    if reply != DIED or child.alive() or stopping.is_set():
+                        break
             except BaseException as error:  # the one who waits for the future must learn of it, whatever it is
-                with self._lock:
-                    self._pending -= 1
+                self._count_down()
                 future.set_exception(error)
                 continue
-            with self._lock:
-                self._pending -= 1
-            if not child.alive():
-                children.discard(child)
-                child = None
+            self._count_down()
             future.set_result(reply)
         if child is not None:
-            children.discard(child)
             child.kill()
+
+    def _living(self, child: Child | None) -> Child:
+        if child is not None and child.alive():
+            return child
+        with self._lock:
+            self._children = {other for other in self._children if other is not child}
+        child = Child(self.deadline, self.megabytes)
+        with self._lock:
+            self._children.add(child)
+        return child
+
+    def _count_down(self) -> None:
+        with self._lock:
+            self._pending -= 1
 
     def close(self) -> None:
         """End all children, answering what still waits with ``unsupported``. The pool starts afresh if used again."""
         with self._lock:
             requests, threads, children = self._requests, self._threads, list(self._children)
+            self._stopping.set()
             waiting = []
             while not requests.empty():
                 waiting.append(requests.get())

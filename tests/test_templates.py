@@ -1,0 +1,79 @@
+"""Templates: prompt, stop strings and extractor together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from envs.task import BUILTIN_TOKENIZER
+from envs.templates import TEMPLATES, template
+from registry import UsageError
+
+QUESTION = "  What is 2 + 3?  "
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def builtin() -> Any:
+    return PreTrainedTokenizerFast.from_pretrained(str(BUILTIN_TOKENIZER))
+
+
+@pytest.fixture(scope="module")
+def adds_bos() -> PreTrainedTokenizerFast:
+    """A tokenizer that, as Llama's does, puts a BOS token before every text, and has a chat template that writes it."""
+    words = ["<s>", "</s>", "<unk>", *["Question:", "What", "is", "2", "+", "3", "?", "Answer:"]]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = CHAT
+    return fast
+
+
+def test_plain_is_exact_and_has_no_stop_strings(builtin: Any) -> None:
+    plain = template("plain")
+    assert plain.prompt(QUESTION, builtin) == "Question: What is 2 + 3?\nAnswer:"
+    assert plain.stop == ()
+    assert plain.prompt_ids(QUESTION, builtin) == builtin("Question: What is 2 + 3?\nAnswer:")["input_ids"]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_bos_never_stands_twice(name: str, adds_bos: PreTrainedTokenizerFast) -> None:
+    ids = template(name).prompt_ids(QUESTION, adds_bos)
+    assert ids.count(0) == 1 and ids[0] == 0
+
+
+@pytest.mark.parametrize("name", ["chat", "qwen-math", "r1"])
+def test_the_answer_is_asked_for_in_a_box(name: str, adds_bos: PreTrainedTokenizerFast) -> None:
+    prompt = template(name).prompt(QUESTION, adds_bos)
+    assert "\\boxed{}" in prompt and "What is 2 + 3?" in prompt
+    assert template(name).extract(prompt)[0] == "", "the prompt's own box is no answer"
+
+
+def test_chat_needs_a_chat_template(builtin: Any) -> None:
+    with pytest.raises(UsageError, match="chat template.*template='plain'"):
+        template("chat").prompt(QUESTION, builtin)
+
+
+def test_chat_is_the_tokenizers_own(shared_dir: Path) -> None:
+    folder = shared_dir.parent / "models" / "smollm2-135m"
+    if not (folder / "tokenizer.json").exists():
+        pytest.skip("no instruction-tuned tokenizer at hand")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    ids = template("chat").prompt_ids(QUESTION, tokenizer)
+    text = tokenizer.decode(ids)
+    assert text.endswith("<|im_start|>assistant\n")
+    assert json.dumps(text).count("<|im_start|>user") == 1
+
+
+def test_unknown_names_say_what_was_meant() -> None:
+    with pytest.raises(UsageError, match="did you mean 'plain'"):
+        template("plane")

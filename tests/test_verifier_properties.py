@@ -1,0 +1,129 @@
+"""Properties: no text raises, every number equals itself in every spelling, and order does not matter."""
+
+from __future__ import annotations
+
+import random
+import string
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs import verifier
+from envs.notation import normalise
+from envs.problem import STATUSES, Problem
+from envs.verifier import Verifier, settle_in_process, verify
+
+PIECES = [
+    "\\boxed{", "}", "{", "\\frac", "\\sqrt", "^", "_", "(", ")", "[", "]", ",", "####", "answer is ", "</think>",
+    "\\pm", "\\text{", " or ", "=", "<", "\\begin{pmatrix}", "&", "\\\\", "\\end{pmatrix}", "|", "!", "%", "$", "1", "23", "x",
+    "e", "\\cup", "\\infty", "\\left(", "\\pi", ".", "-", "\n", "°", "½", "²", "−", "\u200b", "\ud800", "٣", "\x00",
+]  # fmt: skip
+GOLDS = [
+    "5",
+    "-1/3",
+    "2.50",
+    "\\frac{1}{2}",
+    "x+1",
+    "\\text{east}",
+    "(1,2)",
+    "[0,1)",
+    "1,2",
+    "x=5",
+    "x>2",
+    "3\\sqrt{2}",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join)), st.sampled_from(GOLDS))
+def test_no_text_raises(text: str, gold: str) -> None:
+    for completion in (text, f"\\boxed{{{text}}}"):
+        verdict = verify(completion, gold)
+        assert verdict.status in STATUSES
+        assert verdict.reward in (0.0, 1.0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES)).map("".join), st.lists(st.sampled_from(PIECES)).map("".join))
+def test_no_gold_raises(gold: str, answer: str) -> None:
+    assert settle_in_process(normalise(gold), normalise(answer)) in (
+        "right",
+        "wrong",
+        "malformed",
+        "unsupported",
+        "open",
+    )
+
+
+@given(st.integers())
+def test_integers_in_every_spelling(n: int) -> None:
+    for spelling in (str(n), f"{n:,}", f"{n}.0", f"${n}$", f"\\text{{{n}}}", f"{n:,} apples", f"x = {n}", f"({n})"):
+        assert verify(f"\\boxed{{{spelling}}}", str(n)).reward == 1.0, spelling
+    assert verify(f"#### {n}", str(n)).reward == 1.0
+    assert verify(f"The answer is {n}.", str(n)).reward == 1.0
+    for wrong in (f"{n + 1}", f"{n}.5", f"{n}, {n}", f"{n} or {n + 1}", f"{n} + 0", f"{n}x", f"\\frac{{{2 * n}}}{{2}}"):
+        assert verify(f"\\boxed{{{wrong}}}", str(n)).reward == 0.0, wrong
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(2, 10**4))
+def test_fractions_in_every_spelling(p: int, q: int) -> None:
+    value = Fraction(p, q)
+    gold = f"\\frac{{{p}}}{{{q}}}"
+    for spelling in (f"{p}/{q}", f"\\dfrac{{{p}}}{{{q}}}", f"\\frac{{{-p}}}{{{-q}}}", f"\\frac{{{3 * p}}}{{{3 * q}}}"):
+        assert verify(f"\\boxed{{{spelling}}}", gold).reward == 1.0, spelling
+    assert verify(f"\\boxed{{{p + 1}/{q}}}", gold).reward == 0.0
+    assert verify(f"\\boxed{{{value + 1}}}", gold).reward == 0.0
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**9), max_value=10**9))
+def test_decimals_in_every_spelling(x: object) -> None:
+    gold = str(x)
+    for spelling in (gold, gold + "00", f"${gold}$", f"{gold}e0", f"{gold} kg"):
+        assert verify(f"\\boxed{{{spelling}}}", gold).reward == 1.0, spelling
+    assert verify(f"\\boxed{{{gold}1}}", gold).reward == 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 9))
+def test_equivalent_expressions_agree(a: int, b: int, c: int) -> None:
+    gold = f"{a}x^2 + {b}\\sqrt{{{c}}}"
+    for spelling in (
+        f"{b}\\sqrt{{{c}}} + {a}x^2",
+        f"{a}x \\cdot x + \\sqrt{{{b * b * c}}}",
+        f"{a}x^2+\\frac{{{b * c}}}{{\\sqrt{c}}}",
+    ):
+        assert verify(f"\\boxed{{{spelling}}}", gold).reward == 1.0, spelling
+    for spelling in (f"{a}x^2 - {b}\\sqrt{{{c}}}", f"{a}x^3 + {b}\\sqrt{{{c}}}", f"{a}y^2 + {b}\\sqrt{{{c}}}"):
+        assert verify(f"\\boxed{{{spelling}}}", gold).reward == 0.0, spelling
+
+
+def test_verdicts_do_not_depend_on_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    golds = [*GOLDS, "\\frac{\\sqrt{3}}{3}", "\\{1\\pm\\sqrt{5},-2\\}"]
+    answers = [
+        *golds,
+        "x = 5",
+        "0.5",
+        "1+x",
+        "\\frac{1}{\\sqrt{3}}",
+        "\\sqrt{18}",
+        "2,1",
+        "East",
+        "junk {",
+        "9^{9^{9^9}}",
+    ]
+    pairs = [(f"\\boxed{{{a}}}", Problem("", g, "", "")) for g in golds for a in answers]
+    expected = Verifier().verify_batch(pairs)
+    order = list(range(len(pairs)))
+    for seed in range(3):
+        random.Random(seed).shuffle(order)
+        monkeypatch.setattr(verifier, "_SETTLED", {})
+        shuffled = Verifier().verify_batch([pairs[n] for n in order])
+        assert [shuffled[order.index(n)] for n in range(len(pairs))] == expected
+
+
+@given(st.text(string.printable, max_size=60))
+def test_normalising_twice_changes_nothing_that_matters(text: str) -> None:
+    once = normalise(text)
+    assert settle_in_process(once, normalise(once)) == settle_in_process(once, once)
