@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.corrections.correction import log_rho, sampled_logp
 from agents.rollout import Rollout
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
@@ -35,8 +34,8 @@ def diagnostics(logp: Tensor, rollout: Rollout, weight: Tensor | None = None) ->
 
     Args:
         logp: [B, T] log pi of every token.
-        rollout: B sequences; those written by the target (``by_target``) say nothing of mu and are left out, but for
-            ``mean_length`` and the fractions of ``weight``.
+        rollout: B sequences; those written by the target (``by_target``) say nothing of mu and only count in
+            ``mean_length``.
         weight: [B, T] what the correction gave, for the fractions of zero and shrunk weights.
 
     Returns:
@@ -47,20 +46,25 @@ def diagnostics(logp: Tensor, rollout: Rollout, weight: Tensor | None = None) ->
         ``tv``, ``tv_sequence``: mean of max(0, 1 - rho), the total variation per token and of sequences;
         ``log_ratio_q01``, ``_q50``, ``_q99``, ``_min``, ``_max``: of log rho of tokens;
         ``mean_length``: tokens per completion; ``sequences``, ``tokens``: how many stand behind these figures;
-        with ``weight``: ``weight_mean``, ``weight_zero`` (fraction of tokens with the weight 0) and ``weight_shrunk``
-        (fraction with a weight below the token's raw ratio by more than 1e-6 of it).
+        with ``weight``: ``weight_mean``, ``weight_zero`` (fraction of tokens with the weight 0), ``weight_shrunk``
+        (fraction with a weight below the token's raw ratio by more than 1e-6 of it) and ``weight_q01``, ``_q50``,
+        ``_q99`` over tokens.
     """
     mask = rollout.mask
     found = {"mean_length": float(mask.sum()) / max(len(mask), 1)}
-    log_ratio = log_rho(logp.detach(), rollout)
-    by_mu = torch.ones_like(mask[:, 0]) if rollout.by_target is None else ~rollout.by_target
-    found.update(_divergence(log_ratio[by_mu], mask[by_mu]))
+    log_ratio = torch.where(mask, logp.detach().double() - rollout.behavior_logp.double(), 0.0)
+    if rollout.by_target is not None:
+        mask = mask & ~rollout.by_target[:, None]
+    rows = torch.ones_like(mask[:, 0]) if rollout.by_target is None else ~rollout.by_target
+    found.update(_divergence(log_ratio[rows], mask[rows]))
     if weight is not None:
         w = weight.detach()[mask].double()
         raw = log_ratio[mask].clamp(max=80.0).exp()
         found["weight_mean"] = float(w.mean()) if len(w) else 0.0
         found["weight_zero"] = float((w == 0).double().mean()) if len(w) else 0.0
         found["weight_shrunk"] = float((w < raw * (1 - 1e-6)).double().mean()) if len(w) else 0.0
+        levels = np.quantile(w.cpu().numpy(), list(QUANTILES.values())) if len(w) else [0.0] * len(QUANTILES)
+        found.update({f"weight_{name}": float(level) for name, level in zip(QUANTILES, levels, strict=True)})
     return found
 
 
@@ -102,15 +106,16 @@ def _chi2(log_w: Tensor) -> float:
 
 
 def noise_floor(logp: Tensor, rollout: Rollout) -> dict[str, float]:
-    """What the engine and the trainer disagree by on the same weights and layers: |log pi - log mu| of the tokens that
-    the target itself wrote. Call it on a rollout of the full subset before the first update; ``by_target``, where
-    given, picks the completions. No divergence below this floor means anything.
+    """What the engine and the trainer disagree by on the same weights and layers: |log pi - log mu| of the tokens of a
+    rollout of the *full* subset, before the first update. No divergence below this floor means anything.
 
-    Returns ``noise_mean`` and ``noise_max`` in nats per token; empty without such tokens.
+    Returns ``noise_mean`` and ``noise_max`` in nats per token; empty for an empty rollout, and for a mixed one (there
+    ``behavior_logp`` is not what the completions of the target were sampled with).
     """
-    wrote = torch.ones_like(rollout.mask) if rollout.by_target is None else rollout.by_target[:, None] & rollout.mask
-    gap = (logp.detach().double() - sampled_logp(rollout).double()).abs()[wrote & rollout.mask]
-    return {"noise_mean": float(gap.mean()), "noise_max": float(gap.max())} if len(gap) else {}
+    gap = (logp.detach().double() - rollout.behavior_logp.double()).abs()[rollout.mask]
+    if rollout.by_target is not None or not len(gap):
+        return {}
+    return {"noise_mean": float(gap.mean()), "noise_max": float(gap.max())}
 
 
 def collapse(found: Mapping[str, float]) -> str | None:
@@ -150,15 +155,15 @@ def warn_collapse(found: Mapping[str, float]) -> str | None:
 
 @dataclass
 class BySubset:
-    """Diagnostics accumulated per layer subset: means weighted by tokens, over a run."""
+    """Diagnostics accumulated per layer subset: means over rollouts, weighted by their tokens."""
 
     totals: dict[tuple[int, ...], dict[str, float]] = field(default_factory=dict)
 
-    AVERAGED = ("kl_k1", "kl_k3", "tv", "D", "ess_sequence", "ess_token", "mean_length")
+    AVERAGED = ("kl_k1", "kl_k3", "D", "tv", "ess_sequence", "ess_token", "mean_length")
 
     def add(self, subset: tuple[int, ...], found: Mapping[str, float]) -> None:
-        """Count one rollout's ``diagnostics`` under the layers that wrote it."""
-        if "tokens" not in found:
+        """Count one rollout's ``diagnostics`` under the layers that wrote it; one that measured nothing is left out."""
+        if not all(name in found for name in (*self.AVERAGED, "tokens")):
             return
         total = self.totals.setdefault(subset, dict.fromkeys(("tokens", "rollouts", *self.AVERAGED), 0.0))
         total["tokens"] += found["tokens"]
@@ -167,8 +172,9 @@ class BySubset:
             total[name] += found["tokens"] * found[name]
 
     def table(self) -> dict[tuple[int, ...], dict[str, float]]:
-        """Per subset: the token-weighted means, ``tokens`` and ``rollouts``."""
-        return {
+        """Per subset, the nearest to the target first: the means, ``tokens`` and ``rollouts``."""
+        means = {
             subset: {name: v / total["tokens"] if name in self.AVERAGED else v for name, v in total.items()}
             for subset, total in self.totals.items()
         }
+        return dict(sorted(means.items(), key=lambda item: item[1]["kl_k1"]))

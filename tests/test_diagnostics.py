@@ -120,7 +120,9 @@ def test_completions_by_the_target_say_nothing_of_the_nested_policy():
     mixed = replace(rollout, by_target=by_target)
     own = (~by_target).nonzero()[:, 0]
     assert diagnostics(logp, mixed)["kl_k1"] == diagnostics(logp[own], rollout.select(own))["kl_k1"]
-    assert noise_floor(logp, mixed) == {"noise_mean": 0.0, "noise_max": 0.0}
+    weight = torch.where(by_target[:, None], 0.0, torch.ones(8, 4))
+    assert diagnostics(logp, replace(mixed, old_logp=None), weight)["weight_zero"] == 0
+    assert noise_floor(logp, mixed) == {}
 
 
 def test_noise_floor_is_the_gap_on_the_same_layers():

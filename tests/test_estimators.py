@@ -203,7 +203,7 @@ def test_sampled_rollouts_converge_to_the_enumerated_moments(id, advantage):
 def test_sampling_in_the_lab_agrees_with_enumeration():
     cell, made = cell_of(3, 2, seed=7), advantages.make("rloo")
     correction = corrections.make("self-normalised")
-    found, exact = sampled(cell, correction, made, Groups(3, 1), 3), all_groups(cell, correction, made, 3)
+    found, exact = sampled(cell, correction, made, Groups(3, 1), 96), all_groups(cell, correction, made, 3)
     assert found.samples and float((found.mean - exact.mean).norm()) < 5 * math.sqrt(found.mean_error)
     assert found.variance == pytest.approx(exact.variance, rel=0.05)
 
@@ -400,6 +400,7 @@ def write_run(folder, rows):
 
 def test_adviser_reads_a_run(tmp_path, capsys):
     row = {"mean_length": 20.0, "kl_k1": 0.02, "chi2": 1.2, "ess_sequence": 0.45, "skip_ratio": 0.2, "sequences": 64.0}
+    row |= {"kl_k3": 0.02, "D": 0.4, "tv": 0.1, "ess_token": 0.9, "tokens": 1280.0}
     rows = [
         {"iteration": 0, "evaluation": {"greedy": 0.1}},
         {**row, "layers": [0, 1, 3]},
@@ -408,7 +409,11 @@ def test_adviser_reads_a_run(tmp_path, capsys):
     ]
     run = write_run(tmp_path / "run", rows)
     found = measured(run)
-    assert found.d == pytest.approx(0.8) and found.batch == 64 and found.by_subset[(0, 1, 3)] == (0.02, 1)
+    assert (
+        found.d == pytest.approx(0.8)
+        and found.batch == 64
+        and found.by_subset[(0, 1, 3)]["kl_k1"] == pytest.approx(0.02)
+    )
     assert main(["--run", str(run), "--correction", "*-is", "--correction", "defensive"]) == 0
     said = capsys.readouterr().out
     assert "D = 0.8" in said and "defensive" in said and "KL per token of at most 0.015" in said

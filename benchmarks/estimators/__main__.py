@@ -226,7 +226,8 @@ def check(target: str, console: Console) -> int:
     """Print the contract checks of one correction and where it stands in the lab."""
     correction = load(target)
     found = contract.check(correction)
-    table = Table(title=f"{target}: {traits(correction)}", title_justify="left")
+    console.print(f"{target} declares {traits(correction)}", soft_wrap=True)
+    table = Table()
     for name in ("check", "result"):
         table.add_column(name, overflow="fold")
     for name, fault in found.items():

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.diagnostics import BySubset
 from benchmarks.estimators.report import CANNOT_TELL, merged, ranked, relative_efficiency
 from benchmarks.estimators.sweep import Row, Sweep, cell_rows, noisy_cell
 from registry import UsageError
@@ -20,6 +21,7 @@ NEEDED = ("mean_length", "kl_k1", "chi2", "ess_sequence")
 EASY_D, HOPELESS_D = 0.3, 2.0
 SMALLEST_D = 0.01
 SEEDS = 4
+SUBSETS = 5
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Measured:
         ess: effective sample size of completions, as a fraction.
         skip_ratio: share of the layers left out, None where the run does not say.
         batch: completions per update, None where the run does not say.
-        by_subset: per set of kept layers: KL per token and number of iterations.
+        by_subset: the diagnostics per set of kept layers, the nearest to the target first.
     """
 
     length: float
@@ -42,7 +44,7 @@ class Measured:
     ess: float
     skip_ratio: float | None
     batch: int | None
-    by_subset: dict[tuple[int, ...], tuple[float, int]]
+    by_subset: dict[tuple[int, ...], dict[str, float]]
 
     @property
     def d(self) -> float:
@@ -62,10 +64,9 @@ def measured(run: Path) -> Measured:
             f"{path} has no iteration with {', '.join(NEEDED)}: the adviser needs a run of a ReFT agent in which at "
             "least one group had both right and wrong completions"
         )
-    subsets: dict[tuple[int, ...], list[float]] = {}
+    subsets = BySubset()
     for row in rows:
-        if isinstance(row.get("layers"), list):
-            subsets.setdefault(tuple(row["layers"]), []).append(row["kl_k1"])
+        subsets.add(tuple(row.get("layers", ())), row)
     ratios = [row["skip_ratio"] for row in rows if "skip_ratio" in row]
     used = [row["sequences"] for row in rows if row.get("sequences")]
     means = {name: fmean(row[name] for row in rows) for name in NEEDED}
@@ -76,7 +77,7 @@ def measured(run: Path) -> Measured:
         ess=means["ess_sequence"],
         skip_ratio=fmean(ratios) if ratios else None,
         batch=round(fmean(used)) if used else None,
-        by_subset={subset: (fmean(kls), len(kls)) for subset, kls in subsets.items()},
+        by_subset=subsets.table(),
     )
 
 
@@ -144,7 +145,9 @@ def budget(found: Measured) -> list[str]:
             f"{min(ratio, 1.0):.1%} of them would stay in it; the run skipped {found.skip_ratio:.1%}."
         )
     if len(found.by_subset) > 1:
-        best = sorted(found.by_subset.items(), key=lambda item: item[1][0])[:3]
-        said += ["The cheapest layer subsets of the run (kept layers, KL per token, iterations):"]
-        said += [f"  {list(subset)}: {kl:.3g} ({count})" for subset, (kl, count) in best]
+        said.append("The nearest of the run's layer subsets (layers kept: KL per token, TV, sequence ESS, rollouts):")
+        said += [
+            f"  {list(subset)}: {one['kl_k1']:.3g}, {one['tv']:.2f}, {one['ess_sequence']:.2f}, {one['rollouts']:.0f}"
+            for subset, one in list(found.by_subset.items())[:SUBSETS]
+        ]
     return said

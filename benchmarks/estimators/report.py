@@ -214,5 +214,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
     setting = f"Advantage {one['advantage']}, {one['batch']} completions per update, {len(rows)} rows."
     ours = [READING] if {"base", "practical", "retrace"} & {row["correction"] for row in rows} else []
     ours += [_verdict(rows)] if ours and any(row["mu"] == "skip" for row in rows) else []
+    scaled = fmean(row["on_policy_bias"] for row in rows)
+    if scaled > 1e-6:
+        setting += (
+            f" This advantage rescales groups: even on policy its relative bias is {scaled:.2f} on average. Read the "
+            "cosine and the efficiency, which a scale does not change."
+        )
     cost = [COST] if any(row["correction"] == "defensive" for row in rows) else []
     return [LEGEND, setting, *cost, *ours, CAN_TELL, CANNOT_TELL]

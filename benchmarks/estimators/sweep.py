@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,7 @@ def cell_rows(cell: Cell, sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[R
     advantage = advantages.make(sweep.advantage, **fields)
     truth = cell.true_gradient()
     on_policy = moments(cell.on_policy(), corrections.make("none"), advantage, sweep.groups)
+    ideal = quality(cell, truth, on_policy, sweep.batch)
     reference = moments(cell, corrections.make(REFERENCE), advantage, sweep.groups)
     for id, correction in chosen.items():
         found = moments(cell, correction, advantage, sweep.groups, sweep.batch)
@@ -98,7 +100,8 @@ def cell_rows(cell: Cell, sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[R
             "batch": sweep.batch,
             **quality(cell, truth, found, sweep.batch),
             "variance_ratio": found.variance / on_policy.variance,
-            "on_policy_efficiency": quality(cell, truth, on_policy, sweep.batch)["efficiency"],
+            "on_policy_efficiency": ideal["efficiency"],
+            "on_policy_bias": ideal["relative_bias"],
             "crossover": None if id == REFERENCE else crossover(cell, truth, found, reference),
             "sampled_batches": found.samples,
         }
@@ -123,15 +126,19 @@ def quality(cell: Cell, truth: torch.Tensor, found: Moments, batch: int) -> dict
 
 
 def crossover(cell: Cell, truth: torch.Tensor, found: Moments, reference: Moments) -> float | None:
-    """N*: the number of completions per update above which the unbiased reference is the more efficient; 1 if always,
-    None if never (an estimator with the true direction and the smaller relative variance)."""
+    """N*: the number of completions per update above which the reference is the more efficient; 1 if always, None if
+    never (an estimator with the true direction and the smaller relative variance)."""
+    inflation, noise = _inverse_efficiency(cell, truth, found)
+    least, most = _inverse_efficiency(cell, truth, reference)
+    if math.isinf(inflation):
+        return 1.0
+    if inflation <= least + 1e-9:
+        return 1.0 if most <= noise else None
+    return max((most - noise) / (inflation - least), 1.0)
+
+
+def _inverse_efficiency(cell: Cell, truth: torch.Tensor, found: Moments) -> tuple[float, float]:
+    """1/efficiency of a batch of N is the first plus the second over N; infinite for a direction that descends."""
     g2, gm = cell.inner(truth, truth), cell.inner(truth, found.mean)
     m2 = max(cell.inner(found.mean, found.mean) - found.mean_error, 0.0)
-    if gm <= 0:
-        return 1.0
-    # 1/efficiency of the reference is 1 + unbiased/N, of the other one inflation + biased/N
-    inflation, biased = g2 * m2 / gm**2, g2 * found.variance / gm**2
-    unbiased = reference.variance / g2
-    if inflation <= 1 + 1e-9:
-        return 1.0 if unbiased <= biased else None
-    return max((unbiased - biased) / (inflation - 1), 1.0)
+    return (g2 * m2 / gm**2, g2 * found.variance / gm**2) if gm > 0 else (math.inf, math.inf)
