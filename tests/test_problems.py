@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
 import sys
 import types
-import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from envs import inspect as inspect_command
-from envs.grade import main as grade
 from envs.literal import parse_literal
 from envs.notation import normalise
 from envs.problem import Problem
@@ -215,7 +211,7 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     monkeypatch.delenv("NESTED_REFT_DATA", raising=False)
     for name in ("gsm8k", "some/set"):
-        with pytest.raises(UsageError, match="no route to the hub.*Offline, give a file"):
+        with pytest.raises(UsageError, match=r"no route to the hub.*Offline, give a file"):
             load_problems(name)
 
 
@@ -277,52 +273,3 @@ def test_reasoning_gym(task: str) -> None:
     assert {p.question for p in map(problems.__getitem__, range(5))}.isdisjoint(
         {p.question for p in map(load_problems(f"reasoning_gym:{task}", "test", size=5, seed=2).__getitem__, range(5))}
     )
-
-
-def test_inspect_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = str(write(tmp_path, ".jsonl", [*ROWS, ROWS[0]]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert inspect_command.main([path, "--rows", "1", "limit=11"]) == 0
-    shown = capsys.readouterr().out
-    for part in (
-        "11 problems",
-        "integer 11",
-        "prompt tokens",
-        "Question: What is 0 + 0?\nAnswer:",
-        "repeated questions: 1",
-    ):
-        assert part in shown
-    assert inspect_command.main([path, "limit"]) == 2
-    assert "key=value" in capsys.readouterr().err
-
-
-def test_grade_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        {"id": "a", "gold": "5", "completion": "\\boxed{5}", "kind": "int", "expected": 1},
-        {"id": "b", "gold": 5, "gen": ["\\boxed{", "9", 5000, "}"], "kind": "int", "expected": 0},
-        {"id": "c", "gold": "5", "completion": "five", "kind": "none", "expected": 0},
-    ]
-    path = write(tmp_path, ".jsonl", rows)
-    assert grade([str(path)]) == 0
-    graded = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(g["id"], g["reward"], g["status"]) for g in graded] == [
-        ("a", 1, "right"),
-        ("b", 0, "unsupported"),
-        ("c", 0, "no_answer"),
-    ]
-    assert all(set(g) == {"id", "reward", "status", "extracted", "seconds"} for g in graded)
-    assert grade([str(path), "--table"]) == 0
-    assert "| int | 2 | 1.000 |" in capsys.readouterr().out
-    for text, message in (("nope\n", "line 1 is not JSON"), ('{"gold": "5"}\n', "no 'completion'")):
-        path.write_text(text, encoding="utf-8")
-        assert grade([str(path)]) == 2
-        assert message in capsys.readouterr().err
-    assert grade([str(tmp_path / "missing.jsonl")]) == 2
-
-
-def test_commands_exit_without_a_traceback() -> None:
-    for module, argument in (("envs.inspect", "gms8k"), ("envs.grade", "missing.jsonl")):
-        done = subprocess.run([sys.executable, "-m", module, argument], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

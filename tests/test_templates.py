@@ -59,7 +59,7 @@ def test_the_answer_is_asked_for_in_a_box(name: str, adds_bos: PreTrainedTokeniz
 
 
 def test_chat_needs_a_chat_template(builtin: Any) -> None:
-    with pytest.raises(UsageError, match="chat template.*template='plain'"):
+    with pytest.raises(UsageError, match=r"chat template.*template='plain'"):
         template("chat").prompt(QUESTION, builtin)
 
 

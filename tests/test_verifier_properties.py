@@ -17,8 +17,9 @@ from envs.verifier import Verifier, settle_in_process, verify
 
 PIECES = [
     "\\boxed{", "}", "{", "\\frac", "\\sqrt", "^", "_", "(", ")", "[", "]", ",", "####", "answer is ", "</think>",
-    "\\pm", "\\text{", " or ", "=", "<", "\\begin{pmatrix}", "&", "\\\\", "\\end{pmatrix}", "|", "!", "%", "$", "1", "23", "x",
-    "e", "\\cup", "\\infty", "\\left(", "\\pi", ".", "-", "\n", "°", "½", "²", "−", "\u200b", "\ud800", "٣", "\x00",
+    "\\pm", "\\text{", " or ", "=", "<", "\\begin{pmatrix}", "&", "\\\\", "\\end{pmatrix}", "|", "!", "%", "$", "1",
+    "23", "x", "e", "\\cup", "\\infty", "\\left(", "\\pi", ".", "-", "\n", "°", "½", "²", "−", "\u200b", "\ud800", "٣",
+    "\x00",
 ]  # fmt: skip
 GOLDS = [
     "5",

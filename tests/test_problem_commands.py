@@ -1,0 +1,72 @@
+"""The two commands: ``python -m envs.inspect`` and ``python -m envs.grade``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs import inspect as inspect_command
+from envs.grade import main as grade
+
+ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(10)]
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_inspect_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write(tmp_path, [*ROWS, ROWS[0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inspect_command.main([path, "--rows", "1", "limit=11"]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "11 problems",
+        "integer 11",
+        "prompt tokens",
+        "Question: What is 0 + 0?\nAnswer:",
+        "repeated questions: 1",
+    ):
+        assert part in shown
+    assert inspect_command.main([path, "limit"]) == 2
+    assert "key=value" in capsys.readouterr().err
+
+
+def test_grade_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"id": "a", "gold": "5", "completion": "\\boxed{5}", "kind": "int", "expected": 1},
+        {"id": "b", "gold": 5, "gen": ["\\boxed{", "9", 5000, "}"], "kind": "int", "expected": 0},
+        {"id": "c", "gold": "5", "completion": "five", "kind": "none", "expected": 0},
+    ]
+    path = write(tmp_path, rows)
+    assert grade([str(path)]) == 0
+    graded = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(g["id"], g["reward"], g["status"]) for g in graded] == [
+        ("a", 1, "right"),
+        ("b", 0, "unsupported"),
+        ("c", 0, "no_answer"),
+    ]
+    assert all(set(g) == {"id", "reward", "status", "extracted", "seconds"} for g in graded)
+    assert grade([str(path), "--table"]) == 0
+    assert "| int | 2 | 1.000 |" in capsys.readouterr().out
+    for text, message in (("nope\n", "line 1 is not JSON"), ('{"gold": "5"}\n', "no 'completion'")):
+        path.write_text(text, encoding="utf-8")
+        assert grade([str(path)]) == 2
+        assert message in capsys.readouterr().err
+    assert grade([str(tmp_path / "missing.jsonl")]) == 2
+
+
+def test_commands_exit_without_a_traceback() -> None:
+    for module, argument in (("envs.inspect", "gms8k"), ("envs.grade", "missing.jsonl")):
+        done = subprocess.run([sys.executable, "-m", module, argument], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
