@@ -57,8 +57,8 @@ class Warmup:
     """
 
     width: int = 64
-    steps: int = 2400
-    batch: int = 64
+    steps: int = 2000
+    batch: int = 32
     matrix_rate: float = 0.012
     vector_rate: float = 0.004
     full_depth: float = 0.5
@@ -109,12 +109,14 @@ def batches(spec: Warmup, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[
     eos, first, stretch = tokenizer.eos_token_id, 0, 16 * spec.batch
     while True:
         drawn = [problems[index] for index in range(first, first + stretch)]
+        # By the worked length even where terse: batches of terse completions alone would outweigh the others' tokens.
+        drawn.sort(key=lambda problem: len(problem.question) + len(problem.solution))
         mixed = first >= spec.worked_only * spec.steps * spec.batch
         first += stretch
         prompts = tokenizer([f"Question: {problem.question}\nAnswer:" for problem in drawn])["input_ids"]
         shown = [demonstration(problem, rng) if mixed else problem.solution for problem in drawn]
         answers = tokenizer(shown)["input_ids"]
-        pairs = sorted(zip(prompts, answers, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
+        pairs = list(zip(prompts, answers, strict=True))
         starts = list(range(0, stretch, spec.batch))
         rng.shuffle(starts)
         for start in starts:
