@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from policies.architecture import Architecture
+from policies.gradients import rms_norm, silu_mul
 
 Linear = Callable[[Tensor], Tensor]
 # (query [N, Hq, D], key [N, Hk, D], value [N, Hk, D], window) -> [N, Hq * D]
@@ -36,12 +38,19 @@ class LayerWeights:
     gate_up: Linear
     down: Linear
     window: int | None
+    dtype: torch.dtype
 
 
+def _gelu_mul(gate_up: Tensor, approximate: str) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate=approximate) * up
+
+
+# [N, 2 I] (gate, then up) -> [N, I]
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": silu_mul,
+    "gelu": partial(_gelu_mul, approximate="none"),
+    "gelu_pytorch_tanh": partial(_gelu_mul, approximate="tanh"),
 }
 
 
@@ -56,7 +65,7 @@ def layer(
 ) -> Tensor:
     """The residual stream [N, width] float32 after one layer. ``rotary`` is cos and sin of the N tokens' positions."""
     a = architecture
-    qkv = weights.qkv(F.rms_norm(x, (a.width,), weights.attention_norm, a.eps))
+    qkv = weights.qkv(rms_norm(x, weights.attention_norm, a.eps, weights.dtype))
     heads = qkv.view(len(x), a.query_heads + 2 * a.key_heads, a.head_dim)
     query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
     if weights.query_norm is not None:
@@ -65,8 +74,8 @@ def layer(
         key = F.rms_norm(key, (a.head_dim,), weights.key_norm.to(key.dtype), a.eps)
     mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value, weights.window)
     x = x + weights.out(mixed)
-    gate, up = weights.gate_up(F.rms_norm(x, (a.width,), weights.mlp_norm, a.eps)).chunk(2, dim=-1)
-    return x + weights.down(GATES[a.gate](gate) * up)
+    gate_up = weights.gate_up(rms_norm(x, weights.mlp_norm, a.eps, weights.dtype))
+    return x + weights.down(GATES[a.gate](gate_up))
 
 
 def rotary_table(rotary_embedding: torch.nn.Module, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from policies.architecture import read_architecture
 from policies.behavior import Behavior
 from policies.checkpoint import load_checkpoint
 from policies.decoders import CachedDecoder, UncachedDecoder
+from policies.gradients import rms_norm
 from policies.head import chunked_logp
 from policies.layers import rotary_table
 from policies.reference import reference_hidden, reference_logits
@@ -204,9 +205,7 @@ class Policy:
             rotary = (table[0].to(self.dtype), table[1].to(self.dtype))
             kept = [self._trainable[index] for index in layers]
             hidden = score_hidden(packing, kept, self.architecture, self.model.model.embed_tokens.weight, rotary)
-            hidden = torch.rms_norm(
-                hidden, (self.architecture.width,), self.model.model.norm.weight, self.architecture.eps
-            )
+            hidden = rms_norm(hidden, self.model.model.norm.weight, self.architecture.eps, torch.float32)
         else:
             ids = torch.nn.utils.rnn.pad_sequence(
                 [torch.cat((prompt.to(tokens.device), row)) for prompt, row in zip(prompts, tokens, strict=True)],

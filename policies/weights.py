@@ -13,17 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.architecture import Architecture
+from policies.gradients import linear, packs
 from policies.layers import LayerWeights, Linear
 from policies.native import kernels
 
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
-
-
-def packs(device: torch.device) -> bool:
-    """Whether oneDNN's packed linear can be used on ``device``."""
-    return (
-        device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
 
 
 class PackedLinear:
@@ -63,32 +57,32 @@ def _bias(module: nn.Linear) -> Tensor:
 
 def _trainable(modules: list[nn.Linear], dtype: torch.dtype) -> Linear:
     def apply(x: Tensor) -> Tensor:
-        x = x.to(dtype)
-        parts = [F.linear(x, m.weight.to(dtype), None if m.bias is None else m.bias.to(dtype)) for m in modules]
+        parts = [linear(x.to(dtype), m.weight, m.bias) for m in modules]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     return apply
 
 
-def _layer_weights(block: Any, window: int | None, linear: Any) -> LayerWeights:
+def _layer_weights(block: Any, window: int | None, make: Any, dtype: torch.dtype) -> LayerWeights:
     attention, mlp = block.self_attn, block.mlp
     return LayerWeights(
         attention_norm=block.input_layernorm.weight,
-        qkv=linear([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=make([attention.q_proj, attention.k_proj, attention.v_proj]),
         query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        out=linear([attention.o_proj]),
+        out=make([attention.o_proj]),
         mlp_norm=block.post_attention_layernorm.weight,
-        gate_up=linear([mlp.gate_proj, mlp.up_proj]),
-        down=linear([mlp.down_proj]),
+        gate_up=make([mlp.gate_proj, mlp.up_proj]),
+        down=make([mlp.down_proj]),
         window=window,
+        dtype=dtype,
     )
 
 
 def trainable_layers(model: Any, architecture: Architecture, dtype: torch.dtype) -> list[LayerWeights]:
     """All layers of a transformers CausalLM, computing with its own parameters in ``dtype``."""
     return [
-        _layer_weights(block, window, lambda modules: _trainable(modules, dtype))
+        _layer_weights(block, window, lambda modules: _trainable(modules, dtype), dtype)
         for block, window in zip(model.model.layers, architecture.windows, strict=True)
     ]
 
@@ -140,7 +134,7 @@ class PackedWeights:
         self.embedding = model.model.embed_tokens.weight
         self.norm = model.model.norm.weight
         self.layers = [
-            _layer_weights(block, window, self._pack)
+            _layer_weights(block, window, self._pack, dtype)
             for block, window in zip(model.model.layers, architecture.windows, strict=True)
         ]
         self.head = PackedHead(model.lm_head, dtype)
@@ -152,6 +146,6 @@ class PackedWeights:
 
     def refresh(self) -> None:
         """Copy the model's present weights, in place: whoever holds these weights sees the new ones."""
-        for linear in self._linears:
-            linear.refresh()
+        for packed in self._linears:
+            packed.refresh()
         self.head.refresh()

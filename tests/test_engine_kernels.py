@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from policies import Policy
+from policies.gradients import linear, rms_norm, silu_mul
 from policies.native import build, kernels
 from policies.sampling import draw, uniforms
 from policies.stores import NativeStore, TorchStore
@@ -136,3 +137,30 @@ def test_the_library_is_keyed_by_what_it_depends_on(monkeypatch, tmp_path):
     assert here == build.library_path() and here.is_relative_to(tmp_path)
     monkeypatch.setattr(build, "_processor", lambda: "another")
     assert build.library_path() != here
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_own_backwards_equal_autograd(monkeypatch, compiled, dtype):
+    if not compiled:
+        monkeypatch.setattr("policies.gradients.kernels", lambda: None)
+    generator = torch.Generator().manual_seed(0)
+    tight = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
+
+    def check(found, expected, *inputs):
+        slope = torch.randn(found.shape, generator=generator)
+        torch.testing.assert_close(found.float(), expected, **tight)
+        got = torch.autograd.grad((found * slope).sum(), inputs)
+        want = torch.autograd.grad((expected * slope).sum(), inputs)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.float(), b.float(), **tight)
+
+    x = torch.randn(9, 40, generator=generator, requires_grad=True)
+    gain = torch.randn(40, generator=generator, requires_grad=True)
+    check(rms_norm(x, gain, 1e-5, dtype), F.rms_norm(x, (40,), gain, 1e-5), x, gain)
+    y = torch.randn(9, 40, generator=generator).to(dtype).requires_grad_()
+    gate, up = y.float().chunk(2, dim=-1)
+    check(silu_mul(y), F.silu(gate) * up, y)
+    weight = (torch.randn(24, 40, generator=generator) * 0.1).to(dtype).float().requires_grad_()
+    bias = torch.randn(24, generator=generator).to(dtype).float().requires_grad_()
+    check(linear(y, weight, bias), F.linear(y.float(), weight, bias), y, weight, bias)

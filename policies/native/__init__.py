@@ -22,6 +22,9 @@ _SIGNATURES = {
     "nr_silu_mul": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int],
     "nr_decode_attention": [_POINTER] * 7 + [ctypes.c_int],
     "nr_store_prompt": [_POINTER, _POINTER, _INT, _INT, _INT, _INT, ctypes.c_int],
+    "nr_norm_forward": [_POINTER] * 4 + [_INT, _INT, _FLOAT, ctypes.c_int],
+    "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
+    "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
     "nr_pack_head": [_POINTER, _POINTER, _INT, _INT],
     "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
 }
@@ -66,6 +69,50 @@ class Kernels:
         out = gate_up.new_empty(rows, width // 2)
         self._library.nr_silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width // 2, gate_up.dtype == torch.bfloat16)
         return out
+
+    def silu_mul_backward(self, gate_up: Tensor, grad: Tensor) -> Tensor:
+        """The gradient [N, 2 I] of ``silu_mul`` from ``grad`` [N, I] of the same dtype."""
+        rows, width = grad.shape
+        out = torch.empty_like(gate_up)
+        self._library.nr_silu_mul_backward(
+            gate_up.data_ptr(), grad.data_ptr(), out.data_ptr(), rows, width, grad.dtype == torch.bfloat16
+        )
+        return out
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The RMS norm [N, d] in ``dtype`` of the float32 ``x`` [N, d], and the inverse root mean squares [N]."""
+        rows, width = x.shape
+        out, inverse = torch.empty(x.shape, dtype=dtype), x.new_empty(rows)
+        self._library.nr_norm_forward(
+            x.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            inverse.data_ptr(),
+            rows,
+            width,
+            eps,
+            dtype == torch.bfloat16,
+        )
+        return out, inverse
+
+    def norm_backward(self, grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients float32 to ``x`` [N, d] and ``weight`` [d] from that of the norm, ``grad`` [N, d]."""
+        rows, width = x.shape
+        threads = torch.get_num_threads()
+        grad_x, grad_weight = torch.empty_like(x), x.new_empty(threads, width)
+        self._library.nr_norm_backward(
+            grad.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            inverse.data_ptr(),
+            grad_x.data_ptr(),
+            grad_weight.data_ptr(),
+            threads,
+            rows,
+            width,
+            grad.dtype == torch.bfloat16,
+        )
+        return grad_x, grad_weight.sum(0)
 
     def decode_attention(
         self, step: DecodeStep, qkv: Tensor, norms: tuple[Tensor | None, Tensor | None], keys: Tensor, values: Tensor

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "head.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "head.cpp", "update.cpp"))
+_HEADERS = (Path(__file__).with_name("arithmetic.h"),)
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17")
 
 
@@ -26,7 +27,7 @@ def _processor() -> str:
 def library_path() -> Path:
     """Where the built library of these sources, this torch and this processor lies."""
     key = hashlib.sha256()
-    for part in (*(source.read_text() for source in SOURCES), *_FLAGS, torch.__version__, _processor()):
+    for part in (*(source.read_text() for source in SOURCES + _HEADERS), *_FLAGS, torch.__version__, _processor()):
         key.update(part.encode())
     cache = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
     return Path(cache) / "nested_reft" / f"kernels_{key.hexdigest()[:16]}.so"

@@ -5,45 +5,11 @@
 // KV layout, per row and key head: keys in blocks of 16 tokens, channel-major within the block, so that scores of 16
 // tokens are one vector (bfloat16: pairs of channels interleaved); values [tokens][D].
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <vector>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "arithmetic.h"
 
 namespace {
 
-using bf16 = uint16_t;
 constexpr int kBlock = 16;
-
-inline float bits_to_float(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
-inline uint32_t float_to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
-inline float load(float x) { return x; }
-inline float load(bf16 x) { return bits_to_float(static_cast<uint32_t>(x) << 16); }
-inline void save(float& to, float x) { to = x; }
-inline void save(bf16& to, float x) {  // round to nearest even
-    const uint32_t u = float_to_bits(x);
-    to = static_cast<bf16>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-}
-
-// Cephes-style exp: 2^n times a degree-6 polynomial; relative error below 2e-7 for x in [-87, 88].
-inline float fast_exp(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    const float n = std::nearbyint(x * 1.44269504f);
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
-}
 
 template <typename T>
 void add_norm(float* x, const T* delta, const float* weight, T* out, int64_t n, int64_t d, float eps) {

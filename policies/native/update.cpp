@@ -1,0 +1,86 @@
+// Forward and backward of the parts of an update that are not matrix products, one pass over their data each.
+
+#include "arithmetic.h"
+
+namespace {
+
+template <typename T>
+void norm_forward(const float* x, const float* weight, T* out, float* inverse, int64_t n, int64_t d, float eps) {
+#pragma omp parallel for schedule(static) if (n * d > 16384)
+    for (int64_t i = 0; i < n; ++i) {
+        const float* row = x + i * d;
+        float square = 0.0f;
+#pragma omp simd reduction(+ : square)
+        for (int64_t j = 0; j < d; ++j) square += row[j] * row[j];
+        const float scale = inverse[i] = 1.0f / std::sqrt(square / d + eps);
+        T* to = out + i * d;
+#pragma omp simd
+        for (int64_t j = 0; j < d; ++j) save(to[j], row[j] * scale * weight[j]);
+    }
+}
+
+// grad_weight has one row of d per thread, summed by the caller.
+template <typename T>
+void norm_backward(const T* grad, const float* x, const float* weight, const float* inverse, float* grad_x,
+                   float* grad_weight, int64_t threads, int64_t n, int64_t d) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t part = 0; part < threads; ++part) {
+        float* sum = grad_weight + part * d;
+        std::memset(sum, 0, d * sizeof(float));
+        for (int64_t i = n * part / threads; i < n * (part + 1) / threads; ++i) {
+            const T* g = grad + i * d;
+            const float *row = x + i * d, scale = inverse[i];
+            float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t j = 0; j < d; ++j) dot += load(g[j]) * weight[j] * row[j];
+            const float back = dot * scale * scale / d;
+            float* to = grad_x + i * d;
+#pragma omp simd
+            for (int64_t j = 0; j < d; ++j) {
+                const float slope = load(g[j]);
+                to[j] = scale * (slope * weight[j] - row[j] * back);
+                sum[j] += slope * row[j] * scale;
+            }
+        }
+    }
+}
+
+template <typename T>
+void silu_mul_backward(const T* gate_up, const T* grad, T* out, int64_t n, int64_t inner) {
+#pragma omp parallel for schedule(static) if (n * inner > 16384)
+    for (int64_t i = 0; i < n; ++i) {
+        const T *gate = gate_up + i * 2 * inner, *up = gate + inner, *g = grad + i * inner;
+        T *grad_gate = out + i * 2 * inner, *grad_up = grad_gate + inner;
+#pragma omp simd
+        for (int64_t j = 0; j < inner; ++j) {
+            const float z = load(gate[j]), slope = load(g[j]), s = 1.0f / (1.0f + fast_exp(-z));
+            save(grad_up[j], slope * z * s);
+            save(grad_gate[j], slope * load(up[j]) * s * (1.0f + z * (1.0f - s)));
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+void nr_norm_forward(const float* x, const float* weight, void* out, float* inverse, int64_t n, int64_t d, float eps,
+                     int is_bf16) {
+    if (is_bf16) norm_forward(x, weight, static_cast<bf16*>(out), inverse, n, d, eps);
+    else norm_forward(x, weight, static_cast<float*>(out), inverse, n, d, eps);
+}
+
+void nr_norm_backward(const void* grad, const float* x, const float* weight, const float* inverse, float* grad_x,
+                      float* grad_weight, int64_t threads, int64_t n, int64_t d, int is_bf16) {
+    if (is_bf16) norm_backward(static_cast<const bf16*>(grad), x, weight, inverse, grad_x, grad_weight, threads, n, d);
+    else norm_backward(static_cast<const float*>(grad), x, weight, inverse, grad_x, grad_weight, threads, n, d);
+}
+
+void nr_silu_mul_backward(const void* gate_up, const void* grad, void* out, int64_t n, int64_t inner, int is_bf16) {
+    if (is_bf16)
+        silu_mul_backward(static_cast<const bf16*>(gate_up), static_cast<const bf16*>(grad), static_cast<bf16*>(out), n, inner);
+    else
+        silu_mul_backward(static_cast<const float*>(gate_up), static_cast<const float*>(grad), static_cast<float*>(out), n,
+                          inner);
+}
+}
