@@ -5,6 +5,8 @@ env = gym.make("MathReason-v0")                         # generated problems, bu
 venv = gym.make_vec("MathReason-v0", num_envs=64)       # the native vector env, SAME_STEP autoreset
 """
 
+from typing import Any
+
 from gymnasium.envs.registration import register, registry
 
 # The paper's training sets, and the sets it evaluates on (PROBLEM SET -> split that the id serves by default).
@@ -23,7 +25,10 @@ PROBLEM_SETS = {
 
 
 def _register() -> None:
-    entry = {"entry_point": "envs.math_reason:MathReason", "vector_entry_point": "envs.vector:MathReasonVector"}
+    entry: dict[str, Any] = {
+        "entry_point": "envs.math_reason:MathReason",
+        "vector_entry_point": "envs.vector:MathReasonVector",
+    }
     if "MathReason-v0" not in registry:
         register("MathReason-v0", **entry)
     for name, split in PROBLEM_SETS.items():

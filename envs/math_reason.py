@@ -46,7 +46,7 @@ class MathReason(gym.Env[Observation, np.int64]):
     def __init__(self, render_mode: str | None = None, **task: Any) -> None:
         self.render_mode = render_mode
         self.task = Task(task_spec(task))
-        self.observation_space = self.task.observation_space()
+        self.observation_space = self.task.observation_space()  # type: ignore[assignment]
         self.action_space = self.task.action_space()
         self._ids = np.full(self.task.max_length, self.task.pad_token_id, dtype=np.int64)
         self._episodes = 0

@@ -36,7 +36,7 @@ class SB3VecEnv(VecEnv):
         seed = [None if s is None else int(s) for s in self._seeds]
         options = self._options[0] if self._options and self._options[0] else None
         given = seed if any(s is not None for s in seed) else None
-        observation, infos = self.venv.reset(seed=given, options=options)
+        observation, infos = self.venv.reset(seed=given, options=options)  # type: ignore[arg-type]
         self.reset_infos = [_slot_info(infos, slot) for slot in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
