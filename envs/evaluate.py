@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from envs.expression import Tree
@@ -129,12 +130,17 @@ def _root(base: Any, index: Any, system: Any) -> Any:
     return system.power(base, 1 / index)
 
 
+@lru_cache(maxsize=4)
+def _number_system(system: type, imaginary: bool) -> Any:
+    return system(imaginary)
+
+
 def _values(trees: tuple[Tree, Tree], system: type) -> list[tuple[Any, Any]]:
     """Pairs of values at the points where both trees have one."""
     free = names(trees[0]) | names(trees[1])
     imaginary = any(has_constant(tree, "i") for tree in trees)
     found: list[tuple[Any, Any]] = []
-    for numbers in (system(imaginary), system(True)):
+    for numbers in (_number_system(system, imaginary), _number_system(system, True)):
         for point in range(len(POINTS) if free else 1):
             try:
                 found.append((evaluate(trees[0], point, numbers), evaluate(trees[1], point, numbers)))

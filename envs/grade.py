@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m envs.grade", description=main.__doc__)
     parser.add_argument("file", type=Path, help="JSON lines with id, gold and completion (or gen)")
     parser.add_argument("--template", default="plain", help=f"where the answer stands: {', '.join(TEMPLATES)}")
-    parser.add_argument("--deadline", type=float, default=3.0, help="seconds a symbolic comparison may take")
+    parser.add_argument("--deadline", type=float, default=2.0, help="seconds a symbolic comparison may take")
     parser.add_argument("--table", action="store_true", help="write the agreement per kind instead")
     args = parser.parse_args(argv)
     try:

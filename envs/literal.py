@@ -61,7 +61,9 @@ _FORMS = tuple(
         ("decimal", rf"(?P<number>{_DECIMAL})"),
     )
 )
-_PERCENT = re.compile(r"\s*(?:%|\\text\{\s*(?:%|percent|per cent|pct)\s*\}|(?:percent|per cent|pct)\b)")
+_PERCENT = re.compile(
+    r"\s*(?:%|\\text\{\s*(?:%|percent|percentage|per cent|pct)\s*\}|(?:percent(?:age)?|per cent|pct)\b)"
+)
 _CURRENCY = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
 _SECONDS = re.compile(r"\^\s*\{?\s*'")
 _INTEGRAL = re.compile(r"[-+]?[0-9]{1,18}")

@@ -15,8 +15,8 @@ _WORDY = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathnormal|"
     "boldsymbol|bm|operatorname|emph|underline|textup|textsc|mathop|unit|ensuremath"
 )
-_GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\{,\}|,\\!\s*|\\[,;:!]\s*|~)[0-9]{3})+(?![0-9])")
-_SEPARATOR = re.compile(r"\{,\}|,\\!\s*|\\[,;:!]\s*|~")
+_GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\s?\{\s*,\s*\}|,\\!\s*|\\[,;:!]\s*|~)[0-9]{3})+(?![0-9])")
+_SEPARATOR = re.compile(r"\{\s*,\s*\}|,\\!\s*|\\[,;:!]\s*|~")
 _WORDS = re.compile(rf"\\(?:{_WORDY})\*?\s*\{{([^{{}}]*)\}}")
 _COMMAND = re.compile(r"\\(?:(?P<name>[A-Za-z]+)\*?(?P<blank> *)|(?P<row>\\(?:\[[^\]]*\])?)|(?P<mark>.))", re.DOTALL)
 _PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
@@ -58,7 +58,14 @@ def normalise(text: str) -> str:
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:
         text = text.replace(ascii_form, operator)
-    text = _DEGREE.sub("°", text).replace("\\{ \\}", "∅").replace("\\{\\}", "∅").replace("$,$", ", ").replace("$", "")
+    text = (
+        _DEGREE.sub("°", text)
+        .replace("\\{ \\}", "∅")
+        .replace("\\{\\}", "∅")
+        .replace("$,$", ", ")
+        .replace("...", "…")
+        .replace("$", "")
+    )
     return _trim(_DOUBLED.sub(" ", text))
 
 

@@ -58,7 +58,7 @@ def _simple(text: str) -> Node | None:
             return found[0]
         if not any(c.isdigit() for c in inner):
             return Text(words(inner))
-        return _parts(inner, 1)
+        return _parts(inner, 1) or Text(words(inner))
     bare = text.strip("()[] ")
     if bare.lower() in _SHORT_WORDS:
         return Text(words(bare))

@@ -21,6 +21,7 @@ W kW V A K C F Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd US
 qt ha AU pc ly yr yrs
 """)
 _SPACED_LETTERS = word_set("m s g h L")
+_METRES = re.compile(r"m\s*\^\s*\{?[23]\}?")
 _NOT_UNITS = word_set("""
 or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
 else infinity undefined hundred thousand million billion trillion percent pct point half third quarter both between
@@ -31,6 +32,8 @@ alpha beta gamma delta theta phi omega lambda sigma
 
 def is_unit(text: str) -> bool:
     """Whether ``text``, which follows a number, is a unit or the thing counted."""
+    if _METRES.fullmatch(text):
+        return True
     position, count = 0, 0
     while position < len(text):
         match = _TOKEN.match(text, position)

@@ -38,12 +38,13 @@ class Verifier:
 
     Args:
         template: name in ``envs.templates.TEMPLATES``; it says where the answer stands.
-        deadline: seconds that a symbolic comparison may take once a worker has begun it.
+        deadline: seconds of processor time that a symbolic comparison may take once a worker has begun it; on the
+            clock it ends after two and a half times that.
         workers: worker processes. With the defaults all verifiers of a process share one pool.
         megabytes: address space of a worker.
     """
 
-    def __init__(self, template: str = "plain", deadline: float = 3.0, workers: int = 1, megabytes: int = 1024) -> None:
+    def __init__(self, template: str = "plain", deadline: float = 2.0, workers: int = 1, megabytes: int = 1024) -> None:
         if deadline <= 0 or workers < 1 or megabytes < 256:
             raise UsageError(
                 f"deadline={deadline!r}, workers={workers!r}, megabytes={megabytes!r}: "

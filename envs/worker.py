@@ -1,8 +1,8 @@
 """The child process that settles symbolic comparisons: one JSON request a line in, one JSON reply a line out.
 
-A request is ``[gold, answer]`` (normalised texts) or ``[scorer, candidate]``. The process limits its own memory, dies
-of an alarm if its parent could not end it, and ends when its standard input closes, so that none outlives the run that
-started it.
+A request is ``[gold, answer]`` (normalised texts) or ``[scorer, candidate]``. The process limits its own memory
+and, per request, its own processor time, and ends when its standard input closes: none outlives the run that started
+it. The kernel enforces both limits, whatever the interpreter is busy with.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from envs.expression import Tree, parse
 from envs.lexer import NotAnExpression
 from envs.nodes import Unreadable
 
-START_SECONDS = 60.0
-"""How long a parent waits for imports."""
 _COMMANDS = "π pi,· cdot,× times,÷ div,≤ le,≥ ge,≠ ne,≈ approx,∞ infty,∪ cup,∩ cap,∖ setminus,± pm,∓ mp,∈ in,∅ emptyset"
 _LATEX = str.maketrans({pair[0]: f"\\{pair[2:]} " for pair in _COMMANDS.split(",")} | {"°": "^{\\circ}", "%": "\\%"})
 
@@ -100,11 +98,13 @@ def load(module: str, announce: Callable[[str], None], warm_up: Callable[[], obj
     """Import a slow module and let it do its first work. That time is not the answer's fault: the parent waits for it
     apart, so that no verdict depends on whether its worker is new."""
     if module not in sys.modules:
+        left = signal.setitimer(signal.ITIMER_PROF, 0)[0]
         announce("loading")
         importlib.import_module(module)
         if warm_up:
             warm_up()
         announce("loaded")
+        signal.setitimer(signal.ITIMER_PROF, left)
 
 
 def serve(deadline: float, megabytes: int) -> None:
@@ -113,7 +113,7 @@ def serve(deadline: float, megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing that a library prints may mix with the replies
 
@@ -123,6 +123,6 @@ def serve(deadline: float, megabytes: int) -> None:
     comparer = Comparer(Symbolic(announce=reply))
     reply("ready")
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, 2 * deadline + START_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, deadline)
         reply(judge(comparer, reply, *json.loads(line)))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -31,6 +32,9 @@ serve(float(sys.argv[3]), int(sys.argv[4]))
 # A child needs the comparer alone: a bare package object spares it gymnasium and the registration of environments.
 
 START_SECONDS = 60.0
+WALL_FACTOR = 2.5
+"""A child has ``deadline`` seconds of processor time, which it enforces itself, so that a busy machine does not change
+verdicts; this many times that on the clock, its parent kills it."""
 OVERRAN, DIED = "timeout", "unsupported"
 ATTEMPTS = 2
 """How often a request is tried whose child died."""
@@ -40,7 +44,7 @@ class Child:
     """One child process. Not thread-safe: a pool gives each child to one thread.
 
     Args:
-        deadline: seconds that a request may take.
+        deadline: seconds of processor time that a request may take.
         megabytes: limit of the address space.
     """
 
@@ -70,13 +74,14 @@ class Child:
         except OSError:
             self.kill()
             return DIED
-        reply = self._line(self.deadline)
+        patience = WALL_FACTOR * self.deadline
+        reply = self._line(patience)
         if reply == "loading":
-            reply = self._line(START_SECONDS) and self._line(self.deadline)
-        if not reply:
-            self.kill()
-            return OVERRAN if reply is None else DIED
-        return reply
+            reply = self._line(START_SECONDS) and self._line(patience)
+        if reply:
+            return reply
+        self.kill()
+        return OVERRAN if reply is None or self.process.returncode == -signal.SIGPROF else DIED
 
     def _line(self, seconds: float) -> str | None:
         """The next line of the child, ``""`` at its end, None if none came in time."""
@@ -100,8 +105,10 @@ class Child:
 
     def kill(self) -> None:
         """End the child at once and reap it."""
-        self.process.kill()
         self.forget()
+        with suppress(subprocess.TimeoutExpired):  # a child that has just ended keeps its own exit status
+            self.process.wait(timeout=0.05)
+        self.process.kill()
         self.process.wait()
 
     def forget(self) -> None:
@@ -120,11 +127,11 @@ class WorkerPool:
 
     Args:
         workers: most children at a time.
-        deadline: seconds from the moment a child takes a request until it is killed and replaced.
+        deadline: seconds of processor time that a request may take before its child is killed and replaced.
         megabytes: limit of a child's address space.
     """
 
-    def __init__(self, workers: int = 1, deadline: float = 3.0, megabytes: int = 1024) -> None:
+    def __init__(self, workers: int = 1, deadline: float = 2.0, megabytes: int = 1024) -> None:
         self.workers, self.deadline, self.megabytes = workers, deadline, megabytes
         self._start_afresh()
         _POOLS.add(self)
@@ -202,7 +209,7 @@ class WorkerPool:
             child.process.kill()
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join(timeout=self.deadline + 1)
+                thread.join(timeout=WALL_FACTOR * self.deadline)
         self._start_afresh()
 
     def after_fork(self) -> None:

@@ -39,7 +39,7 @@ def children() -> list[psutil.Process]:
 
 @pytest.mark.usefixtures("fresh")
 def test_a_hang_costs_one_deadline_and_nothing_else() -> None:
-    judge = Verifier(deadline=0.5)
+    judge = Verifier(deadline=0.3)
     assert judge.verify(*ORDINARY).reward == 1.0
     for _ in range(2):
         start = time.perf_counter()
@@ -63,7 +63,7 @@ def test_a_batch_with_hangs_gets_every_other_verdict() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_submit_does_not_wait() -> None:
-    judge = Verifier(deadline=0.5)
+    judge = Verifier(deadline=0.3)
     start = time.perf_counter()
     hanging = judge.submit(*HANGS)
     settled = judge.submit("\\boxed{5}", "5")
