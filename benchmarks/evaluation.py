@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.spec import EvaluationSpec
 from envs.task import Task
 from envs.vector import MathReasonVector
 from policies import Policy
+from registry import UsageError
 
 SLOTS = 256
 SAMPLED_TEMPERATURE = 1.0
@@ -97,10 +99,18 @@ class Evaluator:
 
     def __init__(self, task: Task, spec: EvaluationSpec) -> None:
         self.spec = spec
-        self.own = HeldOut(task, spec.problems, split=spec.split)
+        options = {name: value for name, value in task.spec.problem_options.items() if name not in ("subset", "limit")}
+        elsewhere = {name: value for name, value in options.items() if name == "data_dir"}
+        chosen = dict(options if spec.source is None else elsewhere)
+        if spec.subset is not None:
+            chosen["subset"] = spec.subset
+        source = spec.source or task.spec.problems
+        self.own = HeldOut(task, spec.problems, problems=source, split=spec.split, problem_options=chosen)
         self.further = {
-            name: HeldOut(task, spec.problems, problems=name, split="test", problem_options={}) for name in spec.sets
+            name: HeldOut(task, spec.problems, problems=name, split="test", problem_options=elsewhere)
+            for name in spec.sets
         }
+        _refuse_overlap(task, self.own)
 
     def glance(self, policy: Policy) -> dict[str, Any]:
         """Greedy accuracy, for the learning curve."""
@@ -118,6 +128,22 @@ class Evaluator:
             "sets": {name: _greedy(held_out(policy)) for name, held_out in self.further.items()},
             "shown": self.own.shown(greedy),
         }
+
+
+def _refuse_overlap(task: Task, held_out: HeldOut) -> None:
+    """A file without splits would be tested on what it is trained on."""
+    if task.problems.size is None:
+        return  # generated problems are split by content
+    trained = {task.problems[index].question for index in range(task.problems.size)}
+    seen = sum(held_out.task.problem(index).question in trained for index in held_out.problems)
+    if seen == len(held_out.problems):
+        raise UsageError(
+            f"all {seen} held-out problems of {held_out.task.problems.name} are also trained on: train on a part "
+            "(env.problem_options.subset=:700) and hold out the rest (evaluation.subset=700:), or give another set "
+            "(evaluation.source=FILE)"
+        )
+    if seen:
+        warnings.warn(f"{seen} of {len(held_out.problems)} held-out problems are also trained on", stacklevel=3)
 
 
 def _greedy(accuracy: Accuracy) -> dict[str, Any]:

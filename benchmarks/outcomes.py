@@ -159,13 +159,11 @@ def describe(arm: ArmOutcome, target: float) -> dict[str, Any]:
 def _sets(arm: ArmOutcome) -> dict[str, tuple[float, float]]:
     """Greedy accuracy on the further problem sets, before and after."""
     names = arm.runs[0].result["sets_before"]
-    return {
-        name: tuple(
-            float(np.mean([run.result[f"sets_{when}"][name]["greedy"] for run in arm.runs]))
-            for when in ("before", "after")
-        )
-        for name in names
-    }
+
+    def mean(name: str, when: str) -> float:
+        return float(np.mean([run.result[f"sets_{when}"][name]["greedy"] for run in arm.runs]))
+
+    return {name: (mean(name, "before"), mean(name, "after")) for name in names}
 
 
 def against(arm: ArmOutcome, baseline: ArmOutcome) -> dict[str, Any]:

@@ -10,17 +10,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.outcomes import AXES, ArmOutcome
+from benchmarks.outcomes import AXES, ArmOutcome, Outcome
 from benchmarks.report import Comparison, Group
 
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "nested-reft"  # equal numbers give equal files
 matplotlib.rcParams["font.family"] = "sans-serif"
+matplotlib.rcParams["axes.spines.top"] = False
+matplotlib.rcParams["axes.spines.right"] = False
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = "osD^vPX*"
 AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds"}
-GRID_POINTS = 60
+GRID_POINTS = 61
+PANEL = (4.2, 3.1)
 
 
 def style(n: int) -> dict[str, Any]:
@@ -32,37 +35,46 @@ def style(n: int) -> dict[str, Any]:
     }
 
 
-def learning_curves(group: Group, axes: tuple[str, ...] = AXES) -> Figure:
-    """Held-out accuracy against each budget: thin lines are runs, thick lines their mean."""
-    figure = Figure(figsize=(4.6 * len(axes), 3.9), layout="constrained")
-    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-    for panel, axis in zip(panels, axes, strict=True):
-        for n, arm in enumerate(group.arms):
-            _curve(panel, arm, axis, style(n))
-        panel.set_xlabel(AXIS_LABELS[axis])
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("held-out accuracy, %")
-    _legend(figure, panels[0], len(group.arms))
+def learning_curve(panel: Axes, group: Group, axis: str) -> None:
+    """Held-out accuracy against a budget: thin lines are runs, thick lines their mean."""
+    for n, arm in enumerate(group.arms):
+        how = style(n)
+        for run in arm.runs:
+            panel.plot(run.spent(axis), 100 * np.array(run.greedy), color=how["color"], alpha=0.25, linewidth=0.8)
+        end = min(run.spent(axis)[-1] for run in arm.runs)
+        x = np.linspace(0, end, GRID_POINTS)
+        mean = np.mean([np.interp(x, run.spent(axis), run.greedy) for run in arm.runs], axis=0)
+        panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markevery=15, markersize=5, **how)
+    panel.set_xlabel(AXIS_LABELS[axis])
+    panel.set_ylabel("held-out accuracy, %")
+    panel.grid(alpha=0.3)
+
+
+def learning_curve_figure(group: Group, axis: str) -> Figure:
+    """One panel, its legend left to the page."""
+    figure = Figure(figsize=PANEL, layout="constrained")
+    learning_curve(figure.subplots(), group, axis)
     return figure
 
 
-def _curve(panel: Axes, arm: ArmOutcome, axis: str, how: dict[str, Any]) -> None:
-    for run in arm.runs:
-        panel.plot(run.spent(axis), 100 * np.array(run.greedy), color=how["color"], alpha=0.3, linewidth=0.8)
-    end = min(run.spent(axis)[-1] for run in arm.runs)
-    x = np.linspace(0, end, GRID_POINTS)
-    mean = np.mean([np.interp(x, run.spent(axis), run.greedy) for run in arm.runs], axis=0)
-    panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markevery=GRID_POINTS // 6, markersize=5, **how)
-
-
-def _legend(figure: Figure, panel: Axes, arms: int) -> None:
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(arms, 3), fontsize="small", frameon=False)
+def learning_curves_png(comparison: Comparison) -> bytes:
+    """The learning curves of every group, a row each, against every budget."""
+    rows = len(comparison.groups)
+    figure = Figure(figsize=(PANEL[0] * len(AXES), (PANEL[1] + 0.6) * rows), layout="constrained")
+    panels = figure.subplots(rows, len(AXES), squeeze=False)
+    for row, group in zip(panels, comparison.groups, strict=True):
+        for panel, axis in zip(row, AXES, strict=True):
+            learning_curve(panel, group, axis)
+        row[0].set_title(group.name, loc="left", fontsize="medium")
+        row[0].legend(fontsize="x-small", frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
 
 
 def speed_and_divergence(group: Group) -> Figure:
     """Each run's rollout speed against its KL per token."""
-    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    figure = Figure(figsize=PANEL, layout="constrained")
     panel = figure.subplots()
     for n, arm in enumerate(group.arms):
         how = style(n)
@@ -72,20 +84,19 @@ def speed_and_divergence(group: Group) -> Figure:
     panel.set_xscale("symlog", linthresh=1e-3)
     panel.set_xlim(left=-2e-4)
     panel.set_ylim(bottom=0)
-    panel.set_xlabel("KL(behaviour || target) per token, nats")
+    panel.set_xlabel("KL per token of behaviour from target, nats")
     panel.set_ylabel("rollout tokens/s")
     panel.grid(alpha=0.3)
-    _legend(figure, panel, 2)
     return figure
 
 
 def cost_shares(group: Group) -> Figure:
     """Mean seconds of a run spent on rollouts, updates and evaluations."""
-    figure = Figure(figsize=(6.5, 1.2 + 0.42 * len(group.arms)), layout="constrained")
+    figure = Figure(figsize=(PANEL[0] + 1.2, 1.1 + 0.36 * len(group.arms)), layout="constrained")
     panel = figure.subplots()
     left = np.zeros(len(group.arms))
-    parts = ("seconds_rollout", "seconds_update", "seconds_evaluation")
-    for name, colour, word in zip(parts, COLOURS[1:], ("rollout", "update", "evaluation"), strict=False):
+    parts = {"seconds_rollout": "rollout and reward", "seconds_update": "update", "seconds_evaluation": "evaluation"}
+    for colour, (name, word) in zip((COLOURS[1], COLOURS[5], "#BBBBBB"), parts.items(), strict=True):
         width = np.array([line[name] for line in group.lines])
         panel.barh([line["label"] for line in group.lines], width, left=left, color=colour, label=word)
         left += width
@@ -95,21 +106,35 @@ def cost_shares(group: Group) -> Figure:
     return figure
 
 
-def learning_curves_png(comparison: Comparison) -> bytes:
-    """The learning curves of the first group against all budgets, or of every group stacked."""
-    images = [_png(learning_curves(group)) for group in comparison.groups[:1]]
-    return images[0]
+def weights_over_time(arm: ArmOutcome) -> Figure | None:
+    """Median and 1 % to 99 % band of the correction's weights over tokens, by iteration; None if not measured."""
+    runs = [series for run in arm.runs if (series := _weights(run)) is not None]
+    if not runs:
+        return None
+    figure = Figure(figsize=(PANEL[0], 2.2), layout="constrained")
+    panel = figure.subplots()
+    for iterations, low, middle, high in runs:
+        panel.fill_between(iterations, low, high, color=COLOURS[1], alpha=0.2, linewidth=0)
+        panel.plot(iterations, middle, color=COLOURS[1])
+    panel.axhline(1.0, color="#7F7F7F", linewidth=0.8, linestyle=":")
+    panel.set_xlabel("iterations")
+    panel.set_ylabel("weight of a token")
+    panel.set_ylim(bottom=0)
+    panel.set_title(arm.label, fontsize="small", loc="left")
+    return figure
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+def _weights(run: Outcome) -> tuple[list[float], ...] | None:
+    rows = [row for row in run.training if "weight_q50" in row]
+    if not rows:
+        return None
+    names = ("iteration", "weight_q01", "weight_q50", "weight_q99")
+    return tuple([row[name] for row in rows] for name in names)
 
 
-def svg(figure: Figure) -> str:
-    """Inline SVG: no prolog, no fixed size, no time stamp."""
+def svg(figure: Figure, described: str) -> str:
+    """Inline SVG with a text for screen readers: no prolog, no time stamp."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{described}"', 1)

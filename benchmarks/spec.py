@@ -45,6 +45,8 @@ class EvaluationSpec:
 
     Attributes:
         split: problems never trained on.
+        source: the problem set, a name or a file; None: the one that is trained on.
+        subset: of the source, ``start:stop``, for a single file that has no splits.
         problems: how many of the split, its first ones; all of them if it has fewer.
         every: iterations between evaluations of the learning curve; 0 for none between first and last.
         samples: completions per problem of the sampled accuracy, avg@k and pass@k.
@@ -53,6 +55,8 @@ class EvaluationSpec:
     """
 
     split: str = "test"
+    source: str | None = None
+    subset: str | None = None
     problems: int = 256
     every: int = 5
     samples: int = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import time
 import warnings
@@ -139,7 +140,8 @@ class Training:
 
     def _finish(self, agent: Any) -> None:
         """Save the model, then the result: a folder with a result is a finished run."""
-        self.result = summarise(self.spec, self.rows)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.result = {**summarise(self.spec, self.rows), "peak_bytes": peak * 1024}
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
             write_whole(self.folder / RESULT, json.dumps(self.result, indent=2) + "\n")
