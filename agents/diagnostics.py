@@ -177,4 +177,5 @@ class BySubset:
             subset: {name: v / total["tokens"] if name in self.AVERAGED else v for name, v in total.items()}
             for subset, total in self.totals.items()
         }
-        return dict(sorted(means.items(), key=lambda item: item[1]["kl_k1"]))
+        # k3, since k1 of few tokens is noisy enough to turn negative
+        return dict(sorted(means.items(), key=lambda item: item[1]["kl_k3"]))

@@ -81,6 +81,15 @@ def test_one_step_bandit_by_hand():
         assert found.variance == pytest.approx((second - mean**2) * 0.125)
 
 
+def test_what_retrace_keeps_is_one_minus_the_total_variation():
+    """E_mu[min(1, rho)] = 1 - TV, so the credit that a product of T traces keeps falls as (1 - TV)^T."""
+    cell = cell_of(4, 1, seed=2)
+    index = torch.arange(len(cell.reward))
+    weight = corrections.make("retrace")(cell.logp(cell.log_pi), cell.rollout(index, index), cell.reward)
+    kept = float((cell.probability(cell.log_mu) * weight[:, 0]).sum())
+    assert kept == pytest.approx(1 - cell.divergence()["tv"], abs=1e-12)
+
+
 @pytest.mark.parametrize("advantage", ["reinforce", "rloo", "dr-grpo", "grpo", "whitened"])
 @pytest.mark.parametrize("id", ["none", "token-is", "sequence-is", "topr", "v-trace", "masked-is"])
 def test_binomial_groups_equal_brute_force(id, advantage):

@@ -147,7 +147,7 @@ def budget(found: Measured) -> list[str]:
     if len(found.by_subset) > 1:
         said.append("The nearest of the run's layer subsets (layers kept: KL per token, TV, sequence ESS, rollouts):")
         said += [
-            f"  {list(subset)}: {one['kl_k1']:.3g}, {one['tv']:.2f}, {one['ess_sequence']:.2f}, {one['rollouts']:.0f}"
+            f"  {list(subset)}: {one['kl_k3']:.3g}, {one['tv']:.2f}, {one['ess_sequence']:.2f}, {one['rollouts']:.0f}"
             for subset, one in list(found.by_subset.items())[:SUBSETS]
         ]
     return said
