@@ -66,7 +66,7 @@ def last_box(text: str) -> Extraction | None:
             return None
         match = boxes[-1]
     body = match.end()
-    while body < len(text) and text[body] in " \t":
+    while body < len(text) and text[body] in " \t\n":
         body += 1
     if body < len(text) and text[body] == "{":
         end = closing_brace(text, body)
@@ -108,6 +108,7 @@ def last_phrase(text: str) -> Extraction | None:
     rest = text[last.end() :].lstrip(" \t").partition("\n")[0]
     end = _SENTENCE_END.search(rest)
     rest = (rest[: end.start()] + rest[end.start() + 1 : end.end()] if end else rest).strip()
+    rest = rest.rstrip("*_` ")
     return (rest, "") if rest else NO_ANSWER
 
 

@@ -27,7 +27,8 @@ def tokens(text: str) -> list[str]:
         if match["word"]:
             found.extend(_split_word(match["word"]))
         elif match["text"]:
-            found.append("\\text:" + match["text"][6:-1].strip())
+            content = match["text"][6:-1].strip()
+            found.append(content if len(content) == 1 else "\\text:" + content)
         elif not match[0].isspace():
             found.append(match[0].replace(",", "") if match["number"] else match[0])
         if len(found) > MAX_TOKENS:

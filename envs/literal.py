@@ -52,7 +52,7 @@ _SIGN = r"(?P<sign>[-+]?)\s*"
 _FORMS = tuple(
     (form, re.compile(_SIGN + pattern))
     for form, pattern in (
-        ("scientific", rf"(?P<mantissa>{_DECIMAL})\s*[×·x]\s*10\s*\^\s*{_EXPONENT}"),
+        ("scientific", rf"(?P<mantissa>{_DECIMAL})\s*[×·x]\s*(?:10|\{{10\}})\s*\^\s*{_EXPONENT}"),
         ("scientific", rf"(?P<mantissa>{_DECIMAL})[eE]{_EXPONENT}(?![0-9])"),
         ("power", rf"(?P<mantissa>)10\s*\^\s*{_EXPONENT}"),
         ("mixed", rf"(?P<whole>[0-9]+)(?:\s*(?=\\frac)|\s+(?=[0-9])){_QUOTIENT}"),

@@ -13,7 +13,7 @@ from envs.literal import Literal, parse_literal
 from envs.nodes import EMPTY, EVERYTHING, Based, Expression, Group, Matrix, Named, Node, Relation, Text, Unreadable
 from envs.scan import CONJUNCTION, LIST_MARKS, Mark, cut, designator, top_level
 from envs.symbols import word_set
-from envs.units import is_unit, without_unit
+from envs.units import is_unit, without_lead, without_unit
 
 MAX_NESTING = 12
 MAX_ITEMS = 64
@@ -38,6 +38,7 @@ def read(text: str, depth: int = 0) -> Node:
         raise Unreadable
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
+    text = without_lead(text)
     return _simple(text) or _parts(text, depth) or Expression(without_unit(text))
 
 
@@ -52,7 +53,7 @@ def _simple(text: str) -> Node | None:
     if based and any(c.isdigit() for c in based[1]):
         return Based(based[1].upper().lstrip("0"), based[2])
     if text.startswith("\\text{") and text.find("}") == len(text) - 1:
-        inner = text[6:-1].strip()
+        inner = without_lead(text[6:-1].strip())
         found = parse_literal(inner)
         if found and (not found[1] or is_unit(found[1])):
             return found[0]

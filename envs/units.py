@@ -15,12 +15,15 @@ _QUOTED = re.compile(r"[A-Za-z .,'/°^\-()¢]*[0-9²³]?")
 _TRAILING = re.compile(
     r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>\\text\{[^{}]*\}[^=]{0,12}|(?:\s+[A-Za-z]{4,}\.?)+)", re.DOTALL
 )
+_ANNOUNCE = r"(?:(?:so|thus|the|final|answer|result|total|is|equals|about|approximately)\b[\s,:=]*){1,5}"
+_LEAD = re.compile(rf"(?:\\text\{{\s*{_ANNOUNCE}\}}\s*:?|{_ANNOUNCE})\s*(?=[-+.0-9\\$(])", re.IGNORECASE)
 _ABBREVIATIONS = word_set("""
 mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ
 W kW V A K C F Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
 qt ha AU pc ly yr yrs
 """)
 _SPACED_LETTERS = word_set("m s g h L")
+_LETTERS = word_set("m s g h t l L N J W V A K C F T")
 _METRES = re.compile(r"m\s*\^\s*\{?[23]\}?")
 _NOT_UNITS = word_set("""
 or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
@@ -44,7 +47,9 @@ def is_unit(text: str) -> bool:
         count += len(found)
         if count > MAX_WORDS or any(word.lower() in _NOT_UNITS for word in found):
             return False
-        if quoted and not _QUOTED.fullmatch(quoted):
+        if quoted and (
+            not _QUOTED.fullmatch(quoted) or (len(quoted.strip()) == 1 and found and found[0] not in _LETTERS)
+        ):
             return False
         if bare and not _is_word(bare, spaced=position > 0 or text[:1] == " "):
             return False
@@ -57,6 +62,12 @@ def _is_word(bare: str, spaced: bool) -> bool:
     if bare in _ABBREVIATIONS:
         return len(bare) > 1 or bare in _SPACED_LETTERS
     return len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare))
+
+
+def without_lead(text: str) -> str:
+    """An answer without the words that announce it: 42 for ``\\text{The answer is } 42``."""
+    match = _LEAD.match(text)
+    return text[match.end() :] if match and match.end() < len(text) else text
 
 
 def without_unit(text: str) -> str:
