@@ -99,7 +99,7 @@ class SB3PPO(PPO):
         self,
         policy: str | Policy = "tiny",
         env: Any = "MathReason-v0",
-        learning_rate: float | Schedule = 1e-4,
+        learning_rate: float | Schedule = 3e-4,
         *,
         n_steps: int = 48,
         batch_size: int = 768,

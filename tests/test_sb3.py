@@ -170,6 +170,7 @@ def test_predict_samples_from_the_model(world: World, name: str) -> None:
 # --- callbacks and logs -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
 def test_callbacks_and_loggers(world: World, name: str, tmp_path: Path) -> None:
     agent = world.agent(name)
     agent.set_logger(configure(str(tmp_path / "log"), ["csv", "tensorboard"]))
