@@ -108,7 +108,7 @@ def last_phrase(text: str) -> Extraction | None:
     rest = text[last.end() :].lstrip(" \t").partition("\n")[0]
     end = _SENTENCE_END.search(rest)
     rest = (rest[: end.start()] + rest[end.start() + 1 : end.end()] if end else rest).strip()
-    rest = rest.rstrip("*_` ")
+    rest = rest.strip("*` ")
     return (rest, "") if rest else NO_ANSWER
 
 
