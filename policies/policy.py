@@ -48,6 +48,7 @@ class Policy:
         self.version = 0
         self._packed: PackedWeights | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._parameters = tuple(model.parameters())  # walking the modules at every token would cost as much as a layer
         self._stamp = self._weights_stamp()
         self._trainable = trainable_layers(model, self.architecture, self.dtype)
         self.functional = self.architecture.static_rope and self._agrees()
@@ -224,7 +225,7 @@ class Policy:
         return self._tables
 
     def _weights_stamp(self) -> int:
-        return sum(parameter._version for parameter in self.model.parameters())
+        return sum(parameter._version for parameter in self._parameters)
 
     def _require_fresh(self) -> None:
         if self._weights_stamp() != self._stamp:

@@ -24,7 +24,7 @@ inline void save(bf16& to, float x) {  // round to nearest even
 // Cephes-style exp: 2^n times a degree-6 polynomial; relative error below 2e-7 for x in [-87, 88].
 inline float fast_exp(float x) {
     x = x < -87.0f ? -87.0f : x;
-    const float n = std::nearbyint(x * 1.44269504f);
+    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounds to an integer without a call
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;

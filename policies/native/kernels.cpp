@@ -46,50 +46,103 @@ void silu_mul(const T* gate_up, T* out, int64_t n, int64_t inner) {
     }
 }
 
-template <int R>
-void score_block(const float* k, const float* q, int d_head, float* scores, int64_t stride) {
-    float acc[R][kBlock] = {};
-    for (int d = 0; d < d_head; ++d)
-        for (int r = 0; r < R; ++r)
-#pragma omp simd
-            for (int j = 0; j < kBlock; ++j) acc[r][j] += q[r * d_head + d] * k[d * kBlock + j];
-    for (int r = 0; r < R; ++r) std::memcpy(scores + r * stride, acc[r], sizeof acc[r]);
+typedef float Lanes __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+
+inline Lanes load_lanes(const float* x) { Lanes v; std::memcpy(&v, x, sizeof v); return v; }
+inline Lanes load_lanes(const bf16* x) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    Halves h;
+    std::memcpy(&h, x, sizeof h);
+    return (Lanes)(__builtin_convertvector(h, Words) << 16);
 }
 
+// scores of R queries [R][d_head] with one block of keys
 template <int R>
-void score_block(const bf16* k, const float* q, int d_head, float* scores, int64_t stride) {
-    float acc[R][kBlock] = {};
-    for (int d = 0; d < d_head; d += 2) {
-        uint32_t pair[kBlock];
-        std::memcpy(pair, k + d * kBlock, sizeof pair);
-        for (int r = 0; r < R; ++r) {
-            const float even = q[r * d_head + d], odd = q[r * d_head + d + 1];
-#pragma omp simd
-            for (int j = 0; j < kBlock; ++j)
-                acc[r][j] += even * bits_to_float(pair[j] << 16) + odd * bits_to_float(pair[j] & 0xffff0000u);
-        }
+inline void score_block(const float* k, const float* q, int d_head, float* scores, int64_t stride) {
+    Lanes acc[R] = {};
+    for (int d = 0; d < d_head; ++d) {
+        const Lanes key = load_lanes(k + d * kBlock);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) acc[r] += q[r * d_head + d] * key;
     }
-    for (int r = 0; r < R; ++r) std::memcpy(scores + r * stride, acc[r], sizeof acc[r]);
+    for (int r = 0; r < R; ++r) std::memcpy(scores + r * stride, &acc[r], sizeof acc[r]);
 }
 
+template <int R>
+inline void score_block(const bf16* k, const float* q, int d_head, float* scores, int64_t stride) {
+    Lanes acc[R] = {};
+    for (int d = 0; d < d_head; d += 2) {
+        Words pair;
+        std::memcpy(&pair, k + d * kBlock, sizeof pair);
+        const Lanes even = (Lanes)(pair << 16), odd = (Lanes)(pair & 0xffff0000u);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) acc[r] += q[r * d_head + d] * even + q[r * d_head + d + 1] * odd;
+    }
+    for (int r = 0; r < R; ++r) std::memcpy(scores + r * stride, &acc[r], sizeof acc[r]);
+}
+
+// out [R][d_head] += weights p [R][stride] times C * 16 channels of values
 template <typename T, int R, int C>
-void mix_chunk(const T* v, const float* p, int64_t stride, int64_t tokens, int d_head, float* out) {
-    float acc[R][C];
+inline void mix_chunk(const T* v, const float* p, int64_t stride, int64_t tokens, int d_head, float* out) {
+    Lanes acc[R][C];
     for (int r = 0; r < R; ++r) std::memcpy(acc[r], out + r * d_head, sizeof acc[r]);
-    for (int64_t t = 0; t < tokens; ++t)
-        for (int r = 0; r < R; ++r) {
-            const float weight = p[r * stride + t];
-#pragma omp simd
-            for (int c = 0; c < C; ++c) acc[r][c] += weight * load(v[t * d_head + c]);
-        }
+    for (int64_t t = 0; t < tokens; ++t) {
+        Lanes value[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) value[c] = load_lanes(v + t * d_head + c * 16);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) acc[r][c] += p[r * stride + t] * value[c];
+    }
     for (int r = 0; r < R; ++r) std::memcpy(out + r * d_head, acc[r], sizeof acc[r]);
 }
 
 template <typename T, int R>
 void mix(const T* v, const float* p, int64_t stride, int64_t tokens, int d_head, float* out) {
     int c = 0;
-    for (; c + 32 <= d_head; c += 32) mix_chunk<T, R, 32>(v + c, p, stride, tokens, d_head, out + c);
-    for (; c < d_head; c += 16) mix_chunk<T, R, 16>(v + c, p, stride, tokens, d_head, out + c);
+    for (; c + 64 <= d_head; c += 64) mix_chunk<T, R, 4>(v + c, p, stride, tokens, d_head, out + c);
+    for (; c + 32 <= d_head; c += 32) mix_chunk<T, R, 2>(v + c, p, stride, tokens, d_head, out + c);
+    for (; c < d_head; c += 16) mix_chunk<T, R, 1>(v + c, p, stride, tokens, d_head, out + c);
+}
+
+inline Lanes exp_lanes(Lanes x) {  // fast_exp of arithmetic.h
+    typedef int32_t Integers __attribute__((vector_size(64)));
+    const Lanes lowest = Lanes{} - 87.0f;
+    x = x < lowest ? lowest : x;
+    const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (Lanes)((__builtin_convertvector(n, Integers) + 127) << 23);
+}
+
+// in place; n is a multiple of 16
+void softmax(float* score, int64_t n) {
+    Lanes top = load_lanes(score);
+    for (int64_t t = 16; t < n; t += 16) {
+        const Lanes x = load_lanes(score + t);
+        top = x > top ? x : top;
+    }
+    float peak = top[0];
+    for (int j = 1; j < 16; ++j) peak = std::max(peak, top[j]);
+    Lanes sum = {};
+    for (int64_t t = 0; t < n; t += 16) {
+        const Lanes e = exp_lanes(load_lanes(score + t) - peak);
+        std::memcpy(score + t, &e, sizeof e);
+        sum += e;
+    }
+    float total = 0.0f;
+    for (int j = 0; j < 16; ++j) total += sum[j];
+    for (int64_t t = 0; t < n; t += 16) {
+        const Lanes p = load_lanes(score + t) * (1.0f / total);
+        std::memcpy(score + t, &p, sizeof p);
+    }
 }
 
 void normalise_head(float* x, const float* weight, int d, float eps) {
@@ -159,18 +212,7 @@ void attend_heads(const DecodeStep& s, int64_t row, int64_t head, const float* q
         for (int64_t t = own_at + own; t < stride; ++t) score[t] = none;
         for (int64_t t = 0; t < std::min(seen_from, first); ++t) score[t] = none;
         for (int64_t t = first; t < seen_from; ++t) score[own_at + t - first] = none;
-        float peak = none, total = 0.0f;
-#pragma omp simd reduction(max : peak)
-        for (int64_t t = 0; t < stride; ++t) peak = score[t] > peak ? score[t] : peak;
-#pragma omp simd reduction(+ : total)
-        for (int64_t t = 0; t < stride; ++t) {
-            const float e = score[t] == none ? 0.0f : fast_exp(score[t] - peak);
-            score[t] = e;
-            total += e;
-        }
-        const float inverse = 1.0f / total;
-#pragma omp simd
-        for (int64_t t = 0; t < stride; ++t) score[t] *= inverse;
+        softmax(score, stride);
     }
     std::memset(mixed, 0, R * d * sizeof(float));
     if (first) mix<T, R>(prompt_v, scores, stride, first, d, mixed);
