@@ -32,7 +32,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from agents import checkpoint
 from agents.corrections import traits
-from agents.diagnostics import warn_collapse
+from agents.diagnostics import noise_floor, warn_collapse
 from agents.environment import slots_of, vector_env_of
 from agents.language_model import LanguageModelPolicy, target_of
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect
@@ -49,6 +49,8 @@ from registry import (
     skip_samplers,
 )
 
+NOISE_EVERY = 10  # iterations between measurements of the noise floor
+NOISE_PROBLEMS = 8
 Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
 
@@ -61,7 +63,8 @@ class ReFT(BaseAlgorithm):
         policy: the target: ``tiny`` (built in), a Hugging Face folder, a hub id, or a ``policies.Policy``.
         env: an env id, a ``MathReason``, a ``MathReasonVector`` (or a gymnasium vector wrapper of one), or a
             ``SB3VecEnv``. A single environment is widened to ``slots`` slots of the same task.
-        learning_rate: of AdamW; a number or an SB3 schedule of the progress remaining.
+        learning_rate: of AdamW; a number or an SB3 schedule of the progress remaining. The default suits the built-in
+            model; pretrained models want 1e-6 to 2e-5.
         sampler: which layers write a batch, an id of ``registry.skip_samplers``.
         correction: the off-policy correction, an id of ``registry.corrections``; products as ``token-is*ppo-clip``.
         advantage: an id of ``registry.advantages``.
@@ -84,7 +87,7 @@ class ReFT(BaseAlgorithm):
         self,
         policy: str | Policy = "tiny",
         env: Any = "MathReason-v0",
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = 1e-3,
         *,
         sampler: Component = "full",
         correction: Component = "none",
@@ -209,11 +212,14 @@ class ReFT(BaseAlgorithm):
         began = time.perf_counter()
         rollout, problems = self._rollout(rng, hooks)
         wrote = time.perf_counter()
+        noise = self._noise_floor(problems) if self.iteration % NOISE_EVERY == 0 else {}
+        scored = time.perf_counter()
         advantage = self.advantage(rollout.reward, rollout.group)
         rate = self.lr_schedule(self._current_progress_remaining)
         update_learning_rate(self.optimizer, rate)
         measured = self.update(rollout, advantage, self.minibatches, self.epochs, rng)
         updated = time.perf_counter()
+        measured |= noise
         if not self._warned:
             self._warned = warn_collapse(measured) is not None
         if hasattr(self.sampler, "observe"):
@@ -223,14 +229,14 @@ class ReFT(BaseAlgorithm):
         self.iteration += 1
         tokens = int(rollout.mask.sum())
         self.metrics = {
-            **rollout_metrics(rollout, self.group_size),
             **measured,
+            **rollout_metrics(rollout, self.group_size),
             "learning_rate": rate,
             "layers_kept": len(self.layers),
             "skip_ratio": 1 - len(self.layers) / self.target.num_layers,
             "tokens": tokens,
             "time/rollout": wrote - began,
-            "time/update": updated - wrote,
+            "time/update": updated - scored,
             "rollout_tokens_per_second": tokens / (wrote - began),
         }
         return self.metrics
@@ -261,6 +267,14 @@ class ReFT(BaseAlgorithm):
             hooks.update_locals(locals())
             hooks.on_rollout_end()
         return rollout, problems
+
+    @torch.no_grad()
+    def _noise_floor(self, problems: list[int]) -> dict[str, float]:
+        """What engine and trainer disagree by on the full model's own tokens: no divergence below it means anything."""
+        mu = self._behavior(self._all_layers, self.iteration)
+        rollout = collect(mu, self.envs, problems[:NOISE_PROBLEMS], 1)
+        logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, temperature=self.temperature)
+        return noise_floor(logp, rollout)
 
     def _behavior(self, layers: LayerSubset, seed: int) -> Behavior:
         assert self.env is not None
