@@ -59,7 +59,7 @@ def weights(agent: ReFT) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in agent.target.parameters()])
 
 
-def gradient_of(agent: ReFT, act: Callable[[], None]) -> torch.Tensor:
+def gradient_of(agent: ReFT, act: Callable[[], Any]) -> torch.Tensor:
     """The gradient that the agent's own update accumulates, its optimizer held still."""
     agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign]
     agent.update.max_grad_norm = float("inf")
@@ -135,17 +135,18 @@ def test_base_variant_gradient_is_the_clipped_loss_with_importance_ratio(folder:
 def test_microbatches_bound_memory_and_nothing_else(folder: str, correction: str) -> None:
     whole = make(folder, sampler="fixed", correction=correction)
     parts = make(folder, sampler="fixed", correction=correction, microbatch_tokens=120)
-    for agent in (whole, parts):
-        agent.iterate()
-    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-3, atol=2e-5)
+    # Gradients, not weights: Adam's first step turns rounding of a near-zero gradient into a whole step.
+    first, second = (gradient_of(agent, agent.iterate) for agent in (whole, parts))
+    assert first.abs().max() > 1e-4
+    torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-5)
 
 
 def test_slots_change_nothing(folder: str) -> None:
     few, many = make(folder, slots=5), make(folder, slots=24)
-    first, second = few.iterate(), many.iterate()
-    assert first["tokens"] == second["tokens"]
-    assert first["rollout_reward"] == second["rollout_reward"]
-    torch.testing.assert_close(weights(few), weights(many), rtol=1e-3, atol=2e-5)
+    first, second = (gradient_of(agent, agent.iterate) for agent in (few, many))
+    for name in ("tokens", "rollout_reward", "finish/length"):
+        assert few.metrics[name] == many.metrics[name]
+    torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-5)
 
 
 def test_equal_seeds_deal_equal_problems_whatever_the_agent(folder: str) -> None:
