@@ -19,9 +19,9 @@ from typing import Any
 from envs.expression import Tree
 from envs.numbers import Digits, Doubles, NoValue, Undecided
 
-POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1))
-"""Scales (numerator, denominator) of the sample points; a name's value at a point is near the scale, fixed by its
-spelling, and negative at one of them."""
+POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1), (-70, 1), (600, 1))
+"""Scales (numerator, denominator) of the sample points; a name's value at a point is near the scale and fixed by its
+spelling. Both signs and several magnitudes, so that |x + 3| is not x + 3."""
 
 
 def names(tree: Tree) -> frozenset[str]:

@@ -45,7 +45,28 @@ class Doubles:
         self.imaginary = imaginary
         self.functions: dict[str, Callable[[Any], Any]] = {name: getattr(source, name) for name in _SHARED}
         self.functions |= {"abs": abs, "floor": self._floor, "ceil": lambda a: -self._floor(-a)}
+        for name in ("sin", "cos", "tan"):
+            self.functions[name] = self._stable(self.functions[name])
+        self.functions["exp"] = self._above_zero(self.functions["exp"])
         self.functions["conj"] = lambda a: a.conjugate()
+
+    def _stable(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def stable(a: Any) -> Any:
+            value = function(a)
+            if abs(a) > 1e6 or abs(value) < 1e-8:
+                raise Undecided
+            return value
+
+        return stable
+
+    def _above_zero(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def above_zero(a: Any) -> Any:
+            value = function(a)
+            if value == 0:
+                raise NoValue  # underflow
+            return value
+
+        return above_zero
 
     def _floor(self, a: Any) -> Any:
         if isinstance(a, complex) or abs(a - round(a)) < 1e-6 or abs(a) > 1e9:
@@ -67,8 +88,10 @@ class Doubles:
     def power(self, a: Any, b: Any) -> Any:
         if a == 0 and not (isinstance(b, float) and b > 0):
             raise NoValue
+        if abs(b) > 1e6:
+            raise Undecided
         value = a**b
-        if isinstance(value, complex) and not self.imaginary:
+        if (isinstance(value, complex) and not self.imaginary) or (value == 0 and a != 0):
             raise NoValue
         return value
 

@@ -78,17 +78,16 @@ class Verifier:
         if status is None:
             status = settle_in_process(*key)
             if status == "open":
-                return self._from_worker(key, shown)
+                return self._from_worker("compare", key, shown)
             _remember(key, status)
         return _finished(_verdict(status, shown))
 
     def _scored(self, scorer: str, gold: str, candidate: str, shown: str) -> Future[Verdict]:
         key = (scorer, candidate)
         status = "right" if candidate.strip() == gold.strip() else _SETTLED.get(key)
-        return _finished(_verdict(status, shown)) if status else self._from_worker(key, shown)
+        return _finished(_verdict(status, shown)) if status else self._from_worker("score", key, shown)
 
-    def _from_worker(self, key: tuple[str, str], shown: str) -> Future[Verdict]:
-        """``key`` is the worker's request: (gold, answer), normalised, or (scorer, candidate)."""
+    def _from_worker(self, task: str, key: tuple[str, str], shown: str) -> Future[Verdict]:
         future: Future[Verdict] = Future()
 
         def finish(reply: Future[str]) -> None:
@@ -101,7 +100,7 @@ class Verifier:
                 _remember(key, reply.result())
             future.set_result(_verdict(reply.result(), shown))
 
-        self.pool.submit(list(key)).add_done_callback(finish)
+        self.pool.submit([task, *key]).add_done_callback(finish)
         return future
 
 
@@ -114,6 +113,11 @@ def settle_in_process(gold: str, answer: str) -> str:
     except Unreadable:
         return "malformed"
     except (RecursionError, ValueError, OverflowError):
+        return "unsupported"
+    except Exception as error:  # a mistake of ours must not end a run of hours, nor pass unseen
+        warnings.warn(
+            f"the verifier failed on {answer[:80]!r} for {gold[:80]!r}: {error!r}", RuntimeWarning, stacklevel=3
+        )
         return "unsupported"
 
 

@@ -1,8 +1,8 @@
 """The child process that settles symbolic comparisons: one JSON request a line in, one JSON reply a line out.
 
-A request is ``[gold, answer]`` (normalised texts) or ``[scorer, candidate]``. The process limits its own memory
-and, per request, its own processor time, and ends when its standard input closes: none outlives the run that started
-it. The kernel enforces both limits, whatever the interpreter is busy with.
+A request is ``["compare", gold, answer]`` (normalised texts) or ``["score", scorer, candidate]``. The process limits
+its own memory and, per request, its own processor time, and ends when its standard input closes: none outlives the run
+that started it. The kernel enforces both limits, whatever the interpreter is busy with.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ def settle(comparer: Comparer, gold: str, answer: str) -> str:
         return "unsupported"
 
 
-def judge(comparer: Comparer, announce: Callable[[str], None], first: str, second: str) -> str:
-    """The status of a request: (gold, answer), or (scorer, candidate) where the first is JSON."""
-    if not first.startswith('{"'):
+def judge(comparer: Comparer, announce: Callable[[str], None], request: list[str]) -> str:
+    """The status of a request."""
+    task, first, second = request
+    if task == "compare":
         return settle(comparer, first, second)
     load("reasoning_gym", announce)
     from envs.reasoning import score
@@ -124,5 +125,5 @@ def serve(deadline: float, megabytes: int) -> None:
     reply("ready")
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, deadline)
-        reply(judge(comparer, reply, *json.loads(line)))
+        reply(judge(comparer, reply, json.loads(line)))
         signal.setitimer(signal.ITIMER_PROF, 0)
