@@ -16,6 +16,7 @@ class Problem:
         source: where it comes from, such as ``arithmetic/train`` or ``svamp/test``.
         id: unique within its source.
         solution: a worked solution if the source has one (supervised warm-up trains on it), else ``""``.
+        scorer: who judges an answer that is not ``answer`` itself, as JSON for a worker process; ``""`` for comparison.
     """
 
     question: str
@@ -23,6 +24,7 @@ class Problem:
     source: str
     id: str
     solution: str = ""
+    scorer: str = ""
 
 
 @dataclass(frozen=True)
