@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens from hidden states, without ever holding all logits.
 
-Full logits of 8k tokens and a vocabulary of 152k take 5 GB in float32, and as much again for their gradient. Here a few
+Full logits of 8k tokens and a vocabulary of 152k take 5 GB in float32, and as much again for their gradient. Here some
 rows at a time are projected and reduced, forward and backward, so memory does not grow with tokens times vocabulary.
+Logits are float32 whatever the compute dtype, as in rollouts: bfloat16 ones are 0.125 apart at 16 to 32.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_LOGITS = 2**24  # numbers held at once: 64 MB in float32
+from policies.gradients import product
+from policies.native import Kernels, kernels
+
+_CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
 
 
 class _ChunkedLogp(torch.autograd.Function):
@@ -22,15 +25,11 @@ class _ChunkedLogp(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, token: Tensor, temperature: float, dtype: torch.dtype
     ) -> Tensor:
-        compute = weight.to(dtype)
-        logp = hidden.new_empty(len(hidden), dtype=torch.float32)
-        normaliser = torch.empty_like(logp)
-        for rows in _chunks(hidden, weight):
-            logits = F.linear(hidden[rows].to(dtype), compute).float().div_(temperature)
-            normaliser[rows] = logits.logsumexp(-1)
-            logp[rows] = logits.gather(1, token[rows, None])[:, 0] - normaliser[rows]
+        projection = _projection(hidden, weight, temperature, dtype)
+        parts = [projection.logp(hidden[rows], token[rows]) for rows in _chunks(hidden, weight)]
+        logp, normaliser = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         ctx.save_for_backward(hidden, weight, token, normaliser)
-        ctx.temperature, ctx.dtype = temperature, dtype
+        ctx.projection, ctx.temperature, ctx.dtype = projection, temperature, dtype
         return logp
 
     @staticmethod
@@ -40,18 +39,64 @@ class _ChunkedLogp(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
+        scale = (grads[0] / ctx.temperature).contiguous()
         for rows in _chunks(hidden, weight):
-            x = hidden[rows].to(ctx.dtype)
-            scale = grads[0][rows, None] / ctx.temperature
-            slope = F.linear(x, compute).float().div_(ctx.temperature)
-            slope.sub_(normaliser[rows, None]).exp_().mul_(-scale)
-            slope.scatter_add_(1, token[rows, None], scale)
-            slope = slope.to(ctx.dtype)
+            slope = ctx.projection.slope(hidden[rows], normaliser[rows], scale[rows])
+            slope.scatter_add_(1, token[rows, None], scale[rows, None].to(slope.dtype))
             if grad_hidden is not None:
-                grad_hidden[rows] = (slope @ compute).to(hidden.dtype)
+                grad_hidden[rows] = product(slope, compute.t()).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += slope.t() @ x
+                grad_weight += product(slope.t(), hidden[rows].to(ctx.dtype).t())
         return grad_hidden, grad_weight, None, None, None
+
+
+class _TorchProjection:
+    """Logits in float32 from operands rounded to the compute dtype."""
+
+    def __init__(self, weight: Tensor, temperature: float, dtype: torch.dtype) -> None:
+        self.weight = weight.to(dtype).float()
+        self.temperature = temperature
+        self.dtype = dtype
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return product(hidden.to(self.dtype).float(), self.weight).div_(self.temperature)
+
+    def logp(self, hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self._logits(hidden)
+        normaliser = logits.logsumexp(-1)
+        return logits.gather(1, token[:, None])[:, 0] - normaliser, normaliser
+
+    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor) -> Tensor:
+        softmax = self._logits(hidden).sub_(normaliser[:, None]).exp_()
+        return softmax.mul_(-scale[:, None]).to(self.dtype)
+
+
+class _CompiledProjection:
+    """The same for bfloat16 on a CPU, float32 accumulators reduced in registers."""
+
+    def __init__(self, native: Kernels, weight: Tensor, temperature: float) -> None:
+        self.native = native
+        self.vocabulary = len(weight)
+        self.panels = native.pack_head(weight.detach().bfloat16().contiguous())
+        self.temperature = temperature
+
+    def logp(self, hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        rows = hidden.bfloat16().contiguous()
+        return self.native.head_logp(rows, self.panels, self.vocabulary, self.temperature, token.contiguous())
+
+    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor) -> Tensor:
+        rows, factors = hidden.bfloat16().contiguous(), (normaliser.contiguous(), scale.contiguous())
+        return self.native.head_slope(rows, self.panels, self.vocabulary, self.temperature, factors)
+
+
+def _projection(
+    hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype
+) -> _TorchProjection | _CompiledProjection:
+    if dtype == torch.bfloat16 and hidden.device.type == "cpu" and hidden.shape[1] % 2 == 0:
+        native = kernels()
+        if native is not None and native.fused_head:
+            return _CompiledProjection(native, weight, temperature)
+    return _TorchProjection(weight, temperature, dtype)
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
@@ -65,9 +110,9 @@ def chunked_logp(hidden: Tensor, weight: Tensor, token: Tensor, temperature: flo
     Args:
         hidden: [N, width].
         weight: [V, width], the head's.
-        token: [N] int64.
+        token: [N] int64, in [0, V).
         temperature: positive.
-        dtype: of the matrix products; everything else is float32.
+        dtype: that the operands of the matrix products are rounded to; everything else is float32.
 
     Returns:
         [N] float32.

@@ -88,19 +88,25 @@ def test_micro_batches_change_nothing_and_keep_the_limit():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_chunked_head_equals_the_plain_head_forward_and_backward(monkeypatch, temperature):
-    monkeypatch.setattr("policies.head._CHUNK_LOGITS", 7 * 50)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("vocabulary", [50, 97])
+def test_chunked_head_equals_the_plain_head_forward_and_backward(monkeypatch, temperature, dtype, compiled, vocabulary):
+    monkeypatch.setattr("policies.head._CHUNK_LOGITS", 17 * vocabulary)
+    if not compiled:
+        monkeypatch.setattr("policies.head.kernels", lambda: None)
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(23, 16, generator=generator, requires_grad=True)
-    weight = torch.randn(50, 16, generator=generator, requires_grad=True)
-    token = torch.randint(0, 50, (23,), generator=generator)
-    slope = torch.randn(23, generator=generator)
+    hidden = torch.randn(43, 16, generator=generator).to(dtype).float().requires_grad_()
+    weight = torch.randn(vocabulary, 16, generator=generator).to(dtype).float().requires_grad_()
+    token = torch.randint(0, vocabulary, (43,), generator=generator)
+    slope = torch.randn(43, generator=generator)
     plain = (F.linear(hidden, weight) / temperature).log_softmax(-1).gather(1, token[:, None])[:, 0]
     expected = torch.autograd.grad((plain * slope).sum(), (hidden, weight))
-    chunked = chunked_logp(hidden, weight, token, temperature, torch.float32)
+    chunked = chunked_logp(hidden, weight, token, temperature, dtype)
     found = torch.autograd.grad((chunked * slope).sum(), (hidden, weight))
-    torch.testing.assert_close(chunked, plain, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(chunked, plain, atol=1e-5, rtol=1e-5)  # float32 logits in both dtypes
+    tight = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    torch.testing.assert_close(found, expected, **tight)
 
 
 def test_bad_arguments_say_what_to_do():

@@ -26,6 +26,8 @@ _SIGNATURES = {
     "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
     "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
     "nr_pack_head": [_POINTER, _POINTER, _INT, _INT],
+    "nr_head_logp": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
+    "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 3,
     "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
 }
 BLOCK = 16  # tokens per block of keys, as in kernels.cpp
@@ -147,6 +149,42 @@ class Kernels:
         packed = weight.new_empty(-(-vocabulary // PANEL), width // 2, PANEL, 2)
         self._library.nr_pack_head(weight.data_ptr(), packed.data_ptr(), vocabulary, width)
         return packed
+
+    def head_logp(
+        self, hidden: Tensor, packed: Tensor, vocabulary: int, temperature: float, token: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [n] of ``token`` [n] and normalisers [n], float32, from ``hidden`` [n, width] bfloat16."""
+        rows, width = hidden.shape
+        logp, normaliser = torch.empty(2, rows).unbind()
+        peak, total = torch.empty(2, rows, len(packed)).unbind()
+        tensors = (token, logp, normaliser, peak, total)
+        self._library.nr_head_logp(
+            hidden.data_ptr(),
+            packed.data_ptr(),
+            rows,
+            vocabulary,
+            width,
+            temperature,
+            *(tensor.data_ptr() for tensor in tensors),
+        )
+        return logp, normaliser
+
+    def head_slope(
+        self, hidden: Tensor, packed: Tensor, vocabulary: int, temperature: float, rows: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """-factor softmax(logits / temperature) [n, V] bfloat16; ``rows`` are the normalisers [n] and factors [n]."""
+        count, width = hidden.shape
+        out = hidden.new_empty(count, vocabulary)
+        self._library.nr_head_slope(
+            hidden.data_ptr(),
+            packed.data_ptr(),
+            count,
+            vocabulary,
+            width,
+            temperature,
+            *(tensor.data_ptr() for tensor in (*rows, out)),
+        )
+        return out
 
     def head_draw(
         self, hidden: Tensor, packed: Tensor, vocabulary: int, temperature: float, uniform: Tensor

@@ -54,6 +54,24 @@ inline void project(const uint32_t* x, int64_t pairs, const uint32_t* panel, int
     }
 }
 
+// log-probability slopes: -factor_i softmax(z_i), as bfloat16
+template <int R>
+void slope_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, const float* normaliser,
+                 const float* factor, uint16_t* out, int64_t stride) {
+    __m512 z[R][2];
+    project<R>(x, pairs, panel, valid, scale, z);
+    for (int r = 0; r < R; ++r) {
+        const __m512 shift = _mm512_set1_ps(normaliser[r]), minus = _mm512_set1_ps(-factor[r]);
+        for (int half = 0; half < 2; ++half) {
+            const int left = valid - 16 * half;
+            if (left <= 0) break;
+            const __m512 p = _mm512_mul_ps(exp512(_mm512_sub_ps(z[r][half], shift)), minus);
+            const __mmask16 kept = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+            _mm256_mask_storeu_epi16(out + r * stride + 16 * half, kept, (__m256i)_mm512_cvtneps_pbh(p));
+        }
+    }
+}
+
 template <int R>
 void reduce_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, float* peak, float* sum,
                   int64_t stride) {
@@ -65,6 +83,25 @@ void reduce_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int v
         const __m512 e0 = exp512(_mm512_sub_ps(z[r][0], shift)), e1 = exp512(_mm512_sub_ps(z[r][1], shift));
         peak[r * stride] = top;
         sum[r * stride] = _mm512_reduce_add_ps(_mm512_add_ps(e0, e1));
+    }
+}
+
+// maximum and sum of every panel [n][panels]
+void reduce_all(const uint32_t* rows, const uint32_t* weights, int64_t n, int64_t vocabulary, int64_t pairs, float scale,
+                float* peak, float* sum) {
+    const int64_t panels = (vocabulary + kPanel - 1) / kPanel;
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; ++p) {
+        const uint32_t* panel = weights + p * pairs * kPanel;
+        const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
+        int64_t i = 0;
+        for (; i + kRows <= n; i += kRows)
+            reduce_panel<kRows>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p, sum + i * panels + p,
+                                panels);
+        for (; i + 4 <= n; i += 4)
+            reduce_panel<4>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p, sum + i * panels + p, panels);
+        for (; i < n; ++i)
+            reduce_panel<1>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p, sum + i * panels + p, panels);
     }
 }
 
@@ -88,6 +125,52 @@ void nr_pack_head(const uint16_t* weight, uint16_t* packed, int64_t vocabulary, 
             }
 }
 
+// logp [n] and normaliser [n] of the given tokens; peak, sum: scratch [n][panels].
+void nr_head_logp(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t vocabulary, int64_t width, float temperature,
+                  const int64_t* token, float* logp, float* normaliser, float* peak, float* sum) {
+    const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
+    const float scale = 1.0f / temperature;
+    const auto* rows = reinterpret_cast<const uint32_t*>(x);
+    const auto* weights = reinterpret_cast<const uint32_t*>(packed);
+    reduce_all(rows, weights, n, vocabulary, pairs, scale, peak, sum);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+        const float *tops = peak + i * panels, *sums = sum + i * panels;
+        const float top = *std::max_element(tops, tops + panels);
+        double total = 0.0;
+        for (int64_t p = 0; p < panels; ++p) total += sums[p] * std::exp(tops[p] - top);
+        const int64_t chosen = token[i] / kPanel;
+        __m512 z[1][2];
+        alignas(64) float logits[kPanel];
+        project<1>(rows + i * pairs, pairs, weights + chosen * pairs * kPanel, kPanel, scale, z);
+        _mm512_store_ps(logits, z[0][0]);
+        _mm512_store_ps(logits + 16, z[0][1]);
+        normaliser[i] = static_cast<float>(top + std::log(total));
+        logp[i] = static_cast<float>(static_cast<double>(logits[token[i] % kPanel]) - top - std::log(total));
+    }
+}
+
+// out [n][vocabulary] bfloat16 = -factor_i softmax(logits_i / temperature).
+void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t vocabulary, int64_t width, float temperature,
+                   const float* normaliser, const float* factor, uint16_t* out) {
+    const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
+    const float scale = 1.0f / temperature;
+    const auto* rows = reinterpret_cast<const uint32_t*>(x);
+    const auto* weights = reinterpret_cast<const uint32_t*>(packed);
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; ++p) {
+        const uint32_t* panel = weights + p * pairs * kPanel;
+        const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
+        int64_t i = 0;
+        for (; i + kRows <= n; i += kRows)
+            slope_panel<kRows>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
+                               out + i * vocabulary + p * kPanel, vocabulary);
+        for (; i < n; ++i)
+            slope_panel<1>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
+                           out + i * vocabulary + p * kPanel, vocabulary);
+    }
+}
+
 // Draws one token per row of x [n][width] bfloat16. temperature 0: greedy, log-probability of the untempered softmax.
 // peak, sum: scratch [n][panels].
 void nr_head_draw(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t vocabulary, int64_t width, float temperature,
@@ -97,22 +180,9 @@ void nr_head_draw(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t 
     const auto* rows = reinterpret_cast<const uint32_t*>(x);
     const auto* weights = reinterpret_cast<const uint32_t*>(packed);
     const auto valid = [&](int64_t p) { return static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel)); };
+reduce_all(rows, weights, n, vocabulary, pairs, scale, peak, sum);
 #pragma omp parallel
     {
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < panels; ++p) {
-            const uint32_t* panel = weights + p * pairs * kPanel;
-            int64_t i = 0;
-            for (; i + kRows <= n; i += kRows)
-                reduce_panel<kRows>(rows + i * pairs, pairs, panel, valid(p), scale, peak + i * panels + p,
-                                    sum + i * panels + p, panels);
-            for (; i + 4 <= n; i += 4)
-                reduce_panel<4>(rows + i * pairs, pairs, panel, valid(p), scale, peak + i * panels + p,
-                                sum + i * panels + p, panels);
-            for (; i < n; ++i)
-                reduce_panel<1>(rows + i * pairs, pairs, panel, valid(p), scale, peak + i * panels + p,
-                                sum + i * panels + p, panels);
-        }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n; ++i) {
             const float *tops = peak + i * panels, *sums = sum + i * panels;
@@ -163,6 +233,9 @@ void nr_head_draw(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t 
 extern "C" {
 int nr_head_available() { return 0; }
 void nr_pack_head(const uint16_t*, uint16_t*, int64_t, int64_t) {}
+void nr_head_logp(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const int64_t*, float*, float*, float*,
+                  float*) {}
+void nr_head_slope(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const float*, const float*, uint16_t*) {}
 void nr_head_draw(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const double*, int64_t*, float*, float*,
                   float*) {}
 }
