@@ -144,7 +144,7 @@ class Comparer:
         expected, given = _assigned(gold), _assigned(answer)
         if expected and given:
             return set(expected) == set(given) and all(self.same(expected[name], given[name]) for name in expected)
-        if given and isinstance(gold, Group) and gold.kind == "bracket":
+        if given and isinstance(gold, Group) and gold.ends == "()":
             return self._pairwise(gold.items, tuple(given.values()))
         return False
 
@@ -230,7 +230,7 @@ def _assigned(node: Node) -> dict[str, Node] | None:
         return named if len(named) == len(node.items) else None
     if isinstance(node, Named) and node.name.startswith("(") and isinstance(node.value, Group):
         names = node.name.strip("()").split(",")
-        if node.value.kind == "bracket" and len(names) == len(node.value.items):
+        if node.value.ends == "()" and len(names) == len(node.value.items):
             return dict(zip(names, node.value.items, strict=True))
     return None
 
