@@ -39,7 +39,7 @@ def to_problem(row: dict[str, Any], source: str, index: int, columns: Columns) -
     question = _question(row, by_lower, columns, where)
     raw = _text(row[answer_key], where)
     solution_key = next((by_lower[name] for name in SOLUTIONS if name in by_lower and row[by_lower[name]]), None)
-    solution = str(row[solution_key]) if solution_key else ""
+    solution = _solution(row[solution_key]) if solution_key else ""
     if "####" in raw or str(answer_key).lower() in SOLUTIONS or _boxed_solution(raw):
         solution, raw = _CALCULATION.sub("", raw), gold_of(raw, where)
     if not question or not raw:
@@ -48,6 +48,10 @@ def to_problem(row: dict[str, Any], source: str, index: int, columns: Columns) -
         solution = _worked(str(row[by_lower["equation"]]), raw)
     id_key = next((by_lower[name] for name in IDS if name in by_lower and row[by_lower[name]] is not None), None)
     return Problem(question, raw, source, str(row[id_key]) if id_key else str(index), solution)
+
+
+def _solution(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _worked(equation: str, answer: str) -> str:

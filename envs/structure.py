@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 from envs.literal import Literal, parse_literal
 from envs.nodes import EMPTY, EVERYTHING, Based, Expression, Group, Matrix, Named, Node, Relation, Text, Unreadable
@@ -113,7 +114,20 @@ def _read_all(pieces: list[str], depth: int) -> tuple[Node, ...]:
 def _set_operation(kind: str, items: tuple[Node, ...]) -> Node:
     if kind == "union" and all(isinstance(item, Group) and item.kind == "set" for item in items):
         return Group("set", tuple(value for item in items if isinstance(item, Group) for value in item.items))
+    first, *others = items
+    if kind == "difference" and first == EVERYTHING and len(others) == 1 and isinstance(others[0], Group):
+        return _punctured(others[0]) or Group(kind, items)
     return Group(kind, items)
+
+
+def _punctured(holes: Group) -> Group | None:
+    """The real line without some numbers, as a union of intervals."""
+    numbers = {hole.value: hole for hole in holes.items if isinstance(hole, Literal)}
+    if holes.kind != "set" or not numbers or len(numbers) != len(holes.items):
+        return None
+    low, high = EVERYTHING.items
+    ends = [low, *(numbers[value] for value in sorted(numbers)), high]
+    return Group("union", tuple(Group("bracket", pair, "()") for pair in pairwise(ends)))
 
 
 def _list(text: str, separators: list[Mark], depth: int) -> Node:

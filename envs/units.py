@@ -15,12 +15,12 @@ _QUOTED = re.compile(r"[A-Za-z .,'/°^\-()¢]*[0-9²³]?")
 _TRAILING = re.compile(
     r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>\\text\{[^{}]*\}[^=]{0,12}|(?:\s+[A-Za-z]{4,}\.?)+)", re.DOTALL
 )
-_ANNOUNCE = r"(?:(?:so|thus|the|final|answer|result|total|is|equals|about|approximately)\b[\s,:=]*){1,5}"
+_ANNOUNCE = r"(?:(?:so|thus|therefore|the|final|answer|result|total|is|equals?|to|about|approximately)\b[\s,:=]*){1,6}"
 _LEAD = re.compile(rf"(?:\\text\{{\s*{_ANNOUNCE}\}}\s*:?|{_ANNOUNCE})\s*(?=[-+.0-9\\$(])", re.IGNORECASE)
 _ABBREVIATIONS = word_set("""
 mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ
 W kW V A K C F Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
-qt ha AU pc ly yr yrs
+qt ha AU pc ly yr yrs KB MB GB TB dB ppm psi rpm
 """)
 _SPACED_LETTERS = word_set("m s g h L")
 _LETTERS = word_set("m s g h t l L N J W V A K C F T")
