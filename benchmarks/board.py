@@ -73,7 +73,7 @@ class Board:
         """A line when a run's phase changes in kind, and one now and then while it trains."""
         now = time.monotonic()
         for run in runs:
-            kind = run.phase if run.phase not in ("evaluating", "starting") else "training"
+            kind = run.phase if run.phase != "evaluating" else "training"
             last, when = self.told.get(run.spec.hash, ("waiting", 0.0))
             due = kind == "training" and now - when > SECONDS_BETWEEN_LINES
             if kind == last and not due:

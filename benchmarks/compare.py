@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--tokens", type=int, help="budget of rollout tokens a run")
     parser.add_argument("--seconds", type=float, help="budget of training seconds a run")
+    parser.add_argument("--recipe", default="", help="published settings, by a name in presets/recipes.toml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of all runs"
     )
@@ -82,25 +83,25 @@ def compare(given: argparse.Namespace) -> int:
 
     grid = declared(given)
     compared = arms(grid)
-    threads, jobs = _resources(given, grid)
-    for arm in compared if not given.quiet else ():
-        for text in arm.missed:
-            print(f"note: {arm.label} has no field for {text}", file=sys.stderr)
+    jobs, threads = resources(given, grid)
+    for text in () if given.quiet else sorted({text for arm in compared for text in arm.missed}):
+        without = ", ".join(arm.label for arm in compared if text in arm.missed)
+        print(f"note: {text} does not apply to {without}", file=sys.stderr)
     if given.dry_run:
         from benchmarks.estimate import print_plan
 
         print_plan(compared, given.runs, jobs, threads)
         return 0
-    runs = launch(compared, given.runs, (jobs, threads), given.quiet)
+    runs = launch(compared, given.runs, jobs, threads, given.quiet)
     return _report(grid, compared, runs, given)
 
 
 def declared(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
-    from benchmarks.grid import preset
+    from benchmarks.grid import preset, recipe
 
     grid = preset(given.preset)
-    settings: dict[str, Any] = dict(grid.set)
+    settings: dict[str, Any] = {**grid.set, **recipe(given.recipe)}
     for name in ("iterations", "tokens", "seconds"):
         if getattr(given, name) is not None:
             settings[name] = getattr(given, name)
@@ -134,23 +135,22 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(range(count))
 
 
-def _resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
-    """Threads of a run, and runs at a time."""
+def resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
+    """Runs at a time, and threads of each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = given.threads if given.threads is not None else grid.threads or cores
     jobs = given.jobs if given.jobs is not None else max(1, cores // max(1, threads))
     for name, value in (("threads", threads), ("jobs", jobs)):
         if value < 1:
             raise UsageError(f"--{name} {value} must be at least 1")
-    return threads, jobs
+    return jobs, threads
 
 
-def launch(compared: list[Arm], runs: Path, resources: tuple[int, int], quiet: bool) -> list[Watched]:
+def launch(compared: list[Arm], runs: Path, jobs: int, threads: int, quiet: bool) -> list[Watched]:
     """Run what has no result yet; returns every run's last state."""
     from benchmarks.board import Board
     from benchmarks.launch import Launcher
 
-    threads, jobs = resources
     # Seed by seed, so that early on every arm has something to show.
     order = [spec for specs in zip(*(arm.specs for arm in compared), strict=True) for spec in specs]
     labels = {spec.hash: arm.label for arm in compared for spec in arm.specs}

@@ -19,6 +19,9 @@ PRESETS = Path(__file__).parent / "presets"
 CONTROLS = ("random-reward", "uncorrected", "fewer")
 
 
+Plan = tuple[str, str, list[str]]  # label, id, assignments
+
+
 @dataclass(frozen=True)
 class Variant:
     """Overrides that make matching agents once more. ``agents`` is a pattern."""
@@ -37,6 +40,7 @@ class Grid:
         agents: ids or shell patterns of ids.
         baseline: the id that every other arm is compared with.
         seeds, policies, envs: each agent runs on every combination.
+        recipe: the name of published settings (presets/recipes.toml), which ``set`` overrides.
         set: assignments for every run that has the field.
         variants: see ``Variant``; none: every agent once, as it is.
         controls: ``random-reward``: the baseline with a coin for a reward; ``uncorrected``: each nested agent without
@@ -52,6 +56,7 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     policies: tuple[str, ...] = ("tiny",)
     envs: tuple[str, ...] = ("MathReason-v0",)
+    recipe: str = ""
     set: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
     controls: tuple[str, ...] = ()
@@ -101,6 +106,16 @@ def preset(name: str) -> Grid:
     return Grid(**given)
 
 
+def recipe(name: str) -> dict[str, Any]:
+    """The settings of a published recipe, none for the name ``""``. Raises ``UnknownName`` with the nearest names."""
+    if not name:
+        return {}
+    recipes = tomllib.loads((PRESETS / "recipes.toml").read_text(encoding="utf-8"))
+    if name not in recipes:
+        raise UnknownName("recipe", name, recipes)
+    return dict(recipes[name]["set"])
+
+
 def agent_ids(patterns: Iterable[str]) -> list[str]:
     """The ids that each pattern names, without repeats. An id that can be made stands for itself, products included."""
     found: dict[str, None] = {}
@@ -124,15 +139,15 @@ def arms(grid: Grid) -> list[Arm]:
     ids = agent_ids(grid.agents)
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
-    common = assignments(grid.set)
+    common = assignments({**recipe(grid.recipe), **grid.set})
     plans = [
-        (f"{id} {variant.name}".strip(), id, [*common, *assignments(variant.set)])
+        _plan(id, variant, common)
         for id in ids
         for variant in (grid.variants or (Variant(""),))
         if fnmatchcase(id, variant.agents)
     ]
     for control in grid.controls:
-        plans += _controls(control, grid, plans)
+        plans += _controls(control, grid.baseline, plans, common)
     many = len(grid.policies) * len(grid.envs) > 1
     made: dict[tuple[str, ...], Arm] = {}
     for policy in grid.policies:
@@ -144,6 +159,12 @@ def arms(grid: Grid) -> list[Arm]:
         if all(text in arm.missed for arm in made.values()):
             resolve(ids[0], settings=[text])  # raises, and names the nearest field
     return list(made.values())
+
+
+def _plan(id: str, variant: Variant, common: list[str]) -> Plan:
+    """An agent under a variant; one that has none of its fields stays as it is."""
+    kept, _ = applicable(id, assignments(variant.set))
+    return f"{id} {variant.name if kept else ''}".strip(), id, [*common, *kept]
 
 
 def _arm(label: str, id: str, wanted: list[str], where: tuple[Grid, str, str]) -> Arm:
@@ -166,10 +187,9 @@ def applicable(id: str, wanted: Iterable[str]) -> tuple[list[str], list[str]]:
     return kept, missed
 
 
-def _controls(control: str, grid: Grid, plans: list[tuple[str, str, list[str]]]) -> list[tuple[str, str, list[str]]]:
-    """The further arms of a control, as (label, id, assignments)."""
-    base = [(label, id, wanted) for label, id, wanted in plans if id == grid.baseline]
-    base = base or [(grid.baseline, grid.baseline, assignments(grid.set))]
+def _controls(control: str, baseline: str, plans: list[Plan], common: list[str]) -> list[Plan]:
+    """The further arms of a control."""
+    base = [plan for plan in plans if plan[1] == baseline] or [(baseline, baseline, common)]
     if control == "random-reward":
         return [(f"{label} random reward", id, [*wanted, "env.reward=random"]) for label, id, wanted in base]
     nested = [(label, id, wanted) for label, id, wanted in plans if id.count("/") == 2]

@@ -88,9 +88,11 @@ def set_table(group: Group) -> tuple[list[str], list[list[str]]]:
 
 
 def flat(provenance: dict[str, Any]) -> list[tuple[str, str]]:
-    """Provenance as lines; packages in one."""
+    """Provenance of a run as lines, packages in one; its own command is left out, being the launcher's."""
     lines = []
     for name, value in provenance.items():
+        if name == "command":
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {version}" for key, version in value.items() if version)
         if value is not None:
