@@ -245,8 +245,9 @@ class SB3PPO(PPO):
 
 
 def episode_metrics(finals: list[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy, mean completion length and shares of verdicts and finish reasons of the episodes that ended. A rollout of
-    fixed length cuts off more of the long ones, so unlike a drained deck these figures lean towards short ones."""
+    """Accuracy, mean completion length and shares of verdicts and finish reasons of the episodes that ended.
+
+    A rollout of fixed length cuts off more of the long ones, so unlike a drained deck these lean towards short ones."""
     statuses = Counter(info["status"] for info in finals)
     reasons = Counter(info["finish_reason"] for info in finals)
     return {
