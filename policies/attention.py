@@ -28,6 +28,20 @@ class Padding:
         return x.transpose(1, 2).reshape(self.rows * self.longest, -1).index_select(0, self.flat)
 
 
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """[B, Hq, C, D] from query [B, Hq, C, D], key, value [B, Hk, K, D] and ``mask`` [B, 1, C, K] (true: seen)."""
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+    # torch's own bfloat16 backward on a CPU has been measured at a quarter of the speed of these plain products.
+    rows, heads, size, channels = query.shape
+    shared = key.shape[1]
+    grouped = (query * scale).reshape(rows, shared, heads // shared * size, channels)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).view(rows, shared, heads // shared, size, -1)
+    hidden = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    weights = (scores + hidden[:, :, None]).softmax(-1).view(rows, shared, heads // shared * size, -1)
+    return torch.matmul(weights, value).view(rows, heads, size, channels)
+
+
 class CausalAttention:
     """Causal self-attention within each of the packed sequences.
 
@@ -95,13 +109,9 @@ class SharedPromptAttention:
         prompt = self.prompts(query[:n], key[:n], value[:n], window)
         if not self.own.longest:
             return prompt
-        mixed = F.scaled_dot_product_attention(
-            self.own.pad(query[n:]),
-            self._past(key, n),
-            self._past(value, n),
-            attn_mask=self._mask(window),
-            scale=self.prompts.scale,
-            enable_gqa=True,
+        padded = self.own.pad(query[n:])
+        mixed = masked_attention(
+            padded, self._past(key, n), self._past(value, n), self._mask(window), self.prompts.scale
         )
         return torch.cat((prompt, self.own.unpad(mixed)))
 
