@@ -17,6 +17,7 @@ from envs.literal import Literal
 from envs.literal import equal as literals_equal
 from envs.nodes import Based, Expression, Group, Matrix, Named, Node, Relation, Text
 from envs.structure import FLIPPED, read, words
+from envs.units import without_letter_unit
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 
@@ -95,6 +96,8 @@ class Comparer:
         return self.rules[type(gold)](gold, answer)
 
     def _literal(self, gold: Literal, answer: Node) -> bool:
+        if isinstance(answer, Expression) and without_letter_unit(answer.text) != answer.text:
+            answer = read(without_letter_unit(answer.text), 1)
         return isinstance(answer, Literal) and literals_equal(gold, answer)
 
     def _text(self, gold: Text, answer: Node) -> bool:

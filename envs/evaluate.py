@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from envs.expression import Tree
-from envs.numbers import Digits, Doubles, NoValue, Undecided
+from envs.numbers import Arithmetic, Digits, Doubles, NoValue, Undecided
 
 POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1), (-70, 1), (600, 1))
 """Scales (numerator, denominator) of the sample points; a name's value at a point is near the scale and fixed by its
@@ -45,7 +45,7 @@ def sample(name: str, point: int) -> Fraction:
     return Fraction(top, bottom) * (1 + jitter / 2)
 
 
-def evaluate(tree: Tree, point: int, system: Any) -> Any:
+def evaluate(tree: Tree, point: int, system: Arithmetic) -> Any:
     """The value of a tree at a sample point in a number system; raises ``NoValue`` (or ``Undecided``)."""
     try:
         value = _evaluate(tree, point, system)
@@ -56,7 +56,7 @@ def evaluate(tree: Tree, point: int, system: Any) -> Any:
     return value
 
 
-def _evaluate(tree: Tree, point: int, system: Any) -> Any:
+def _evaluate(tree: Tree, point: int, system: Arithmetic) -> Any:
     operation = tree[0]
     if operation == "num":
         return system.number(tree[1])
@@ -72,7 +72,7 @@ def _evaluate(tree: Tree, point: int, system: Any) -> Any:
     return _binary(tree, first, _evaluate(tree[2], point, system), system)
 
 
-def _binary(tree: Tree, first: Any, second: Any, system: Any) -> Any:
+def _binary(tree: Tree, first: Any, second: Any, system: Arithmetic) -> Any:
     operation = tree[0]
     if operation == "add":
         return system.add(first, second)
@@ -91,7 +91,7 @@ def _binary(tree: Tree, first: Any, second: Any, system: Any) -> Any:
     raise NoValue
 
 
-def _unary(operation: str, value: Any, system: Any) -> Any:
+def _unary(operation: str, value: Any, system: Arithmetic) -> Any:
     if operation == "neg":
         return -value
     if operation == "factorial":
@@ -107,7 +107,7 @@ def _unary(operation: str, value: Any, system: Any) -> Any:
     return system.functions[operation](value)
 
 
-def _real(function: Callable[[Any], Any], value: Any, system: Any) -> Any:
+def _real(function: Callable[[Any], Any], value: Any, system: Arithmetic) -> Any:
     """The result of a function whose value may leave the reals, which is no value in a real evaluation."""
     result = function(value)
     if not system.imaginary and getattr(result, "imag", 0) != 0:
@@ -115,7 +115,7 @@ def _real(function: Callable[[Any], Any], value: Any, system: Any) -> Any:
     return result
 
 
-def _rational_power(exponent: Tree, base: Any, power: Any, system: Any) -> Any:
+def _rational_power(exponent: Tree, base: Any, power: Any, system: Arithmetic) -> Any:
     if not system.imaginary and base < 0 and exponent[0] == "div" and all(side[0] == "num" for side in exponent[1:]):
         fraction = Fraction(exponent[1][1], exponent[2][1])
         if fraction.denominator % 2 == 1:
@@ -124,7 +124,7 @@ def _rational_power(exponent: Tree, base: Any, power: Any, system: Any) -> Any:
     return system.power(base, power)
 
 
-def _root(base: Any, index: Any, system: Any) -> Any:
+def _root(base: Any, index: Any, system: Arithmetic) -> Any:
     if not system.imaginary and base < 0 and index == int(index) and int(index) % 2 == 1:
         return -system.power(-base, 1 / index)
     return system.power(base, 1 / index)

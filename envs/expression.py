@@ -200,7 +200,12 @@ class _Parser:
         if self.token == "_":
             self.take()
             base += "_" + self.subscript()
-        return ("name", base + self.primes())
+        base += self.primes()
+        following = self.tokens[self.position : self.position + 3]
+        if following[:1] == ["("] and following[2:] == [")"] and following[1][0].isdigit():
+            self.position += 3  # f(0) is the value of a function, not f times 0
+            base += f"({following[1]})"
+        return ("name", base)
 
     def primes(self) -> str:
         """Derivative marks, ``'`` or ``^{'}``."""

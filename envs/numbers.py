@@ -28,6 +28,7 @@ class Undecided(Exception):
 class Arithmetic(Protocol):
     """The number system of an evaluation."""
 
+    imaginary: bool
     functions: dict[str, Callable[[Any], Any]]
 
     def number(self, value: Fraction) -> Any: ...

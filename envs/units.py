@@ -18,12 +18,12 @@ _TRAILING = re.compile(
 _ANNOUNCE = r"(?:(?:so|thus|therefore|the|final|answer|result|total|is|equals?|to|about|approximately)\b[\s,:=]*){1,6}"
 _LEAD = re.compile(rf"(?:\\text\{{\s*{_ANNOUNCE}\}}\s*:?|{_ANNOUNCE})\s*(?=[-+.0-9\\$(])", re.IGNORECASE)
 _ABBREVIATIONS = word_set("""
-mm cm dm km m in ft yd mi mg kg g lb lbs oz t ml mL cl dl L l s sec secs min mins h hr hrs ms N J kJ
-W kW V A K C F Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
+mm cm dm km in ft yd mi mg kg lb lbs oz ml mL cl dl sec secs min mins hr hrs ms kJ
+kW Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
 qt ha AU pc ly yr yrs KB MB GB TB dB ppm psi rpm
 """)
-_SPACED_LETTERS = word_set("m s g h L")
 _LETTERS = word_set("m s g h t l L N J W V A K C F T")
+_LETTER_UNIT = re.compile(r"(.*[0-9}]) [msghL]", re.DOTALL)
 _METRES = re.compile(r"m\s*\^\s*\{?[23]\}?")
 _NOT_UNITS = word_set("""
 or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
@@ -51,17 +51,22 @@ def is_unit(text: str) -> bool:
             not _QUOTED.fullmatch(quoted) or (len(quoted.strip()) == 1 and found and found[0] not in _LETTERS)
         ):
             return False
-        if bare and not _is_word(bare, spaced=position > 0 or text[:1] == " "):
+        if bare and not _is_word(bare):
             return False
         position = match.end()
     return True
 
 
-def _is_word(bare: str, spaced: bool) -> bool:
+def _is_word(bare: str) -> bool:
     """A bare run of letters reads as a word rather than as a product of variables."""
-    if bare in _ABBREVIATIONS:
-        return len(bare) > 1 or bare in _SPACED_LETTERS
-    return len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare))
+    return bare in _ABBREVIATIONS or (len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare)))
+
+
+def without_letter_unit(text: str) -> str:
+    """A number without a single-letter unit set apart: 12 for ``12 m``. Only where a number is expected: elsewhere a
+    single letter is a variable."""
+    match = _LETTER_UNIT.fullmatch(text)
+    return match[1] if match else text
 
 
 def without_lead(text: str) -> str:
