@@ -24,7 +24,9 @@ qt ha AU pc ly yr yrs KB MB GB TB dB ppm psi rpm
 """)
 _LETTERS = word_set("m s g h t l L N J W V A K C F T")
 _LETTER_UNIT = re.compile(r"(.*[0-9}]) [msghL]", re.DOTALL)
-_METRES = re.compile(r"m\s*\^\s*\{?[23]\}?")
+_PHYSICAL = re.compile(
+    r"m\s*\^\s*\{?[23]\}?|(?:k?m|[cm]m|k?g|[JNCL])\s*/\s*(?:h|s|min|k?g|[cm]?m|L)(?:\s*\^\s*\{?[23]\}?)?"
+)
 _NOT_UNITS = word_set("""
 or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
 else infinity undefined hundred thousand million billion trillion percent pct point half third quarter both between
@@ -35,7 +37,7 @@ alpha beta gamma delta theta phi omega lambda sigma
 
 def is_unit(text: str) -> bool:
     """Whether ``text``, which follows a number, is a unit or the thing counted."""
-    if _METRES.fullmatch(text):
+    if _PHYSICAL.fullmatch(text):
         return True
     position, count = 0, 0
     while position < len(text):
