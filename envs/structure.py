@@ -34,7 +34,7 @@ _SHORT_WORDS = word_set("yes no odd all one two six ten none")
 @lru_cache(maxsize=4096)
 def read(text: str, depth: int = 0) -> Node:
     """The structure of normalised ``text``; raises ``Unreadable``."""
-    text = text.strip(" .,;:") if depth else text.strip()
+    text = text.lstrip(" ,;:").rstrip(" .,;:") if depth else text.strip()
     if depth > MAX_NESTING or not text:
         raise Unreadable
     if text[0] in "≈=" and len(text) > 1:

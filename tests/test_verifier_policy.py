@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from envs.extract import extract
 from envs.problem import STATUSES
+from envs.problems import load_problems
 from envs.verifier import verify
 
 TABLE = Path(__file__).with_name("verifier_cases.txt")
@@ -96,6 +99,30 @@ def test_r1_grades_only_inside_its_tags() -> None:
     assert verify("x</think> \\boxed{5}", "5", template="r1").status == "no_answer"
     assert verify("<answer>5</answer>", "5", template="r1").status == "no_answer", "the thought was never closed"
     assert verify("a</think><answer></answer>", "5", template="r1").status == "malformed"
+
+
+RESPELLINGS: dict[str, Callable[[str], str]] = {
+    "dfrac": lambda a: a.replace("\\frac", "\\dfrac"),
+    "dollars": lambda a: f"${a}$",
+    "braces": lambda a: f"{{{a}}}",
+    "brackets": lambda a: f"\\[{a}\\]",
+    "full stop": lambda a: f"{a}.",
+    "lines": lambda a: f"\n{a}\n",
+    "style": lambda a: f"\\displaystyle {a}",
+    "parentheses": lambda a: a if "," in a else f"({a})",
+    "braced powers": lambda a: re.sub(r"\^([0-9])(?![0-9])", r"^{\1}", a),
+    "bare subscripts": lambda a: re.sub(r"_\{([0-9a-z])\}", r"_\1", a),
+}
+
+
+@pytest.mark.parametrize("spelling", RESPELLINGS)
+def test_published_golds_in_another_spelling(spelling: str, shared_dir: Path) -> None:
+    sets = [
+        load_problems(name, "test", data_dir=str(shared_dir / "data")) for name in ("math500", "olympiad", "minerva")
+    ]
+    golds = sorted({problems[n].answer for problems in sets for n in range(problems.size or 0)})
+    respell = RESPELLINGS[spelling]
+    assert not [gold for gold in golds if verify(f"\\boxed{{{respell(gold)}}}", gold).reward != 1.0]
 
 
 def test_integrals_and_sums_are_settled_by_math_verify() -> None:
