@@ -1,0 +1,145 @@
+"""What writes completions in the throughput comparison: the engine at some depth, and transformers' generate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.rollout import collect
+from benchmarks.pairing import Block
+from policies import LayerSubset, Policy
+
+
+@dataclass(frozen=True)
+class Work:
+    """The prompts of a block and how long completions may get.
+
+    Attributes:
+        env: a native vector env of the task; its slots are the engine's. Forced length: it has no stop tokens.
+        problems: indices of the env's problems.
+        group_size: G, completions per problem.
+        stop: tokens that end a completion; none for forced length.
+    """
+
+    env: Any
+    problems: tuple[int, ...]
+    group_size: int
+    stop: tuple[int, ...]
+
+    @property
+    def new_tokens(self) -> int:
+        """The longest completion."""
+        return self.env.unwrapped.task.spec.max_new_tokens
+
+    def prompt(self, problem: int) -> np.ndarray:
+        """Token ids [P] of a problem."""
+        return self.env.unwrapped.task.prompt(problem)
+
+
+@dataclass
+class Parts:
+    """Seconds of the engine's blocks so far, and the slots that were busy in them."""
+
+    total: float = 0.0
+    layers: float = 0.0
+    head: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    slots: int = field(default=1)
+
+    @property
+    def occupancy(self) -> float:
+        """Mean share of the slots that wrote a token."""
+        return self.tokens / max(1, self.steps * self.slots)
+
+
+class Engine:
+    """Rollouts of a layer subset through the environment: prefill, decode, refill, drain, verdicts."""
+
+    def __init__(self, policy: Policy, work: Work, layers: LayerSubset) -> None:
+        self.policy = policy
+        self.work = work
+        self.layers = layers
+        self.parts = Parts(slots=work.env.num_envs)
+
+    def __call__(self) -> Block:
+        """One whole rollout of the work's deck."""
+        parts, longest = self.parts, self.work.env.unwrapped.task.max_length
+        began = time.perf_counter()
+        behavior = self.policy.nested(self.layers, self.work.env.num_envs, longest)
+        decoder: Any = behavior._decoder
+        decoder.hidden = _timed(decoder.hidden, parts, "layers")
+        decoder.draw = _timed(decoder.draw, parts, "head")
+
+        def count(tokens: int, done: Any, infos: Any) -> bool:
+            parts.steps += 1
+            parts.tokens += tokens
+            return True
+
+        rollout = collect(behavior, self.work.env, self.work.problems, self.work.group_size, count)
+        seconds = time.perf_counter() - began
+        parts.total += seconds
+        return Block(int(rollout.mask.sum()), seconds)
+
+
+def _timed(call: Callable[..., Any], parts: Parts, part: str) -> Callable[..., Any]:
+    def timed(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = call(*arguments)
+        setattr(parts, part, getattr(parts, part) + time.perf_counter() - began)
+        return result
+
+    return timed
+
+
+class Generate:
+    """transformers' generate on batches of completions of the same prompts, one batch a block."""
+
+    def __init__(self, policy: Policy, work: Work, batch: int, model: Any = None) -> None:
+        from transformers import AutoModelForCausalLM
+
+        if model is None:
+            model = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype, attn_implementation="sdpa")
+            model.load_state_dict(policy.model.state_dict())
+        self.model = model.to(policy.dtype).eval()
+        self.work = work
+        self.batch = batch
+        self.next = 0
+
+    @torch.inference_mode()
+    def __call__(self) -> Block:
+        """The next batch; generate itself pads, samples, and goes on until its last row has ended."""
+        rows = [(self.next + row) // self.work.group_size % len(self.work.problems) for row in range(self.batch)]
+        self.next += self.batch
+        prompts = [torch.from_numpy(self.work.prompt(self.work.problems[row])) for row in rows]
+        ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_side="left")
+        shown = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left"
+        )
+        began = time.perf_counter()
+        out = self.model.generate(
+            ids,
+            attention_mask=shown,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=self.work.new_tokens,
+            eos_token_id=list(self.work.stop) or None,
+            min_new_tokens=None if self.work.stop else self.work.new_tokens,
+            pad_token_id=0,
+        )
+        seconds = time.perf_counter() - began
+        return Block(self._written(out[:, ids.shape[1] :]), seconds)
+
+    def _written(self, completions: torch.Tensor) -> int:
+        """Tokens up to and including the first stop token of each row."""
+        if not self.work.stop:
+            return completions.numel()
+        ended = torch.isin(completions, torch.tensor(self.work.stop)).int()
+        return int((ended.cumsum(1) - ended == 0).sum())

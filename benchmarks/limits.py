@@ -1,0 +1,63 @@
+"""What the machine allows, probed in the same process: matrix products alone, and memory bandwidth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from policies import Policy
+
+
+def best_seconds(call: Callable[[], object], repeats: int = 5) -> float:
+    """The fastest of some calls after one to warm up: a limit is what the machine can do, not what it did."""
+    call()
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+@torch.inference_mode()
+def product_limit(policy: Policy, rows: int) -> float:
+    """Tokens per second of one decode step's packed matrix products on ``rows`` rows, all layers and the head, and
+    nothing else."""
+    assert policy._packed is not None
+    weights, a = policy._packed, policy.architecture
+    x = torch.randn(rows, a.width).to(policy.dtype)
+    mixed = torch.randn(rows, a.query_heads * a.head_dim).to(policy.dtype)
+    inner = torch.randn(rows, policy.config.intermediate_size).to(policy.dtype)
+
+    def step() -> None:
+        for layer in weights.layers:
+            layer.qkv(x)
+            layer.out(mixed)
+            layer.gate_up(x)
+            layer.down(inner)
+
+    uniform = torch.rand(rows, dtype=torch.float64)
+    hidden = x.float()
+    if weights.head.fused:
+        head = best_seconds(lambda: weights.head.draw(hidden, uniform, 1.0))
+    else:
+        head = best_seconds(lambda: weights.head.logits(hidden))
+    return rows / (best_seconds(step) + head)
+
+
+def bandwidth() -> float:
+    """Bytes per second of reading 256 MB once."""
+    data = torch.zeros(2**26)
+    return data.numel() * data.element_size() / best_seconds(data.sum)
+
+
+def bandwidth_limit(policy: Policy, rows: int, context: float) -> float:
+    """Tokens per second if a step only read all weights once and ``rows`` rows' keys and values of ``context``
+    tokens each."""
+    a = policy.architecture
+    size = torch.finfo(policy.dtype).bits // 8
+    weights = sum(parameter.numel() for parameter in policy.model.parameters()) * size
+    kv = rows * context * a.layers * a.kv_width * size
+    return rows / ((weights + kv) / bandwidth())

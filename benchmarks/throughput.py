@@ -1,0 +1,182 @@
+"""How fast completions are written: the engine at several depths against transformers' generate.
+
+    python -m benchmarks.throughput                                  the built-in model
+    python -m benchmarks.throughput --policy FOLDER --dtype bfloat16 --prompts 64 --new-tokens 128 --json FILE
+
+Every ratio is a median over ABBA pairs of blocks in this one process, with a bootstrap interval; the first row is the
+engine against itself (A/A), whose interval should hold 1. Rollouts go through the environment, verdicts included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.contenders import Engine, Generate, Work
+from benchmarks.limits import bandwidth_limit, product_limit
+from benchmarks.pairing import Block, abba, median_ratio
+from benchmarks.provenance import provenance
+from policies import LayerSubset, Policy
+from registry import UsageError
+
+SKIPS = (1, 2, 4, 8)
+COLUMNS = ("name", "workload", "tokens_per_second", "ratio", "ratio_low", "ratio_high", "against")
+FIGURES = ("of_ideal", "of_products", "of_bandwidth", "occupancy", "head_share", "peak_gb")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
+    found.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
+    found.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default float32)")
+    found.add_argument("--prompts", type=int, default=32, help="problems a block")
+    found.add_argument("--group-size", type=int, default=8, help="completions a problem")
+    found.add_argument("--new-tokens", type=int, default=64, help="longest completion")
+    found.add_argument("--slots", type=int, default=64)
+    found.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
+    found.add_argument("--batch", type=int, default=32, help="batch size of transformers' generate")
+    found.add_argument("--workload", choices=("forced", "natural", "both"), default="both")
+    found.add_argument("--threads", type=int, help="of torch (default: all cores)")
+    found.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2 and 4")
+    found.add_argument("--json", type=Path, help="write the rows here")
+    found.add_argument("--picture", type=Path, help="write a picture here (png, svg)")
+    return found
+
+
+def make_work(options: argparse.Namespace, natural: bool) -> Work:
+    """The environment and its deck; forced length is an environment without stop tokens."""
+    import gymnasium as gym
+
+    import envs  # noqa: F401 - registers the ids
+
+    tokenizer = "builtin" if options.policy == "tiny" else options.policy
+    task = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens}
+    if not natural:
+        task["stop_token_ids"] = ()
+    env = gym.make_vec("MathReason-v0", num_envs=options.slots, copy=False, **task)
+    stop = tuple(env.unwrapped.task.stop_token_ids)
+    return Work(env, tuple(range(options.prompts)), options.group_size, stop)
+
+
+def kept_layers(policy: Policy, skips: int) -> LayerSubset:
+    """All layers but ``skips`` spread evenly over the inner ones: speed does not depend on which."""
+    inner = np.arange(1, policy.num_layers - 1)
+    skipped = inner[np.linspace(0, len(inner) - 1, skips).round().astype(int)] if skips else ()
+    return tuple(sorted(set(range(policy.num_layers)) - {int(layer) for layer in skipped}))
+
+
+def row(
+    name: str, workload: str, blocks: list[Block], pairs: list[tuple[Block, Block]], against: str
+) -> dict[str, Any]:
+    """One line of the table."""
+    ratio = median_ratio(pairs)
+    rate = float(np.median([block.rate for block in blocks]))
+    values = (name, workload, rate, ratio.value, ratio.low, ratio.high, against)
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows of one workload."""
+    full = Engine(policy, work, kept_layers(policy, 0))
+    full()  # builds kernels, packs weights, touches memory
+    full.parts.__init__(slots=options.slots)
+    control = abba(full, full, options.pairs)
+    rows = [row("engine, again (A/A)", workload, [b for b, _ in control], control, "engine")]
+    generate = Generate(policy, work, options.batch)
+    pairs = abba(full, generate, options.pairs)
+    rows.append(row("engine", workload, [ours for ours, _ in pairs], pairs, f"generate (batch {options.batch})"))
+    rows[-1] |= limits(policy, work, full, rows[-1]["tokens_per_second"])
+    reverse = [(theirs, ours) for ours, theirs in pairs]
+    rows.append(row(f"generate (batch {options.batch})", workload, [b for b, _ in reverse], reverse, "engine"))
+    share = full.parts.layers / full.parts.total
+    for skips in (s for s in options.skips if s < policy.num_layers - 1):
+        nested = Engine(policy, work, kept_layers(policy, skips))
+        pairs = abba(nested, full, options.pairs)
+        found = row(f"engine, {skips} of {policy.num_layers} skipped", workload, [b for b, _ in pairs], pairs, "engine")
+        ideal = 1 / (1 - share * skips / policy.num_layers)
+        rows.append(found | {"of_ideal": found["ratio"] / ideal, "occupancy": nested.parts.occupancy})
+    return rows
+
+
+def limits(policy: Policy, work: Work, full: Engine, rate: float) -> dict[str, float]:
+    """The engine's figures beside its rate."""
+    busy = max(1, round(full.parts.occupancy * work.env.num_envs))
+    context = float(np.mean([len(work.prompt(p)) for p in work.problems])) + work.new_tokens / 2
+    return {
+        "of_products": rate / product_limit(policy, busy),
+        "of_bandwidth": rate / bandwidth_limit(policy, busy, context),
+        "occupancy": full.parts.occupancy,
+        "head_share": full.parts.head / full.parts.total,
+        "layer_share": full.parts.layers / full.parts.total,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def show(rows: list[dict[str, Any]], say: Callable[[str], None] = print) -> None:
+    """The table."""
+    say(f"{'':34}{'workload':>9}{'tokens/s':>10}{'ratio':>8}{'interval':>16}  " + "".join(f"{c:>13}" for c in FIGURES))
+    for found in rows:
+        figures = "".join(f"{found[c]:13.2f}" if c in found else f"{'':13}" for c in FIGURES)
+        interval = f"[{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]"
+        rate = f"{found['tokens_per_second']:10.0f}{found['ratio']:8.3f}{interval:>16}"
+        say(f"{found['name']:34}{found['workload']:>9}{rate}  {figures}  / {found['against']}")
+
+
+def draw(rows: list[dict[str, Any]], target: Path) -> None:
+    """Ratios with their intervals as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.5))
+    place = np.arange(len(rows))[::-1]
+    middle = np.array([found["ratio"] for found in rows])
+    ends = np.abs(np.array([[found["ratio_low"], found["ratio_high"]] for found in rows]).T - middle)
+    axes.errorbar(middle, place, xerr=ends, fmt="o", capsize=3)
+    axes.set_yticks(place, [f"{found['name']} / {found['against']} ({found['workload']})" for found in rows])
+    axes.set_xscale("log")
+    axes.axvline(1.0, color="grey", linewidth=0.8)
+    axes.set_xlabel("ratio of tokens per second (median of paired blocks, 95 % interval)")
+    figure.tight_layout()
+    figure.savefig(target, dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 2 for bad input."""
+    options = parser().parse_args(arguments)
+    options.skips = (2, 4) if options.quick else SKIPS
+    if options.quick:
+        options.pairs = min(options.pairs, 3)
+    try:
+        for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch"):
+            if getattr(options, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
+        torch.set_num_threads(options.threads or torch.get_num_threads())
+        policy = Policy.load(options.policy, dtype=options.dtype)
+        rows: list[dict[str, Any]] = []
+        for workload in ("forced", "natural") if options.workload == "both" else (options.workload,):
+            rows += measure(policy, make_work(options, workload == "natural"), workload, options)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    show(rows)
+    if options.json:
+        facts = provenance()
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps([found | {"provenance": facts} for found in rows], indent=1) + "\n")
+    if options.picture:
+        draw(rows, options.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
