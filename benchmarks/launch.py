@@ -16,6 +16,7 @@ from benchmarks.durable import in_use, storage_errors
 from benchmarks.spec import RunSpec
 from benchmarks.training import METRICS, RESULT
 
+PROGRAM = (sys.executable, "-m", "benchmarks.run")
 POLL_SECONDS = 0.25
 END_SECONDS = 10.0
 LOG = "log.txt"
@@ -141,7 +142,7 @@ class Launcher:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.spec.write(run.folder / "spec.json")
             log = (run.folder / LOG).open("ab")
-        command = [sys.executable, "-m", "benchmarks.run", "--spec", str(run.folder / "spec.json"), "--quiet"]
+        command = [*PROGRAM, "--spec", str(run.folder / "spec.json"), "--quiet"]
         command += ["--runs", str(run.folder.parent), "--parent", str(os.getpid())]
         environment = dict(os.environ)
         if self.threads is not None:
