@@ -23,6 +23,9 @@ POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1), (-70, 1), (600, 1))
 """Scales (numerator, denominator) of the sample points; a name's value at a point is near the scale and fixed by its
 spelling. Both signs and several magnitudes, so that |x + 3| is not x + 3."""
 
+STEPS = 60
+"""Whole sample points for expressions with floors or ceilings."""
+
 
 def names(tree: Tree) -> frozenset[str]:
     """The variables of a tree."""
@@ -38,8 +41,15 @@ def has_constant(tree: Tree, name: str) -> bool:
     return any(has_constant(branch, name) for branch in tree[1:] if isinstance(branch, tuple))
 
 
+def has_steps(tree: Tree) -> bool:
+    """Whether a tree rounds: its variables are whole numbers then, and generic points do not tell its steps."""
+    return tree[0] in ("floor", "ceil") or any(has_steps(branch) for branch in tree[1:] if isinstance(branch, tuple))
+
+
 def sample(name: str, point: int) -> Fraction:
-    """The value of a variable at a sample point."""
+    """The value of a variable at a sample point; beyond ``POINTS`` they are whole numbers."""
+    if point >= len(POINTS):
+        return Fraction(2 + (point + zlib.crc32(name.encode())) % STEPS)
     top, bottom = POINTS[point]
     jitter = Fraction(zlib.crc32(f"{name}/{point}".encode()) % 9973, 9973)
     return Fraction(top, bottom) * (1 + jitter / 2)
@@ -139,9 +149,10 @@ def _values(trees: tuple[Tree, Tree], system: type) -> list[tuple[Any, Any]]:
     """Pairs of values at the points where both trees have one."""
     free = names(trees[0]) | names(trees[1])
     imaginary = any(has_constant(tree, "i") for tree in trees)
+    points = len(POINTS) + (STEPS if any(map(has_steps, trees)) else 0)
     found: list[tuple[Any, Any]] = []
     for numbers in (_number_system(system, imaginary), _number_system(system, True)):
-        for point in range(len(POINTS) if free else 1):
+        for point in range(points if free else 1):
             try:
                 found.append((evaluate(trees[0], point, numbers), evaluate(trees[1], point, numbers)))
             except NoValue:

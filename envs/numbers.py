@@ -118,6 +118,8 @@ class Digits:
         self.functions |= {"abs": mp.fabs, "conj": mp.conj, "exp": self._exp}
         for name in ("sin", "cos", "tan"):
             self.functions[name] = self._bounded(self.functions[name])
+        for name in ("floor", "ceil"):
+            self.functions[name] = self._stepped(self.functions[name])
 
     def _bounded(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def bounded(a: Any) -> Any:
@@ -126,6 +128,13 @@ class Digits:
             return function(a)
 
         return bounded
+
+    def _stepped(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def stepped(a: Any) -> Any:
+            whole = self.mp.nint(a)  # 3 (n / 3) is n, whatever its last digit
+            return whole if abs(a - whole) < 1e-45 else function(a)
+
+        return stepped
 
     def _exp(self, a: Any) -> Any:
         if abs(a) > MAX_LOG2:

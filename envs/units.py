@@ -11,6 +11,7 @@ _TOKEN = re.compile(
     r"\s+|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?"
     r"|\^?\{?\s*'\s?'?\s*\}?|\(([A-Za-z ]+)\)"
 )
+_POWER = re.compile(r"\^\s*\{?\s*-?[123]\s*\}?")
 _QUOTED = re.compile(r"[A-Za-z .,'/°^\-()¢]*[0-9²³]?")
 _TRAILING = re.compile(
     r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>\\text\{[^{}]*\}[^=]{0,12}|(?:\s+[A-Za-z]{4,}\.?)+)", re.DOTALL
@@ -42,8 +43,8 @@ def is_unit(text: str) -> bool:
     position, count = 0, 0
     while position < len(text):
         match = _TOKEN.match(text, position)
-        if match is None or match.end() == position:
-            return False
+        if match is None or match.end() == position or (count == 0 and _POWER.fullmatch(match[0])):
+            return False  # a power needs a unit before it
         quoted, bare, bracketed = match.groups()
         found = re.findall(r"[A-Za-z]+", quoted or bracketed or bare or "")
         count += len(found)
