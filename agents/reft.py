@@ -278,7 +278,7 @@ class ReFT(BaseAlgorithm):
 
     def _behavior(self, layers: LayerSubset, seed: int) -> Behavior:
         assert self.env is not None
-        length = self.observation_space["input_ids"].shape[0]
+        length = self.envs.unwrapped.task.max_length
         return self.target.nested(layers, self.env.num_envs, length, temperature=self.temperature, seed=seed)
 
     def _dump(self) -> None:

@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.task import Task
 from policies import LayerSubset, Policy
 
 
@@ -128,7 +129,8 @@ def collect(
     Raises:
         Interrupted: ``on_step`` answered false.
     """
-    total, budget = len(problems) * group_size, envs.unwrapped.task.spec.max_new_tokens
+    task: Task = envs.unwrapped.task  # type: ignore[attr-defined]  # of MathReasonVector
+    total, budget = len(problems) * group_size, task.spec.max_new_tokens
     tokens = np.zeros((total, budget), dtype=np.int64)
     logp = np.zeros((total, budget), dtype=np.float32)
     written = np.zeros(total, dtype=np.int64)
@@ -155,7 +157,6 @@ def collect(
                 raise Interrupted
         start = _begin(info, episode)
     longest = int(written.max(initial=1))
-    task = envs.unwrapped.task
     prompts = [torch.as_tensor(task.prompt(index)) for index in problems]
     return Rollout(
         prompts=tuple(prompts[e // group_size] for e in range(total)),

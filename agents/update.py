@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from policies import Policy
 WIDE_SCOPES = ("group", "batch")  # a correction of such a scope must see more than one sequence at once
 
 
-class Used(NamedTuple):
+@dataclass(frozen=True)
+class Used:
     """What one micro-batch's gradient was made of."""
 
     index: Tensor  # [N] rows of the minibatch
@@ -69,7 +70,7 @@ class Update:
                 norm, done = self._step(batch, a, weights)
                 norms.append(norm)
                 if epoch == 0:
-                    used += [one._replace(index=index[one.index]) for one in done]
+                    used += [replace(one, index=index[one.index]) for one in done]
         metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms)), "sequences_used": 0.0}
         if used:
             index = torch.cat([one.index for one in used])

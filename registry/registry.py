@@ -126,8 +126,8 @@ class Registry:
         for field, value in fields.items():
             owners = [n for n, factor in enumerate(factors) if field in fields_of(self.get(factor))]
             if not owners:
-                known = [f for factor in factors for f in fields_of(self.get(factor))]
-                raise UnknownField(f"{self.kind} {id!r}", field, known)
+                everywhere = [f for factor in factors for f in fields_of(self.get(factor))]
+                raise UnknownField(f"{self.kind} {id!r}", field, everywhere)
             if len(owners) > 1:
                 raise UsageError(f"field {field!r} is in {len(owners)} factors of {id!r}; a product cannot set it")
             shares[owners[0]][field] = value
