@@ -10,6 +10,7 @@ from benchmarks.statistics import Interval
 
 FEW_SEEDS = 3
 COLLAPSED_ESS = 0.1
+BUSY_SHARE = 0.8  # of one processor, in processor seconds a second
 
 
 def percent(value: float) -> str:
@@ -40,9 +41,22 @@ def summary(comparison: Comparison) -> list[str]:
             f"{len(seeds)} seeds say little of how runs differ: take the intervals as rough, and add seeds "
             "before you rest a claim on them."
         )
+    said += _busy(comparison)
     for failure in comparison.failures:
         said.append(f"The run of {failure.label} with seed {failure.seed} failed ({failure.error}) and is left out.")
     return said
+
+
+def _busy(comparison: Comparison) -> list[str]:
+    """A caution where runs had less than a processor, so that times measure the machine's other work too."""
+    runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
+    shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run["seconds"]]
+    if not shares or min(shares) >= BUSY_SHARE:
+        return []
+    return [
+        f"The machine was busy: runs had {percent(min(shares))} to {percent(max(shares))} of a processor, so speeds "
+        "and wall-clock comparisons are unreliable here."
+    ]
 
 
 def _group(group: Group) -> list[str]:
