@@ -51,7 +51,7 @@ class Board:
         title = f"{over} of {len(runs)} runs done" + (f", about {clock(left)} left" if left is not None else "")
         table = Table(title=title, title_justify="left")
         for name in ("agent", "seed", "phase"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=name == "agent")
         for name in ("iteration", "accuracy", "tokens/s", "left"):
             table.add_column(name, justify="right")
         order = sorted(runs, key=lambda run: (run.phase == "waiting", run.over and run.phase != "failed"))

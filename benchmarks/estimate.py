@@ -165,7 +165,8 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
     estimator = Estimator(runs)
     console = Console()
     table = Table(title=f"{sum(len(arm.specs) for arm in arms)} runs", title_justify="left")
-    for name in ("agent", "seed", "folder", "state", "time", "memory"):
+    table.add_column("agent", overflow="fold")
+    for name in ("seed", "folder", "state", "time", "memory"):
         table.add_column(name, justify="right" if name in ("seed", "time", "memory") else "left")
     total, largest, modelled = 0.0, 0.0, False
     for arm in arms:

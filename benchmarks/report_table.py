@@ -73,7 +73,8 @@ def _table(comparison: Comparison, group: Group) -> Table:
     table = Table(title=f"{comparison.grid.title}: {group.name}", title_justify="left", caption=NOTES)
     table.caption_justify = "left"
     for n, head in enumerate(HEADS):
-        table.add_column(head, justify="left" if n == 0 else "right")
+        # A name cut short would not say which agent; numbers may take two lines.
+        table.add_column(head, justify="left" if n == 0 else "right", no_wrap=n == 0)
     for line in group.lines:
         table.add_row(*cells(line))
     return table

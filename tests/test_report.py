@@ -176,3 +176,22 @@ def test_markdown_tables_have_one_width(tmp_path):
     for one, two in pairwise(lines):
         if one.startswith("|") and two.startswith("|"):
             assert one.count("|") == two.count("|") or set(two) <= set("|-: ")
+
+
+def test_tensorboard_logs_hold_the_rows(tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from benchmarks.tensorboard import main
+
+    folder = finish(arms(Grid(set=SET))[0].specs[0], tmp_path / "runs", 0.25, 0.75)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "logs")]) == 0
+    log = EventAccumulator(capsys.readouterr().out.strip())
+    log.Reload()
+    assert folder.name in str(log.path)
+    assert [(event.step, event.value) for event in log.Scalars("evaluation/greedy")] == [
+        (0, 0.25),
+        (200, 0.5),
+        (400, 0.75),
+    ]
+    assert len(log.Scalars("train/kl_k1")) == 4
+    assert main([str(tmp_path / "nothing")]) == 2 and "holds no run" in capsys.readouterr().err

@@ -1,0 +1,60 @@
+"""Finished and running runs as TensorBoard logs: ``python -m benchmarks.tensorboard runs --out logs``.
+
+One log a run, named by agent, seed and hash, against rollout tokens. Runs write no such logs themselves: everything in
+them is in metrics.jsonl, and can be made at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.durable import read_rows
+from benchmarks.spec import RunSpec
+from registry import UsageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status (2 on bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tensorboard", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("runs", type=Path, help="a run's folder, or a folder of runs")
+    parser.add_argument("--out", type=Path, default=Path("tensorboard"), help="where the logs are made")
+    given = parser.parse_args(arguments)
+    try:
+        folders = sorted(
+            path.parent for path in [*given.runs.glob("metrics.jsonl"), *given.runs.glob("*/metrics.jsonl")]
+        )
+        if not folders:
+            raise UsageError(f"{given.runs} holds no run: give a folder made by benchmarks.run or benchmarks.compare")
+        for folder in folders:
+            print(export(folder, given.out))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(folder: Path, out: Path) -> Path:
+    """Write one run's log; returns its folder. Scalars are named as in metrics.jsonl, accuracies as ``evaluation/``."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    spec = RunSpec.read(folder / "spec.json")
+    target = out / f"{spec.agent['id'].replace('/', '-').replace('*', 'x')}-seed{spec.seed}-{folder.name}"
+    rows, _ = read_rows(folder / "metrics.jsonl")
+    writer = SummaryWriter(str(target))
+    for row in rows:
+        scalars = {f"train/{name}": value for name, value in row.items() if "evaluation" not in row}
+        if "evaluation" in row:
+            scalars = {f"evaluation/{name}": value for name, value in row["evaluation"].items()}
+        for name, value in scalars.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(name, value, global_step=row["timesteps"])
+    writer.close()
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())
