@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.adapters import add_adapters, factors, merged_copy
 from policies.architecture import read_architecture
 from policies.behavior import Behavior
 from policies.checkpoint import load_checkpoint
@@ -36,15 +37,18 @@ class Policy:
         model: the transformers CausalLM; its parameters are what an optimizer steps. Its module list is never altered.
         config: the model's config.
         version: counts ``refresh`` calls; a behaviour is valid for one version.
+        token_limit: most tokens of one forward inside ``logprobs``.
+        recompute: keep only each layer's input for the backward and compute the layer again (gradient checkpointing).
         functional: whether the project's own layers are used (they agreed at load), or else transformers'.
     """
 
-    def __init__(self, model: Any, dtype: str | None = None, token_limit: int = 8192) -> None:
+    def __init__(self, model: Any, dtype: str | None = None, token_limit: int = 8192, recompute: bool = False) -> None:
         self.model = model
         self.config = model.config
         self.architecture = read_architecture(model.config)
         self.dtype = _compute_dtype(dtype)
         self.token_limit = token_limit
+        self.recompute = recompute
         self.version = 0
         self._packed: PackedWeights | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
@@ -101,7 +105,24 @@ class Policy:
 
     def save(self, folder: str | Path) -> None:
         """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes."""
-        self.model.save_pretrained(folder)
+        model = merged_copy(self.model) if self.adapted else self.model
+        model.save_pretrained(folder)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether low-rank adapters are what is trained."""
+        return factors(self.model.model.layers[0].self_attn.q_proj) is not None
+
+    def add_adapters(self, rank: int = 16, alpha: float = 32.0) -> None:
+        """Train low-rank adapters of all projections (LoRA) instead of the weights: call before making an optimizer.
+
+        Rollouts use the merged weights of the last ``refresh``; ``save`` writes merged weights. Needs the package peft.
+        """
+        add_adapters(self.model, rank, alpha)
+        self._parameters = tuple(self.model.parameters())
+        self._trainable = trainable_layers(self.model, self.architecture, self.dtype)
+        self._packed = None
+        self.refresh()
 
     def refresh(self) -> None:
         """Call after optimizer steps: rollouts use the new weights, behaviours made before refuse to act."""
@@ -205,7 +226,8 @@ class Policy:
             table = self._rotary(int(packing.position.max()) + 1)
             rotary = (table[0].to(self.dtype), table[1].to(self.dtype))
             kept = [self._trainable[index] for index in layers]
-            hidden = score_hidden(packing, kept, self.architecture, self.model.model.embed_tokens.weight, rotary)
+            embedding = self.model.model.embed_tokens.weight
+            hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.recompute)
             hidden = rms_norm(hidden, self.model.model.norm.weight, self.architecture.eps, torch.float32)
         else:
             ids = torch.nn.utils.rnn.pad_sequence(

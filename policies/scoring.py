@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from policies.architecture import Architecture
 from policies.attention import CausalAttention, SharedPromptAttention
@@ -82,8 +83,11 @@ def score_hidden(
     architecture: Architecture,
     embedding: Tensor,
     rotary: tuple[Tensor, Tensor],
+    recompute: bool,
 ) -> Tensor:
-    """The residual stream [M, width] float32 (before the final norm) from which each scored token is predicted."""
+    """The residual stream [M, width] float32 (before the final norm) from which each scored token is predicted.
+
+    With ``recompute`` only each layer's input is kept for the backward, which computes the layer again."""
     x = F.embedding(packing.ids, embedding).float()
     n = packing.prompt_tokens
     attend = SharedPromptAttention(
@@ -95,7 +99,10 @@ def score_hidden(
     )
     positions = (rotary[0][packing.position], rotary[1][packing.position])
     for weights in layers:
-        x = layer(x, weights, architecture, positions, attend)
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(layer, x, weights, architecture, positions, attend, use_reentrant=False)
+        else:
+            x = layer(x, weights, architecture, positions, attend)
     return x.index_select(0, packing.before)
 
 

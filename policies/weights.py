@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.adapters import factors, merged_weight
 from policies.architecture import Architecture
 from policies.gradients import linear, packs
 from policies.layers import LayerWeights, Linear
@@ -35,7 +36,7 @@ class PackedLinear:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the modules' present weights."""
-        fused = torch.cat([module.weight.detach() for module in self.modules]).to(self.dtype)
+        fused = torch.cat([merged_weight(module) for module in self.modules]).to(self.dtype)
         self.packed = packs(fused.device)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(fused, _ROWS_HINT) if self.packed else fused
         if any(module.bias is not None for module in self.modules):
@@ -55,9 +56,18 @@ def _bias(module: nn.Linear) -> Tensor:
     return module.bias.detach()
 
 
+def _adapted(x: Tensor, module: nn.Linear) -> Tensor:
+    y = linear(x, module.weight, module.bias)
+    adapter = factors(module)
+    if adapter is None:
+        return y
+    down, up, scale = adapter
+    return y + linear(linear(x, down, None), up, None) * scale
+
+
 def _trainable(modules: list[nn.Linear], dtype: torch.dtype) -> Linear:
     def apply(x: Tensor) -> Tensor:
-        parts = [linear(x.to(dtype), m.weight, m.bias) for m in modules]
+        parts = [_adapted(x.to(dtype), module) for module in modules]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     return apply
