@@ -138,7 +138,9 @@ def collect(
     finals: list[dict[str, Any]] = [{} for _ in range(total)]
     episode = np.full(envs.num_envs, -1, dtype=np.int64)
 
-    obs, info = envs.reset(options={"deck": list(problems), "group_size": group_size})
+    # A wrapper that shapes rewards must see them when they are given, so only the bare env may hand verdicts in later.
+    defer = envs is envs.unwrapped
+    obs, info = envs.reset(options={"deck": list(problems), "group_size": group_size, "defer": defer})
     start = _begin(info, episode)
     while (live := obs["length"][:, 0] > 0).any():
         actions, action_logp = mu.act(obs, start, episode)
@@ -156,6 +158,8 @@ def collect(
             if not on_step(int(live.sum()), done, infos):
                 raise Interrupted
         start = _begin(info, episode)
+    for late, final in envs.settle() if defer else ():  # type: ignore[attr-defined]
+        reward[final["episode_id"]], finals[final["episode_id"]] = late, final
     longest = int(written.max(initial=1))
     prompts = [torch.as_tensor(task.prompt(index)) for index in problems]
     return Rollout(

@@ -90,7 +90,7 @@ class MathReason(gym.Env[Observation, np.int64]):
         reward = 0.0
         if reason is not None:
             index, episode = self._info["problem_index"], self._info["episode_id"]
-            self._verdict = self.task.verdicts([(completion, index)])[0]
+            self._verdict = self.task.verdict(completion, index).result()
             reward = self.task.reward(self._verdict, completion, index, episode)
             info = {**self._info, **final_info(self._verdict, reason, len(completion))}
         self._show()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -167,9 +168,9 @@ class Task:
                 return "stop"
         return "length" if len(completion) >= self.spec.max_new_tokens else None
 
-    def verdicts(self, completions: list[tuple[NDArray[np.int64], int]]) -> list[Verdict]:
-        """Verdicts of (completion tokens, problem index) pairs, requested as one batch."""
-        return self.verifier.verify_batch([(self.text(tokens), self.problem(index)) for tokens, index in completions])
+    def verdict(self, completion: NDArray[np.int64], index: int) -> Future[Verdict]:
+        """The verdict on a completion of problem ``index``, already finished unless a worker is needed."""
+        return self.verifier.submit(self.text(completion), self.problem(index))
 
     def reward(self, verdict: Verdict, completion: NDArray[np.int64], index: int, episode: int) -> float:
         """The verdict's reward, or the control arm's fair coin, keyed by problem, episode and completion."""

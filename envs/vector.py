@@ -8,7 +8,9 @@ short completions are not preferred; idle slots once the deck is empty; and a pr
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import Future
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,29 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.math_reason import RENDER_MODES, Observation, task_spec
+from envs.problem import Verdict
 from envs.task import Task, final_info, start_info
 from registry import UnknownField, UsageError
 
-OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "reset_mask")
+OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "defer", "reset_mask")
+PENDING = Verdict(0.0, "", "pending")
 Dealt = tuple[int, int, int, int]  # problem index, episode, group, sample
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An episode that has ended, verdict aside."""
+
+    info: dict[str, Any]
+    reason: str
+    completion: NDArray[np.int64]
+    slot: int
+
+    def settled(self, task: Task, verdict: Verdict) -> tuple[float, dict[str, Any]]:
+        """Reward and final info under a verdict."""
+        index, episode = self.info["problem_index"], self.info["episode_id"]
+        reward = 0.0 if verdict is PENDING else task.reward(verdict, self.completion, index, episode)
+        return reward, {**self.info, **final_info(verdict, self.reason, len(self.completion))}
 
 
 class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
@@ -35,6 +55,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     Reset options:
         deck: [N] problem indices, with ``group_size`` G: N * G episodes are dealt in order, episode e being sample
             e % G of group e // G. A slot that finishes takes the next one; when none is left it idles.
+        defer: with a deck: a verdict that a worker is still busy with does not hold the step up. The episode ends with
+            the reward 0 and the status ``pending``, and ``settle`` gives the verdict later.
         problem_indices: [S], the problem each slot begins with; later ones are drawn.
         problem_index: the same problem for every slot.
         reset_mask: [S] bool, the slots to reset; an unfinished episode there is abandoned.
@@ -72,6 +94,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         self._last: list[str] = [""] * num_envs
         self._deck: deque[Dealt] | None = None
+        self._defer = False
+        self._pending: list[tuple[Finished, Future[Verdict]]] = []
         self._begun = False
 
     @property
@@ -121,15 +145,21 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        ended = self._ended(live, tokens)
-        verdicts = self.task.verdicts([(self._completion(s), self._infos[s]["problem_index"]) for s, _ in ended])
+        finished = [
+            Finished(self._infos[slot], reason, self._completion(slot).copy(), slot)
+            for slot, reason in self._ended(live, tokens)
+        ]
+        # All are requested before any is waited for, so that workers settle them side by side.
+        futures = [self.task.verdict(one.completion, one.info["problem_index"]) for one in finished]
         infos: dict[str, Any] = {}
-        for (slot, reason), verdict in zip(ended, verdicts, strict=True):
-            index, episode = self._infos[slot]["problem_index"], self._infos[slot]["episode_id"]
-            rewards[slot] = self.task.reward(verdict, self._completion(slot), index, episode)
+        for one, future in zip(finished, futures, strict=True):
+            slot, reason = one.slot, one.reason
+            verdict = PENDING if self._defer and not future.done() else future.result()
+            if verdict is PENDING:
+                self._pending.append((one, future))
+            rewards[slot], final = one.settled(self.task, verdict)
             terminations[slot] = reason != "length"
             truncations[slot] = reason == "length"
-            final = {**self._infos[slot], **final_info(verdict, reason, len(self._completion(slot)))}
             infos = self._add_info(infos, {"final_obs": self._slot_observation(slot), "final_info": final}, slot)
             if self.render_mode == "ansi":
                 self._last[slot] = f"{self._text(slot)}\n[{verdict.status}: reward {verdict.reward:g}]\n"
@@ -137,6 +167,11 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             if begun is not None:
                 infos = self._add_info(infos, begun, slot)
         return self._observation(), rewards, terminations, truncations, infos
+
+    def settle(self) -> list[tuple[float, dict[str, Any]]]:
+        """Reward and final info of every episode whose verdict was deferred, in the order they ended; waits."""
+        pending, self._pending = self._pending, []
+        return [one.settled(self.task, future.result()) for one, future in pending]
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """``ansi``: a slot's text so far, below its last finished episode."""
@@ -179,11 +214,13 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
                 self.task.prompt(index)
             dealt = [(problem, n * size + k, n, k) for n, problem in enumerate(problems) for k in range(size)]
             self._deck = deque(dealt)
+            self._defer = bool(options.get("defer", False))
+            self._pending = []
             self._live[:] = False
-        elif "group_size" in options:
-            raise UsageError("group_size is given without a deck: pass options={'deck': indices, 'group_size': G}")
+        elif "group_size" in options or "defer" in options:
+            raise UsageError("group_size and defer go with a deck: pass options={'deck': indices, 'group_size': G}")
         elif "reset_mask" not in options:
-            self._deck = None
+            self._deck, self._defer, self._pending = None, False, []
 
     def _given(self, options: dict[str, Any]) -> list[int] | None:
         given = options.get("problem_indices")

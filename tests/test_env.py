@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import envs
 from envs.math_reason import MathReason
 from envs.vector import MathReasonVector
+from registry import UsageError
 from tests.env_oracles import R1, SHORT, Typist, assert_same
 
 
@@ -106,3 +108,41 @@ def test_a_fresh_interpreter_makes_it_by_module_and_id_without_torch() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "MathReason-v0"
+
+
+def test_deferred_verdicts_come_later_and_equal_the_immediate_ones(tmp_path: Path) -> None:
+    """A symbolic answer needs a worker: with ``defer`` no step waits for it, and the reward is the same in the end."""
+    golds = [r"\sum_{k=1}^{3} \frac{1}{k^2}", r"\frac{49}{36}", "5"]
+    rows = [{"question": f"What is number {n}?", "answer": gold} for n, gold in enumerate(golds)]
+    path = tmp_path / "symbolic.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    envs = MathReasonVector(num_envs=2, problems=str(path), max_new_tokens=60)
+    tokenizer = envs.task.tokenizer
+    texts = [r"\boxed{\frac{49}{36}}", r"\boxed{\frac{49}{36}}", r"\boxed{6}"]
+    scripts = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts]
+
+    seen = set()
+
+    def play(defer: bool) -> tuple[dict[int, float], dict[int, str]]:
+        obs, info = envs.reset(options={"deck": [0, 1, 2], "defer": defer})
+        episode, position = np.array(info["episode_id"]), np.zeros(2, dtype=int)
+        rewards, statuses = {}, {}
+        while (live := obs["length"][:, 0] > 0).any():
+            actions = [scripts[e][p] if up else 0 for e, p, up in zip(episode, position, live, strict=True)]
+            position += 1
+            obs, reward, terminated, _, info = envs.step(np.array(actions))
+            for slot in np.flatnonzero(terminated):
+                rewards[int(episode[slot])] = float(reward[slot])
+                statuses[int(episode[slot])] = info["final_info"]["status"][slot]
+                seen.add(statuses[int(episode[slot])])
+            if "episode_id" in info:
+                begun = info["_episode_id"]
+                episode[begun], position[begun] = info["episode_id"][begun], 0
+        for late, final in envs.settle():
+            rewards[final["episode_id"]], statuses[final["episode_id"]] = late, final["status"]
+        return rewards, statuses
+
+    assert play(defer=True) == play(defer=False) == ({0: 1.0, 1: 1.0, 2: 0.0}, {0: "right", 1: "right", 2: "wrong"})
+    assert "pending" in seen, "a worker needs longer than a step"
+    with pytest.raises(UsageError, match="go with a deck"):
+        envs.reset(options={"defer": True})
