@@ -319,3 +319,15 @@ def test_killed_comparison_goes_on_to_the_same_numbers(tmp_path, how):
         assert process.returncode == 130 and "goes on" in errors
     subprocess.run(_command(tmp_path / "runs", "--out", str(tmp_path / "b"), "--quiet"), check=True)
     assert _numbers(tmp_path / "a") == _numbers(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_default_settings_learn_and_a_random_reward_does_not(tmp_path):
+    """The default comparison's settings: at least 15 points for each seed, and nothing from a coin."""
+    line = ["--agents", "reft", "--control", "random-reward", "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*line, "--quiet"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    reft, random_reward = results["groups"][0]["arms"]
+    assert random_reward["label"] == "reft random reward"
+    assert min(reft["gain_by_seed"]) >= 0.15
+    assert max(random_reward["gain_by_seed"]) < 0.05
