@@ -114,9 +114,7 @@ class Generate:
     @torch.inference_mode()
     def __call__(self) -> Block:
         """The next batch; generate itself pads, samples, and goes on until its last row has ended."""
-        rows = [(self.next + row) // self.work.group_size % len(self.work.problems) for row in range(self.batch)]
-        self.next += self.batch
-        prompts = [torch.from_numpy(self.work.prompt(self.work.problems[row])) for row in rows]
+        prompts = self._prompts()
         ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_side="left")
         shown = torch.nn.utils.rnn.pad_sequence(
             [torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left"
@@ -137,9 +135,34 @@ class Generate:
         seconds = time.perf_counter() - began
         return Block(self._written(out[:, ids.shape[1] :]), seconds)
 
+    def _prompts(self) -> list[torch.Tensor]:
+        """The prompts of the next ``batch`` completions."""
+        rows = [(self.next + row) // self.work.group_size % len(self.work.problems) for row in range(self.batch)]
+        self.next += self.batch
+        return [torch.from_numpy(self.work.prompt(self.work.problems[row])) for row in rows]
+
     def _written(self, completions: torch.Tensor) -> int:
         """Tokens up to and including the first stop token of each row."""
         if not self.work.stop:
             return completions.numel()
         ended = torch.isin(completions, torch.tensor(self.work.stop)).int()
         return int((ended.cumsum(1) - ended == 0).sum())
+
+
+class ContinuousBatching(Generate):
+    """transformers' generate_batch: paged keys and values, admission as requests end."""
+
+    @torch.inference_mode()
+    def __call__(self) -> Block:
+        """The next ``batch`` completions as one call."""
+        from transformers import GenerationConfig
+
+        stop = self.work.stop[0] if self.work.stop else -1
+        config = GenerationConfig(
+            max_new_tokens=self.work.new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=stop, pad_token_id=0
+        )
+        prompts = [prompt.tolist() for prompt in self._prompts()]
+        began = time.perf_counter()
+        out = self.model.generate_batch(prompts, generation_config=config)
+        seconds = time.perf_counter() - began
+        return Block(sum(len(request.generated_tokens) for request in out.values()), seconds)

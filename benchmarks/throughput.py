@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contenders import Engine, Generate, Work
+from benchmarks.contenders import ContinuousBatching, Engine, Generate, Parts, Work
 from benchmarks.limits import bandwidth_limit, product_limit
 from benchmarks.pairing import Block, abba, median_ratio
 from benchmarks.provenance import provenance
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--slots", type=int, default=64)
     found.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     found.add_argument("--batch", type=int, default=32, help="batch size of transformers' generate")
+    found.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
     found.add_argument("--workload", choices=("forced", "natural", "both"), default="both")
     found.add_argument("--threads", type=int, help="of torch (default: all cores)")
     found.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2 and 4")
@@ -61,7 +62,7 @@ def make_work(options: argparse.Namespace, natural: bool) -> Work:
     task = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens}
     if not natural:
         task["stop_token_ids"] = ()
-    env = gym.make_vec("MathReason-v0", num_envs=options.slots, copy=False, **task)
+    env: Any = gym.make_vec("MathReason-v0", num_envs=options.slots, copy=False, **task)
     stop = tuple(env.unwrapped.task.stop_token_ids)
     return Work(env, tuple(range(options.prompts)), options.group_size, stop)
 
@@ -87,15 +88,18 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
     """All rows of one workload."""
     full = Engine(policy, work, kept_layers(policy, 0))
     full()  # builds kernels, packs weights, touches memory
-    full.parts.__init__(slots=options.slots)
+    full.parts = Parts(slots=options.slots)
     control = abba(full, full, options.pairs)
     rows = [row("engine, again (A/A)", workload, [b for b, _ in control], control, "engine")]
-    generate = Generate(policy, work, options.batch)
-    pairs = abba(full, generate, options.pairs)
-    rows.append(row("engine", workload, [ours for ours, _ in pairs], pairs, f"generate (batch {options.batch})"))
-    rows[-1] |= limits(policy, work, full, rows[-1]["tokens_per_second"])
-    reverse = [(theirs, ours) for ours, theirs in pairs]
-    rows.append(row(f"generate (batch {options.batch})", workload, [b for b, _ in reverse], reverse, "engine"))
+    peers = {f"generate (batch {options.batch})": Generate(policy, work, options.batch)}
+    if options.continuous:
+        peers[f"continuous batching ({options.batch})"] = ContinuousBatching(policy, work, options.batch)
+    for name, peer in peers.items():
+        pairs = abba(full, peer, options.pairs)
+        rows.append(row("engine", workload, [ours for ours, _ in pairs], pairs, name))
+        rows[-1] |= limits(policy, work, full, rows[-1]["tokens_per_second"])
+        reverse = [(theirs, ours) for ours, theirs in pairs]
+        rows.append(row(name, workload, [b for b, _ in reverse], reverse, "engine"))
     share = full.parts.layers / full.parts.total
     for skips in (s for s in options.skips if s < policy.num_layers - 1):
         nested = Engine(policy, work, kept_layers(policy, skips))

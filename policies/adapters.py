@@ -15,7 +15,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 _NAME = "default"
 
 
-def add_adapters(model: Any, rank: int, alpha: float) -> None:
+def add_adapters(model: Any, rank: int, alpha: int) -> None:
     """Put adapters into every projection of a transformers CausalLM, in place, and freeze everything else.
 
     They start at zero, so the model computes what it did. Raises ``UsageError`` without peft or for a rank below 1."""
@@ -37,8 +37,8 @@ def factors(module: nn.Module) -> tuple[Tensor, Tensor, float] | None:
     """A [rank, in], B [out, rank] and the scale of a projection's adapter; None where it has none."""
     if not hasattr(module, "lora_A"):
         return None
-    scaling: Any = module.scaling
-    return module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, float(scaling[_NAME])  # type: ignore[index]
+    adapter: Any = module
+    return adapter.lora_A[_NAME].weight, adapter.lora_B[_NAME].weight, float(adapter.scaling[_NAME])
 
 
 @torch.no_grad()

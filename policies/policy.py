@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,15 +18,15 @@ from policies.decoders import CachedDecoder, UncachedDecoder
 from policies.gradients import rms_norm
 from policies.head import chunked_logp
 from policies.layers import rotary_table
-from policies.reference import reference_hidden, reference_logits
+from policies.reference import reference_hidden
 from policies.sampling import SamplingSpec
 from policies.scoring import micro_batches, pack, score_hidden
+from policies.selfcheck import agrees
 from policies.subset import LayerSubset, check_subset
 from policies.weights import PackedWeights, trainable_layers
 from registry import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_CHECK_TOLERANCE = 2e-3  # of log-probabilities in float32, between two orders of summation
 
 
 class Policy:
@@ -46,7 +45,6 @@ class Policy:
         self.model = model
         self.config = model.config
         self.architecture = read_architecture(model.config)
-        self.dtype = _compute_dtype(dtype)
         self.token_limit = token_limit
         self.recompute = recompute
         self.version = 0
@@ -54,8 +52,10 @@ class Policy:
         self._tables: tuple[Tensor, Tensor] | None = None
         self._parameters = tuple(model.parameters())  # walking the modules at every token would cost as much as a layer
         self._stamp = self._weights_stamp()
-        self._trainable = trainable_layers(model, self.architecture, self.dtype)
-        self.functional = self.architecture.static_rope and self._agrees()
+        self._use(torch.float32)
+        self.functional = self.architecture.static_rope
+        self.functional = self.functional and agrees(self)
+        self._use(_compute_dtype(dtype))
         if not self.functional:
             warnings.warn(
                 "the functional layers do not reproduce this checkpoint's transformers forward: falling back to "
@@ -113,14 +113,14 @@ class Policy:
         """Whether low-rank adapters are what is trained."""
         return factors(self.model.model.layers[0].self_attn.q_proj) is not None
 
-    def add_adapters(self, rank: int = 16, alpha: float = 32.0) -> None:
+    def add_adapters(self, rank: int = 16, alpha: int = 32) -> None:
         """Train low-rank adapters of all projections (LoRA) instead of the weights: call before making an optimizer.
 
         Rollouts use the merged weights of the last ``refresh``; ``save`` writes merged weights. Needs the package peft.
         """
         add_adapters(self.model, rank, alpha)
         self._parameters = tuple(self.model.parameters())
-        self._trainable = trainable_layers(self.model, self.architecture, self.dtype)
+        self._use(self.dtype)
         self._packed = None
         self.refresh()
 
@@ -240,6 +240,10 @@ class Policy:
             hidden = states[row, size[row] + column - 1]
         return chunked_logp(hidden, self.model.lm_head.weight, tokens[mask], temperature, self.dtype)
 
+    def _use(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._trainable = trainable_layers(self.model, self.architecture, dtype)
+
     def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
         if self._tables is None or len(self._tables[0]) < length:
             size = max(length, 2 * len(self._tables[0]) if self._tables else 256)
@@ -254,37 +258,6 @@ class Policy:
             raise RuntimeError(
                 "the weights changed after the last refresh: call policy.refresh() after optimizer steps"
             )
-
-    @torch.no_grad()
-    def _agrees(self) -> bool:
-        """Whether the functional layers give the log-probabilities of transformers' forward, full and for a subset."""
-        rng = np.random.default_rng(0)
-        ids = torch.from_numpy(rng.integers(0, self.vocab_size, (2, 12))).to(self.device)
-        drawn = sorted(rng.permutation(self.num_layers)[: max(1, self.num_layers // 2)].tolist())
-        full = self.model(ids, use_cache=False).logits.float()
-        expected = {
-            None: full,
-            tuple(drawn): reference_logits(self.model, ids, tuple(drawn), self.architecture.windows),
-        }
-        windows = self.architecture.windows
-        if not torch.allclose(
-            full, reference_logits(self.model, ids, tuple(range(self.num_layers)), windows), atol=1e-3
-        ):
-            return False
-        dtype, self.dtype = self.dtype, torch.float32
-        self._trainable = trainable_layers(self.model, self.architecture, torch.float32)
-        self.functional = True
-        prompts, completion = list(ids[:, :4].unbind()), ids[:, 4:]
-        try:
-            for layers, logits in expected.items():
-                found = self.logprobs(prompts, completion, torch.ones_like(completion).bool(), layers)
-                wanted = logits[:, 3:-1].log_softmax(-1).gather(2, completion[:, :, None])[:, :, 0]
-                if not torch.allclose(found, wanted, atol=_CHECK_TOLERANCE, rtol=1e-3):
-                    return False
-        finally:
-            self.dtype = dtype
-            self._trainable = trainable_layers(self.model, self.architecture, dtype)
-        return True
 
 
 def _compute_dtype(name: str | None) -> torch.dtype:
