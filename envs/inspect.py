@@ -17,12 +17,12 @@ from collections import Counter
 from itertools import islice
 from typing import Any
 
-from envs.literal import Literal
-from envs.notation import normalise
 from envs.problem import Problem, Problems
 from envs.problems import duplicates, load_problems, overlap
-from envs.structure import read
 from envs.templates import TEMPLATES, Template, template
+from envs.verifier.literal import Literal
+from envs.verifier.notation import normalise
+from envs.verifier.structure import read
 from registry import UsageError
 
 UNLIMITED_SAMPLE = 1000

@@ -17,10 +17,10 @@ from random import Random
 from typing import Any
 
 from envs.columns import Columns, to_problem
-from envs.notation import normalise
 from envs.problem import Problem, Problems
 from envs.sources import KNOWN, read_known, read_path, read_reference
 from envs.verifier import settle_in_process
+from envs.verifier.notation import normalise
 from registry import UsageError
 from registry.errors import UnknownField
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from envs.literal import parse_literal
-from envs.notation import normalise
 from envs.problem import Problem
 from envs.problems import duplicates, load_problems, overlap, question_key
 from envs.verifier import verify
+from envs.verifier.literal import parse_literal
+from envs.verifier.notation import normalise
 from registry import UsageError
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(10)]

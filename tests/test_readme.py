@@ -57,4 +57,4 @@ def test_ci_calls_the_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     pattern = re.search(r"grep -m1 '([^']*)' README.md", script)
     assert pattern, ".ci/run takes the command from README.md"
-    assert [line for line in README.splitlines() if re.search(pattern[1], line)][0] == test_command
+    assert next(line for line in README.splitlines() if re.search(pattern[1], line)) == test_command

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 import envs
-from envs import verifier
 from envs.problem import Problem
 from envs.verifier import Verifier, verify
+from envs.verifier import verdicts as verifier
 
 ORDINARY = ("\\boxed{\\sqrt{18}}", "3\\sqrt{2}")
 MAX_TOKENS = 400

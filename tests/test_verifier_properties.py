@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import verifier
-from envs.notation import normalise
 from envs.problem import STATUSES, Problem
 from envs.verifier import Verifier, settle_in_process, verify
+from envs.verifier import verdicts as verifier
+from envs.verifier.notation import normalise
 
 PIECES = [
     "\\boxed{", "}", "{", "\\frac", "\\sqrt", "^", "_", "(", ")", "[", "]", ",", "####", "answer is ", "</think>",

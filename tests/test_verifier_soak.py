@@ -13,10 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from envs import verifier
 from envs.problem import Problem
 from envs.problems import load_problems
 from envs.verifier import Verifier
+from envs.verifier import verdicts as verifier
+from envs.verifier import workers
 
 REQUESTS = int(os.environ.get("SOAK", "5000"))
 HOSTILE = (
@@ -58,6 +59,7 @@ def test_throughput(shared_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_soak() -> None:
+    workers.close_all()  # the pools of other tests
     rng = random.Random(1)
     judge = Verifier(deadline=0.3)
     sums = "\\sum_{k=1}^{n} k"

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from envs import verifier, workers
 from envs.problem import Problem
-from envs.verifier import Verifier, verify
-from envs.workers import WorkerPool
+from envs.verifier import Verifier, verify, workers
+from envs.verifier import verdicts as verifier
+from envs.verifier.workers import WorkerPool
 
 ORDINARY = ("\\boxed{\\sqrt{18}}", "3\\sqrt{2}")
 HANGS = ("\\boxed{\\sum_{i=1}^{10^8} \\frac{1}{i}}", "\\sum_{k=1}^{n} k")
@@ -34,7 +34,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if "envs.worker" in " ".join(child.cmdline())]
+    found = psutil.Process().children(recursive=True)
+    return [child for child in found if "envs.verifier.worker" in " ".join(child.cmdline())]
 
 
 @pytest.mark.usefixtures("fresh")

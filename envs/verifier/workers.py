@@ -24,12 +24,13 @@ from pathlib import Path
 
 _BOOTSTRAP = """
 import sys, types
-package = types.ModuleType("envs"); package.__path__ = [sys.argv[1]]; sys.modules["envs"] = package
+for name, path in (("envs", sys.argv[1]), ("envs.verifier", sys.argv[1] + "/verifier")):
+    sys.modules[name] = types.ModuleType(name); sys.modules[name].__path__ = [path]
 sys.path.append(sys.argv[2])
-from envs.worker import serve
+from envs.verifier.worker import serve
 serve(float(sys.argv[3]), int(sys.argv[4]))
 """
-# A child needs the comparer alone: a bare package object spares it gymnasium and the registration of environments.
+# A child needs the comparer alone: bare package objects spare it gymnasium and the registration of environments.
 
 START_SECONDS = 60.0
 WALL_FACTOR = 2.5
@@ -49,7 +50,7 @@ class Child:
     """
 
     def __init__(self, deadline: float, megabytes: int) -> None:
-        here = Path(__file__).resolve().parent
+        here = Path(__file__).resolve().parents[1]
         arguments = [str(here), str(here.parent), str(deadline), str(megabytes)]
         self.deadline = deadline
         self.process = subprocess.Popen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from envs.nodes import Unreadable
+from envs.verifier.nodes import Unreadable
 
 Mark = tuple[int, int, str]
 """Start, end and text of a separator or relation sign."""

@@ -16,8 +16,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from envs.expression import Tree
-from envs.numbers import Arithmetic, Digits, Doubles, NoValue, Undecided
+from envs.verifier.expression import Tree
+from envs.verifier.numbers import Arithmetic, Digits, Doubles, NoValue, Undecided
 
 POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1), (-70, 1), (600, 1))
 """Scales (numerator, denominator) of the sample points; a name's value at a point is near the scale and fixed by its

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from envs.symbols import CHARACTERS, COMMANDS, FUNCTION_WORDS, SILENT, SPACES, SUBSCRIPTS, SUPERSCRIPTS
+from envs.verifier.symbols import CHARACTERS, COMMANDS, FUNCTION_WORDS, SILENT, SPACES, SUBSCRIPTS, SUPERSCRIPTS
 
 _WORDY = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathnormal|"

@@ -1,8 +1,8 @@
 """A verdict on a completion: never an exception, never a hang, the same whatever came before.
 
-Most answers are settled here, in process: one candidate is extracted (``envs.extract``), brought into one notation
-(``envs.notation``) and compared as literal, text or structure (``envs.compare``). Expressions that agree in double
-precision are settled by worker processes (``envs.workers``) under a deadline and a memory limit. Settled comparisons
+Most answers are settled here, in process: one candidate is extracted (``extract``), brought into one notation
+(``notation``) and compared as literal, text or structure (``compare``). Expressions that agree in double
+precision are settled by worker processes (``workers``) under a deadline and a memory limit. Settled comparisons
 are cached, timeouts never.
 """
 
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import lru_cache
 
-from envs.compare import Comparer, InProcess, NeedsWorker
-from envs.nodes import Unreadable
-from envs.notation import normalise
 from envs.problem import Problem, Verdict
 from envs.templates import Template
 from envs.templates import template as named_template
-from envs.workers import WorkerPool
+from envs.verifier.compare import Comparer, InProcess, NeedsWorker
+from envs.verifier.nodes import Unreadable
+from envs.verifier.notation import normalise
+from envs.verifier.workers import WorkerPool
 from registry import UsageError
 
 MAX_CANDIDATE = 1024

@@ -1,6 +1,6 @@
 """Whether an answer equals the gold answer: literals exactly, structures part by part, expressions as functions.
 
-``compare`` raises ``NeedsWorker`` where only many digits can settle it (``envs.worker``, under a deadline and a memory
+``compare`` raises ``NeedsWorker`` where only many digits can settle it (``worker``, under a deadline and a memory
 limit); everything else is settled in process by string, integer and fraction arithmetic.
 """
 
@@ -10,14 +10,14 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from envs.evaluate import clearly_differ
-from envs.expression import Tree, parse
-from envs.lexer import NotAnExpression
-from envs.literal import Literal
-from envs.literal import equal as literals_equal
-from envs.nodes import Based, Expression, Group, Matrix, Named, Node, Relation, Text
-from envs.structure import FLIPPED, read, words
-from envs.units import without_letter_unit
+from envs.verifier.evaluate import clearly_differ
+from envs.verifier.expression import Tree, parse
+from envs.verifier.lexer import NotAnExpression
+from envs.verifier.literal import Literal
+from envs.verifier.literal import equal as literals_equal
+from envs.verifier.nodes import Based, Expression, Group, Matrix, Named, Node, Relation, Text
+from envs.verifier.structure import FLIPPED, read, words
+from envs.verifier.units import without_letter_unit
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.literal import Literal
+from envs.verifier.literal import Literal
 
 
 class Unreadable(Exception):
@@ -63,7 +63,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Expression:
-    """Anything else, for ``envs.expression`` to parse."""
+    """Anything else, for ``envs.verifier.expression`` to parse."""
 
     text: str
 

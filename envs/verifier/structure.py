@@ -1,6 +1,6 @@
 """The shape of an answer: a literal, words, a list, a tuple, a matrix, a relation ... or an expression.
 
-``read`` takes normalised text (``envs.notation``) apart at its top level; the parts are read in turn. Nothing is
+``read`` takes normalised text (``notation``) apart at its top level; the parts are read in turn. Nothing is
 evaluated here, except that a matrix takes its factor in. What cannot be read raises ``Unreadable``.
 """
 
@@ -10,11 +10,23 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
-from envs.literal import Literal, parse_literal
-from envs.nodes import EMPTY, EVERYTHING, Based, Expression, Group, Matrix, Named, Node, Relation, Text, Unreadable
-from envs.scan import CONJUNCTION, LIST_MARKS, Mark, cut, designator, top_level
-from envs.symbols import word_set
-from envs.units import is_unit, without_lead, without_unit
+from envs.verifier.literal import Literal, parse_literal
+from envs.verifier.nodes import (
+    EMPTY,
+    EVERYTHING,
+    Based,
+    Expression,
+    Group,
+    Matrix,
+    Named,
+    Node,
+    Relation,
+    Text,
+    Unreadable,
+)
+from envs.verifier.scan import CONJUNCTION, LIST_MARKS, Mark, cut, designator, top_level
+from envs.verifier.symbols import word_set
+from envs.verifier.units import is_unit, without_lead, without_unit
 
 MAX_NESTING = 12
 MAX_ITEMS = 64

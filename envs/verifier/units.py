@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from envs.symbols import word_set
+from envs.verifier.symbols import word_set
 
 MAX_WORDS = 6
 _TOKEN = re.compile(

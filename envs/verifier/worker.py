@@ -18,11 +18,11 @@ from contextlib import suppress
 
 import mpmath  # noqa: F401  (imported before the clock of the first request starts)
 
-from envs.compare import Comparer, NeedsWorker
-from envs.evaluate import equal, has_value, proportional
-from envs.expression import Tree, parse
-from envs.lexer import NotAnExpression
-from envs.nodes import Unreadable
+from envs.verifier.compare import Comparer, NeedsWorker
+from envs.verifier.evaluate import equal, has_value, proportional
+from envs.verifier.expression import Tree, parse
+from envs.verifier.lexer import NotAnExpression
+from envs.verifier.nodes import Unreadable
 
 _COMMANDS = "π pi,· cdot,× times,÷ div,≤ le,≥ ge,≠ ne,≈ approx,∞ infty,∪ cup,∩ cap,∖ setminus,± pm,∓ mp,∈ in,∅ emptyset"
 _LATEX = str.maketrans({pair[0]: f"\\{pair[2:]} " for pair in _COMMANDS.split(",")} | {"°": "^{\\circ}", "%": "\\%"})

@@ -11,8 +11,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from envs.lexer import NotAnExpression, tokens
-from envs.symbols import word_set
+from envs.verifier.lexer import NotAnExpression, tokens
+from envs.verifier.symbols import word_set
 
 Tree = tuple[Any, ...]
 
