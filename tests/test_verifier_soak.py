@@ -15,9 +15,8 @@ import pytest
 
 from envs.problem import Problem
 from envs.problems import load_problems
-from envs.verifier import Verifier
+from envs.verifier import Verifier, workers
 from envs.verifier import verdicts as verifier
-from envs.verifier import workers
 
 REQUESTS = int(os.environ.get("SOAK", "5000"))
 HOSTILE = (
