@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", help="the agent that the others are compared with (default: reft)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: cores // threads)")
     parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs with estimated time and memory")
@@ -92,7 +93,7 @@ def compare(given: argparse.Namespace) -> int:
 
         print_plan(compared, given.runs, jobs, threads)
         return 0
-    runs = launch(compared, given.runs, jobs, threads, given.quiet)
+    runs = launch(compared, jobs, threads, given)
     return _report(grid, compared, runs, given)
 
 
@@ -146,7 +147,7 @@ def resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
     return jobs, threads
 
 
-def launch(compared: list[Arm], runs: Path, jobs: int, threads: int, quiet: bool) -> list[Watched]:
+def launch(compared: list[Arm], jobs: int, threads: int, given: argparse.Namespace) -> list[Watched]:
     """Run what has no result yet; returns every run's last state."""
     from benchmarks.board import Board
     from benchmarks.launch import Launcher
@@ -154,8 +155,15 @@ def launch(compared: list[Arm], runs: Path, jobs: int, threads: int, quiet: bool
     # Seed by seed, so that early on every arm has something to show.
     order = [spec for specs in zip(*(arm.specs for arm in compared), strict=True) for spec in specs]
     labels = {spec.hash: arm.label for arm in compared for spec in arm.specs}
-    launcher = Launcher(order, runs, jobs, threads)
-    with Board(labels, jobs, quiet) as board:
+    start = None
+    if given.launcher == "ray":
+        from benchmarks.launch_ray import connect, ray_task
+
+        connect()
+        start = ray_task
+        jobs = given.jobs or len(order)  # Ray queues what the cluster has no processors for
+    launcher = Launcher(order, given.runs.absolute(), jobs, threads, start)
+    with Board(labels, jobs, given.quiet) as board:
         for state in launcher:
             board.show(state)
         board.show(launcher.watched)

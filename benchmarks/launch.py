@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from benchmarks.durable import in_use, storage_errors
 from benchmarks.spec import RunSpec
@@ -20,6 +20,20 @@ PROGRAM = (sys.executable, "-m", "benchmarks.run")
 POLL_SECONDS = 0.25
 END_SECONDS = 10.0
 LOG = "log.txt"
+
+
+class Process(Protocol):
+    """What runs a run; ``subprocess.Popen`` is one."""
+
+    returncode: Any
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass
@@ -40,9 +54,7 @@ class Watched:
     accuracy: float | None = None
     tokens_per_second: float | None = None
     error: str = ""
-    began: float = 0.0
-    began_at: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     _read: int = 0
     _file: int = 0
     _times: list[float] = field(default_factory=list)
@@ -91,16 +103,32 @@ class Watched:
             self.phase = "evaluating" if due else "training"
 
 
+Start = Callable[[Watched, int, IO[bytes]], Process]  # a run, its threads, its log
+
+
+def local_process(run: Watched, threads: int, log: IO[bytes]) -> Process:
+    """A process of this machine, which ends when this one does."""
+    command = [*PROGRAM, "--spec", str(run.folder / "spec.json"), "--quiet", "--threads", str(threads)]
+    command += ["--runs", str(run.folder.parent), "--parent", str(os.getpid())]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+    )
+
+
 class Launcher:
     """Runs every spec that has no result yet, ``jobs`` at a time.
 
-    A run that fails is kept and reported and stops no other. A run that another process holds is followed, and taken
-    over if that process ends without a result.
+    ``start`` makes a run's process, by default on this machine. A run that fails is kept and reported and stops no
+    other. A run that another process holds is followed, and taken over if that process ends without a result.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], runs: Path, jobs: int, threads: int | None = None) -> None:
+    def __init__(
+        self, specs: Sequence[RunSpec], runs: Path, jobs: int, threads: int, start: Start | None = None
+    ) -> None:
         self.jobs = jobs
         self.threads = threads
+        self.start = start or local_process
         self.watched = [Watched(spec, runs / spec.hash) for spec in specs]
         for run in self.watched:
             if (run.folder / RESULT).is_file():
@@ -142,17 +170,9 @@ class Launcher:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.spec.write(run.folder / "spec.json")
             log = (run.folder / LOG).open("ab")
-        command = [*PROGRAM, "--spec", str(run.folder / "spec.json"), "--quiet"]
-        command += ["--runs", str(run.folder.parent), "--parent", str(os.getpid())]
-        environment = dict(os.environ)
-        if self.threads is not None:
-            command += ["--threads", str(self.threads)]
-            environment["OMP_NUM_THREADS"] = str(self.threads)
         with log:
-            run.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
-        run.phase, run.began, run.began_at = "starting", time.monotonic(), run.iteration
+            run.process = self.start(run, self.threads, log)
+        run.phase = "starting"
 
     def _ended(self, run: Watched) -> None:
         assert run.process is not None
