@@ -13,6 +13,7 @@ import torch
 from agents.rollout import collect
 from benchmarks.pairing import Block
 from policies import LayerSubset, Policy
+from registry import UsageError
 
 
 @dataclass(frozen=True)
@@ -165,4 +166,7 @@ class ContinuousBatching(Generate):
         began = time.perf_counter()
         out = self.model.generate_batch(prompts, generation_config=config)
         seconds = time.perf_counter() - began
-        return Block(sum(len(request.generated_tokens) for request in out.values()), seconds)
+        written = sum(len(request.generated_tokens) for request in out.values())
+        if not written:
+            raise UsageError("transformers' generate_batch failed on this model (its log says why): drop --continuous")
+        return Block(written, seconds)
