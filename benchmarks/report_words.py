@@ -41,7 +41,7 @@ def summary(comparison: Comparison) -> list[str]:
             f"{len(seeds)} seeds say little of how runs differ: take the intervals as rough, and add seeds "
             "before you rest a claim on them."
         )
-    said += _busy(comparison)
+    said += _busy(comparison) + _mixed(comparison)
     for failure in comparison.failures:
         said.append(f"The run of {failure.label} with seed {failure.seed} failed ({failure.error}) and is left out.")
     return said
@@ -56,6 +56,19 @@ def _busy(comparison: Comparison) -> list[str]:
     return [
         f"The machine was busy: runs had {percent(min(shares))} to {percent(max(shares))} of a processor, so speeds "
         "and wall-clock comparisons are unreliable here."
+    ]
+
+
+def _mixed(comparison: Comparison) -> list[str]:
+    """A caution where runs of several versions of the code were put together."""
+    commits = {
+        str(run.provenance.get("commit")) for group in comparison.groups for arm in group.arms for run in arm.runs
+    }
+    if len(commits) < 2:
+        return []
+    return [
+        f"The runs are of {len(commits)} versions of the code ({', '.join(sorted(commits))}): differences may be the "
+        "code's. Use another --runs folder to do them all again."
     ]
 
 

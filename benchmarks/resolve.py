@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from benchmarks.spec import GIVEN_ELSEWHERE, PARTS, EvaluationSpec, RunSpec, check_names
+from benchmarks.spec import GIVEN_ELSEWHERE, PARTS, EvaluationSpec, RunSpec, check_names, fingerprint
 from envs.task import TaskSpec
 from registry import UnknownField, UsageError, fields_of, parse_value
 from registry import agents as agent_registry
@@ -109,7 +109,7 @@ class _Draft:
         _known_env(self.env["id"])
         agent = {"id": self.id, **self.values}
         plain = json.loads(json.dumps({"agent": agent, "env": self.env, "evaluation": self.evaluation}))
-        return RunSpec(**plain, **self.run)
+        return RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", "tiny")))
 
 
 def _guess(text: str) -> Any:

@@ -7,6 +7,7 @@ import json
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import agents  # noqa: F401 (registers the agents)
 import envs  # noqa: F401 (registers the env ids)
 from benchmarks.durable import write_whole
 from envs.task import TaskSpec
+from policies.checkpoint import BUILT_IN
 from registry import (
     Field,
     Registry,
@@ -36,6 +38,7 @@ PARTS: dict[str, Registry] = {
     "aggregation": aggregations,
     "problems": problem_samplers,
 }
+HASHED_BYTES = 4 << 20  # of each end of a file
 GIVEN_ELSEWHERE = {"policy", "env", "seed", "verbose", "tensorboard_log", "device"}
 
 
@@ -70,6 +73,8 @@ class RunSpec:
     Attributes:
         agent: ``{"id": ..., hyper-parameter: value}``, components as ``{"id": ..., field: value}``.
         policy: the target: ``tiny``, a folder or a hub id.
+        weights: fingerprint of the policy's files, so that a run is never taken for one from other weights; None for a
+            hub id.
         env: ``{"id": ..., argument: value}``.
         seed: of everything drawn.
         iterations: of the agent's loop, at most.
@@ -83,6 +88,7 @@ class RunSpec:
 
     agent: dict[str, Any]
     policy: str = "tiny"
+    weights: str | None = None
     env: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     iterations: int = 20
@@ -130,6 +136,26 @@ class RunSpec:
         check_names("env", [name for name in spec.env if name != "id"], fields_of(TaskSpec))
         check_names("evaluation", spec.evaluation, fields_of(EvaluationSpec))
         return spec
+
+
+def fingerprint(policy: str) -> str | None:
+    """12 hex digits of a local policy's config and weights (the two ends of large files); None if it is not local."""
+    folder = BUILT_IN.get(policy, Path(policy).expanduser())
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if not files[0].is_file():
+        return None
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()))
+
+
+@lru_cache(maxsize=32)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}\n".encode() + file.read(HASHED_BYTES))
+            file.seek(max(0, size - HASHED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:12]
 
 
 def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:

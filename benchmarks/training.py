@@ -15,7 +15,7 @@ from agents import checkpoint
 from benchmarks.durable import locked, read_rows, storage_errors, write_whole
 from benchmarks.evaluation import Evaluator
 from benchmarks.provenance import provenance
-from benchmarks.spec import RunSpec, agent_arguments
+from benchmarks.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.summary import evaluation_rows, seconds_spent, summarise, training_rows
 from registry import UsageError
 
@@ -151,6 +151,11 @@ class Training:
 def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
     """The spec's agent, from its policy or from a checkpoint's weights."""
     component, arguments = agent_arguments(spec.agent)
+    if weights is None and spec.weights not in (None, fingerprint(spec.policy)):
+        raise UsageError(
+            f"policy {spec.policy!r} has other weights ({fingerprint(spec.policy)}) than the spec was made for "
+            f"({spec.weights}): restore those, or make the spec anew from --agent and --set"
+        )
     env = dict(spec.env)
     if spec.policy != "tiny" and "tokenizer" not in env:
         env |= policy_vocabulary(spec.policy)

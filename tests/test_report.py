@@ -61,6 +61,13 @@ def test_a_busy_machine_is_said(tmp_path):
     assert "The machine was busy: runs had 48.4 % to 96.8 % of a processor" in " ".join(summary(found))
 
 
+def test_runs_of_two_versions_are_said(tmp_path):
+    found = compared(tmp_path, {})
+    assert "versions of the code" not in " ".join(summary(found))
+    found.groups[0].arms[0].runs[0].provenance["commit"] = "def"
+    assert "2 versions of the code (abc, def)" in " ".join(summary(found))
+
+
 def test_numbers_follow_from_the_runs(tmp_path):
     found = compared(tmp_path, {"reft": 0.75})
     arm = found.groups[0].arms[0]

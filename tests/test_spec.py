@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from contextlib import suppress
 
@@ -109,3 +110,25 @@ def test_bad_spec_files_are_refused(tmp_path, text, message):
 def test_any_assignment_is_taken_or_refused_as_usage(name, value):
     with suppress(UsageError):
         resolve("nested-reft/uniform/retrace", settings=[f"{name}={value}"])
+
+
+def test_weights_are_part_of_a_run(tmp_path):
+    """A run of a model that changed in place is another run, and its old spec does not start."""
+    from benchmarks.training import make_agent
+    from policies.checkpoint import BUILT_IN
+
+    model = tmp_path / "model"
+    shutil.copytree(BUILT_IN["tiny"], model)
+    before = resolve("reft", policy=str(model))
+    assert resolve("reft", policy=str(model)) == before and before.weights is not None
+    assert before.weights == resolve("reft").weights  # the same files elsewhere
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    after = resolve("reft", policy=str(model))
+    assert after.hash != before.hash
+    with pytest.raises(UsageError, match="has other weights"):
+        make_agent(before)
+    assert resolve("reft", policy="owner/on-the-hub").weights is None
