@@ -17,7 +17,6 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from agents.corrections import traits
 from agents.diagnostics import noise_floor, warn_collapse
 from agents.environment import slots_of, vector_env_of
 from agents.language_model import LanguageModelPolicy, target_of
-from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect
+from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, rollout_metrics
 from agents.update import Update
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Policy
@@ -302,19 +301,3 @@ class ReFT(BaseAlgorithm):
     def load(cls, path: Any, env: Any = "MathReason-v0", device: str = "cpu", **kwargs: Any) -> ReFT:  # type: ignore[override]
         """An agent from ``save``'s folder, ready to go on: weights, optimizer, counters and learned samplers."""
         return checkpoint.load(cls, Path(path), env=env, device=device, **kwargs)
-
-
-def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
-    """Accuracy under the behaviour policy, share of groups that carry a gradient, lengths and verdict counts."""
-    reward = rollout.reward.view(-1, group_size)
-    solved = [float(info["is_success"]) for info in rollout.episodes]
-    statuses = Counter(info["status"] for info in rollout.episodes)
-    reasons = Counter(info["finish_reason"] for info in rollout.episodes)
-    return {
-        "rollout_accuracy": float(np.mean(solved)),
-        "rollout_reward": float(reward.mean()),
-        "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
-        "mean_length": float(rollout.mask.sum(1).float().mean()),
-        **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
-        **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
-    }

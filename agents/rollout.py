@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -178,3 +179,19 @@ def _begin(info: dict[str, Any], episode: NDArray[np.int64]) -> NDArray[np.bool_
     start = info.get("_episode_id", np.zeros(len(episode), dtype=np.bool_))
     episode[start] = info["episode_id"][start] if start.any() else 0
     return start
+
+
+def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
+    """Accuracy under the behaviour policy, share of groups that carry a gradient, lengths and verdict counts."""
+    reward = rollout.reward.view(-1, group_size)
+    solved = [float(info["is_success"]) for info in rollout.episodes]
+    statuses = Counter(info["status"] for info in rollout.episodes)
+    reasons = Counter(info["finish_reason"] for info in rollout.episodes)
+    return {
+        "rollout_accuracy": float(np.mean(solved)),
+        "rollout_reward": float(reward.mean()),
+        "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
+        "mean_length": float(rollout.mask.sum(1).float().mean()),
+        **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
+        **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
+    }
