@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", nargs="+", help="tiny (built in), Hugging Face folders or hub ids")
     parser.add_argument("--env", nargs="+", help="registered environment ids")
     parser.add_argument("--iterations", type=int)
-    parser.add_argument("--tokens", type=int, help="budget of rollout tokens a run")
-    parser.add_argument("--seconds", type=float, help="budget of training seconds a run")
+    parser.add_argument("--tokens", type=int, help="budget of rollout tokens a run, within --iterations")
+    parser.add_argument("--seconds", type=float, help="budget of training seconds a run, within --iterations")
     parser.add_argument("--recipe", default="", help="published settings, by a name in presets/recipes.toml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of all runs"

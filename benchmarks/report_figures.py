@@ -22,7 +22,6 @@ matplotlib.rcParams["axes.spines.right"] = False
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = "osD^vPX*"
 AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds"}
-GRID_POINTS = 61
 PANEL = (4.2, 3.1)
 
 
@@ -42,9 +41,9 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
         for run in arm.runs:
             panel.plot(run.spent(axis), 100 * np.array(run.greedy), color=how["color"], alpha=0.25, linewidth=0.8)
         end = min(run.spent(axis)[-1] for run in arm.runs)
-        x = np.linspace(0, end, GRID_POINTS)
+        x = np.unique([spent for run in arm.runs for spent in run.spent(axis) if spent <= end])
         mean = np.mean([np.interp(x, run.spent(axis), run.greedy) for run in arm.runs], axis=0)
-        panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markevery=15, markersize=5, **how)
+        panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markersize=5, **how)
     panel.set_xlabel(AXIS_LABELS[axis])
     panel.set_ylabel("held-out accuracy, %")
     panel.grid(alpha=0.3)
