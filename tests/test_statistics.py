@@ -99,7 +99,7 @@ def test_interquartile_mean_of_known_numbers():
     st.lists(st.integers(0, 4), min_size=1, max_size=6),
     st.lists(st.integers(0, 4), min_size=1, max_size=6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_probability_of_improvement_counts_pairs(ours, theirs):
     pairs = [(x > y) + 0.5 * (x == y) for x in ours for y in theirs]
     assert probability_of_improvement(ours, theirs) == pytest.approx(np.mean(pairs))
@@ -137,11 +137,11 @@ def test_at_budget_interpolates_between_evaluations():
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_time_to_target_is_the_first_crossing(accuracy, target):
     spent = list(np.arange(len(accuracy)) * 10.0)
     found = time_to_target(target, spent, accuracy)
-    fine = np.linspace(0, spent[-1], 4001)
+    fine = np.sort([*np.linspace(0, spent[-1], 4001), *spent])
     reached = fine[np.interp(fine, spent, accuracy) >= target]
     if found is None:
         assert not len(reached)
