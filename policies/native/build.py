@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sysconfig
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,6 +36,17 @@ def library_path() -> Path:
     return Path(cache) / "nested_reft" / f"kernels_{key.hexdigest()[:16]}.so"
 
 
+@contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """torch looks for ninja on the PATH, where an environment that was not activated does not have its own."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([before, sysconfig.get_path("scripts")])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
 def build_library() -> Path:
     """The library, built if it is not there (some seconds).
 
@@ -46,7 +60,7 @@ def build_library() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     # torch's own OpenMP runtime, or there would be two thread pools spinning against each other
     runtime = [str(path) for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")]
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, _scripts_on_path():
         cpp_extension.load(
             name=target.stem,
             sources=[str(source) for source in SOURCES],
