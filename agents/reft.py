@@ -86,7 +86,7 @@ class ReFT(BaseAlgorithm):
         self,
         policy: str | Policy = "tiny",
         env: Any = "MathReason-v0",
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = 3e-4,
         *,
         sampler: Component = "full",
         correction: Component = "none",
