@@ -241,11 +241,11 @@ class ReFT(BaseAlgorithm):
         return self.metrics
 
     def _rollout(self, rng: np.random.Generator, hooks: BaseCallback | None) -> tuple[Rollout, list[int]]:
-        """Draw problems, then layers (so that equal seeds deal equal problems to every agent), and collect."""
+        """Draw problems, the sampling seed, then layers, so that equal seeds pair every agent; and collect."""
         size = self.envs.unwrapped.task.problems.size
         problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
-        self.layers = self.sampler.sample(self.target.num_layers, rng)
         seed = int(rng.integers(2**31))
+        self.layers = self.sampler.sample(self.target.num_layers, rng)
         mu: Acts = self._behavior(self.layers, seed)
         if self.target_written:
             mu = GroupMixture(mu, self._behavior(self._all_layers, seed), self.group_size, self.target_written)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import gymnasium as gym
@@ -106,10 +106,18 @@ class _Draft:
             # A product's factors may share a field's name, so only what was set is kept.
             defaults = {} if "*" in id else {field: f.default for field, f in registry.fields(id).items()}
             self.values[name] = {"id": id, **defaults, **chosen}
-        _known_env(self.env["id"])
         agent = {"id": self.id, **self.values}
-        plain = json.loads(json.dumps({"agent": agent, "env": self.env, "evaluation": self.evaluation}))
+        plain = json.loads(json.dumps({"agent": agent, "env": self._whole_env(), "evaluation": self.evaluation}))
         return RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", "tiny")))
+
+    def _whole_env(self) -> dict[str, Any]:
+        """Every argument of the environment: its defaults, what its id sets, what was set; the policy's tokenizer."""
+        given = self.env
+        defaults = asdict(TaskSpec(**{**_registered(given["id"]), **{k: v for k, v in given.items() if k != "id"}}))
+        policy = self.run.get("policy", RunSpec.policy)
+        if policy != RunSpec.policy and "tokenizer" not in given:
+            defaults["tokenizer"] = policy
+        return {"id": given["id"], **defaults}
 
 
 def _guess(text: str) -> Any:
@@ -119,8 +127,8 @@ def _guess(text: str) -> Any:
         return text
 
 
-def _known_env(id: str) -> None:
+def _registered(env: str) -> dict[str, Any]:
     try:
-        gym.spec(id)
+        return dict(gym.spec(env).kwargs)
     except gym.error.Error as error:
-        raise UsageError(f"env {id!r}: {error}") from None
+        raise UsageError(f"env {env!r}: {error}") from None

@@ -157,8 +157,8 @@ def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
             f"({spec.weights}): restore those, or make the spec anew from --agent and --set"
         )
     env = dict(spec.env)
-    if spec.policy != "tiny" and "tokenizer" not in env:
-        env |= policy_vocabulary(spec.policy)
+    if spec.policy != "tiny" and env.get("tokenizer") == spec.policy and env.get("vocab_size") is None:
+        env["vocab_size"] = policy_vocabulary(spec.policy)
     envs = make_envs(env, arguments)
     return component(policy=weights or spec.policy, env=envs, seed=spec.seed, device=spec.device, **arguments)
 
@@ -175,12 +175,12 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
     return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)
 
 
-def policy_vocabulary(policy: str) -> dict[str, Any]:
-    """The env arguments that a policy's own folder settles: its tokenizer and the size of its logits."""
+def policy_vocabulary(policy: str) -> int:
+    """The size of a policy's logits, which may be padded beyond its tokenizer."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(policy)
     except (OSError, ValueError) as error:
         raise UsageError(f"policy {policy!r} could not be loaded: {str(error).splitlines()[0]}") from None
-    return {"tokenizer": policy, "vocab_size": int(config.vocab_size)}
+    return int(config.vocab_size)
