@@ -23,7 +23,7 @@ def target_of(given: str | Policy, actions: spaces.Space, device: str, dtype: st
     target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
     count = int(actions.n) if isinstance(actions, spaces.Discrete) else None
     if target.vocab_size != count:
-        folder = repr(given) if isinstance(given, str) else "its folder"
+        folder = repr("builtin" if given == "tiny" else given) if isinstance(given, str) else "its folder"
         raise UsageError(
             f"the policy has {target.vocab_size} logits, the environment {count} tokens: "
             f"give the environment the policy's tokenizer (tokenizer={folder}) and, if its logits are padded, "

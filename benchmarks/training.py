@@ -17,6 +17,7 @@ from benchmarks.evaluation import Evaluator
 from benchmarks.provenance import provenance
 from benchmarks.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.summary import evaluation_rows, seconds_spent, summarise, training_rows
+from policies.checkpoint import load_config
 from registry import UsageError
 
 METRICS = "metrics.jsonl"
@@ -158,7 +159,7 @@ def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
         )
     env = dict(spec.env)
     if spec.policy != "tiny" and env.get("tokenizer") == spec.policy and env.get("vocab_size") is None:
-        env["vocab_size"] = policy_vocabulary(spec.policy)
+        env["vocab_size"] = int(load_config(spec.policy).vocab_size)  # may be padded beyond the tokenizer
     envs = make_envs(env, arguments)
     return component(policy=weights or spec.policy, env=envs, seed=spec.seed, device=spec.device, **arguments)
 
@@ -173,14 +174,3 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
     id = env.pop("id")
     episodes = arguments.get("group_size", 1) * arguments.get("problems_per_batch", 64)
     return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)
-
-
-def policy_vocabulary(policy: str) -> int:
-    """The size of a policy's logits, which may be padded beyond its tokenizer."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(policy)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"policy {policy!r} could not be loaded: {str(error).splitlines()[0]}") from None
-    return int(config.vocab_size)

@@ -34,18 +34,25 @@ def locate(name_or_path: str) -> str:
     return name_or_path
 
 
-def load_checkpoint(name_or_path: str) -> Any:
-    """The transformers CausalLM of a folder, a hub id or a built-in name, in float32, on the CPU."""
+def load_config(name_or_path: str) -> Any:
+    """The transformers config of a folder, a hub id or a built-in name."""
     source = locate(name_or_path)
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        return transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot read a model config from {source!r} ({_first_line(error)}): give an existing folder, or a hub id "
             "while the hub is reachable"
         ) from error
+
+
+def load_checkpoint(name_or_path: str) -> Any:
+    """The transformers CausalLM of a folder, a hub id or a built-in name, in float32, on the CPU."""
+    import transformers
+
+    source, config = locate(name_or_path), load_config(name_or_path)
     read_architecture(config)
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(
