@@ -172,7 +172,7 @@ def launch(compared: list[Arm], jobs: int, threads: int, given: argparse.Namespa
 
 def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argparse.Namespace) -> int:
     from benchmarks.provenance import command_line
-    from benchmarks.report import Comparison, write
+    from benchmarks.report.comparison import Comparison, write
 
     failed = {run.spec.hash: run.error for run in runs if run.phase == "failed"}
     comparison = Comparison.read(grid, compared, given.runs, failed, command_line())
@@ -180,7 +180,7 @@ def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argpars
     if comparison.groups:
         write(comparison, out)
         if not given.quiet:
-            from benchmarks.report_table import print_comparison
+            from benchmarks.report.table import print_comparison
 
             print_comparison(comparison)
             print(f"\nreport: {out / 'report.html'}")

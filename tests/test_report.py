@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.grid import Grid, arms
 from benchmarks.outcomes import ArmOutcome, Outcome, against, describe
-from benchmarks.report import Comparison, write
-from benchmarks.report_html import html
-from benchmarks.report_markdown import markdown
-from benchmarks.report_words import summary
+from benchmarks.report.comparison import Comparison, write
+from benchmarks.report.html import html
+from benchmarks.report.markdown import markdown
+from benchmarks.report.words import summary
 from registry import UsageError
 from tests.finished_runs import QUESTIONS, finish
 

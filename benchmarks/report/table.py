@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.board import clock
-from benchmarks.report import Comparison, Group
-from benchmarks.report_words import interval, points, summary
+from benchmarks.report.comparison import Comparison, Group
+from benchmarks.report.words import interval, points, summary
 
 HEADS = (
     "agent",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.outcomes import AXES, AXIS_WORDS
-from benchmarks.report import Comparison, Group
+from benchmarks.report.comparison import Comparison, Group
 from benchmarks.statistics import Interval
 
 FEW_SEEDS = 3

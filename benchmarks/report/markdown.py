@@ -6,9 +6,9 @@ from typing import Any
 
 from benchmarks.board import clock
 from benchmarks.outcomes import AXES, AXIS_WORDS
-from benchmarks.report import Comparison, Group
-from benchmarks.report_table import HEADS, NOTES, cells
-from benchmarks.report_words import percent, points, summary
+from benchmarks.report.comparison import Comparison, Group
+from benchmarks.report.table import HEADS, NOTES, cells
+from benchmarks.report.words import percent, points, summary
 
 
 def markdown(comparison: Comparison) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.outcomes import AXES, ArmOutcome, Outcome
-from benchmarks.report import Comparison, Group
+from benchmarks.report.comparison import Comparison, Group
 
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.hashsalt"] = "nested-reft"  # equal numbers give equal files

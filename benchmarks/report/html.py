@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.outcomes import AXES, AXIS_WORDS, ArmOutcome
-from benchmarks.report import Comparison, Group
-from benchmarks.report_figures import (
+from benchmarks.report.comparison import Comparison, Group
+from benchmarks.report.figures import (
     cost_shares,
     learning_curve_figure,
     speed_and_divergence,
@@ -17,12 +17,12 @@ from benchmarks.report_figures import (
     svg,
     weights_over_time,
 )
-from benchmarks.report_markdown import flat, pair_table, sampled_table, set_table
-from benchmarks.report_table import HEADS, NOTES, cells, number
-from benchmarks.report_words import percent, summary
+from benchmarks.report.markdown import flat, pair_table, sampled_table, set_table
+from benchmarks.report.table import HEADS, NOTES, cells, number
+from benchmarks.report.words import percent, summary
 from benchmarks.summary import evaluation_rows
 
-STYLE = Path(__file__).parent / "report_style.css"
+STYLE = Path(__file__).parent / "style.css"
 MOST_SUBSETS = 8
 
 

@@ -94,9 +94,9 @@ def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Grou
 
 def write(comparison: Comparison, out: Path) -> None:
     """Write report.html, report.md, results.json and curves.png into ``out``."""
-    from benchmarks.report_figures import learning_curves_png
-    from benchmarks.report_html import html
-    from benchmarks.report_markdown import markdown
+    from benchmarks.report.figures import learning_curves_png
+    from benchmarks.report.html import html
+    from benchmarks.report.markdown import markdown
 
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
