@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from envs.extract import gold_of
 from envs.problem import Problem
-from envs.verifier.extract import gold_of
 from registry import UsageError
 
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction")

@@ -42,7 +42,7 @@ def test_there_are_three_examples_and_the_correction_is_short() -> None:
 def test_the_correction_passes_the_contract(folder: Path) -> None:
     done = run(folder, "-m", "benchmarks.estimators", "--check", "my_correction:HalfIS")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "half-is" in done.stdout
+    assert "HalfIS declares" in done.stdout
 
 
 def test_correction_and_sampler_are_compared(folder: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from envs.extract import extract
 from envs.problem import STATUSES
 from envs.problems import load_problems
 from envs.verifier import verify
-from envs.verifier.extract import extract
 
 TABLE = Path(__file__).with_name("verifier_cases.txt")
 

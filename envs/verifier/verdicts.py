@@ -1,6 +1,6 @@
 """A verdict on a completion: never an exception, never a hang, the same whatever came before.
 
-Most answers are settled here, in process: one candidate is extracted (``extract``), brought into one notation
+Most answers are settled here, in process: one candidate is extracted (``envs.extract``), brought into one notation
 (``notation``) and compared as literal, text or structure (``compare``). Expressions that agree in double
 precision are settled by worker processes (``workers``) under a deadline and a memory limit. Settled comparisons
 are cached, timeouts never.
