@@ -23,6 +23,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 MARKERS = "osD^vPX*"
 AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds"}
 PANEL = (4.2, 3.1)
+MOST_INSIDE = 6  # arms whose legend fits into a panel
 
 
 def style(n: int) -> dict[str, Any]:
@@ -65,7 +66,9 @@ def learning_curves_png(comparison: Comparison) -> bytes:
         for panel, axis in zip(row, AXES, strict=True):
             learning_curve(panel, group, axis)
         row[0].set_title(group.name, loc="left", fontsize="medium")
-        row[0].legend(fontsize="x-small", frameon=False)
+        # Many lines leave no room among them.
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(group.arms) > MOST_INSIDE else {}
+        (row[-1] if beside else row[0]).legend(fontsize="x-small", frameon=False, **beside)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
