@@ -57,7 +57,7 @@ class Comparison:
     def read(grid: Grid, arms: list[Arm], runs: Path, failed: Mapping[str, str], command: str) -> Comparison:
         """Read the arms' runs back; ``failed`` says of some hashes why they have no result."""
         failures: list[Failure] = []
-        by_group: dict[str, list[tuple[Arm, ArmOutcome]]] = {}
+        by_group: dict[tuple[str, str], list[tuple[Arm, ArmOutcome]]] = {}
         for arm in arms:
             done = []
             for spec in arm.specs:
@@ -70,9 +70,10 @@ class Comparison:
                     failures.append(Failure(arm.label, spec.seed, str(folder), str(error)))
             if done:
                 spec = arm.specs[0]
-                name = f"{spec.policy} on {spec.env['id']}"
-                by_group.setdefault(name, []).append((arm, ArmOutcome(arm.label, tuple(done))))
-        groups = tuple(_group(name, grid, members) for name, members in by_group.items())
+                by_group.setdefault((spec.policy, spec.env["id"]), []).append((arm, ArmOutcome(arm.label, tuple(done))))
+        groups = tuple(
+            _group(f"{Path(policy).name} on {env}", grid, members) for (policy, env), members in by_group.items()
+        )
         return Comparison(grid, groups, tuple(failures), command)
 
 
