@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agents import checkpoint
 from benchmarks.durable import locked, read_rows, storage_errors, write_whole
 from benchmarks.evaluation import Evaluator
@@ -40,6 +42,9 @@ class Training:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        # The same numbers again, on several threads too. CUDA lacks some deterministic kernels: there it warns.
+        torch.use_deterministic_algorithms(True, warn_only=self.spec.device != "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         with locked(self.folder):
             if (self.folder / RESULT).is_file():  # another process finished it while this one waited
                 self.result = json.loads((self.folder / RESULT).read_text())
