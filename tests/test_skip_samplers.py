@@ -70,4 +70,5 @@ def test_importing_policies_registers_samplers_without_loading_models():
         "import policies, sys, registry; assert 'transformers' not in sys.modules;"
         "print([registry.skip_samplers.get(name) for name in ('full', 'uniform', 'fixed')])"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert all(name in done.stdout for name in ("FullDepth", "UniformSkip", "FixedSkip"))
