@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.rollout import Rollout
+from policies import LayerSubset
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 MAX_EXPONENT = 600.0  # of a moment: exp(600) is finite in float64 and in JSON
@@ -157,11 +158,11 @@ def warn_collapse(found: Mapping[str, float]) -> str | None:
 class BySubset:
     """Diagnostics accumulated per layer subset: means over rollouts, weighted by their tokens."""
 
-    totals: dict[tuple[int, ...], dict[str, float]] = field(default_factory=dict)
+    totals: dict[LayerSubset, dict[str, float]] = field(default_factory=dict)
 
     AVERAGED = ("kl_k1", "kl_k3", "D", "tv", "ess_sequence", "ess_token", "mean_length")
 
-    def add(self, subset: tuple[int, ...], found: Mapping[str, float]) -> None:
+    def add(self, subset: LayerSubset, found: Mapping[str, float]) -> None:
         """Count one rollout's ``diagnostics`` under the layers that wrote it; one that measured nothing is left out."""
         if not all(name in found for name in (*self.AVERAGED, "tokens")):
             return
@@ -171,7 +172,7 @@ class BySubset:
         for name in self.AVERAGED:
             total[name] += found["tokens"] * found[name]
 
-    def table(self) -> dict[tuple[int, ...], dict[str, float]]:
+    def table(self) -> dict[LayerSubset, dict[str, float]]:
         """Per subset, the nearest to the target first: the means, ``tokens`` and ``rollouts``."""
         means = {
             subset: {name: v / total["tokens"] if name in self.AVERAGED else v for name, v in total.items()}

@@ -227,12 +227,13 @@ class ReFT(BaseAlgorithm):
         self.problem_sampler.observe(problems, success, self.group_size)
         self.iteration += 1
         tokens = int(rollout.mask.sum())
+        skipped = self.target.layers_skipped(self.layers)
         self.metrics = {
             **measured,
             **rollout_metrics(rollout, self.group_size),
             "learning_rate": rate,
-            "layers_kept": len(self.layers),
-            "skip_ratio": 1 - len(self.layers) / self.target.num_layers,
+            "layers_kept": self.target.num_layers - skipped,
+            "skip_ratio": skipped / self.target.num_layers,
             "tokens": tokens,
             "time/rollout": wrote - began,
             "time/update": updated - scored,

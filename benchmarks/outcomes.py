@@ -127,7 +127,7 @@ def describe(arm: ArmOutcome, target: float) -> dict[str, Any]:
     finals = after.mean(1)
     samples = arm.runs[0].result["samples"]
     reached = [time_to_target(target, run.spent("seconds"), run.greedy) for run in arm.runs]
-    layers = {len(row["layers"]) for run in arm.runs for row in run.training if "layers" in row}
+    layers = {row.get("layers_kept", len(row["layers"])) for run in arm.runs for row in run.training if "layers" in row}
     return {
         "label": arm.label,
         "seeds": arm.seeds,

@@ -23,6 +23,7 @@ class Architecture:
     Attributes:
         layers: number of layers L.
         width: of the residual stream.
+        inner: width of the MLP's inner layer.
         query_heads, key_heads: attention heads; query heads share key heads in equal groups.
         head_dim: channels per head.
         eps: of the RMS norms.
@@ -35,6 +36,7 @@ class Architecture:
 
     layers: int
     width: int
+    inner: int
     query_heads: int
     key_heads: int
     head_dim: int
@@ -55,6 +57,12 @@ class Architecture:
         """Numbers per token and layer that the KV slots hold: keys and values of all key heads."""
         return 2 * self.key_heads * self.head_dim
 
+    @property
+    def attention_share(self) -> float:
+        """Share of a layer's matrix weights, and so of a decode step's products, that its attention has."""
+        attention = 2 * self.width * self.head_dim * (self.query_heads + self.key_heads)
+        return attention / (attention + 3 * self.width * self.inner)
+
 
 def read_architecture(config: Any) -> Architecture:
     """The architecture of a transformers config; raises ``UsageError`` naming the supported ones for any other."""
@@ -67,6 +75,7 @@ def read_architecture(config: Any) -> Architecture:
     return Architecture(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
+        inner=config.intermediate_size,
         query_heads=config.num_attention_heads,
         key_heads=config.num_key_value_heads,
         head_dim=head_dim,

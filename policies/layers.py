@@ -10,7 +10,7 @@ Shape letters: N tokens (of any sequences, packed without padding), Hq query hea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from policies.architecture import Architecture
 from policies.gradients import rms_norm, silu_mul
+from policies.subset import LayerSubset, kept_blocks
 
 Linear = Callable[[Tensor], Tensor]
 # (query [N, Hq, D], key [N, Hk, D], value [N, Hk, D], window) -> [N, Hq * D]
@@ -27,7 +28,8 @@ Attend = Callable[[Tensor, Tensor, Tensor, "int | None"], Tensor]
 
 @dataclass
 class LayerWeights:
-    """What one layer computes with. ``qkv`` and ``gate_up`` are fused: their outputs are concatenated."""
+    """What one layer computes with. ``qkv`` and ``gate_up`` are fused: their outputs are concatenated. Of a halved
+    layer only ``attends`` (its attention) or ``transforms`` (its MLP) is true; the other half's weights lie idle."""
 
     attention_norm: Tensor
     qkv: Linear
@@ -39,6 +41,16 @@ class LayerWeights:
     down: Linear
     window: int | None
     dtype: torch.dtype
+    attends: bool = True
+    transforms: bool = True
+
+
+def kept_weights(weights: list[LayerWeights], layers: LayerSubset) -> list[LayerWeights]:
+    """Of the ``weights`` of all layers, what a subset computes with; nothing is copied."""
+    return [
+        weights[index] if attends and transforms else replace(weights[index], attends=attends, transforms=transforms)
+        for index, attends, transforms in kept_blocks(layers)
+    ]
 
 
 def _gelu_mul(gate_up: Tensor, approximate: str) -> Tensor:
@@ -63,7 +75,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def layer(
     x: Tensor, weights: LayerWeights, architecture: Architecture, rotary: tuple[Tensor, Tensor], attend: Attend
 ) -> Tensor:
-    """The residual stream [N, width] float32 after one layer. ``rotary`` is cos and sin of the N tokens' positions."""
+    """The residual stream [N, width] float32 after one layer, or after the half of it that is kept. ``rotary`` is cos
+    and sin of the N tokens' positions."""
+    if weights.attends:
+        x = x + attention_half(x, weights, architecture, rotary, attend)
+    if weights.transforms:
+        x = x + mlp_half(x, weights, architecture)
+    return x
+
+
+def attention_half(
+    x: Tensor, weights: LayerWeights, architecture: Architecture, rotary: tuple[Tensor, Tensor], attend: Attend
+) -> Tensor:
+    """What a layer's attention adds to the residual stream, [N, width] in the compute dtype."""
     a = architecture
     qkv = weights.qkv(rms_norm(x, weights.attention_norm, a.eps, weights.dtype))
     heads = qkv.view(len(x), a.query_heads + 2 * a.key_heads, a.head_dim)
@@ -73,9 +97,13 @@ def layer(
     if weights.key_norm is not None:
         key = F.rms_norm(key, (a.head_dim,), weights.key_norm.to(key.dtype), a.eps)
     mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value, weights.window)
-    x = x + weights.out(mixed)
-    gate_up = weights.gate_up(rms_norm(x, weights.mlp_norm, a.eps, weights.dtype))
-    return x + weights.down(GATES[a.gate](gate_up))
+    return weights.out(mixed)
+
+
+def mlp_half(x: Tensor, weights: LayerWeights, architecture: Architecture) -> Tensor:
+    """What a layer's MLP adds to the residual stream, [N, width] in the compute dtype."""
+    gate_up = weights.gate_up(rms_norm(x, weights.mlp_norm, architecture.eps, weights.dtype))
+    return weights.down(GATES[architecture.gate](gate_up))
 
 
 def rotary_table(rotary_embedding: torch.nn.Module, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

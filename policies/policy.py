@@ -17,12 +17,12 @@ from policies.checkpoint import load_checkpoint
 from policies.decoders import CachedDecoder, UncachedDecoder
 from policies.gradients import rms_norm
 from policies.head import chunked_logp
-from policies.layers import rotary_table
+from policies.layers import kept_weights, rotary_table
 from policies.reference import reference_hidden
 from policies.sampling import SamplingSpec
 from policies.scoring import micro_batches, pack, score_hidden
 from policies.selfcheck import agrees
-from policies.subset import LayerSubset, check_subset
+from policies.subset import LayerSubset, check_subset, layers_skipped
 from policies.weights import PackedWeights, trainable_layers
 from registry import UsageError
 
@@ -89,6 +89,10 @@ class Policy:
         """L, the layers of the full model."""
         return self.architecture.layers
 
+    def layers_skipped(self, layers: LayerSubset) -> float:
+        """How many of the L layers ``layers`` leaves out, by weight: halves of layers count as fractions."""
+        return layers_skipped(layers, self.num_layers, self.architecture.attention_share)
+
     @property
     def vocab_size(self) -> int:
         """V, the logits' dimension (a tokenizer may have fewer entries)."""
@@ -144,7 +148,7 @@ class Policy:
         """The behaviour policy of the same weights through ``layers`` only.
 
         Args:
-            layers: increasing indices of the layers kept.
+            layers: what is kept, in order: indices of layers, or half layers such as ``"7.attention"`` and ``"7.mlp"``.
             slots: S, how many episodes it writes at a time.
             max_length: the longest prefix (prompt and completion) in tokens.
             temperature, top_p, top_k, seed: of ``SamplingSpec``.
@@ -225,7 +229,7 @@ class Policy:
             packing = pack(prompts, tokens, mask)
             table = self._rotary(int(packing.position.max()) + 1)
             rotary = (table[0].to(self.dtype), table[1].to(self.dtype))
-            kept = [self._trainable[index] for index in layers]
+            kept = kept_weights(self._trainable, layers)
             embedding = self.model.model.embed_tokens.weight
             hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.recompute)
             hidden = rms_norm(hidden, self.model.model.norm.weight, self.architecture.eps, torch.float32)

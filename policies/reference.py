@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.subset import LayerSubset
+from policies.subset import LayerSubset, kept_blocks
 
 
 def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor:
@@ -32,15 +32,15 @@ def reference_hidden(model: Any, ids: Tensor, layers: LayerSubset, windows: tupl
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
     masks = {window: causal_mask(ids.shape[1], window, ids.device) for window in set(windows)}
-    for index in layers:
-        hidden = decoder.layers[index](
-            hidden,
-            attention_mask=masks[windows[index]],
-            position_ids=positions,
-            position_embeddings=rotary,
-            past_key_values=None,
-            use_cache=False,
-        )
+    for index, attends, transforms in kept_blocks(layers):
+        layer = decoder.layers[index]
+        context = {"attention_mask": masks[windows[index]], "position_embeddings": rotary, "past_key_values": None}
+        if attends and transforms:
+            hidden = layer(hidden, position_ids=positions, use_cache=False, **context)
+        elif attends:
+            hidden = hidden + layer.self_attn(layer.input_layernorm(hidden), **context)[0]
+        else:
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return decoder.norm(hidden)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policies.subset import LayerSubset, check_subset
+from policies.subset import LayerSubset, without
 from registry import UsageError, skip_samplers
 
 
@@ -27,11 +27,6 @@ def skip_count(ratio: float, num_layers: int, candidates: int) -> int:
             f"the largest possible ratio is {largest / num_layers:.3f}; lower ratio or border"
         )
     return count
-
-
-def drop_layers(skipped: np.ndarray | tuple[int, ...], num_layers: int) -> LayerSubset:
-    """The subset that is left when ``skipped`` is taken out of all layers."""
-    return check_subset(sorted(set(range(num_layers)) - {int(layer) for layer in skipped}), num_layers)
 
 
 @skip_samplers.register("full")
@@ -65,7 +60,7 @@ class UniformSkip:
         count = skip_count(self.ratio, num_layers, len(candidates))
         if count == 0:
             return tuple(range(num_layers))
-        return drop_layers(rng.choice(candidates, size=count, replace=False), num_layers)
+        return without(rng.choice(candidates, size=count, replace=False), num_layers)
 
 
 @skip_samplers.register("fixed")
@@ -93,4 +88,4 @@ class FixedSkip:
             raise UsageError(f"layers={self.layers} skips {outside}, outside the model's layers 0 to {num_layers - 1}")
         if len(set(self.layers)) == num_layers:
             raise UsageError(f"layers={self.layers} skips all {num_layers} layers: keep at least one")
-        return drop_layers(self.layers, num_layers)
+        return without(self.layers, num_layers)

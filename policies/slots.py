@@ -18,7 +18,7 @@ from torch import Tensor
 
 from policies.architecture import Architecture
 from policies.attention import CausalAttention
-from policies.layers import layer
+from policies.layers import kept_weights, layer
 from policies.subset import LayerSubset
 from policies.weights import PackedWeights
 
@@ -29,7 +29,7 @@ class Store(Protocol):
     """Where keys and values lie, and how one token is decoded over them. Rows are numbered 0 to S-1."""
 
     def remember(self, kv: list[Tensor]) -> Any:
-        """A prompt from its per-layer KV [tokens, kv_width], in the store's own form."""
+        """A prompt from its KV per attention kept, [tokens, kv_width], in the store's own form."""
         ...
 
     def begin(self, row: int, prompt: Any, size: int) -> None:
@@ -51,7 +51,7 @@ class Slots:
 
     Args:
         store: of at least ``slots`` rows.
-        prefill: computes the per-layer KV of prompts.
+        prefill: computes the KV of prompts.
         slots: number of slots S.
         longest: the longest prefix in tokens.
     """
@@ -136,12 +136,12 @@ class Prefill:
         self, weights: PackedWeights, architecture: Architecture, layers: LayerSubset, rotary: tuple[Tensor, Tensor]
     ) -> None:
         self.weights = weights
-        self.layers = [weights.layers[index] for index in layers]
+        self.layers = kept_weights(weights.layers, layers)
         self.architecture = architecture
         self.rotary = (rotary[0].to(weights.dtype), rotary[1].to(weights.dtype))
 
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[list[Tensor]]:
-        """Per prompt ([tokens] int64), per layer: its KV [tokens, kv_width], keys of all heads before values."""
+        """Per prompt ([tokens] int64), per attention kept: its KV [tokens, kv_width], keys before values."""
         a, device = self.architecture, self.weights.embedding.device
         sizes = [len(prompt) for prompt in prompts]
         positions = torch.cat([torch.arange(size) for size in sizes]).to(device)

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.architecture import Architecture
-from policies.layers import layer
+from policies.layers import kept_weights, layer
 from policies.native import BLOCK, DecodeStep, Kernels
 from policies.subset import LayerSubset
 from policies.weights import PackedWeights
 
 
 class TorchStore:
-    """One [row, position] tensor per layer, keys and values side by side; a shared prompt is copied into each row."""
+    """One [row, position] tensor per attention, keys beside values; a shared prompt is copied into each row."""
 
     def __init__(
         self,
@@ -27,12 +27,12 @@ class TorchStore:
     ) -> None:
         self.weights = weights
         self.architecture = architecture
-        self.layers = [weights.layers[index] for index in layers]
+        self.layers = kept_weights(weights.layers, layers)
         self.longest = len(rotary[0])
         self.rotary = (rotary[0].to(weights.dtype), rotary[1].to(weights.dtype))
         self.device = weights.embedding.device
         shape = (rows * self.longest, architecture.kv_width)
-        self.kv = [torch.zeros(shape, dtype=weights.dtype, device=self.device) for _ in self.layers]
+        self.kv = [torch.zeros(shape, dtype=weights.dtype, device=self.device) for w in self.layers if w.attends]
 
     def remember(self, kv: list[Tensor]) -> list[Tensor]:
         """As it is."""
@@ -84,7 +84,7 @@ class TorchStore:
 
 
 class _SharedPrompt:
-    """A prompt's keys and values of all layers, [layers, 2, Hk, blocks * BLOCK * D]."""
+    """A prompt's keys and values of all attentions kept, [attentions, 2, Hk, blocks * BLOCK * D]."""
 
     def __init__(self, store: Tensor, tokens: int, blocks: int) -> None:
         self.store = store
@@ -109,7 +109,7 @@ class NativeStore:
         a = self.architecture = architecture
         self.kernels = kernels
         self.weights = weights
-        self.layers = [weights.layers[index] for index in layers]
+        self.layers = kept_weights(weights.layers, layers)
         cos, sin = rotary
         half = a.head_dim // 2
         # rotary_table folds a sign into the first half of sin; the kernel has it in its arithmetic.
@@ -118,8 +118,8 @@ class NativeStore:
         self.blocks = -(-len(cos) // BLOCK)
         plane = (rows, a.key_heads, self.blocks * BLOCK * a.head_dim)
         # Untouched memory costs nothing, so rows have room for the longest prefix although most of it stays unused.
-        self.keys = [torch.empty(plane, dtype=weights.dtype) for _ in self.layers]
-        self.values = [torch.empty(plane, dtype=weights.dtype) for _ in self.layers]
+        self.keys = [torch.empty(plane, dtype=weights.dtype) for w in self.layers if w.attends]
+        self.values = [torch.empty(plane, dtype=weights.dtype) for w in self.layers if w.attends]
         self.prompts: list[_SharedPrompt | None] = [None] * rows
         self.prompt_tokens = np.zeros(rows, dtype=np.int64)
         self.prompt_blocks = np.zeros(rows, dtype=np.int64)
@@ -180,12 +180,16 @@ class NativeStore:
         )
         x = F.embedding(torch.from_numpy(token), self.weights.embedding).float()
         delta = None
-        for index, w in enumerate(self.layers):
-            step.layer, step.window = index, w.window or 0
-            qkv = w.qkv(call.add_norm(x, delta, w.attention_norm, a.eps, dtype))
-            mixed = call.decode_attention(step, qkv, (w.query_norm, w.key_norm), self.keys[index], self.values[index])
-            gate_up = w.gate_up(call.add_norm(x, w.out(mixed), w.mlp_norm, a.eps, dtype))
-            delta = w.down(call.silu_mul(gate_up))
+        attention = 0  # number among those kept: the place of its keys and values
+        for w in self.layers:
+            if w.attends:
+                step.layer, step.window = attention, w.window or 0
+                qkv = w.qkv(call.add_norm(x, delta, w.attention_norm, a.eps, dtype))
+                own = (self.keys[attention], self.values[attention])
+                delta = w.out(call.decode_attention(step, qkv, (w.query_norm, w.key_norm), *own))
+                attention += 1
+            if w.transforms:
+                delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, a.eps, dtype))))
         return (
             call.add_norm(x, delta, self.weights.norm, a.eps, torch.float32)
             if dtype == torch.float32

@@ -15,6 +15,7 @@ from rich.table import Table
 from agents.diagnostics import BySubset
 from benchmarks.estimators.report import CANNOT_TELL, merged, ranked, relative_efficiency
 from benchmarks.estimators.sweep import Row, Sweep, cell_rows, noisy_cell
+from policies import LayerSubset
 from registry import UsageError
 
 NEEDED = ("mean_length", "kl_k1", "chi2", "ess_sequence")
@@ -44,7 +45,7 @@ class Measured:
     ess: float
     skip_ratio: float | None
     batch: int | None
-    by_subset: dict[tuple[int, ...], dict[str, float]]
+    by_subset: dict[LayerSubset, dict[str, float]]
 
     @property
     def d(self) -> float:

@@ -21,6 +21,7 @@ from benchmarks.report.markdown import flat, pair_table, sampled_table, set_tabl
 from benchmarks.report.table import HEADS, NOTES, cells, number
 from benchmarks.report.words import percent, summary
 from benchmarks.summary import evaluation_rows
+from policies.subset import from_halves, halves
 
 STYLE = Path(__file__).parent / "style.css"
 MOST_SUBSETS = 8
@@ -113,9 +114,13 @@ def _skips(group: Group) -> list[str]:
         ratio = arm.mean("skip_ratio")
         if not kept or not ratio:
             continue
-        depth = max(max(layers) for layers in kept) + 1
-        cells_ = "".join(_layer(n, 1 - sum(n in layers for layers in kept) / len(kept)) for n in range(depth))
-        used = Counter(tuple(sorted(set(range(depth)) - set(layers))) for layers in kept)
+        present = [set(halves(layers)) for layers in kept]
+        depth = max(map(max, present)) // 2 + 1
+        cells_ = "".join(
+            _layer(n, 1 - sum((2 * n in one) + (2 * n + 1 in one) for one in present) / (2 * len(kept)))
+            for n in range(depth)
+        )
+        used = Counter(from_halves(sorted(set(range(2 * depth)) - one)) for one in present)
         listed = ", ".join(
             f"{{{' '.join(map(str, skipped))}}} {count} times" for skipped, count in used.most_common(MOST_SUBSETS)
         )

@@ -36,7 +36,7 @@ def cells(line: dict[str, Any]) -> list[str]:
     skip = ""
     if kept and ratio is not None:
         layers = round(kept[0] / (1 - ratio)) if len(kept) == 1 else None
-        skip = f"{layers - kept[0]}/{layers}" if layers else f"{ratio:.2f}"
+        skip = f"{layers - kept[0]:.3g}/{layers}" if layers else f"{ratio:.2f}"
     return [
         line["label"],
         str(len(line["seeds"])),
