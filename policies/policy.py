@@ -160,12 +160,9 @@ class Policy:
         self._require_fresh()
         decoder: CachedDecoder | UncachedDecoder
         if self.functional:
-            if self._packed is None:
-                self._packed = PackedWeights(self.model, self.architecture, self.dtype)
-            cos, sin = self._rotary(max_length)
-            decoder = CachedDecoder(
-                self._packed, self.architecture, layers, slots, (cos[:max_length], sin[:max_length])
-            )
+            cos, sin = self.rotary(max_length)
+            rotary = (cos[:max_length], sin[:max_length])
+            decoder = CachedDecoder(self.packed(), self.architecture, layers, slots, rotary)
         else:
             decoder = UncachedDecoder(self.model, self.architecture, layers, max_length)
         made = self.version
@@ -227,7 +224,7 @@ class Policy:
         """[M] float32, the scored tokens of one micro-batch in row-major order."""
         if self.functional:
             packing = pack(prompts, tokens, mask)
-            table = self._rotary(int(packing.position.max()) + 1)
+            table = self.rotary(int(packing.position.max()) + 1)
             rotary = (table[0].to(self.dtype), table[1].to(self.dtype))
             kept = kept_weights(self._trainable, layers)
             embedding = self.model.model.embed_tokens.weight
@@ -248,7 +245,15 @@ class Policy:
         self.dtype = dtype
         self._trainable = trainable_layers(self.model, self.architecture, dtype)
 
-    def _rotary(self, length: int) -> tuple[Tensor, Tensor]:
+    def packed(self) -> PackedWeights:
+        """The inference form of the present weights, made at the first call; only of a functional policy."""
+        self._require_fresh()
+        if self._packed is None:
+            self._packed = PackedWeights(self.model, self.architecture, self.dtype)
+        return self._packed
+
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [>= length, 1, D] of ``layers.rotary_table``."""
         if self._tables is None or len(self._tables[0]) < length:
             size = max(length, 2 * len(self._tables[0]) if self._tables else 256)
             self._tables = rotary_table(self.model.model.rotary_emb, size, self.device)

@@ -7,7 +7,7 @@ completions costs P + G C tokens instead of G (P + C).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +77,26 @@ def pack(prompts: Sequence[Tensor], tokens: Tensor, mask: Tensor) -> Packing:
     )
 
 
+def first_stream(
+    packing: Packing, architecture: Architecture, embedding: Tensor, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]:
+    """The residual stream [N, width] float32 before the first layer, and the function that takes it through one."""
+    n = packing.prompt_tokens
+    attend = SharedPromptAttention(
+        CausalAttention(packing.sequence[:n], packing.position[:n], architecture.scale),
+        packing.sequence[n:],
+        packing.position[n:],
+        packing.prompt_of,
+        packing.prompt_size,
+    )
+    positions = (rotary[0][packing.position], rotary[1][packing.position])
+
+    def apply(x: Tensor, weights: LayerWeights) -> Tensor:
+        return layer(x, weights, architecture, positions, attend)
+
+    return F.embedding(packing.ids, embedding).float(), apply
+
+
 def score_hidden(
     packing: Packing,
     layers: Sequence[LayerWeights],
@@ -88,21 +108,13 @@ def score_hidden(
     """The residual stream [M, width] float32 (before the final norm) from which each scored token is predicted.
 
     With ``recompute`` only each layer's input is kept for the backward, which computes the layer again."""
-    x = F.embedding(packing.ids, embedding).float()
-    n = packing.prompt_tokens
-    attend = SharedPromptAttention(
-        CausalAttention(packing.sequence[:n], packing.position[:n], architecture.scale),
-        packing.sequence[n:],
-        packing.position[n:],
-        packing.prompt_of,
-        packing.prompt_size,
-    )
-    positions = (rotary[0][packing.position], rotary[1][packing.position])
+    x, apply = first_stream(packing, architecture, embedding, rotary)
     for weights in layers:
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(layer, x, weights, architecture, positions, attend, use_reentrant=False)
-        else:
-            x = layer(x, weights, architecture, positions, attend)
+        x = (
+            checkpoint(apply, x, weights, use_reentrant=False)
+            if recompute and torch.is_grad_enabled()
+            else apply(x, weights)
+        )
     return x.index_select(0, packing.before)
 
 

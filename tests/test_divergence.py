@@ -1,0 +1,107 @@
+"""Exact divergences against transformers' full logits, and the texts that they are measured on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from policies.divergence import Length, compare, influence, states, states_without_each, write
+from policies.subset import LayerSubset, without
+from registry import UsageError
+from tests.policy_checkpoints import FAMILIES, LAYERS, VOCABULARY, random_model, shared_policy
+from tests.test_half_layers import zeroed
+
+FULL = tuple(range(LAYERS))
+PROMPTS = [torch.tensor([1, 2, 3, 4]), torch.tensor([9]), torch.tensor([5, 6])]
+LENGTH = Length(7, (3, 4, 5, 6, 7))
+
+
+def full_logits(model, text) -> torch.Tensor:
+    """[B, T, V] float64 log-probabilities, one sequence at a time."""
+    rows = []
+    for prompt, tokens in zip(text.prompts, text.tokens, strict=True):
+        logits = model(torch.cat((prompt, tokens))[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+        rows.append(logits.double().log_softmax(-1))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "qwen3"])
+@pytest.mark.parametrize("layers", [(0, 2, 3), (0, "1.mlp", 2, "3.attention")])
+def test_divergences_equal_those_of_full_logits(family, layers, monkeypatch):
+    monkeypatch.setattr("policies.divergence._CHUNK", 5 * VOCABULARY)
+    policy = shared_policy(family)
+    text = write(policy, layers, PROMPTS, LENGTH, seed=3)
+    with torch.no_grad():
+        log_pi, log_mu = (full_logits(model, text) for model in (policy.model, zeroed(policy.model, layers)))
+    pi, mu = log_pi.exp(), log_mu.exp()
+    wanted = (mu * (log_mu - log_pi), pi * (log_pi - log_mu), (pi - mu).abs() / 2)
+    found, same = compare(policy, states(policy, text, FULL), [states(policy, text, s) for s in (layers, FULL)])
+    for value, expected in zip((found.kl, found.kl_reverse, found.tv), wanted, strict=True):
+        assert value == pytest.approx(float(expected.sum(-1)[text.mask].mean()), rel=1e-3)
+    assert found.tokens == int(text.mask.sum())
+    assert (same.kl, same.kl_reverse, same.tv) == (0, 0, 0)
+
+
+def test_the_mean_log_ratio_of_sampled_tokens_estimates_the_exact_divergence():
+    policy, layers = shared_policy(), (0, 1, 3)
+    text = write(policy, layers, [PROMPTS[0]] * 400, Length(10), seed=1)
+    with torch.no_grad():
+        log_mu = policy.logprobs(text.prompts, text.tokens, text.mask, layers)
+        ratio = log_mu - policy.logprobs(text.prompts, text.tokens, text.mask)
+    found = compare(policy, states(policy, text, FULL), [states(policy, text, layers)])[0]
+    error = float(ratio[text.mask].std()) / text.mask.sum() ** 0.5
+    assert found.kl > 10 * error
+    assert abs(found.kl - float(ratio[text.mask].mean())) < 4 * error
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("half", [None, "attention", "mlp"])
+def test_leaving_out_each_layer_in_turn_equals_the_subsets_one_by_one(family, half):
+    policy = shared_policy(family)
+    text = write(policy, FULL, PROMPTS, LENGTH)
+    found = list(states_without_each(policy, text, half))
+    assert len(found) == LAYERS
+    for n, one in enumerate(found):
+        left: LayerSubset = without([n if half is None else f"{n}.{half}"], LAYERS)
+        torch.testing.assert_close(one, states(policy, text, left), atol=1e-4, rtol=1e-4)
+
+
+def test_block_influence_equals_that_of_transformers_hidden_states():
+    policy = shared_policy("qwen2")
+    text = write(policy, FULL, [PROMPTS[0]], Length(6))
+    ids = torch.cat((PROMPTS[0], text.tokens[0, :-1]))[None]
+    caught: list[torch.Tensor] = []
+    hooks = [b.register_forward_hook(lambda _m, i, o: caught.extend((i[0], o))) for b in policy.model.model.layers]
+    with torch.no_grad():
+        policy.model(ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    wanted = [
+        1 - float(torch.cosine_similarity(before[0], after[0], dim=-1).mean())
+        for before, after in zip(caught[::2], caught[1::2], strict=True)
+    ]
+    np.testing.assert_allclose(influence(policy, text), wanted, atol=1e-5)
+
+
+def test_texts_end_at_stop_tokens_and_do_not_depend_on_their_neighbours():
+    policy = shared_policy()
+    text = write(policy, (0, 2, 3), PROMPTS, LENGTH, seed=3)
+    for tokens, mask in zip(text.tokens.tolist(), text.mask.tolist(), strict=True):
+        size = sum(mask)
+        assert mask == [True] * size + [False] * (len(mask) - size)
+        assert size == LENGTH.tokens or tokens[size - 1] in LENGTH.stop
+        assert not set(tokens[: size - 1]) & set(LENGTH.stop)
+    alone = write(policy, (0, 2, 3), PROMPTS[:1], LENGTH, seed=3)
+    assert alone.tokens[0].tolist() == text.tokens[0, : alone.tokens.shape[1]].tolist()
+    assert text.mean_length == float(text.mask.sum()) / 3
+
+
+def test_a_checkpoint_on_transformers_layers_is_refused():
+    from policies import Policy
+
+    policy = Policy(random_model())
+    policy.functional = False
+    text = write(policy, FULL, PROMPTS, LENGTH)
+    with pytest.raises(UsageError, match="transformers' own layers"):
+        states(policy, text, FULL)
