@@ -11,12 +11,14 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
         loss   = -sum coef * weight * A * log pi   the one estimator
         step
 
+Under torchrun the work of an iteration is shared out (agents/distributed.py).
 `reft` keeps all layers and corrects nothing. `nested-reft/<sampler>/<correction>` names both.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,18 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from agents import checkpoint
+from agents.arguments import check_counts
 from agents.corrections import traits
-from agents.diagnostics import noise_floor, warn_collapse
+from agents.diagnostics import warn_collapse
+from agents.distributed import join, local_device
 from agents.environment import slots_of, vector_env_of
 from agents.language_model import LanguageModelPolicy, target_of
+from agents.noise import NOISE_EVERY, measured_noise
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, rollout_metrics
 from agents.update import Update
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Policy
 from registry import (
-    UsageError,
     advantages,
     agents,
     aggregations,
@@ -48,8 +52,6 @@ from registry import (
     skip_samplers,
 )
 
-NOISE_EVERY = 10  # iterations between measurements of the noise floor
-NOISE_PROBLEMS = 8
 Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
 
@@ -81,6 +83,8 @@ class ReFT(BaseAlgorithm):
         slots: env slots, when ``env`` does not say.
         seed: of everything drawn; equal seeds deal equal problems to every agent.
     """
+
+    parallel = True  # several processes can share a run
 
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
         self,
@@ -115,20 +119,9 @@ class ReFT(BaseAlgorithm):
         self.advantage = advantages.build(advantage)
         self.aggregation = aggregations.build(aggregation)
         self.problem_sampler = problem_samplers.build(problems)
-        for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
-            if value < 1:
-                raise UsageError(f"{name}={value} must be at least 1")
-        if not 1 <= minibatches <= problems_per_batch or epochs < 1:
-            raise UsageError(
-                f"minibatches={minibatches} must be 1..problems_per_batch={problems_per_batch} (whole groups), "
-                f"epochs={epochs} at least 1"
-            )
-        if temperature <= 0:
-            raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
-        if not 0 <= self.target_written <= group_size:
-            raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
+        check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
         self.group_size = group_size
         self.problems_per_batch = problems_per_batch
         self.minibatches = minibatches
@@ -138,18 +131,20 @@ class ReFT(BaseAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_tokens
         self.iteration = 0
+        self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
         self._warned = False
         self.metrics: dict[str, float] = {}
         self.layers: LayerSubset = ()
+        own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
             policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, group_size * problems_per_batch))),
+            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, own))),
             learning_rate=learning_rate,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
+            tensorboard_log=tensorboard_log if self.ranks.leader else None,
+            verbose=verbose if self.ranks.leader else 0,
+            device=local_device(device),
             support_multi_env=True,
             seed=seed,
             supported_action_spaces=(spaces.Discrete,),
@@ -160,7 +155,7 @@ class ReFT(BaseAlgorithm):
     def _setup_model(self) -> None:
         """Load the target, check that it and the environment speak the same vocabulary, and make the optimizer."""
         self.target = target_of(self._given_policy, self.action_space, str(self.device), self._dtype)
-        self._all_layers = tuple(range(self.target.num_layers))
+        self.all_layers = tuple(range(self.target.num_layers))
         self.sampler.sample(self.target.num_layers, np.random.default_rng(0))  # a ratio too high fails here
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.policy.temperature = self.temperature
@@ -171,10 +166,12 @@ class ReFT(BaseAlgorithm):
             weight_decay=self.weight_decay,
             fused=True,
         )
-        self.update = Update(self.target, self.optimizer, self.correction, self.aggregation)
-        self.update.temperature = self.temperature
-        self.update.max_grad_norm = self.max_grad_norm
+        self.update = Update(
+            self.target, self.optimizer, self.correction, self.aggregation, self.temperature, self.max_grad_norm
+        )
         self.update.microbatch_tokens = self.microbatch_tokens
+        self.update.ranks = self.ranks
+        self.ranks.require_equal(self.seed or 0, self.target.parameters())
 
     @property
     def envs(self) -> Any:
@@ -210,8 +207,8 @@ class ReFT(BaseAlgorithm):
         rng = np.random.default_rng([self.seed or 0, self.iteration])
         began = time.perf_counter()
         rollout, problems = self._rollout(rng, hooks)
-        wrote = time.perf_counter()
-        noise = self._noise_floor(problems) if self.iteration % NOISE_EVERY == 0 else {}
+        wrote, reward = time.perf_counter(), self.envs.unwrapped.reward_seconds
+        noise = measured_noise(self, problems) if self.iteration % NOISE_EVERY == 0 else {}
         scored = time.perf_counter()
         advantage = self.advantage(rollout.reward, rollout.group)
         rate = self.lr_schedule(self._current_progress_remaining)
@@ -219,7 +216,7 @@ class ReFT(BaseAlgorithm):
         measured = self.update(rollout, advantage, self.minibatches, self.epochs, rng)
         updated = time.perf_counter()
         measured |= noise
-        if not self._warned:
+        if self.ranks.leader and not self._warned:
             self._warned = warn_collapse(measured) is not None
         if hasattr(self.sampler, "observe"):
             self.sampler.observe(self.layers, measured)
@@ -235,7 +232,8 @@ class ReFT(BaseAlgorithm):
             "layers_kept": self.target.num_layers - skipped,
             "skip_ratio": skipped / self.target.num_layers,
             "tokens": tokens,
-            "time/rollout": wrote - began,
+            "time/rollout": wrote - began - reward,
+            "time/reward": reward,
             "time/update": updated - scored,
             "rollout_tokens_per_second": tokens / (wrote - began),
         }
@@ -247,9 +245,9 @@ class ReFT(BaseAlgorithm):
         problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
         seed = int(rng.integers(2**31))
         self.layers = self.sampler.sample(self.target.num_layers, rng)
-        mu: Acts = self._behavior(self.layers, seed)
+        mu: Acts = self.behavior(self.layers, seed)
         if self.target_written:
-            mu = GroupMixture(mu, self._behavior(self._all_layers, seed), self.group_size, self.target_written)
+            mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
 
         def on_step(tokens: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> bool:
             self.num_timesteps += tokens
@@ -258,25 +256,24 @@ class ReFT(BaseAlgorithm):
             hooks.update_locals({"dones": dones, "infos": infos})  # SB3's callbacks look for these
             return hooks.on_step()
 
+        def write(problems: Sequence[int], first_group: int) -> Rollout:
+            rollout = collect(mu, self.envs, problems, self.group_size, on_step, first_group)
+            if isinstance(mu, GroupMixture):
+                return mu.score(rollout, self.target, self.layers, self.temperature)
+            return rollout
+
         if hooks is not None:
             hooks.on_rollout_start()
-        rollout = collect(mu, self.envs, problems, self.group_size, on_step)
-        if isinstance(mu, GroupMixture):
-            rollout = mu.score(rollout, self.target, self.layers, self.temperature)
+        before = self.num_timesteps
+        rollout = self.ranks.rollout(write, problems)
+        self.num_timesteps = before + int(rollout.mask.sum())
         if hooks is not None:
             hooks.update_locals(locals())
             hooks.on_rollout_end()
         return rollout, problems
 
-    @torch.no_grad()
-    def _noise_floor(self, problems: list[int]) -> dict[str, float]:
-        """What engine and trainer disagree by on the full model's own tokens: no divergence below it means anything."""
-        mu = self._behavior(self._all_layers, self.iteration)
-        rollout = collect(mu, self.envs, problems[:NOISE_PROBLEMS], 1)
-        logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, temperature=self.temperature)
-        return noise_floor(logp, rollout)
-
-    def _behavior(self, layers: LayerSubset, seed: int) -> Behavior:
+    def behavior(self, layers: LayerSubset, seed: int) -> Behavior:
+        """What writes completions through ``layers``, one KV slot an env slot."""
         assert self.env is not None
         length = self.envs.unwrapped.task.max_length
         return self.target.nested(layers, self.env.num_envs, length, temperature=self.temperature, seed=seed)
@@ -295,8 +292,10 @@ class ReFT(BaseAlgorithm):
         return self.policy.predict(observation, state, episode_start, deterministic)
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer beside it; nothing is pickled."""
-        checkpoint.save(self, Path(path))
+        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer beside it; nothing is pickled.
+        Under torchrun one process writes, and the others do not wait for it."""
+        if self.ranks.leader:
+            checkpoint.save(self, Path(path))
 
     @classmethod
     def load(cls, path: Any, env: Any = "MathReason-v0", device: str = "cpu", **kwargs: Any) -> ReFT:  # type: ignore[override]

@@ -116,6 +116,7 @@ def collect(
     problems: Sequence[int],
     group_size: int,
     on_step: OnStep | None = None,
+    first_group: int = 0,
 ) -> Rollout:
     """Deal ``problems`` x ``group_size`` episodes to the slots of ``envs`` and drain them all.
 
@@ -123,6 +124,7 @@ def collect(
         mu: the behaviour policy, with one KV slot an env slot.
         envs: a ``MathReasonVector``, or a gymnasium vector wrapper of one.
         on_step: called after each step; a false answer stops the rollout.
+        first_group: where ``problems`` begin in a deck that several processes share.
 
     Returns:
         A ``Rollout`` in the order of the deck, whatever the number of slots.
@@ -141,26 +143,30 @@ def collect(
 
     # A wrapper that shapes rewards must see them when they are given, so only the bare env may hand verdicts in later.
     defer = envs is envs.unwrapped
-    obs, info = envs.reset(options={"deck": list(problems), "group_size": group_size, "defer": defer})
+    first = first_group * group_size
+    options = {"deck": list(problems), "group_size": group_size, "first_group": first_group, "defer": defer}
+    obs, info = envs.reset(options=options)
     start = _begin(info, episode)
     while (live := obs["length"][:, 0] > 0).any():
         actions, action_logp = mu.act(obs, start, episode)
-        rows = episode[live]
+        rows = episode[live] - first
         tokens[rows, written[rows]] = actions[live]
         logp[rows, written[rows]] = action_logp[live]
         written[rows] += 1
         obs, rewards, terminated, truncated, info = envs.step(actions)
         done = terminated | truncated
         for slot in np.flatnonzero(done):
-            reward[episode[slot]] = rewards[slot]
-            finals[episode[slot]] = {key: value[slot] for key, value in info["final_info"].items() if key[0] != "_"}
+            row = episode[slot] - first
+            reward[row] = rewards[slot]
+            finals[row] = {key: value[slot] for key, value in info["final_info"].items() if key[0] != "_"}
         if on_step is not None:
-            infos = [finals[e] if ended else {} for e, ended in zip(episode, done, strict=True)]
+            infos = [finals[e - first] if ended else {} for e, ended in zip(episode, done, strict=True)]
             if not on_step(int(live.sum()), done, infos):
                 raise Interrupted
         start = _begin(info, episode)
     for late, final in envs.settle() if defer else ():  # type: ignore[attr-defined]
-        reward[final["episode_id"]], finals[final["episode_id"]] = late, final
+        row = final["episode_id"] - first
+        reward[row], finals[row] = late, final
     longest = int(written.max(initial=1))
     prompts = [torch.as_tensor(task.prompt(index)) for index in problems]
     return Rollout(
@@ -169,7 +175,7 @@ def collect(
         mask=torch.arange(longest) < torch.from_numpy(written)[:, None],
         behavior_logp=torch.from_numpy(logp[:, :longest]),
         reward=torch.from_numpy(reward),
-        group=torch.arange(total) // group_size,
+        group=first_group + torch.arange(total) // group_size,
         episodes=tuple(finals),
     )
 

@@ -202,11 +202,13 @@ class SB3PPO(PPO):
         """SB3's, from fresh episodes and random numbers of (seed, iteration)."""
         self.set_random_seed(int(np.random.SeedSequence([self.seed or 0, self.iteration]).generate_state(1)[0]))
         self._began = time.perf_counter()
+        judged = self.envs.unwrapped.reward_seconds
         self._last_obs = env.reset()  # type: ignore[assignment]
         self._last_episode_starts = np.ones(env.num_envs, dtype=np.bool_)
         self._finals = []
         finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         self._wrote = time.perf_counter()
+        self._judging = self.envs.unwrapped.reward_seconds - judged
         return finished
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
@@ -228,7 +230,8 @@ class SB3PPO(PPO):
             "layers_kept": len(self.layers),
             "skip_ratio": 0.0,
             "tokens": tokens,
-            "time/rollout": self._wrote - self._began,
+            "time/rollout": self._wrote - self._began - self._judging,
+            "time/reward": self._judging,
             "time/update": time.perf_counter() - began,
             "rollout_tokens_per_second": tokens / (self._wrote - self._began),
         }

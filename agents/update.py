@@ -8,23 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from agents.corrections import traits, weigh
 from agents.diagnostics import diagnostics
+from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout
 from policies import Policy
 
 WIDE_SCOPES = ("group", "batch")  # a correction of such a scope must see more than one sequence at once
-
-
-@dataclass(frozen=True)
-class Used:
-    """What one micro-batch's gradient was made of."""
-
-    index: Tensor  # [N] rows of the minibatch
-    logp: Tensor  # [N, T] log pi at the step
-    weight: Tensor  # [N, T] the correction's
 
 
 @dataclass
@@ -39,6 +30,7 @@ class Update:
         temperature: log pi is that of the tempered distribution, the one that rollouts are sampled from.
         max_grad_norm: clip.
         microbatch_tokens: most tokens, prompts counted per completion, in one forward and backward.
+        ranks: the processes that share the forwards and backwards; each knows the whole rollout.
     """
 
     policy: Policy
@@ -48,6 +40,7 @@ class Update:
     temperature: float = 1.0
     max_grad_norm: float = 1.0
     microbatch_tokens: int = 16_384
+    ranks: Ranks = ALONE
 
     def __call__(
         self, rollout: Rollout, advantage: Tensor, minibatches: int, epochs: int, rng: np.random.Generator
@@ -60,33 +53,36 @@ class Update:
             rollout = replace(rollout, old_logp=self._score(rollout, wanted))
         groups = torch.unique(rollout.group)
         norms: list[float] = []
-        used: list[Used] = []
+        logp, weight = torch.zeros_like(rollout.behavior_logp), torch.zeros_like(rollout.behavior_logp)
         for epoch in range(epochs):
             order = torch.from_numpy(rng.permutation(len(groups)))
             for chosen in order.tensor_split(minibatches):
                 index = torch.isin(rollout.group, groups[chosen]).nonzero()[:, 0]
                 batch, a = rollout.select(index), advantage[index]
                 weights = self._whole_weights(batch, a, moved=bool(norms)) if wide else None
-                norm, done = self._step(batch, a, weights)
+                norm, used = self._step(batch, a, weights)
                 norms.append(norm)
                 if epoch == 0:
-                    used += [replace(one, index=index[one.index]) for one in done]
-        metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms)), "sequences_used": 0.0}
-        if used:
-            index = torch.cat([one.index for one in used])
-            chosen_rollout = rollout.select(index)
+                    width = batch.mask.shape[1]
+                    logp[index, :width], weight[index, :width] = used
+        used_index = advantage.nonzero()[:, 0]
+        metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
+        metrics["sequences_used"] = float(len(used_index))
+        if len(used_index):
+            chosen_rollout = rollout.select(used_index)
             width = chosen_rollout.mask.shape[1]
-            logp = torch.cat([pad(one.logp, (0, width - one.logp.shape[1])) for one in used])
-            weight = torch.cat([pad(one.weight, (0, width - one.weight.shape[1])) for one in used])
-            metrics |= {"sequences_used": float(len(index)), **diagnostics(logp, chosen_rollout, weight)}
+            logp, weight = (self.ranks.sum(each)[used_index, :width] for each in (logp, weight))
+            metrics |= diagnostics(logp, chosen_rollout, weight)
         return metrics
 
-    def _step(self, batch: Rollout, advantage: Tensor, weights: Tensor | None) -> tuple[float, list[Used]]:
-        """One optimizer step on whole groups: the gradient norm and what it was made of."""
+    def _step(self, batch: Rollout, advantage: Tensor, weights: Tensor | None) -> tuple[float, tuple[Tensor, Tensor]]:
+        """One optimizer step on whole groups: the gradient norm, and the [B, T] log pi and weights that this process's
+        part of the gradient was made of."""
         coef = self.aggregation(batch.mask)
-        done: list[Used] = []
+        used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
+        wanted = advantage.nonzero()[:, 0]
         self.optimizer.zero_grad(set_to_none=True)
-        for index in self._microbatches(batch, advantage.nonzero()[:, 0]):
+        for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
             logp = self._logprobs(micro)
             now = logp.detach()
@@ -95,13 +91,14 @@ class Update:
             width = logp.shape[1]
             weight = weigh(self.correction, now, micro, a) if weights is None else weights[index][:, :width]
             (-(coef[index][:, :width] * weight * a[:, None]).detach() * logp).sum().backward()
-            done.append(Used(index, now, weight))
-        if not done:
-            return 0.0, done
+            used[0][index, :width], used[1][index, :width] = now, weight
+        if not len(wanted):
+            return 0.0, used
+        self.ranks.sum_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.optimizer.step()
         self.policy.refresh()
-        return float(norm), done
+        return float(norm), used
 
     def _whole_weights(self, batch: Rollout, advantage: Tensor, moved: bool) -> Tensor:
         """[B, T] weights of a whole minibatch; before the first step log pi is still log pi_old."""
@@ -115,18 +112,19 @@ class Update:
         for index in self._microbatches(batch, wanted):
             scored = self._logprobs(batch.select(index))
             logp[index, : scored.shape[1]] = scored
-        return logp
+        return self.ranks.sum(logp)
 
     def _logprobs(self, batch: Rollout) -> Tensor:
         return self.policy.logprobs(batch.prompts, batch.tokens, batch.mask, temperature=self.temperature)
 
     def _microbatches(self, batch: Rollout, index: Tensor) -> list[Tensor]:
-        """``index`` in runs of at most ``microbatch_tokens``, in order, so that most groups stay together and share
-        their prompt."""
-        cost = (batch.mask.sum(1) + torch.tensor([len(prompt) for prompt in batch.prompts]))[index]
+        """This process's part of ``index`` in runs of at most ``microbatch_tokens``, in order, so that most groups stay
+        together and share their prompt."""
+        tokens_of = batch.mask.sum(1) + torch.tensor([len(prompt) for prompt in batch.prompts])
+        index = self.ranks.part(index, tokens_of[index])
         runs: list[Tensor] = []
         begin, total = 0, 0
-        for end, tokens in enumerate(cost.tolist()):
+        for end, tokens in enumerate(tokens_of[index].tolist()):
             if total and total + tokens > self.microbatch_tokens:
                 runs.append(index[begin:end])
                 begin, total = end, 0

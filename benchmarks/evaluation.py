@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout, collect
 from benchmarks.spec import EvaluationSpec
 from envs.task import Task
@@ -49,11 +50,13 @@ class Accuracy:
 
 
 class HeldOut:
-    """The first problems of a split, kept loaded between evaluations; verdicts are always the true ones."""
+    """The first problems of a split, kept loaded between evaluations; verdicts are always the true ones. The processes
+    of a run share the work, and each knows all answers."""
 
-    def __init__(self, task: Task, count: int, **changes: Any) -> None:
+    def __init__(self, task: Task, count: int, ranks: Ranks = ALONE, **changes: Any) -> None:
         spec = replace(task.spec, reward="verified", **changes)
-        self.envs = MathReasonVector(num_envs=min(SLOTS, count), copy=False, **asdict(spec))
+        self.ranks = ranks
+        self.envs = MathReasonVector(num_envs=min(SLOTS, -(-count // ranks.size)), copy=False, **asdict(spec))
         self.task: Task = self.envs.task
         size = self.task.problems.size
         self.problems = list(range(count if size is None else min(count, size)))
@@ -67,7 +70,11 @@ class HeldOut:
             temperature=temperature,
             seed=seed,
         )
-        rollout = collect(mu, self.envs, self.problems, samples)
+
+        def write(problems: list[int], first_group: int) -> Rollout:
+            return collect(mu, self.envs, problems, samples, first_group=first_group)
+
+        rollout = self.ranks.rollout(write, self.problems)
         right = np.array([info["is_success"] for info in rollout.episodes]).reshape(-1, samples)
         statuses: dict[str, int] = {}
         for info in rollout.episodes:
@@ -97,7 +104,7 @@ class HeldOut:
 class Evaluator:
     """What a run measures: the held-out split of its own problems, and further sets beside it."""
 
-    def __init__(self, task: Task, spec: EvaluationSpec) -> None:
+    def __init__(self, task: Task, spec: EvaluationSpec, ranks: Ranks = ALONE) -> None:
         self.spec = spec
         options = {name: value for name, value in task.spec.problem_options.items() if name not in ("subset", "limit")}
         elsewhere = {name: value for name, value in options.items() if name == "data_dir"}
@@ -105,9 +112,9 @@ class Evaluator:
         if spec.subset is not None:
             chosen["subset"] = spec.subset
         source = spec.source or task.spec.problems
-        self.own = HeldOut(task, spec.problems, problems=source, split=spec.split, problem_options=chosen)
+        self.own = HeldOut(task, spec.problems, ranks, problems=source, split=spec.split, problem_options=chosen)
         self.further = {
-            name: HeldOut(task, spec.problems, problems=name, split="test", problem_options=elsewhere)
+            name: HeldOut(task, spec.problems, ranks, problems=name, split="test", problem_options=elsewhere)
             for name in spec.sets
         }
         _refuse_overlap(task, self.own)

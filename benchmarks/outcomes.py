@@ -111,8 +111,8 @@ class ArmOutcome:
         return float(np.mean(values)) if values else None
 
     def over_runs(self, name: str) -> float:
-        """Mean over runs of a field of the result."""
-        return float(np.mean([run.result[name] for run in self.runs]))
+        """Mean over runs of a number of the result; 0 for one that runs of an older version did not measure."""
+        return float(np.mean([run.result.get(name, 0.0) for run in self.runs]))
 
     def sampled(self, when: str, k: int) -> float:
         """pass@k of sampled completions, ``before`` or ``after``, over questions and runs; k = 1 is avg@n."""
@@ -145,6 +145,7 @@ def describe(arm: ArmOutcome, target: float) -> dict[str, Any]:
         "tokens_per_second": arm.over_runs("rollout_tokens_per_second"),
         "seconds": arm.over_runs("seconds"),
         "seconds_rollout": arm.over_runs("seconds_rollout"),
+        "seconds_reward": arm.over_runs("seconds_reward"),
         "seconds_update": arm.over_runs("seconds_update"),
         "seconds_evaluation": arm.over_runs("seconds_evaluation"),
         "kl": arm.mean("kl_k1"),

@@ -2,7 +2,8 @@
 
 The run lives in ``runs/<hash>/``: spec.json (every default resolved), provenance.json, metrics.jsonl (a line an
 iteration and an evaluation), checkpoint/, model/ and, last, result.json. The same command resumes a killed run to the
-same numbers; ``--spec FILE`` repeats a run exactly.
+same numbers; ``--spec FILE`` repeats a run exactly. Several processes or GPUs share one run under torchrun:
+``torchrun --nproc-per-node 2 -m benchmarks.run ...``, to the same numbers up to the order of sums.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
         spec: RunSpec = _spec(given)
         result = run(spec, given.runs, given.quiet, given.threads, given.parent)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{_of_process()}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    if not given.quiet:
+    if not given.quiet and not _follows():
         _print_result(result, given.runs / spec.hash)
     return 0
 
@@ -91,12 +92,21 @@ def run(
         torch.set_num_threads(threads)
     disable_progress_bar()
     training = Training(spec, folder)
-    with RunProgress(spec, quiet) as progress:
+    with RunProgress(spec, quiet or _follows()) as progress:
         for row in training:
             progress.show(row)
             if parent is not None and os.getppid() != parent:
                 raise KeyboardInterrupt
     return training.result
+
+
+def _follows() -> bool:
+    """Whether another process of this run, under torchrun, is the one that writes and tells."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def _of_process() -> str:
+    return f" (process {os.environ['RANK']})" if _follows() else ""
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.spec import RunSpec
 
-TIMES = ("time/rollout", "time/update", "time/iteration")
+TIMES = ("time/rollout", "time/reward", "time/update", "time/iteration")
 NOT_AVERAGED = {"iteration", "timesteps", "layers", "learning_rate", *TIMES, "time/cpu"}
 
 
@@ -53,9 +53,10 @@ def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "sets_before": first.get("sets", {}),
         "sets_after": last.get("sets", {}),
         "tokens": tokens,
-        "rollout_tokens_per_second": tokens / max(seconds["time/rollout"], 1e-9),
+        "rollout_tokens_per_second": tokens / max(seconds["time/rollout"] + seconds["time/reward"], 1e-9),
         "seconds": seconds["time/iteration"],
         "seconds_rollout": seconds["time/rollout"],
+        "seconds_reward": seconds["time/reward"],
         "seconds_update": seconds["time/update"],
         "seconds_evaluation": float(sum(row.get("time/evaluation", 0.0) for row in evaluations)),
         "cpu_seconds": float(sum(row.get("time/cpu", 0.0) for row in rows)),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents import checkpoint
+from agents.distributed import Ranks, join
 from benchmarks.durable import locked, read_rows, storage_errors, write_whole
 from benchmarks.evaluation import Evaluator
 from benchmarks.provenance import provenance
@@ -24,6 +27,7 @@ from registry import UsageError
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+FINISHED = -1
 
 
 class Training:
@@ -40,26 +44,45 @@ class Training:
         self.result: dict[str, Any] = {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.ranks = self._ranks()
         # The same numbers again, on several threads too. CUDA lacks some deterministic kernels: there it warns.
         torch.use_deterministic_algorithms(True, warn_only=self.spec.device != "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        with locked(self.folder):
-            if (self.folder / RESULT).is_file():  # another process finished it while this one waited
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder) if self.ranks.leader else nullcontext():
+            iteration = self.ranks.agree(self._prepared() if self.ranks.leader else 0)
+            if iteration == FINISHED:
                 self.result = json.loads((self.folder / RESULT).read_text())
                 return
+            self.rows, _ = read_rows(self.folder / METRICS)
+            agent = self._agent(iteration)
             with storage_errors(self.folder):
-                self._clear_partial()
-                self.spec.write(self.folder / "spec.json")
-                write_whole(self.folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
-            agent = self._agent()
-            with storage_errors(self.folder):
-                write_whole(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
-                self._file = (self.folder / METRICS).open("a", encoding="utf-8")
+                self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open(
+                    "a", encoding="utf-8"
+                )
             with self._file:
                 yield from self._train(agent)
             self._finish(agent)
+
+    def _ranks(self) -> Ranks:
+        ranks = join(self.spec.device)
+        if ranks.size > 1 and not getattr(agent_arguments(self.spec.agent)[0], "parallel", False):
+            raise UsageError(f"agent {self.spec.agent['id']!r} trains in one process: start it without torchrun")
+        return ranks
+
+    def _prepared(self) -> int:
+        """Make the folder ready; returns the iteration that its checkpoint goes on from, 0 to start, or FINISHED."""
+        if (self.folder / RESULT).is_file():  # another process finished it while this one waited
+            return FINISHED
+        with storage_errors(self.folder):
+            self._clear_partial()
+            self.spec.write(self.folder / "spec.json")
+            about = provenance() | ({"processes": self.ranks.size} if self.ranks.size > 1 else {})
+            write_whole(self.folder / "provenance.json", json.dumps(about, indent=2) + "\n")
+            iteration, rows = self._saved()
+            write_whole(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        return iteration
 
     def _clear_partial(self) -> None:
         """Drop what a kill left half-written; a checkpoint caught between its two renames is put back."""
@@ -74,22 +97,29 @@ class Training:
         for scratch in self.folder.glob(".*.partial"):
             scratch.unlink()
 
-    def _agent(self) -> Any:
-        """The agent, at the checkpoint if there is one whose rows are all there, else at the start."""
+    def _saved(self) -> tuple[int, list[dict[str, Any]]]:
+        """The checkpoint's iteration and rows; 0 and none without a checkpoint whose rows are all there."""
         saved = self.folder / "checkpoint"
-        if (saved / checkpoint.STATE).is_file():
-            iteration = json.loads((saved / checkpoint.STATE).read_text())["iteration"]
-            rows, damaged = read_rows(self.folder / METRICS)
-            self.rows = [row for row in rows if row["iteration"] <= iteration]
-            if self._complete(self.rows, iteration):
-                agent = make_agent(self.spec, str(saved))
-                checkpoint.restore(agent, saved)
-                return agent
-            where = f"line {damaged} of {METRICS} is damaged" if damaged else f"{METRICS} has lost rows"
-            warnings.warn(f"{self.folder}: {where}, so the run starts again from the beginning", stacklevel=3)
-            shutil.rmtree(saved)
-        self.rows = []
-        return make_agent(self.spec)
+        if not (saved / checkpoint.STATE).is_file():
+            return 0, []
+        iteration = int(json.loads((saved / checkpoint.STATE).read_text())["iteration"])
+        rows, damaged = read_rows(self.folder / METRICS)
+        rows = [row for row in rows if row["iteration"] <= iteration]
+        if self._complete(rows, iteration):
+            return iteration, rows
+        where = f"line {damaged} of {METRICS} is damaged" if damaged else f"{METRICS} has lost rows"
+        warnings.warn(f"{self.folder}: {where}, so the run starts again from the beginning", stacklevel=4)
+        shutil.rmtree(saved)
+        return 0, []
+
+    def _agent(self, iteration: int) -> Any:
+        """The agent, at the checkpoint or at the start."""
+        if not iteration:
+            return make_agent(self.spec)
+        saved = self.folder / "checkpoint"
+        agent = make_agent(self.spec, str(saved))
+        checkpoint.restore(agent, saved)
+        return agent
 
     def _complete(self, rows: list[dict[str, Any]], iteration: int) -> bool:
         trained = [row["iteration"] for row in training_rows(rows)]
@@ -99,7 +129,7 @@ class Training:
 
     def _train(self, agent: Any) -> Iterator[dict[str, Any]]:
         chosen = self.spec.evaluated
-        self.evaluator = Evaluator(agent.envs.unwrapped.task, chosen)
+        self.evaluator = Evaluator(agent.envs.unwrapped.task, chosen, self.ranks)
         if not self.rows:
             yield self._evaluate(agent, whole=True)
         last = self._over(agent)
@@ -119,12 +149,14 @@ class Training:
                     agent.save(self.folder / "checkpoint")
 
     def _over(self, agent: Any) -> bool:
-        """Whether a budget is used up."""
+        """Whether a budget is used up; by the leader's clock."""
         spec = self.spec
-        return (
-            agent.iteration >= spec.iterations
-            or (spec.tokens is not None and agent.num_timesteps >= spec.tokens)
-            or (spec.seconds is not None and seconds_spent(self.rows) >= spec.seconds)
+        return bool(
+            self.ranks.agree(
+                agent.iteration >= spec.iterations
+                or (spec.tokens is not None and agent.num_timesteps >= spec.tokens)
+                or (spec.seconds is not None and seconds_spent(self.rows) >= spec.seconds)
+            )
         )
 
     def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
@@ -148,6 +180,8 @@ class Training:
         """Save the model, then the result: a folder with a result is a finished run."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.result = {**summarise(self.spec, self.rows), "peak_bytes": peak * 1024}
+        if not self.ranks.leader:
+            return
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
             write_whole(self.folder / RESULT, json.dumps(self.result, indent=2) + "\n")
@@ -177,5 +211,5 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
 
     env = dict(env)
     id = env.pop("id")
-    episodes = arguments.get("group_size", 1) * arguments.get("problems_per_batch", 64)
+    episodes = arguments.get("group_size", 1) * -(-arguments.get("problems_per_batch", 64) // join().size)
     return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)

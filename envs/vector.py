@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from envs.problem import Verdict
 from envs.task import Task, final_info, start_info
 from registry import UnknownField, UsageError
 
-OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "defer", "reset_mask")
+OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_group", "defer", "reset_mask")
 PENDING = Verdict(0.0, "", "pending")
 Dealt = tuple[int, int, int, int]  # problem index, episode, group, sample
 
@@ -55,11 +56,15 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     Reset options:
         deck: [N] problem indices, with ``group_size`` G: N * G episodes are dealt in order, episode e being sample
             e % G of group e // G. A slot that finishes takes the next one; when none is left it idles.
+        first_group: with a deck: the number of its first group, if it is a part of a larger deck (default 0).
         defer: with a deck: a verdict that a worker is still busy with does not hold the step up. The episode ends with
             the reward 0 and the status ``pending``, and ``settle`` gives the verdict later.
         problem_indices: [S], the problem each slot begins with; later ones are drawn.
         problem_index: the same problem for every slot.
         reset_mask: [S] bool, the slots to reset; an unfinished episode there is abandoned.
+
+    Attributes:
+        reward_seconds: wall-clock seconds that verdicts took (their settling included) since the last deck was dealt.
 
     Args:
         num_envs: S.
@@ -96,6 +101,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._deck: deque[Dealt] | None = None
         self._defer = False
         self._pending: list[tuple[Finished, Future[Verdict]]] = []
+        self.reward_seconds = 0.0
         self._begun = False
 
     @property
@@ -149,14 +155,9 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             Finished(self._infos[slot], reason, self._completion(slot).copy(), slot)
             for slot, reason in self._ended(live, tokens)
         ]
-        # All are requested before any is waited for, so that workers settle them side by side.
-        futures = [self.task.verdict(one.completion, one.info["problem_index"]) for one in finished]
         infos: dict[str, Any] = {}
-        for one, future in zip(finished, futures, strict=True):
+        for one, verdict in zip(finished, self._verdicts(finished), strict=True):
             slot, reason = one.slot, one.reason
-            verdict = PENDING if self._defer and not future.done() else future.result()
-            if verdict is PENDING:
-                self._pending.append((one, future))
             rewards[slot], final = one.settled(self.task, verdict)
             terminations[slot] = reason != "length"
             truncations[slot] = reason == "length"
@@ -170,8 +171,11 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def settle(self) -> list[tuple[float, dict[str, Any]]]:
         """Reward and final info of every episode whose verdict was deferred, in the order they ended; waits."""
+        began = perf_counter()
         pending, self._pending = self._pending, []
-        return [one.settled(self.task, future.result()) for one, future in pending]
+        settled = [one.settled(self.task, future.result()) for one, future in pending]
+        self.reward_seconds += perf_counter() - began
+        return settled
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """``ansi``: a slot's text so far, below its last finished episode."""
@@ -212,13 +216,17 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             for index in set(problems):
                 self.task.problem(index)
                 self.task.prompt(index)
-            dealt = [(problem, n * size + k, n, k) for n, problem in enumerate(problems) for k in range(size)]
+            first = int(options.get("first_group", 0))
+            dealt = [(problem, n * size + k, n, k) for n, problem in enumerate(problems, first) for k in range(size)]
             self._deck = deque(dealt)
             self._defer = bool(options.get("defer", False))
             self._pending = []
+            self.reward_seconds = 0.0
             self._live[:] = False
-        elif "group_size" in options or "defer" in options:
-            raise UsageError("group_size and defer go with a deck: pass options={'deck': indices, 'group_size': G}")
+        elif {"group_size", "first_group", "defer"} & set(options):
+            raise UsageError(
+                "group_size, first_group and defer go with a deck: pass options={'deck': indices, 'group_size': G}"
+            )
         elif "reset_mask" not in options:
             self._deck, self._defer, self._pending = None, False, []
 
@@ -264,6 +272,17 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             candidates = live[full | np.isin(tokens, list(self.task.stop_token_ids))]
         reasons = [(int(slot), self.task.finish_reason(self._completion(slot))) for slot in candidates]
         return [(slot, reason) for slot, reason in reasons if reason is not None]
+
+    def _verdicts(self, finished: list[Finished]) -> list[Verdict]:
+        """The verdict on each, or ``PENDING`` for one that is deferred."""
+        began = perf_counter()
+        # All are requested before any is waited for, so that workers settle them side by side.
+        futures = [self.task.verdict(one.completion, one.info["problem_index"]) for one in finished]
+        verdicts = [PENDING if self._defer and not future.done() else future.result() for future in futures]
+        late = zip(finished, futures, verdicts, strict=True)
+        self._pending += [(one, future) for one, future, verdict in late if verdict is PENDING]
+        self.reward_seconds += perf_counter() - began
+        return verdicts
 
     def _completion(self, slot: int) -> NDArray[np.int64]:
         return self._ids[slot, self._prompt[slot] : self._length[slot]]

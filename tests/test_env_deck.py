@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.vector import MathReasonVector
+from registry import UsageError
 from tests.env_oracles import SHORT, eos_of
 
 
@@ -114,3 +115,13 @@ def test_problem_indices_and_reset_mask(venv: MathReasonVector) -> None:
     assert info["_problem_index"].tolist() == [False, True, False] and info["problem_index"][1] == 16
     for slot in (0, 2):
         np.testing.assert_array_equal(after["input_ids"][slot], before["input_ids"][slot])
+
+
+def test_a_part_of_a_deck_keeps_its_numbers_and_verdicts_are_timed(venv: MathReasonVector) -> None:
+    _, info = venv.reset(options={"deck": [4, 5], "group_size": 2, "first_group": 3})
+    assert info["episode_id"].tolist() == [6, 7, 8] and info["group_id"].tolist() == [3, 3, 4]
+    assert venv.reward_seconds == 0.0
+    drain(venv, [4, 5], 2, lambda episode, position: 5)
+    assert venv.reward_seconds > 0.0
+    with pytest.raises(UsageError, match="first_group"):
+        venv.reset(options={"first_group": 3})

@@ -80,6 +80,14 @@ def test_numbers_follow_from_the_runs(tmp_path):
     assert (line["kl"], line["ess"], line["layers_kept"]) == (0.0, 1.0, [4])
 
 
+def test_cost_shares_are_shown_apart(tmp_path):
+    found = compared(tmp_path, {"reft": 0.75})
+    line = found.groups[0].lines[0]
+    spent = [line[f"seconds_{part}"] for part in ("rollout", "reward", "update")]
+    assert spent == pytest.approx([3.6, 0.4, 2.0])  # 4 iterations
+    assert "| 56/6/31 |" in markdown(found) and "reward" in html(found)
+
+
 def test_equal_budgets_are_the_largest_common_ones(tmp_path):
     """An arm of twice the pace is compared, at equal wall-clock, with the baseline's half-way accuracy."""
     found = compared(tmp_path, {"reft": 0.75, AGENTS[1]: 0.75}, pace={AGENTS[1]: 2.0})

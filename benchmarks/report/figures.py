@@ -20,6 +20,12 @@ matplotlib.rcParams["axes.spines.top"] = False
 matplotlib.rcParams["axes.spines.right"] = False
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+COSTS = {
+    "seconds_rollout": "rollout",
+    "seconds_reward": "reward",
+    "seconds_update": "update",
+    "seconds_evaluation": "evaluation",
+}
 MARKERS = "osD^vPX*"
 AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds"}
 PANEL = (4.2, 3.1)
@@ -93,18 +99,17 @@ def speed_and_divergence(group: Group) -> Figure:
 
 
 def cost_shares(group: Group) -> Figure:
-    """Mean seconds of a run spent on rollouts, updates and evaluations."""
+    """Mean seconds of a run spent on rollouts, verdicts, updates and evaluations."""
     figure = Figure(figsize=(PANEL[0] + 1.2, 1.1 + 0.36 * len(group.arms)), layout="constrained")
     panel = figure.subplots()
     left = np.zeros(len(group.arms))
-    parts = {"seconds_rollout": "rollout and reward", "seconds_update": "update", "seconds_evaluation": "evaluation"}
-    for colour, (name, word) in zip((COLOURS[1], COLOURS[5], "#BBBBBB"), parts.items(), strict=True):
+    for colour, (name, word) in zip((COLOURS[1], COLOURS[2], COLOURS[5], "#BBBBBB"), COSTS.items(), strict=True):
         width = np.array([line[name] for line in group.lines])
         panel.barh([line["label"] for line in group.lines], width, left=left, color=colour, label=word)
         left += width
     panel.invert_yaxis()
     panel.set_xlabel("seconds a run")
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small", frameon=False)
     return figure
 
 

@@ -19,14 +19,17 @@ HEADS = (
     "gain, points",
     "tokens/s",
     "time",
+    "rollout / reward / update, %",
     "KL/token",
     "ESS",
     "skip k/L",
 )
+SHARED = ("rollout", "reward", "update")
 NOTES = (
-    "Greedy held-out accuracy with 95 % intervals over questions and seeds; tokens/s: of rollouts; time: of training, "
-    "without evaluation; KL/token: of the behaviour policy from the target, in nats; ESS: effective sample size of "
-    "whole completions under exact reweighting; k/L: layers skipped of all."
+    "Greedy held-out accuracy with 95 % intervals over questions and seeds; tokens/s: of rollouts with their verdicts; "
+    "time: of training, without evaluation, and what its parts are of it; KL/token: of the behaviour policy from the "
+    "target, in nats; ESS: effective sample size of whole completions under exact reweighting; k/L: layers skipped of "
+    "all."
 )
 
 
@@ -45,6 +48,7 @@ def cells(line: dict[str, Any]) -> list[str]:
         points(line["gain"], ""),
         f"{line['tokens_per_second']:.0f}",
         clock(line["seconds"]),
+        "/".join(f"{100 * line[f'seconds_{part}'] / max(line['seconds'], 1e-9):.0f}" for part in SHARED),
         number(line["kl"]),
         number(line["ess"]),
         skip,
@@ -62,7 +66,7 @@ def print_comparison(comparison: Comparison) -> None:
     """The tables and the summary on standard output."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(150, console.width))
+        console = Console(width=max(160, console.width))
     for group in comparison.groups:
         console.print(_table(comparison, group))
     for sentence in summary(comparison):

@@ -1,0 +1,23 @@
+"""What the ReFT loop's arguments must satisfy."""
+
+from __future__ import annotations
+
+from registry import UsageError
+
+
+def check_counts(
+    group_size: int, problems_per_batch: int, minibatches: int, epochs: int, target_written: int, temperature: float
+) -> None:
+    """Raise UsageError for the first argument out of its range."""
+    for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
+        if value < 1:
+            raise UsageError(f"{name}={value} must be at least 1")
+    if not 1 <= minibatches <= problems_per_batch or epochs < 1:
+        raise UsageError(
+            f"minibatches={minibatches} must be 1..problems_per_batch={problems_per_batch} (whole groups), "
+            f"epochs={epochs} at least 1"
+        )
+    if temperature <= 0:
+        raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
+    if not 0 <= target_written <= group_size:
+        raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
