@@ -67,6 +67,10 @@ class Ranks:
         """The leader's value, for every process."""
         return int(self.sum(torch.tensor(int(value) if self.leader else 0)))
 
+    def agree_on(self, text: str) -> str:
+        """The leader's text, for every process."""
+        return text if self.size == 1 else self._texts(text)[0]
+
     def require_equal(self, seed: int, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Raise UsageError unless all processes have the same seed and weights."""
         if self.size == 1:

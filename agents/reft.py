@@ -39,6 +39,7 @@ from agents.distributed import join, local_device
 from agents.environment import slots_of, vector_env_of
 from agents.language_model import LanguageModelPolicy, target_of
 from agents.noise import NOISE_EVERY, measured_noise
+from agents.preparation import check_sampler, prepare_sampler
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, rollout_metrics
 from agents.update import Update
 from envs.sb3 import SB3VecEnv
@@ -156,7 +157,7 @@ class ReFT(BaseAlgorithm):
         """Load the target, check that it and the environment speak the same vocabulary, and make the optimizer."""
         self.target = target_of(self._given_policy, self.action_space, str(self.device), self._dtype)
         self.all_layers = tuple(range(self.target.num_layers))
-        self.sampler.sample(self.target.num_layers, np.random.default_rng(0))  # a ratio too high fails here
+        check_sampler(self.sampler, self.target.num_layers)
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.policy.temperature = self.temperature
         self.lr_schedule = FloatSchedule(self.learning_rate)
@@ -205,6 +206,7 @@ class ReFT(BaseAlgorithm):
     def iterate(self, hooks: BaseCallback | None = None) -> dict[str, float]:
         """One iteration of the loop at the top of this file; returns its metrics."""
         rng = np.random.default_rng([self.seed or 0, self.iteration])
+        prepared = prepare_sampler(self) if not getattr(self.sampler, "ready", True) else {}
         began = time.perf_counter()
         rollout, problems = self._rollout(rng, hooks)
         wrote, reward = time.perf_counter(), self.envs.unwrapped.reward_seconds
@@ -215,7 +217,7 @@ class ReFT(BaseAlgorithm):
         update_learning_rate(self.optimizer, rate)
         measured = self.update(rollout, advantage, self.minibatches, self.epochs, rng)
         updated = time.perf_counter()
-        measured |= noise
+        measured |= noise | prepared
         if self.ranks.leader and not self._warned:
             self._warned = warn_collapse(measured) is not None
         if hasattr(self.sampler, "observe"):
@@ -228,6 +230,7 @@ class ReFT(BaseAlgorithm):
         self.metrics = {
             **measured,
             **rollout_metrics(rollout, self.group_size),
+            **(self.sampler.metrics() if hasattr(self.sampler, "metrics") else {}),
             "learning_rate": rate,
             "layers_kept": self.target.num_layers - skipped,
             "skip_ratio": skipped / self.target.num_layers,

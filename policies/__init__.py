@@ -10,16 +10,29 @@ Importing this package registers the skip samplers; transformers is imported onl
 """
 
 from policies.behavior import Behavior
+from policies.divergence import Length
+from policies.measured import AttentionOnly, BlockInfluence, LowestKL, MLPOnly, SoftmaxSkip
 from policies.policy import Policy
-from policies.samplers import FixedSkip, FullDepth, UniformSkip
+from policies.probe import Probe
+from policies.samplers import EarlyExit, EvenSkip, FixedSkip, FullDepth, MiddleSkip, UniformSkip
 from policies.subset import LayerSubset, check_subset
 
 __all__ = [
+    "AttentionOnly",
     "Behavior",
+    "BlockInfluence",
+    "EarlyExit",
+    "EvenSkip",
     "FixedSkip",
     "FullDepth",
     "LayerSubset",
+    "Length",
+    "LowestKL",
+    "MLPOnly",
+    "MiddleSkip",
     "Policy",
+    "Probe",
+    "SoftmaxSkip",
     "UniformSkip",
     "check_subset",
 ]

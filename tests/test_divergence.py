@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from policies import Probe
 from policies.divergence import Length, compare, influence, states, states_without_each, write
 from policies.subset import LayerSubset, without
 from registry import UsageError
@@ -82,6 +83,21 @@ def test_block_influence_equals_that_of_transformers_hidden_states():
         for before, after in zip(caught[::2], caught[1::2], strict=True)
     ]
     np.testing.assert_allclose(influence(policy, text), wanted, atol=1e-5)
+
+
+def test_a_probe_measures_layers_and_sets_on_one_text_of_the_full_model():
+    policy = shared_policy("qwen3")
+    probe = Probe(policy, PROMPTS, Length(6), temperature=0.8, seed=2)
+    target = states(policy, probe.text, FULL)
+    for skipped in ([1], ["2.mlp"], ["0.attention", 3]):
+        nested = states(policy, probe.text, without(skipped, LAYERS))
+        wanted = compare(policy, target, [nested], 0.8)[0].kl
+        assert probe.set_kl(skipped) == pytest.approx(wanted, rel=1e-5)
+    for half in (None, "attention", "mlp"):
+        names = [n if half is None else f"{n}.{half}" for n in range(LAYERS)]
+        np.testing.assert_allclose(probe.kl(half), [probe.set_kl([name]) for name in names], rtol=1e-3, atol=1e-6)
+    assert probe.kl() is probe.kl()
+    assert len(probe.influence) == LAYERS
 
 
 def test_texts_end_at_stop_tokens_and_do_not_depend_on_their_neighbours():

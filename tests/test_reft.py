@@ -159,7 +159,9 @@ def test_equal_seeds_deal_equal_problems_whatever_the_agent(folder: str) -> None
     assert dealt() == dealt(sampler="uniform", correction="retrace") == dealt(sampler="fixed")
 
 
-@pytest.mark.parametrize("id", ["reft", "nested-reft/uniform/retrace", "nested-reft/uniform/defensive"])
+@pytest.mark.parametrize(
+    "id", ["reft", "nested-reft/uniform/retrace", "nested-reft/uniform/defensive", "nested-reft/softmax/retrace"]
+)
 def test_a_saved_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, id: str) -> None:
     component, fixed = agent_registry.resolve(id)
     given = {**fixed, "problems": "curriculum", "minibatches": 2}
@@ -174,6 +176,28 @@ def test_a_saved_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, 
     assert numbers(resumed.iterate()) == numbers(straight.iterate())
     assert torch.equal(weights(resumed), weights(straight))
     LlamaForCausalLM.from_pretrained(tmp_path / "saved")
+
+
+def test_a_sampler_that_needs_scores_gets_them_once_and_pairs_with_the_others(folder: str) -> None:
+    agent, other = make(folder, sampler={"id": "lowest-kl", "ratio": 0.25}), make(folder)
+    first, second = agent.iterate(), agent.iterate()
+    assert first["time/prepare"] > 0
+    assert "time/prepare" not in second
+    assert first["skip_ratio"] == second["skip_ratio"] == 0.25
+    assert first["layers_kept"] == 3
+    other.iterate()
+    assert agent._rollout(np.random.default_rng(1), None)[1] == other._rollout(np.random.default_rng(1), None)[1]
+    with pytest.raises(UsageError, match="largest possible"):
+        make(folder, sampler={"id": "lowest-kl", "ratio": 0.95})
+
+
+def test_a_policy_without_some_halves_is_trained_and_counted_by_weight(folder: str) -> None:
+    agent = make(folder, sampler={"id": "attention-only", "ratio": 0.5}, correction="truncated-is")
+    metrics = agent.iterate()
+    a = agent.target.architecture
+    assert metrics["skip_ratio"] == pytest.approx(0.5 * a.attention_share)
+    assert metrics["layers_kept"] == pytest.approx(LAYERS - 2 * a.attention_share)
+    assert metrics["kl_k3"] > 0
 
 
 def test_defensive_groups_hold_both_writers(folder: str) -> None:
