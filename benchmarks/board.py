@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from benchmarks.launch import Watched
+from benchmarks.progress import counted
 
 MOST_LINES = 30
 SECONDS_BETWEEN_LINES = 15.0
@@ -61,7 +62,7 @@ class Board:
                 self.labels[run.spec.hash],
                 str(run.spec.seed),
                 "finished before" if run.reused else run.phase,
-                f"{run.iteration}/{run.spec.iterations}",
+                counted(run.iteration, run.spec.iterations),
                 f"{run.accuracy:.1%}" if run.accuracy is not None else "",
                 f"{run.tokens_per_second:.0f}" if run.tokens_per_second and not run.over else "",
                 clock(own) if own is not None and not run.over and run.process is not None else "",
@@ -81,22 +82,29 @@ class Board:
             self.told[run.spec.hash] = (kind, now)
             accuracy = f", accuracy {run.accuracy:.1%}" if run.accuracy is not None else ""
             text = f"{self.labels[run.spec.hash]} seed {run.spec.seed}: {'finished before' if run.reused else kind}"
-            text += f" {run.iteration}/{run.spec.iterations}{accuracy}"
+            text += f" {counted(run.iteration, run.spec.iterations)}{accuracy}"
             print(text + (f": {run.error}" if run.error else ""), file=sys.stderr, flush=True)
 
 
 def _left(run: Watched) -> float | None:
-    pace = run.seconds_an_iteration
-    return None if pace is None else pace * (run.spec.iterations - run.iteration)
+    """Seconds until the first of a run's budgets is used up; None before its pace is known."""
+    pace, spec = run.seconds_an_iteration, run.spec
+    if pace is None:
+        return None
+    spent, tokens = pace * run.iteration, run.tokens / run.iteration if run.iteration else 0.0
+    left = [] if spec.iterations is None else [pace * (spec.iterations - run.iteration)]
+    left += [] if spec.seconds is None else [spec.seconds - spent]
+    left += [] if spec.tokens is None or not tokens else [pace * (spec.tokens - run.tokens) / tokens]
+    return max(0.0, min(left)) if left else None
 
 
 def seconds_left(runs: Sequence[Watched], jobs: int) -> float | None:
     """Seconds until all runs are over, from the pace of those seen; None before any pace is known."""
-    paces = [run.seconds_an_iteration for run in runs if run.seconds_an_iteration is not None]
-    if not paces:
+    seen = [(run, left) for run in runs if (left := _left(run)) is not None]
+    if not seen:
         return None
-    usual = sum(paces) / len(paces)
-    todo = [(run.seconds_an_iteration or usual) * (run.spec.iterations - run.iteration) for run in runs if not run.over]
+    usual = sum((run.seconds_an_iteration or 0.0) * run.iteration + left for run, left in seen) / len(seen)
+    todo = [usual if (left := _left(run)) is None else left for run in runs if not run.over]
     return max([sum(todo) / jobs, *todo], default=0.0)
 
 

@@ -17,13 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.run import BUDGETS, INTERRUPTED
 from registry import UsageError
 
 if TYPE_CHECKING:
     from benchmarks.grid import Arm, Grid
     from benchmarks.launch import Watched
-
-INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="how many (5), or which (0,3,7; one seed alone as '3,')")
     parser.add_argument("--policy", nargs="+", help="tiny (built in), Hugging Face folders or hub ids")
     parser.add_argument("--env", nargs="+", help="registered environment ids")
-    parser.add_argument("--iterations", type=int)
-    parser.add_argument("--tokens", type=int, help="budget of rollout tokens a run, within --iterations")
-    parser.add_argument("--seconds", type=float, help="budget of training seconds a run, within --iterations")
+    parser.add_argument("--iterations", type=int, help="budget of a run (default: the preset's)")
+    parser.add_argument("--tokens", type=int, help="instead, or as well: budget of rollout tokens a run")
+    parser.add_argument("--seconds", type=float, help="instead, or as well: budget of training seconds a run")
     parser.add_argument("--recipe", default="", help="published settings, by a name in presets/recipes.toml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of all runs"
@@ -103,14 +102,15 @@ def declared(given: argparse.Namespace) -> Grid:
 
     grid = preset(given.preset)
     settings: dict[str, Any] = {**grid.set, **recipe(given.recipe)}
-    for name in ("iterations", "tokens", "seconds"):
-        if getattr(given, name) is not None:
-            settings[name] = getattr(given, name)
+    own = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
     for text in given.set:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r} is no assignment: write --set name=value")
-        settings[name] = value
+        own[name] = value
+    if set(BUDGETS) & set(own):  # whoever gives a budget means that one, not the preset's
+        settings = {name: value for name, value in settings.items() if name not in BUDGETS}
+    settings |= own
     changes: dict[str, Any] = {"set": settings, "controls": (*grid.controls, *given.control)}
     for name, value in (("agents", given.agents), ("policies", given.policy), ("envs", given.env)):
         if value is not None:

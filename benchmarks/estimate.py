@@ -70,9 +70,11 @@ class Estimator:
         return self._modelled(spec)
 
     def _scaled(self, spec: RunSpec, past: RunSpec, result: dict[str, Any]) -> Estimate:
-        training = result["seconds"] / result["iterations"] * completions(spec) / completions(past)
-        evaluation = result["seconds_evaluation"] * evaluated(spec) / evaluated(past)
-        seconds = STARTUP_SECONDS + training * spec.iterations + evaluation
+        share = completions(spec) / completions(past) / result["iterations"]
+        training = result["seconds"] * share
+        count = iterations(spec, training, result["tokens"] * share)
+        evaluation = result["seconds_evaluation"] * evaluated(spec, count) / evaluated(past, result["iterations"])
+        seconds = STARTUP_SECONDS + training * count + evaluation
         return Estimate(seconds, result.get("peak_bytes", PROCESS_BYTES), True)
 
     def _modelled(self, spec: RunSpec) -> Estimate:
@@ -91,8 +93,11 @@ class Estimator:
         slots = spec.agent.get("slots") or min(completions(spec), 256)
         steps = budget * math.ceil(completions(spec) / slots)
         iteration = operations / (self.speed * EFFICIENCY) + steps * shape.layers * LAYER_SECONDS
-        checks = 2 * shape.parameters * evaluated(spec) * (budget * LENGTH_SHARE + prompt) / (self.speed * EFFICIENCY)
-        seconds = STARTUP_SECONDS + iteration * spec.iterations + checks
+        count = iterations(spec, iteration, written)
+        checks = (
+            2 * shape.parameters * evaluated(spec, count) * (budget * LENGTH_SHARE + prompt) / (self.speed * EFFICIENCY)
+        )
+        seconds = STARTUP_SECONDS + iteration * count + checks
         tokens = spec.agent.get("microbatch_tokens", 16_384)
         memory = PROCESS_BYTES + 20 * shape.parameters + slots * (prompt / LENGTH_SHARE + budget) * shape.kv_bytes
         memory += tokens * (shape.layers * shape.kv_bytes + 8 * min(shape.vocabulary, 4096))
@@ -104,10 +109,15 @@ def completions(spec: RunSpec) -> int:
     return int(spec.agent.get("group_size", 1)) * int(spec.agent.get("problems_per_batch", 64))
 
 
-def evaluated(spec: RunSpec) -> int:
-    """Completions of all evaluations of a run."""
+def iterations(spec: RunSpec, seconds: float, tokens: float) -> int:
+    """Iterations of a run, if each takes as many seconds and tokens."""
+    return math.ceil(1 / spec.used(1, max(1, round(tokens)), max(seconds, 1e-6)))
+
+
+def evaluated(spec: RunSpec, count: int) -> int:
+    """Completions of all evaluations of a run of ``count`` iterations."""
     chosen = spec.evaluated
-    glances = spec.iterations // chosen.every if chosen.every else 1
+    glances = count // chosen.every if chosen.every else 1
     return chosen.problems * (1 + glances + 2 * chosen.samples + 2 * len(chosen.sets))
 
 

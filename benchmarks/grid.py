@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,7 +42,7 @@ class Grid:
         seeds, policies, envs: each agent runs on every combination.
         recipe: the name of published settings (presets/recipes.toml), which ``set`` overrides.
         set: assignments for every run that has the field.
-        variants: see ``Variant``; none: every agent once, as it is.
+        variants: see ``Variant``; an agent that matches none of them runs once, as it is.
         controls: ``random-reward``: the baseline with a coin for a reward; ``uncorrected``: each nested agent without
             its correction; ``fewer``: the baseline with fewer completions, as many as the time that skipping saves
             would pay for at best.
@@ -140,12 +140,7 @@ def arms(grid: Grid) -> list[Arm]:
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
     common = assignments({**recipe(grid.recipe), **grid.set})
-    plans = [
-        _plan(id, variant, common)
-        for id in ids
-        for variant in (grid.variants or (Variant(""),))
-        if fnmatchcase(id, variant.agents)
-    ]
+    plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
     for control in grid.controls:
         plans += _controls(control, grid.baseline, plans, common)
     many = len(grid.policies) * len(grid.envs) > 1
@@ -159,6 +154,11 @@ def arms(grid: Grid) -> list[Arm]:
         if all(text in arm.missed for arm in made.values()):
             resolve(ids[0], settings=[text])  # raises, and names the nearest field
     return list(made.values())
+
+
+def _variants(id: str, declared: Sequence[Variant]) -> Sequence[Variant]:
+    """Those that an agent matches; one that matches none runs once as it is, so that no arm is lost."""
+    return [variant for variant in declared if fnmatchcase(id, variant.agents)] or [Variant("")]
 
 
 def _plan(id: str, variant: Variant, common: list[str]) -> Plan:

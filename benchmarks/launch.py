@@ -51,6 +51,7 @@ class Watched:
     phase: str = "waiting"
     reused: bool = False
     iteration: int = 0
+    tokens: int = 0
     accuracy: float | None = None
     tokens_per_second: float | None = None
     error: str = ""
@@ -94,11 +95,11 @@ class Watched:
             self.accuracy = row["evaluation"]["greedy"]
         else:
             self.tokens_per_second = row.get("rollout_tokens_per_second")
+            self.tokens = row.get("timesteps", 0)
             self._times.append(row["time/iteration"])
         every = self.spec.evaluated.every
-        due = "evaluation" not in row and (
-            self.iteration == self.spec.iterations or (every and self.iteration % every == 0)
-        )
+        over = self.spec.used(self.iteration, self.tokens, sum(self._times)) >= 1
+        due = "evaluation" not in row and (over or (every and self.iteration % every == 0))
         if not self.over:
             self.phase = "evaluating" if due else "training"
 
@@ -132,7 +133,7 @@ class Launcher:
         self.watched = [Watched(spec, runs / spec.hash) for spec in specs]
         for run in self.watched:
             if (run.folder / RESULT).is_file():
-                run.phase, run.reused, run.iteration = "finished", True, run.spec.iterations
+                run.phase, run.reused, run.iteration = "finished", True, run.spec.iterations or 0
                 run.look()
 
     def __iter__(self) -> Iterator[list[Watched]]:

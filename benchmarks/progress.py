@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from benchmarks.spec import RunSpec
 
@@ -25,18 +25,19 @@ class RunProgress:
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not self.live,
         )
         self.told = time.monotonic()
+        self.seconds = 0.0
 
     def __enter__(self) -> RunProgress:
         self.bar.start()
         name = f"{self.spec.agent['id']} seed {self.spec.seed}"
-        self.job = self.bar.add_task(name, total=self.spec.iterations, note="")
+        self.job = self.bar.add_task(name, total=1.0, note="")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -48,8 +49,16 @@ class RunProgress:
             note = f"held-out accuracy {row['evaluation']['greedy']:.1%}"
         else:
             note = f"rollout accuracy {row['rollout_accuracy']:.1%}, {row['rollout_tokens_per_second']:.0f} tokens/s"
-        self.bar.update(self.job, completed=row["iteration"], note=note)
+        self.seconds += row.get("time/iteration", 0.0)
+        note = f"iteration {counted(row['iteration'], self.spec.iterations)}: {note}"
+        used = self.spec.used(row["iteration"], row["timesteps"], self.seconds)
+        self.bar.update(self.job, completed=min(1.0, used), note=note)
         due = time.monotonic() - self.told > SECONDS_BETWEEN_LINES or "evaluation" in row
         if not self.quiet and not self.live and due:
             self.told = time.monotonic()
-            print(f"iteration {row['iteration']}/{self.spec.iterations}: {note}", file=sys.stderr, flush=True)
+            print(note, file=sys.stderr, flush=True)
+
+
+def counted(iteration: int, most: int | None) -> str:
+    """Such as ``3/20``, or ``3`` where another budget decides."""
+    return f"{iteration}/{most}" if most is not None else str(iteration)

@@ -108,6 +108,8 @@ class _Draft:
             self.values[name] = {"id": id, **defaults, **chosen}
         agent = {"id": self.id, **self.values}
         plain = json.loads(json.dumps({"agent": agent, "env": self._whole_env(), "evaluation": self.evaluation}))
+        if "iterations" not in self.run and {"tokens", "seconds"} & set(self.run):
+            self.run["iterations"] = None  # the budget given is the only one
         return RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", "tiny")))
 
     def _whole_env(self) -> dict[str, Any]:

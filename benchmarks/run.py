@@ -18,6 +18,7 @@ from typing import Any
 from registry import UsageError
 
 INTERRUPTED = 130
+BUDGETS = ("iterations", "tokens", "seconds")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,8 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--agent", help="agent id, such as nested-reft/uniform/truncated-is (default: reft)")
     parser.add_argument("--policy", help="tiny (built in), a Hugging Face folder or a hub id")
     parser.add_argument("--env", help="a registered environment id, such as MathReason-v0 or MathReason/svamp-v0")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--seed", type=int, help="of everything drawn (default: 0)")
+    parser.add_argument("--iterations", type=int, help="of the loop (default: 20, without another budget)")
+    parser.add_argument("--tokens", type=int, help="budget of rollout tokens")
+    parser.add_argument("--seconds", type=float, help="budget of training seconds, evaluations not counted")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any hyper-parameter")
     parser.add_argument("--device", help="cpu or cuda")
     parser.add_argument("--spec", type=Path, help="repeat this spec.json; the arguments above are then not taken")
@@ -60,7 +63,7 @@ def _spec(given: argparse.Namespace) -> Any:
     from benchmarks.resolve import resolve
     from benchmarks.spec import RunSpec
 
-    own = {name: getattr(given, name) for name in ("policy", "env", "seed", "iterations", "device")}
+    own = {name: getattr(given, name) for name in ("policy", "env", "seed", *BUDGETS, "device")}
     if given.spec is not None:
         if given.set or given.agent or any(value is not None for value in own.values()):
             names = "--agent, --set, " + ", ".join(f"--{name}" for name in own)

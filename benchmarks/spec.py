@@ -77,10 +77,9 @@ class RunSpec:
             hub id.
         env: ``{"id": ..., argument: value}``.
         seed: of everything drawn.
-        iterations: of the agent's loop, at most.
-        tokens: budget of rollout tokens; the iteration that reaches it is the last. None: no such limit.
-        seconds: budget of training time without evaluation. Its numbers depend on the machine's speed, so such a run
-            alone does not repeat exactly.
+        iterations, tokens, seconds: budgets of the agent's loop, of rollout tokens and of training time without
+            evaluation. The iteration that reaches the first of them is the last; None: no such limit. What a budget of
+            seconds buys depends on the machine's speed, so such a run does not repeat exactly.
         evaluation: fields of ``EvaluationSpec``.
         checkpoint_every: iterations between checkpoints; what a killed run may lose.
         device: ``cpu`` or ``cuda``.
@@ -91,7 +90,7 @@ class RunSpec:
     weights: str | None = None
     env: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    iterations: int = 20
+    iterations: int | None = 20
     tokens: int | None = None
     seconds: float | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -103,12 +102,19 @@ class RunSpec:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name}={value} must be positive")
+        if self.iterations is self.tokens is self.seconds is None:
+            raise UsageError("a run needs a budget: give iterations, tokens or seconds")
 
     @property
     def hash(self) -> str:
         """12 hex digits of the canonical JSON."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def used(self, iterations: int, tokens: int, seconds: float) -> float:
+        """How much of its budget a run has spent, by the one nearest to its end; at 1 it is over."""
+        spent = ((iterations, self.iterations), (tokens, self.tokens), (seconds, self.seconds))
+        return max(amount / limit for amount, limit in spent if limit is not None)
 
     @property
     def evaluated(self) -> EvaluationSpec:

@@ -150,14 +150,8 @@ class Training:
 
     def _over(self, agent: Any) -> bool:
         """Whether a budget is used up; by the leader's clock."""
-        spec = self.spec
-        return bool(
-            self.ranks.agree(
-                agent.iteration >= spec.iterations
-                or (spec.tokens is not None and agent.num_timesteps >= spec.tokens)
-                or (spec.seconds is not None and seconds_spent(self.rows) >= spec.seconds)
-            )
-        )
+        used = self.spec.used(agent.iteration, agent.num_timesteps, seconds_spent(self.rows))
+        return bool(self.ranks.agree(used >= 1))
 
     def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
         """Greedy accuracy; at both ends of a run also sampled accuracy, the further sets and sample completions."""

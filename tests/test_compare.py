@@ -18,7 +18,7 @@ from benchmarks.board import clock, seconds_left
 from benchmarks.compare import _parser as parser
 from benchmarks.compare import declared, main, resources
 from benchmarks.durable import locked
-from benchmarks.grid import PRESETS, Grid, agent_ids, arms, preset, recipe
+from benchmarks.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe
 from benchmarks.launch import Launcher, Watched
 from benchmarks.resolve import resolve
 from registry import UsageError, corrections
@@ -118,6 +118,22 @@ def test_command_line_changes_the_preset():
     assert declared(parser().parse_args(["--seeds", "3,"])).seeds == (3,)
     with_recipe = declared(parser().parse_args(["--recipe", "dr-grpo-qwen2.5-math", "--set", "group_size=4"]))
     assert with_recipe.set["group_size"] == "4" and with_recipe.set["learning_rate"] == 1e-6
+
+
+def test_a_budget_replaces_the_presets():
+    seconds = declared(parser().parse_args(["--seconds", "60"]))
+    assert (arms(seconds)[0].specs[0].iterations, arms(seconds)[0].specs[0].seconds) == (None, 60.0)
+    tokens = arms(declared(parser().parse_args(["--set", "tokens=9000"])))[0].specs[0]
+    assert (tokens.iterations, tokens.tokens, tokens.seconds) == (None, 9000, None)
+
+
+def test_an_agent_without_a_variant_runs_as_it_is():
+    """So that variants of some agents cannot lose the control arm."""
+    agents = ("reft", "nested-reft/uniform/none")
+    variants = (Variant("half", "nested-reft/*", {"sampler.ratio": 0.5}),)
+    assert [arm.label for arm in arms(Grid(agents=agents, variants=variants))] == ["reft", f"{agents[1]} half"]
+    for name in ("corrections-two-ratios", "samplers", "paper"):
+        assert any(arm.specs[0].agent["id"] == "reft" for arm in arms(preset(name)))
 
 
 def test_recipes_have_a_source_and_resolve():
@@ -274,6 +290,10 @@ def test_time_left_and_clock():
     runs = [Watched(spec, folder=None, iteration=5, phase="training", _times=[2.0]), Watched(spec, folder=None)]
     assert seconds_left(runs, jobs=1) == 5 * 2 + 10 * 2 and seconds_left(runs, jobs=2) == 20
     assert seconds_left([Watched(spec, folder=None)], 1) is None
+    timed = resolve("reft", settings=["seconds=30"])
+    assert seconds_left([Watched(timed, folder=None, iteration=5, _times=[2.0])], 1) == 20
+    counted = resolve("reft", settings=["tokens=300"])
+    assert seconds_left([Watched(counted, folder=None, iteration=5, tokens=100, _times=[2.0])], 1) == 20
     assert clock(187.4) == "3:07" and clock(8100) == "2:15:00"
 
 

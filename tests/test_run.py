@@ -205,6 +205,21 @@ def test_budget_of_tokens_ends_the_run(tmp_path):
     assert result["curve"][-1]["iteration"] == len(rows) < 50
 
 
+def test_a_budget_of_seconds_suffices(tmp_path):
+    settings = [text for text in SMALL if not text.startswith("iterations")]
+    spec = resolve(AGENT, settings=settings, seconds=1.0)
+    assert spec.iterations is None
+    result = run(spec, tmp_path)
+    rows = [row for row in read_rows(tmp_path / spec.hash / "metrics.jsonl")[0] if "evaluation" not in row]
+    assert result["seconds"] >= 1.0 > result["seconds"] - rows[-1]["time/iteration"]
+    assert RunSpec.read(tmp_path / spec.hash / "spec.json") == spec
+
+
+def test_a_run_needs_a_budget():
+    with pytest.raises(UsageError, match="needs a budget"):
+        RunSpec(agent={"id": "reft"}, iterations=None)
+
+
 def test_full_disk_says_what_to_do_and_loses_nothing(whole, tmp_path, capfd):
     spec, folder = whole
     child = os.fork()
@@ -269,6 +284,8 @@ def test_write_whole_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch
         (["--env", "MathReason/swamp-v0"], "MathReason"),
         (["--policy", "/nowhere"], "/nowhere"),
         (["--iterations", "0"], "must be positive"),
+        (["--seconds", "-1"], "must be positive"),
+        (["--tokens", "0"], "must be positive"),
         (["--spec", "/nowhere.json"], "cannot be read"),
         (["--spec", "/nowhere.json", "--seed", "1"], "leave out"),
     ],
