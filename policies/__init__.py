@@ -12,12 +12,15 @@ Importing this package registers the skip samplers; transformers is imported onl
 from policies.behavior import Behavior
 from policies.divergence import Length
 from policies.measured import AttentionOnly, BlockInfluence, LowestKL, MLPOnly, SoftmaxSkip
+from policies.patched import Nested, PatchedSubset
+from policies.patches import Absorb, Heal, NoPatch
 from policies.policy import Policy
 from policies.probe import Probe
 from policies.samplers import EarlyExit, EvenSkip, FixedSkip, FullDepth, MiddleSkip, UniformSkip
 from policies.subset import LayerSubset, check_subset
 
 __all__ = [
+    "Absorb",
     "AttentionOnly",
     "Behavior",
     "BlockInfluence",
@@ -25,11 +28,15 @@ __all__ = [
     "EvenSkip",
     "FixedSkip",
     "FullDepth",
+    "Heal",
     "LayerSubset",
     "Length",
     "LowestKL",
     "MLPOnly",
     "MiddleSkip",
+    "Nested",
+    "NoPatch",
+    "PatchedSubset",
     "Policy",
     "Probe",
     "SoftmaxSkip",

@@ -11,7 +11,7 @@ text serves all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from policies.gradients import product
 from policies.layers import LayerWeights, kept_weights
+from policies.patched import Nested, changes_of, layers_of
 from policies.policy import Policy
 from policies.scoring import Packing, first_stream, micro_batches, pack, score_hidden
 from policies.subset import HALVES, LayerSubset
@@ -64,7 +65,7 @@ class Divergence:
 
 def write(
     policy: Policy,
-    layers: LayerSubset,
+    layers: Nested,
     prompts: Sequence[Tensor],
     length: Length,
     temperature: float = 1.0,
@@ -106,6 +107,15 @@ def _rotary(policy: Policy, packing: Packing) -> tuple[Tensor, Tensor]:
     return cos.to(policy.dtype), sin.to(policy.dtype)
 
 
+def passes(policy: Policy, text: Text) -> list[tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]]:
+    """Per micro-batch of the text, the residual stream [N, width] before the first layer, and the way through a layer.
+
+    Raises ``UsageError`` for a policy that runs on transformers' own layers."""
+    _weights(policy)
+    embedding = policy.packed().embedding
+    return [first_stream(one, policy.architecture, embedding, _rotary(policy, one)) for one in _packings(policy, text)]
+
+
 def _final(policy: Policy, stream: Tensor) -> Tensor:
     return F.rms_norm(stream, (policy.architecture.width,), policy.packed().norm, policy.architecture.eps)
 
@@ -120,9 +130,10 @@ def _weights(policy: Policy) -> list[LayerWeights]:
 
 
 @torch.inference_mode()
-def states(policy: Policy, text: Text, layers: LayerSubset) -> Tensor:
+def states(policy: Policy, text: Text, layers: Nested) -> Tensor:
     """Final hidden states [M, width] float32 through ``layers``, from which the text's M tokens are predicted."""
-    kept = kept_weights(_weights(policy), layers)
+    _weights(policy)
+    kept = kept_weights(policy.packed().changed(changes_of(layers)).layers, layers_of(layers))
     embedding = policy.packed().embedding
     return torch.cat(
         [

@@ -18,12 +18,13 @@ from policies.decoders import CachedDecoder, UncachedDecoder
 from policies.gradients import rms_norm
 from policies.head import chunked_logp
 from policies.layers import kept_weights, rotary_table
+from policies.patched import Nested, PatchedSubset, changes_of, layers_of
 from policies.reference import reference_hidden
 from policies.sampling import SamplingSpec
 from policies.scoring import micro_batches, pack, score_hidden
 from policies.selfcheck import agrees
 from policies.subset import LayerSubset, check_subset, layers_skipped
-from policies.weights import PackedWeights, trainable_layers
+from policies.weights import PackedWeights, changed_trainable, trainable_layers
 from registry import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -137,7 +138,7 @@ class Policy:
 
     def nested(  # noqa: PLR0913 - the sampling fields are spelt out for the reader of a rollout
         self,
-        layers: LayerSubset,
+        layers: Nested,
         slots: int,
         max_length: int,
         temperature: float = 1.0,
@@ -148,12 +149,14 @@ class Policy:
         """The behaviour policy of the same weights through ``layers`` only.
 
         Args:
-            layers: what is kept, in order: indices of layers, or half layers such as ``"7.attention"`` and ``"7.mlp"``.
+            layers: what is kept, in order: indices of layers, or half layers such as ``"7.attention"`` and ``"7.mlp"``;
+                or a ``PatchedSubset``.
             slots: S, how many episodes it writes at a time.
             max_length: the longest prefix (prompt and completion) in tokens.
             temperature, top_p, top_k, seed: of ``SamplingSpec``.
         """
-        layers = check_subset(layers, self.num_layers)
+        nested = self._checked(layers)
+        subset = layers_of(nested)
         sampling = SamplingSpec(temperature, top_p, top_k, seed)
         if slots < 1 or max_length < 1:
             raise UsageError(f"slots={slots} and max_length={max_length} must both be at least 1")
@@ -162,9 +165,9 @@ class Policy:
         if self.functional:
             cos, sin = self.rotary(max_length)
             rotary = (cos[:max_length], sin[:max_length])
-            decoder = CachedDecoder(self.packed(), self.architecture, layers, slots, rotary)
+            decoder = CachedDecoder(self.packed().changed(changes_of(nested)), self.architecture, subset, slots, rotary)
         else:
-            decoder = UncachedDecoder(self.model, self.architecture, layers, max_length)
+            decoder = UncachedDecoder(self.model, self.architecture, subset, max_length)
         made = self.version
 
         def current() -> None:
@@ -175,14 +178,14 @@ class Policy:
                     "make a new one with policy.nested"
                 )
 
-        return Behavior(decoder, layers, slots, sampling, current)
+        return Behavior(decoder, subset, slots, sampling, current)
 
     def logprobs(
         self,
         prompts: Sequence[Tensor],
         tokens: Tensor,
         mask: Tensor,
-        layers: LayerSubset | None = None,
+        layers: Nested | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
         """log pi of each completion token, with gradient to the weights.
@@ -192,7 +195,7 @@ class Policy:
                 which is then computed once.
             tokens: [B, T] int64.
             mask: [B, T] bool, the tokens to score; the others are read only if a scored one follows them.
-            layers: score under this subset instead of all layers.
+            layers: score under this (patched) subset instead of all layers.
             temperature: of the distribution, positive.
 
         Returns:
@@ -202,7 +205,7 @@ class Policy:
             raise UsageError("a prompt is empty: the first token of a completion needs at least one token before it")
         if temperature <= 0:
             raise UsageError(f"temperature={temperature}: log-probabilities need a positive one")
-        subset = check_subset(layers if layers is not None else range(self.num_layers), self.num_layers)
+        nested = self._checked(layers if layers is not None else tuple(range(self.num_layers)))
         tokens, mask = tokens.to(self.device), mask.to(self.device).bool()
         if not mask.any():
             return torch.zeros(mask.shape, device=self.device)
@@ -213,20 +216,19 @@ class Policy:
             row, column = mask[index].nonzero(as_tuple=True)
             if len(row):
                 where.append((index[row], column))
-                parts.append(self._score([prompts[i] for i in batch], tokens[index], mask[index], subset, temperature))
+                parts.append(self._score([prompts[i] for i in batch], tokens[index], mask[index], nested, temperature))
         scores = torch.zeros(mask.shape, device=self.device)
         place = tuple(torch.cat(coordinates) for coordinates in zip(*where, strict=True))
         return scores.index_put(place, torch.cat(parts))
 
-    def _score(
-        self, prompts: list[Tensor], tokens: Tensor, mask: Tensor, layers: LayerSubset, temperature: float
-    ) -> Tensor:
+    def _score(self, prompts: list[Tensor], tokens: Tensor, mask: Tensor, nested: Nested, temperature: float) -> Tensor:
         """[M] float32, the scored tokens of one micro-batch in row-major order."""
         if self.functional:
             packing = pack(prompts, tokens, mask)
             table = self.rotary(int(packing.position.max()) + 1)
             rotary = (table[0].to(self.dtype), table[1].to(self.dtype))
-            kept = kept_weights(self._trainable, layers)
+            changed = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
+            kept = kept_weights(changed, layers_of(nested))
             embedding = self.model.model.embed_tokens.weight
             hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.recompute)
             hidden = rms_norm(hidden, self.model.model.norm.weight, self.architecture.eps, torch.float32)
@@ -235,7 +237,7 @@ class Policy:
                 [torch.cat((prompt.to(tokens.device), row)) for prompt, row in zip(prompts, tokens, strict=True)],
                 batch_first=True,
             )
-            states = reference_hidden(self.model, ids, layers, self.architecture.windows)
+            states = reference_hidden(self.model, ids, layers_of(nested), self.architecture.windows)
             row, column = mask.nonzero(as_tuple=True)
             size = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)
             hidden = states[row, size[row] + column - 1]
@@ -244,6 +246,18 @@ class Policy:
     def _use(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._trainable = trainable_layers(self.model, self.architecture, dtype)
+
+    def _checked(self, nested: Nested) -> Nested:
+        """``nested`` in its one spelling, or a ``UsageError``."""
+        subset = check_subset(layers_of(nested), self.num_layers)
+        if not isinstance(nested, PatchedSubset):
+            return subset
+        if not self.functional:
+            raise UsageError(
+                "this checkpoint runs on transformers' own layers (the project's do not reproduce it), which take no "
+                "patches: use patch='none'"
+            )
+        return PatchedSubset(subset, nested.changes)
 
     def packed(self) -> PackedWeights:
         """The inference form of the present weights, made at the first call; only of a functional policy."""

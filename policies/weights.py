@@ -6,6 +6,9 @@ compute dtype, and on a CPU in oneDNN's blocked layout. ``PackedWeights.refresh`
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from policies.architecture import Architecture
 from policies.gradients import linear, packs
 from policies.layers import LayerWeights, Linear
 from policies.native import kernels
+from policies.patched import Change
 
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
 
@@ -27,21 +31,25 @@ class PackedLinear:
     Calling it maps [N, in] of any float dtype to [N, out] in the compute dtype.
     """
 
-    def __init__(self, modules: list[nn.Linear], dtype: torch.dtype) -> None:
+    def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, change: Change | None = None) -> None:
         self.modules = modules
         self.dtype = dtype
+        self.change = change
         self.bias: Tensor | None = None
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the modules' present weights."""
-        fused = torch.cat([merged_weight(module) for module in self.modules]).to(self.dtype)
+        fused = torch.cat([merged_weight(module) for module in self.modules])
+        if self.change is not None:
+            fused = fused + self.change.weight
+        fused = fused.to(self.dtype)
         self.packed = packs(fused.device)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(fused, _ROWS_HINT) if self.packed else fused
-        if any(module.bias is not None for module in self.modules):
-            parts = [_bias(module) for module in self.modules]
-            self.bias = torch.cat(parts).to(self.dtype)
+        if self.change is not None or any(module.bias is not None for module in self.modules):
+            bias = torch.cat([_bias(module) for module in self.modules])
+            self.bias = (bias if self.change is None else bias + self.change.bias).to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -56,8 +64,11 @@ def _bias(module: nn.Linear) -> Tensor:
     return module.bias.detach()
 
 
-def _adapted(x: Tensor, module: nn.Linear) -> Tensor:
-    y = linear(x, module.weight, module.bias)
+def _adapted(x: Tensor, module: nn.Linear, change: Change | None = None) -> Tensor:
+    if change is None:
+        y = linear(x, module.weight, module.bias)
+    else:
+        y = linear(x, module.weight + change.weight, (module.bias if module.bias is not None else 0) + change.bias)
     adapter = factors(module)
     if adapter is None:
         return y
@@ -95,6 +106,27 @@ def trainable_layers(model: Any, architecture: Architecture, dtype: torch.dtype)
         _layer_weights(block, window, lambda modules: _trainable(modules, dtype), dtype)
         for block, window in zip(model.model.layers, architecture.windows, strict=True)
     ]
+
+
+def _with_output(weights: LayerWeights, half: int, output: Linear) -> LayerWeights:
+    """``weights`` with the output map of its even (attention) or odd (MLP) half replaced."""
+    return replace(weights, down=output) if half % 2 else replace(weights, out=output)
+
+
+def changed_trainable(
+    layers: list[LayerWeights], model: Any, changes: Mapping[int, Change], dtype: torch.dtype
+) -> list[LayerWeights]:
+    """The trainable ``layers`` of all of ``model`` with ``changes`` (by half layer) added to their output maps."""
+    found = list(layers)
+    for half, change in changes.items():
+        block = model.model.layers[half // 2]
+        module = block.mlp.down_proj if half % 2 else block.self_attn.o_proj
+
+        def apply(x: Tensor, module: nn.Linear = module, change: Change = change) -> Tensor:
+            return _adapted(x.to(dtype), module, change)
+
+        found[half // 2] = _with_output(found[half // 2], half, apply)
+    return found
 
 
 class PackedHead:
@@ -148,6 +180,20 @@ class PackedWeights:
             for block, window in zip(model.model.layers, architecture.windows, strict=True)
         ]
         self.head = PackedHead(model.lm_head, dtype)
+
+    def changed(self, changes: Mapping[int, Change]) -> PackedWeights:
+        """These weights with ``changes`` (by half layer) added to their output maps; all others are shared. The changed
+        maps are of the present weights and no ``refresh`` reaches them."""
+        if not changes:
+            return self
+        found = copy.copy(self)
+        found.layers = list(self.layers)
+        for half, change in changes.items():
+            weights = found.layers[half // 2]
+            old: Any = weights.down if half % 2 else weights.out
+            output = PackedLinear(old.modules, self.dtype, change)
+            found.layers[half // 2] = _with_output(weights, half, output)
+        return found
 
     def _pack(self, modules: list[nn.Linear]) -> PackedLinear:
         linear = PackedLinear(modules, self.dtype)

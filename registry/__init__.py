@@ -28,6 +28,7 @@ advantages: Registry = Registry("advantage")
 aggregations: Registry = Registry("aggregation")
 skip_samplers: Registry = Registry("skip sampler")
 problem_samplers: Registry = Registry("problem sampler")
+patches: Registry = Registry("patch")
 agents: Registry = Registry("agent")
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "did_you_mean",
     "fields_of",
     "parse_value",
+    "patches",
     "problem_samplers",
     "skip_samplers",
 ]
