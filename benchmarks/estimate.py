@@ -22,6 +22,7 @@ from benchmarks.board import clock
 from benchmarks.grid import Arm
 from benchmarks.spec import RunSpec
 from benchmarks.training import RESULT
+from registry import UsageError
 
 STARTUP_SECONDS = 8.0
 LAYER_SECONDS = 1e-4  # of one decode step's dispatch, whatever the size
@@ -137,11 +138,11 @@ def _registered(env: str) -> dict[str, Any]:
 
 def _shape(policy: str) -> Shape:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from policies.checkpoint import locate
+    from policies.checkpoint import load_config
 
-    config = AutoConfig.from_pretrained(locate(policy))
+    config = load_config(policy)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
@@ -179,17 +180,27 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
     for name in ("seed", "folder", "state", "time", "memory"):
         table.add_column(name, justify="right" if name in ("seed", "time", "memory") else "left")
     total, largest, modelled = 0.0, 0.0, False
+    unknown: dict[str, None] = {}
     for arm in arms:
         for spec in arm.specs:
             done = (runs / spec.hash / RESULT).is_file()
-            guess = estimator(spec)
+            state = "finished" if done else "half-done" if (runs / spec.hash / "checkpoint").exists() else "to do"
+            try:
+                guess = estimator(spec)
+            except UsageError as error:  # the model is not there yet; the plan can be looked at all the same
+                unknown[str(error)] = None
+                table.add_row(arm.label, str(spec.seed), spec.hash, state, "unknown", "unknown")
+                continue
             total += 0.0 if done else guess.seconds
             largest = max(largest, guess.bytes)
             modelled |= not guess.measured
-            state = "finished" if done else "half-done" if (runs / spec.hash / "checkpoint").exists() else "to do"
             cost = "" if done else clock(guess.seconds)
             table.add_row(arm.label, str(spec.seed), spec.hash, state, cost, f"{guess.bytes / 1e9:.1f} GB")
     console.print(table)
+    for message in unknown:
+        console.print(f"no estimate: {message}", highlight=False)
+    if not largest:
+        return
     console.print(
         f"about {clock(total / jobs)} with {jobs} run(s) at a time of {threads} thread(s), "
         f"{largest * jobs / 1e9:.1f} GB of memory; "

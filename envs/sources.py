@@ -15,6 +15,7 @@ from typing import Any
 
 from registry import UsageError
 from registry.errors import did_you_mean
+from registry.hub import hub_unreachable
 
 Row = dict[str, Any]
 DATA_VARIABLE = "NESTED_REFT_DATA"
@@ -172,8 +173,10 @@ def read_reference(hub_id: str, split: str, config: str | None = None) -> list[R
         raise UsageError(
             f"unknown problem set {hub_id!r}: {known} Or give a file, or a hub id of the form 'owner/name'"
         )
+    from datasets import config as client
     from datasets import load_dataset
 
+    client.HF_HUB_OFFLINE = client.HF_HUB_OFFLINE or hub_unreachable()  # then only its cache is looked through
     try:
         return load_dataset(hub_id, config, split=split).to_list()
     except Exception as error:  # the hub client raises many kinds; each means that these rows cannot be had

@@ -17,6 +17,7 @@ from envs.problems import load_problems
 from envs.templates import Template, template
 from envs.verifier import Verifier
 from registry import UsageError, did_you_mean
+from registry.hub import hub_unreachable
 
 BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
 REWARDS = ("verified", "random")
@@ -32,7 +33,8 @@ def load_tokenizer(name: str) -> Any:
     if name != "builtin" and (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
         raise UsageError(f"tokenizer={name!r}: no such folder; give a Hugging Face folder, a hub id or 'builtin'")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(source)
+        cached_only = Path(source).is_dir() or hub_unreachable()
+        return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=cached_only)
     except Exception as error:  # the hub client raises many kinds; each means the same to the caller
         raise UsageError(
             f"tokenizer={name!r} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "

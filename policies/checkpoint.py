@@ -10,6 +10,7 @@ import torch
 
 from policies.architecture import read_architecture
 from registry import UsageError
+from registry.hub import hub_unreachable
 
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -40,7 +41,7 @@ def load_config(name_or_path: str) -> Any:
     import transformers
 
     try:
-        return transformers.AutoConfig.from_pretrained(source)
+        return transformers.AutoConfig.from_pretrained(source, local_files_only=_only_local(source))
     except (OSError, ValueError) as error:
         raise UsageError(
             f"cannot read a model config from {source!r} ({_first_line(error)}): give an existing folder, or a hub id "
@@ -56,7 +57,12 @@ def load_checkpoint(name_or_path: str) -> Any:
     read_architecture(config)
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+            source,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=_only_local(source),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
@@ -69,6 +75,11 @@ def checkpoint_dtype(config: Any) -> torch.dtype:
     """The dtype a checkpoint was saved in; float32 if it does not say."""
     saved = getattr(config, "dtype", None)
     return saved if isinstance(saved, torch.dtype) else torch.float32
+
+
+def _only_local(source: str) -> bool:
+    """Whether a folder, or the cache, is all there is to load from."""
+    return Path(source).is_dir() or hub_unreachable()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,27 @@
+"""Whether the Hugging Face hub can be reached at all: its client would retry for half a minute before it says so."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import lru_cache
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+TIMEOUT_SECONDS = 5.0
+
+
+@lru_cache(maxsize=1)
+def hub_unreachable() -> bool:
+    """True if there is no connection to the hub, or to the proxy that leads there; asked once a process. Then only
+    what is cached can be had, so callers pass it on as ``local_files_only``."""
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    proxy = getproxies().get(url.scheme)
+    if proxy and not proxy_bypass(url.hostname or ""):
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname or "", port), TIMEOUT_SECONDS).close()
+    except OSError:
+        return True
+    return False
