@@ -141,8 +141,7 @@ def arms(grid: Grid) -> list[Arm]:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
     common = assignments({**recipe(grid.recipe), **grid.set})
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
-    for control in grid.controls:
-        plans += _controls(control, grid.baseline, plans, common)
+    plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
     many = len(grid.policies) * len(grid.envs) > 1
     made: dict[tuple[str, ...], Arm] = {}
     for policy in grid.policies:
@@ -194,15 +193,26 @@ def _controls(control: str, baseline: str, plans: list[Plan], common: list[str])
         return [(f"{label} random reward", id, [*wanted, "env.reward=random"]) for label, id, wanted in base]
     nested = [(label, id, wanted) for label, id, wanted in plans if id.count("/") == 2]
     if control == "uncorrected":
-        bare = [(f"{id.rsplit('/', 1)[0]}/none", wanted) for _, id, wanted in nested]
-        return [(id, id, [text for text in wanted if not text.startswith("correction")]) for id, wanted in bare]
+        bare = [(f"{id.rsplit('/', 1)[0]}/none", label.removeprefix(id), wanted) for label, id, wanted in nested]
+        return [
+            (id + variant, id, [text for text in wanted if not text.startswith("correction")])
+            for id, variant, wanted in bare
+        ]
     found = {}
     for _, id, wanted in nested:
         agent = resolve(id, settings=applicable(id, wanted)[0]).agent
-        group, skipped = int(agent["group_size"]), float(agent["sampler"].get("ratio", 0.0))
-        left = max(2, round(group * (1 - skipped)))
-        found[f"{base[0][1]} {left} of {group} completions"] = (base[0][1], [*base[0][2], f"group_size={left}"])
+        left = fewer_completions(agent)
+        found[f"{base[0][1]} {left} of {agent['group_size']} completions"] = (
+            base[0][1],
+            [*base[0][2], f"group_size={left}"],
+        )
     return [(label, id, wanted) for label, (id, wanted) in found.items()]
+
+
+def fewer_completions(agent: Mapping[str, Any]) -> int:
+    """The group size of a nested agent's honest rival: as many completions of the full model as cost the same, if
+    skipping saved its whole share of the layers."""
+    return max(2, round(int(agent["group_size"]) * (1 - float(agent["sampler"].get("ratio", 0.0)))))
 
 
 def assignments(settings: Mapping[str, Any]) -> list[str]:

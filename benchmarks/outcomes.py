@@ -174,7 +174,7 @@ def against(arm: ArmOutcome, baseline: ArmOutcome) -> dict[str, Any]:
     question by question and seed by seed.
     """
     seeds = [seed for seed in arm.seeds if seed in baseline.seeds]
-    found: dict[str, Any] = {"label": arm.label, "seeds": seeds}
+    found: dict[str, Any] = {"label": arm.label, "baseline": baseline.label, "seeds": seeds}
     if not seeds:
         return found
     for axis in AXES:

@@ -84,6 +84,9 @@ def test_controls():
     assert made["reft random reward"].env["reward"] == "random"
     assert made["nested-reft/uniform/none"].agent["sampler"] == made[ids[1]].agent["sampler"]
     assert made["reft 6 of 8 completions"].agent["group_size"] == 6
+    variants = tuple(Variant(f"ratio {n}", "nested-reft/*", {"sampler.ratio": n}) for n in (0.25, 0.5))
+    bare = [arm.label for arm in arms(Grid(agents=ids, variants=variants, controls=("uncorrected",)))]
+    assert len(set(bare)) == len(bare) and bare[-2:] == [f"nested-reft/uniform/none ratio {n}" for n in (0.25, 0.5)]
     with pytest.raises(UsageError, match="did you mean 'fewer'"):
         Grid(controls=("fever",))
 

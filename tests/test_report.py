@@ -99,13 +99,34 @@ def test_equal_budgets_are_the_largest_common_ones(tmp_path):
     assert pair["probability_of_improvement"] == 0.5
 
 
+def test_a_nested_arm_meets_its_rival_of_fewer_completions(tmp_path):
+    grid = Grid(
+        agents=AGENTS[:2], seeds=(0, 1), set={**SET, "sampler.ratio": 0.25}, controls=("fewer", "random-reward")
+    )
+    made = arms(grid)
+    labels = [*AGENTS[:2], rival := "reft 6 of 8 completions", "reft random reward"]
+    assert [arm.label for arm in made] == labels
+    for arm in made:
+        for spec in arm.specs:
+            finish(spec, tmp_path, 0.25, 0.95 if arm.label == AGENTS[1] else 0.5)
+    found = Comparison.read(grid, made, tmp_path, {}, "command")
+    (pair,) = found.groups[0].rivals
+    assert (pair["label"], pair["baseline"]) == (AGENTS[1], rival) and pair["seconds"]["difference"].low > 0
+    assert f"{AGENTS[1]} is better than {rival} at equal steps" in " ".join(summary(found))
+    assert f"{AGENTS[1]} against {rival}" in markdown(found) and f"{AGENTS[1]} against {rival}" in html(found)
+
+
 def test_only_common_seeds_are_paired(tmp_path):
     found = compared(tmp_path, {"reft": 0.75})
     one, two = found.groups[0].arms[:2]
     pair = against(ArmOutcome(two.label, two.runs[:1]), one)
     assert pair["seeds"] == [0]
     other = ArmOutcome(one.label, one.runs[1:])
-    assert against(ArmOutcome(two.label, two.runs[:1]), other) == {"label": two.label, "seeds": []}
+    assert against(ArmOutcome(two.label, two.runs[:1]), other) == {
+        "label": two.label,
+        "baseline": one.label,
+        "seeds": [],
+    }
 
 
 def test_failed_and_damaged_runs_are_reported_and_left_out(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.durable import storage_errors, write_whole
-from benchmarks.grid import Arm, Grid
+from benchmarks.grid import Arm, Grid, fewer_completions
 from benchmarks.outcomes import ArmOutcome, Outcome, against, describe
 from registry import UsageError
 
@@ -33,6 +33,7 @@ class Group:
         arms: with at least one finished run, the baseline first.
         lines: ``describe`` of each arm.
         pairs: ``against`` the baseline, of each arm but the baseline; empty without a finished baseline.
+        rivals: ``against`` the full model with fewer completions, of each nested arm that has such a control.
         target: the accuracy that times to target are taken to.
     """
 
@@ -40,6 +41,7 @@ class Group:
     arms: tuple[ArmOutcome, ...]
     lines: tuple[dict[str, Any], ...]
     pairs: tuple[dict[str, Any], ...]
+    rivals: tuple[dict[str, Any], ...]
     target: float
     baseline: str | None
 
@@ -88,9 +90,22 @@ def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Grou
         arms=outcomes,
         lines=tuple(describe(outcome, float(target)) for outcome in outcomes),
         pairs=tuple(against(o, base) for o in outcomes if o is not base) if base else (),
+        rivals=_rivals(grid, members),
         target=float(target),
         baseline=base.label if base else None,
     )
+
+
+def _rivals(grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> tuple[dict[str, Any], ...]:
+    """Each nested arm against the control ``fewer`` of its own skip ratio."""
+    full = {
+        int(arm.specs[0].agent["group_size"]): outcome
+        for arm, outcome in members
+        if "completions" in arm.label and arm.specs[0].agent["id"] == grid.baseline
+    }
+    nested = [(arm.specs[0].agent, outcome) for arm, outcome in members if arm.specs[0].agent["id"].count("/") == 2]
+    found = ((outcome, full.get(fewer_completions(agent))) for agent, outcome in nested)
+    return tuple(against(outcome, rival) for outcome, rival in found if rival is not None)
 
 
 def write(comparison: Comparison, out: Path) -> None:
@@ -123,6 +138,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                     for arm, line in zip(group.arms, group.lines, strict=True)
                 ],
                 "pairs": group.pairs,
+                "rivals": group.rivals,
             }
             for group in comparison.groups
         ],

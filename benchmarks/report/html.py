@@ -17,7 +17,7 @@ from benchmarks.report.figures import (
     svg,
     weights_over_time,
 )
-from benchmarks.report.markdown import flat, pair_table, sampled_table, set_table
+from benchmarks.report.markdown import RIVALS, flat, pair_table, sampled_table, set_table
 from benchmarks.report.table import HEADS, NOTES, cells, number
 from benchmarks.report.words import percent, summary
 from benchmarks.summary import evaluation_rows
@@ -55,12 +55,14 @@ def _group(group: Group) -> list[str]:
     ]
     parts += [_figures(curves), '<p class="soft">Thin lines are runs, thick lines their mean.</p>']
     if group.pairs:
-        parts += [f"<h3>Against {escape(str(group.baseline))}, at equal budgets</h3>", _table(*pair_table(group))]
+        parts += [f"<h3>Against {escape(str(group.baseline))}, at equal budgets</h3>", _table(*pair_table(group.pairs))]
         parts.append(
             '<p class="soft">Paired differences of greedy accuracy in points, question by question and seed by seed, '
             "with 95 % intervals, at the largest budget that all runs of both reached; P(better run): chance that a "
             f"run of the agent ends above one of {escape(str(group.baseline))}.</p>"
         )
+    if group.rivals:
+        parts += [f"<h3>{RIVALS}</h3>", _table(*pair_table(group.rivals, named=True))]
     parts += ["<h3>Sampled completions</h3>", _table(*sampled_table(group))]
     if group.lines[0]["sets"]:
         parts += ["<h3>Further problem sets, greedy, %</h3>", _table(*set_table(group))]

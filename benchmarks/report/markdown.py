@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.board import clock
@@ -9,6 +10,8 @@ from benchmarks.outcomes import AXES, AXIS_WORDS
 from benchmarks.report.comparison import Comparison, Group
 from benchmarks.report.table import HEADS, NOTES, cells
 from benchmarks.report.words import percent, points, summary
+
+RIVALS = "Against the full model with fewer completions"
 
 
 def markdown(comparison: Comparison) -> str:
@@ -18,7 +21,9 @@ def markdown(comparison: Comparison) -> str:
     for group in comparison.groups:
         parts += ["", f"## {group.name}", "", *table(HEADS, [cells(line) for line in group.lines]), "", NOTES]
         if group.pairs:
-            parts += ["", f"### Against {group.baseline}, at equal budgets", "", *table(*pair_table(group))]
+            parts += ["", f"### Against {group.baseline}, at equal budgets", "", *table(*pair_table(group.pairs))]
+        if group.rivals:
+            parts += ["", f"### {RIVALS}", "", *table(*pair_table(group.rivals, named=True))]
         parts += ["", "### Sampled accuracy", "", *table(*sampled_table(group))]
         if group.lines[0]["sets"]:
             parts += ["", "### Further problem sets (greedy)", "", *table(*set_table(group))]
@@ -37,17 +42,18 @@ def table(heads: Any, rows: list[list[str]]) -> list[str]:
     return lines + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
 
 
-def pair_table(group: Group) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: paired differences from the baseline, in points, at each kind of budget."""
+def pair_table(pairs: Iterable[dict[str, Any]], named: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows: paired differences, in points, at each kind of budget; ``named`` says what from in each row."""
     heads = ["agent", *(AXIS_WORDS[axis] for axis in AXES), "P(better run)", "rollout speed-up", "wall-clock speed-up"]
     rows = []
-    for pair in group.pairs:
+    for pair in pairs:
+        label = f"{pair['label']} against {pair['baseline']}" if named else pair["label"]
         if not pair["seeds"]:
-            rows.append([pair["label"], *["no common seed"] * 3, "-", "-", "-"])
+            rows.append([label, *["no common seed"] * 3, "-", "-", "-"])
             continue
         rows.append(
             [
-                pair["label"],
+                label,
                 *(points(pair[axis]["difference"], "") for axis in AXES),
                 f"{pair['probability_of_improvement']:.2f}",
                 f"{pair['speed_up_rollout']:.2f}x",

@@ -76,9 +76,9 @@ def _group(group: Group) -> list[str]:
     said = []
     for line in group.lines:
         said.append(_learned(line))
-    for pair in group.pairs:
+    for pair in (*group.pairs, *group.rivals):
         if pair["seeds"]:
-            said.append(_compared(pair, str(group.baseline)))
+            said.append(_compared(pair, pair["baseline"]))
     for line in group.lines:
         if line["ess"] is not None and line["ess"] < COLLAPSED_ESS and line["skip_ratio"]:
             said.append(
