@@ -30,12 +30,12 @@ _SIGNATURES = {
     "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 3,
     "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
 }
-BLOCK = 16  # tokens per block of keys, as in kernels.cpp
+BLOCK = 16  # tokens per block of keys, as in attention.cpp
 PANEL = 32  # tokens of the vocabulary per panel, as in head.cpp
 
 
 class DecodeStep(ctypes.Structure):
-    """Mirrors the struct of the same name in kernels.cpp."""
+    """Mirrors the struct of the same name in attention.cpp."""
 
     _fields_ = (
         *((name, _INT) for name in ("query_heads", "key_heads", "head_dim", "own_blocks", "tasks", "layer", "window")),

@@ -36,4 +36,31 @@ inline float fast_exp(float x) {
     return p * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
 }
 
+typedef float Lanes __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef int32_t Integers __attribute__((vector_size(64)));
+
+inline Lanes load_lanes(const float* x) { Lanes v; std::memcpy(&v, x, sizeof v); return v; }
+inline void save_lanes(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
+inline void save_lanes(bf16* to, Lanes x) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    const Words u = (Words)x;
+    const Halves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, Halves);
+    std::memcpy(to, &h, sizeof h);
+}
+
+inline Lanes exp_lanes(Lanes x) {  // fast_exp
+    const Lanes lowest = Lanes{} - 87.0f;
+    x = x < lowest ? lowest : x;
+    const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (Lanes)((__builtin_convertvector(n, Integers) + 127) << 23);
+}
+
 }  // namespace

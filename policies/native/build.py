@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "head.cpp", "update.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "head.cpp", "update.cpp"))
 _HEADERS = (Path(__file__).with_name("arithmetic.h"),)
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17")
 
