@@ -84,7 +84,7 @@ class TorchStore:
 
 
 class _SharedPrompt:
-    """A prompt's keys and values of all attentions kept, [attentions, 2, Hk, blocks * BLOCK * D]."""
+    """A prompt's keys and values of all attentions kept, [attentions, blocks, Hk, 2 * BLOCK * D]."""
 
     def __init__(self, store: Tensor, tokens: int, blocks: int) -> None:
         self.store = store
@@ -116,10 +116,12 @@ class NativeStore:
         self.cos = cos[:, 0].float().contiguous()
         self.sin = torch.cat((-sin[:, 0, :half], sin[:, 0, half:]), dim=1).float().contiguous()
         self.blocks = -(-len(cos) // BLOCK)
-        plane = (rows, a.key_heads, self.blocks * BLOCK * a.head_dim)
         # Untouched memory costs nothing, so rows have room for the longest prefix although most of it stays unused.
-        self.keys = [torch.empty(plane, dtype=weights.dtype) for w in self.layers if w.attends]
-        self.values = [torch.empty(plane, dtype=weights.dtype) for w in self.layers if w.attends]
+        self.own = [
+            kernels.own_store(rows, a.key_heads, self.blocks, a.head_dim, weights.dtype)
+            for w in self.layers
+            if w.attends
+        ]
         self.prompts: list[_SharedPrompt | None] = [None] * rows
         self.prompt_tokens = np.zeros(rows, dtype=np.int64)
         self.prompt_blocks = np.zeros(rows, dtype=np.int64)
@@ -130,9 +132,9 @@ class NativeStore:
         """In the kernels' layout."""
         a, tokens = self.architecture, len(kv[0])
         blocks = -(-tokens // BLOCK)
-        store = torch.zeros(len(kv), 2, a.key_heads, blocks * BLOCK * a.head_dim, dtype=self.weights.dtype)
-        for target, part in zip(store, kv, strict=True):
-            self.kernels.store_prompt(part.contiguous(), target, blocks, a.key_heads)
+        store = torch.zeros(len(kv), blocks, a.key_heads, 2 * BLOCK * a.head_dim, dtype=self.weights.dtype)
+        for layer_index, part in enumerate(kv):
+            self.kernels.store_prompt(part.contiguous(), store, layer_index)
         return _SharedPrompt(store, tokens, blocks)
 
     def begin(self, row: int, prompt: _SharedPrompt | None, size: int) -> None:
@@ -146,9 +148,9 @@ class NativeStore:
     def move(self, source: int, target: int, size: int) -> None:
         """Refer to the same prompt and copy what the row owns."""
         self.begin(target, self.prompts[source], size)
-        used = -(-(size - int(self.prompt_tokens[source])) // BLOCK) * BLOCK * self.architecture.head_dim
-        for own in (*self.keys, *self.values):
-            own[target, :, :used] = own[source, :, :used]
+        used = -(-(size - int(self.prompt_tokens[source])) // BLOCK)
+        for own in self.own:
+            own[:used, :, target] = own[:used, :, source]
 
     def _tasks(self, rows: int) -> np.ndarray:
         """[rows * Hk] int32, row * Hk + head, ordered by prompt, head, row."""
@@ -166,7 +168,7 @@ class NativeStore:
             query_heads=a.query_heads,
             key_heads=a.key_heads,
             head_dim=a.head_dim,
-            own_blocks=self.blocks,
+            rows=len(self.prompts),
             tasks=len(order),
             cos=self.cos.data_ptr(),
             sin=self.sin.data_ptr(),
@@ -185,8 +187,8 @@ class NativeStore:
             if w.attends:
                 step.layer, step.window = attention, w.window or 0
                 qkv = w.qkv(call.add_norm(x, delta, w.attention_norm, a.eps, dtype))
-                own = (self.keys[attention], self.values[attention])
-                delta = w.out(call.decode_attention(step, qkv, (w.query_norm, w.key_norm), *own))
+                norms = (w.query_norm, w.key_norm)
+                delta = w.out(call.decode_attention(step, qkv, norms, self.own[attention]))
                 attention += 1
             if w.transforms:
                 delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, a.eps, dtype))))

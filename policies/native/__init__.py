@@ -20,8 +20,9 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "nr_add_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT, ctypes.c_int],
     "nr_silu_mul": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int],
-    "nr_decode_attention": [_POINTER] * 7 + [ctypes.c_int],
-    "nr_store_prompt": [_POINTER, _POINTER, _INT, _INT, _INT, _INT, ctypes.c_int],
+    "nr_decode_attention": [_POINTER] * 6 + [ctypes.c_int],
+    "nr_large_pages": [_POINTER, _INT],
+    "nr_store_prompt": [_POINTER, _POINTER] + [_INT] * 5 + [ctypes.c_int],
     "nr_norm_forward": [_POINTER] * 4 + [_INT, _INT, _FLOAT, ctypes.c_int],
     "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
     "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
@@ -38,7 +39,7 @@ class DecodeStep(ctypes.Structure):
     """Mirrors the struct of the same name in attention.cpp."""
 
     _fields_ = (
-        *((name, _INT) for name in ("query_heads", "key_heads", "head_dim", "own_blocks", "tasks", "layer", "window")),
+        *((name, _INT) for name in ("query_heads", "key_heads", "head_dim", "rows", "tasks", "layer", "window")),
         *((name, _POINTER) for name in ("cos", "sin", "order", "position", "prompt_tokens", "prompt_blocks", "prompt")),
         ("scale", _FLOAT),
         ("eps", _FLOAT),
@@ -117,11 +118,11 @@ class Kernels:
         return grad_x, grad_weight.sum(0)
 
     def decode_attention(
-        self, step: DecodeStep, qkv: Tensor, norms: tuple[Tensor | None, Tensor | None], keys: Tensor, values: Tensor
+        self, step: DecodeStep, qkv: Tensor, norms: tuple[Tensor | None, Tensor | None], store: Tensor
     ) -> Tensor:
         """Rotate, store and attend: [n, Hq D] from the fused projections ``qkv`` [n, (Hq + 2 Hk) D] of one layer.
 
-        ``keys`` and ``values`` are the layer's own stores; ``norms`` are the query and key norms' weights, if any."""
+        ``store`` is the layer's ``own_store``; ``norms`` are the query and key norms' weights, if any."""
         out = qkv.new_empty(len(qkv), step.query_heads * step.head_dim)
         query_norm, key_norm = (None if norm is None else norm.data_ptr() for norm in norms)
         self._library.nr_decode_attention(
@@ -130,17 +131,29 @@ class Kernels:
             out.data_ptr(),
             query_norm,
             key_norm,
-            keys.data_ptr(),
-            values.data_ptr(),
+            store.data_ptr(),
             qkv.dtype == torch.bfloat16,
         )
         return out
 
-    def store_prompt(self, kv: Tensor, store: Tensor, blocks: int, heads: int) -> None:
-        """Write a prompt's ``kv`` [tokens, 2 Hk D] of one layer into ``store`` [2, Hk, blocks * BLOCK * D]."""
-        tokens, width = kv.shape
+    def own_store(self, rows: int, heads: int, blocks: int, head_dim: int, dtype: torch.dtype) -> Tensor:
+        """Room for one layer's keys and values, [blocks, Hk, rows, 2 * BLOCK * D]; what is not used costs nothing."""
+        store = torch.empty(blocks, heads, rows, 2 * BLOCK * head_dim, dtype=dtype)
+        self._library.nr_large_pages(store.data_ptr(), store.numel() * store.element_size())
+        return store
+
+    def store_prompt(self, kv: Tensor, store: Tensor, layer: int) -> None:
+        """Write a prompt's ``kv`` [tokens, 2 Hk D] into ``store`` [layers, blocks, Hk, 2 * BLOCK * D] at ``layer``."""
+        _, blocks, heads, size = store.shape
         self._library.nr_store_prompt(
-            kv.data_ptr(), store.data_ptr(), tokens, blocks, heads, width // (2 * heads), kv.dtype == torch.bfloat16
+            kv.data_ptr(),
+            store.data_ptr(),
+            layer,
+            len(kv),
+            blocks,
+            heads,
+            size // (2 * BLOCK),
+            kv.dtype == torch.bfloat16,
         )
 
     def pack_head(self, weight: Tensor) -> Tensor:

@@ -8,6 +8,10 @@
 #include <limits>
 #include <vector>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 using bf16 = uint16_t;
@@ -43,10 +47,27 @@ typedef int32_t Integers __attribute__((vector_size(64)));
 inline Lanes load_lanes(const float* x) { Lanes v; std::memcpy(&v, x, sizeof v); return v; }
 inline void save_lanes(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
 inline void save_lanes(bf16* to, Lanes x) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
     typedef uint16_t Halves __attribute__((vector_size(32)));
     const Words u = (Words)x;
     const Halves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, Halves);
     std::memcpy(to, &h, sizeof h);
+#endif
+}
+
+template <typename F>
+inline float reduce_lanes(Lanes x, F join) {
+    typedef float Half __attribute__((vector_size(32)));
+    typedef float Quarter __attribute__((vector_size(16)));
+    Half h[2];
+    std::memcpy(h, &x, sizeof h);
+    h[0] = join(h[0], h[1]);
+    Quarter q[2];
+    std::memcpy(q, h, sizeof q);
+    q[0] = join(q[0], q[1]);
+    return join(join(q[0][0], q[0][1]), join(q[0][2], q[0][3]));
 }
 
 inline Lanes exp_lanes(Lanes x) {  // fast_exp

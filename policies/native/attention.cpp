@@ -1,21 +1,23 @@
 // One token's attention over shared prompts and own keys and values.
 //
-// A word is one float or two bfloat16 that are multiplied and added together. KV layout, per row and key head: keys in blocks
-// of 16 tokens, [D / pack words][16 tokens], so that scores of 16 tokens are one vector; values [tokens / pack words][D].
+// A word is one float or two bfloat16 that are multiplied and added together. 16 tokens of one key head are a block: keys
+// [D / pack words][16 tokens], so that their scores are one vector; then values [16 / pack words][D]. Blocks lie as
+// [block][key head][row], in a prompt's store [layer][block][key head]: what a step reads is dense wherever rows are about as
+// long as each other, and the memory of blocks that no row has reached is never touched.
 // Rows that share a prompt are attended together, so that each word of the prompt is loaded once for all of them. Every sum
 // is taken in the order of the tokens whatever the company, so that a row's result does not depend on the others.
 
 #include "arithmetic.h"
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
+#ifdef __linux__
+#include <sys/mman.h>
 #endif
 
 extern "C" {
 
 // Mirrored by policies/native/__init__.py (DecodeStep).
 struct DecodeStep {
-    int64_t query_heads, key_heads, head_dim, own_blocks;  // own_blocks: capacity of a row's own store
+    int64_t query_heads, key_heads, head_dim, rows;        // rows: how many the own store has room for
     int64_t tasks, layer, window;                          // window 0: none
     const float *cos, *sin;                                // [positions][head_dim], halves repeated
     const int32_t* order;                                  // [tasks] row * key_heads + head, rows of one prompt together
@@ -52,14 +54,25 @@ inline Lanes multiply_add<bf16>(Lanes sum, uint32_t a, Words b) {
 
 inline Words load_words(const uint32_t* x) { Words v; std::memcpy(&v, x, sizeof v); return v; }
 
-// scores of Q queries [Q][words] with B blocks of keys
+// Words of one head's blocks, `step` words apart.
+struct Blocks {
+    uint32_t* at;
+    int64_t step, words;  // words of one token's key
+    uint32_t* keys(int64_t block) const { return at + block * step; }
+    uint32_t* values(int64_t block) const { return at + block * step + words * kBlock; }
+};
+
+// scores of Q queries [Q][words] with B blocks of keys from block `first`
 template <typename T, int Q, int B>
-inline void score_tile(const uint32_t* keys, const uint32_t* q, int64_t words, float* scores, int64_t stride) {
+inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float* scores, int64_t stride) {
+    const int64_t words = kv.words;
+    const uint32_t* keys[B];
+    for (int b = 0; b < B; ++b) keys[b] = kv.keys(first + b);
     Lanes sum[Q][B] = {};
     for (int64_t w = 0; w < words; ++w) {
         Words key[B];
 #pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) key[b] = load_words(keys + (b * words + w) * kBlock);
+        for (int b = 0; b < B; ++b) key[b] = load_words(keys[b] + w * kBlock);
 #pragma GCC unroll 16
         for (int i = 0; i < Q; ++i)
 #pragma GCC unroll 8
@@ -72,36 +85,41 @@ inline void score_tile(const uint32_t* keys, const uint32_t* q, int64_t words, f
 }
 
 template <typename T, int Q>
-void score_blocks(const uint32_t* keys, const uint32_t* q, int64_t words, int64_t blocks, float* scores, int64_t stride) {
+void score_blocks(const Blocks& kv, int64_t blocks, const uint32_t* q, float* scores, int64_t stride) {
     constexpr int kWide = Q > 6 ? 1 : Q > 3 ? 3 : 4;  // enough independent sums to hide the latency of one
     int64_t b = 0;
-    for (; b + kWide <= blocks; b += kWide)
-        score_tile<T, Q, kWide>(keys + b * words * kBlock, q, words, scores + b * kBlock, stride);
-    for (; b < blocks; ++b) score_tile<T, Q, 1>(keys + b * words * kBlock, q, words, scores + b * kBlock, stride);
+    for (; b + kWide <= blocks; b += kWide) score_tile<T, Q, kWide>(kv, b, q, scores + b * kBlock, stride);
+    for (; b < blocks; ++b) score_tile<T, Q, 1>(kv, b, q, scores + b * kBlock, stride);
 }
 
-// out [Q][d] += p [Q][stride] times C * 16 channels of values [steps][d]
+// out [Q][d] += p [Q][stride] times C * 16 channels, from channel `from`, of the values of `steps` words of tokens
 template <typename T, int Q, int C>
-inline void mix_tile(const uint32_t* values, const uint32_t* p, int64_t stride, int64_t steps, int64_t d, float* out) {
+inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
+    constexpr int64_t kSteps = kBlock / kPack<T>;
+    const int64_t d = kv.words * kPack<T>;
     Lanes sum[Q][C];
-    for (int i = 0; i < Q; ++i) std::memcpy(sum[i], out + i * d, sizeof sum[i]);
-    for (int64_t t = 0; t < steps; ++t) {
-        Words value[C];
+    for (int i = 0; i < Q; ++i) std::memcpy(sum[i], out + i * d + from, sizeof sum[i]);
+    for (int64_t begin = 0; begin < steps; begin += kSteps) {
+        const uint32_t* values = kv.values(begin / kSteps) + from;
+        for (int64_t t = 0; t < std::min(kSteps, steps - begin); ++t) {
+            Words value[C];
 #pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) value[c] = load_words(values + t * d + c * 16);
+            for (int c = 0; c < C; ++c) value[c] = load_words(values + t * d + c * 16);
 #pragma GCC unroll 8
-        for (int i = 0; i < Q; ++i)
+            for (int i = 0; i < Q; ++i)
 #pragma GCC unroll 4
-            for (int c = 0; c < C; ++c) sum[i][c] = multiply_add<T>(sum[i][c], p[i * stride + t], value[c]);
+                for (int c = 0; c < C; ++c) sum[i][c] = multiply_add<T>(sum[i][c], p[i * stride + begin + t], value[c]);
+        }
     }
-    for (int i = 0; i < Q; ++i) std::memcpy(out + i * d, sum[i], sizeof sum[i]);
+    for (int i = 0; i < Q; ++i) std::memcpy(out + i * d + from, sum[i], sizeof sum[i]);
 }
 
 template <typename T, int Q>
-void mix_channels(const uint32_t* values, const uint32_t* p, int64_t stride, int64_t steps, int64_t d, float* out) {
+void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
+    const int64_t d = kv.words * kPack<T>;
     int64_t c = 0;
-    for (; c + 64 <= d; c += 64) mix_tile<T, Q, 4>(values + c, p, stride, steps, d, out + c);
-    for (; c < d; c += 16) mix_tile<T, Q, 1>(values + c, p, stride, steps, d, out + c);
+    for (; c + 64 <= d; c += 64) mix_tile<T, Q, 4>(kv, c, steps, p, stride, out);
+    for (; c < d; c += 16) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out);
 }
 
 // Calls f<Q>(first) on `count` queries in tiles that fit the registers.
@@ -125,13 +143,17 @@ void mix_channels(const uint32_t* values, const uint32_t* p, int64_t stride, int
     }
 
 template <typename T>
-void score(const uint32_t* keys, const uint32_t* q, int64_t count, int64_t words, int64_t blocks, float* scores, int64_t stride) {
-    TILES(count, 12, (score_blocks<T, Q>(keys, q + first * words, words, blocks, scores + first * stride, stride)))
+void score(const Blocks& kv, int64_t blocks, const T* queries, int64_t count, float* scores, int64_t stride) {
+    const auto* q = reinterpret_cast<const uint32_t*>(queries);
+    TILES(count, 12, (score_blocks<T, Q>(kv, blocks, q + first * kv.words, scores + first * stride, stride)))
 }
 
 template <typename T>
-void mix(const uint32_t* values, const uint32_t* p, int64_t count, int64_t stride, int64_t steps, int64_t d, float* out) {
-    TILES(count, 6, (mix_channels<T, (Q > 6 ? 6 : Q)>(values, p + first * stride, stride, steps, d, out + first * d)))
+void mix(const Blocks& kv, int64_t tokens, const T* weights, int64_t count, int64_t stride, float* out) {
+    const auto* p = reinterpret_cast<const uint32_t*>(weights);
+    const int64_t steps = (tokens + kPack<T> - 1) / kPack<T>, d = kv.words * kPack<T>;
+    stride /= kPack<T>;
+    TILES(count, 6, (mix_channels<T, (Q > 6 ? 6 : Q)>(kv, steps, p + first * stride, stride, out + first * d)))
 }
 
 // exp(score - max) over n tokens (a multiple of 16) into p; returns the sum.
@@ -142,17 +164,14 @@ float exponentials(const float* scores, int64_t n, T* p) {
         const Lanes x = load_lanes(scores + t);
         top = x > top ? x : top;
     }
-    float peak = top[0];
-    for (int j = 1; j < 16; ++j) peak = std::max(peak, top[j]);
+    const float peak = reduce_lanes(top, [](auto a, auto b) { return a > b ? a : b; });
     Lanes sum = {};
     for (int64_t t = 0; t < n; t += 16) {
         const Lanes e = exp_lanes(load_lanes(scores + t) - peak);
         save_lanes(p + t, e);
         sum += e;
     }
-    float total = 0.0f;
-    for (int j = 0; j < 16; ++j) total += sum[j];
-    return total;
+    return reduce_lanes(sum, [](auto a, auto b) { return a + b; });
 }
 
 void normalise_head(float* x, const float* weight, int64_t d, float eps) {
@@ -178,85 +197,83 @@ void turn_head(const T* x, const float* norm, const float* cos, const float* sin
 }
 
 template <typename T>
-void store_key(T* keys, const T* key, int64_t slot, int64_t d) {
-    uint32_t* to = reinterpret_cast<uint32_t*>(keys + (slot / kBlock) * kBlock * d) + slot % kBlock;
-    for (int64_t w = 0; w < d / kPack<T>; ++w) std::memcpy(to + w * kBlock, key + w * kPack<T>, 4);
+Blocks own_blocks(const DecodeStep& s, T* store, int64_t row, int64_t head) {
+    const int64_t words = s.head_dim / kPack<T>, size = 2 * kBlock * words;
+    return {reinterpret_cast<uint32_t*>(store) + (head * s.rows + row) * size, s.key_heads * s.rows * size, words};
 }
 
-inline void store_value(float* values, const float* value, int64_t slot, int64_t d) {
-    std::memcpy(values + slot * d, value, d * sizeof(float));
+template <typename T>
+Blocks prompt_blocks(void* store, int64_t blocks, int64_t heads, int64_t d, int64_t layer, int64_t head) {
+    const int64_t words = d / kPack<T>, size = 2 * kBlock * words;
+    return {static_cast<uint32_t*>(store) + (layer * blocks * heads + head) * size, heads * size, words};
 }
-inline void store_value(bf16* values, const bf16* value, int64_t slot, int64_t d) {
-    auto* to = reinterpret_cast<uint32_t*>(values) + (slot / 2) * d;
-    if (slot % 2)
-        for (int64_t j = 0; j < d; ++j) to[j] = (to[j] & 0xffffu) | (static_cast<uint32_t>(value[j]) << 16);
+
+inline void store_token(const Blocks& kv, const float* key, const float* value, int64_t slot) {
+    const int64_t d = kv.words, block = slot / kBlock, place = slot % kBlock;
+    uint32_t* to = kv.keys(block) + place;
+    for (int64_t w = 0; w < d; ++w) to[w * kBlock] = float_to_bits(key[w]);
+    std::memcpy(kv.values(block) + place * d, value, d * sizeof(float));
+}
+inline void store_token(const Blocks& kv, const bf16* key, const bf16* value, int64_t slot) {
+    const int64_t d = 2 * kv.words, block = slot / kBlock, place = slot % kBlock;
+    uint32_t *to = kv.keys(block) + place, *out = kv.values(block) + place / 2 * d;
+    for (int64_t w = 0; w < kv.words; ++w) std::memcpy(to + w * kBlock, key + 2 * w, 4);
+    if (place % 2)
+        for (int64_t j = 0; j < d; ++j) out[j] = (out[j] & 0xffffu) | (static_cast<uint32_t>(value[j]) << 16);
     else  // the other half must be finite: it is multiplied by zero until its token comes
-        for (int64_t j = 0; j < d; ++j) to[j] = value[j];
+        for (int64_t j = 0; j < d; ++j) out[j] = value[j];
 }
 
 template <typename T>
 struct Scratch {
     std::vector<T> q, p, key;
-    std::vector<float> scores, mixed;
+    std::vector<float> scores, mixed, total;
+
+    void resize(int64_t queries, int64_t d, int64_t tokens) {
+        q.resize(queries * d);
+        key.resize(d);
+        p.resize(queries * tokens);
+        scores.resize(queries * tokens);
+        total.resize(queries);
+        mixed.assign(queries * d, 0.0f);
+    }
 };
 
-// Asks for what the task after next reads, while this one computes: rows' own stores are too short for the hardware to guess.
+// Tasks [count] of one prompt and one head.
 template <typename T>
-inline void prefetch(const T* from, int64_t size) {
-    const char* at = reinterpret_cast<const char*>(from);
-    for (int64_t i = 0; i < size * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(at + i, 0, 2);
-}
-
-// Tasks [count] of one prompt and one head; `next` is as many tasks ahead as there are.
-template <typename T>
-void attend(const DecodeStep& s, const int32_t* tasks, int64_t count, int64_t ahead, const T* qkv, T* out, const float* q_norm,
-            const float* k_norm, T* keys, T* values, Scratch<T>& scratch) {
-    const int64_t d = s.head_dim, words = d / kPack<T>, repeat = s.query_heads / s.key_heads, queries = count * repeat;
-    const int64_t width = (s.query_heads + 2 * s.key_heads) * d, plane = s.own_blocks * kBlock * d;
+void attend(const DecodeStep& s, const int32_t* tasks, int64_t count, const T* qkv, T* out, const float* q_norm,
+            const float* k_norm, T* store, Scratch<T>& scratch) {
+    const int64_t d = s.head_dim, repeat = s.query_heads / s.key_heads, queries = count * repeat;
+    const int64_t width = (s.query_heads + 2 * s.key_heads) * d;
     const int64_t head = tasks[0] % s.key_heads, first = s.prompt_tokens[tasks[0] / s.key_heads];
     const int64_t first_blocks = (first + kBlock - 1) / kBlock, own_at = first_blocks * kBlock;
+    const auto blocks_of = [&](int64_t row) { return (s.position[row] - s.prompt_tokens[row] + kBlock) / kBlock; };
     int64_t stride = own_at;
-    for (int64_t i = 0; i < count; ++i)
-        stride = std::max(stride, own_at + (s.position[tasks[i] / s.key_heads] - first + kBlock) / kBlock * kBlock);
-    scratch.q.resize(queries * d);
-    scratch.key.resize(d);
-    scratch.scores.resize(queries * stride);
-    scratch.p.resize(queries * stride);
-    scratch.mixed.assign(queries * d, 0.0f);
+    for (int64_t i = 0; i < count; ++i) stride = std::max(stride, own_at + blocks_of(tasks[i] / s.key_heads) * kBlock);
+    scratch.resize(queries, d, stride);
     T *q = scratch.q.data(), *p = scratch.p.data();
-    float *scores = scratch.scores.data(), *mixed = scratch.mixed.data();
+    float *scores = scratch.scores.data(), *mixed = scratch.mixed.data(), *total = scratch.total.data();
     for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = tasks[i] / s.key_heads, at = s.position[row], own = (row * s.key_heads + head) * plane;
+        const int64_t row = tasks[i] / s.key_heads, at = s.position[row];
         const float *cos = s.cos + at * d, *sin = s.sin + at * d;
         const T* in = qkv + row * width;
         for (int64_t r = 0; r < repeat; ++r)
             turn_head(in + (head * repeat + r) * d, q_norm, cos, sin, s, s.scale, q + (i * repeat + r) * d);
         turn_head(in + (s.query_heads + head) * d, k_norm, cos, sin, s, 1.0f, scratch.key.data());
-        store_key(keys + own, scratch.key.data(), at - first, d);
-        store_value(values + own, in + (s.query_heads + s.key_heads + head) * d, at - first, d);
+        store_token(own_blocks(s, store, row, head), scratch.key.data(), in + (s.query_heads + s.key_heads + head) * d, at - first);
     }
-    const auto words_of = [](const T* x) { return reinterpret_cast<const uint32_t*>(x); };
-    const T *prompt_keys = nullptr, *prompt_values = nullptr;
+    Blocks prompt{};
     if (first) {
-        const int64_t row = tasks[0] / s.key_heads, prompt_plane = s.prompt_blocks[row] * kBlock * d;
-        prompt_keys = static_cast<const T*>(s.prompt[row]) + (s.layer * 2 * s.key_heads + head) * prompt_plane;
-        prompt_values = prompt_keys + s.key_heads * prompt_plane;
-        score<T>(words_of(prompt_keys), words_of(q), queries, words, first_blocks, scores, stride);
+        const int64_t row = tasks[0] / s.key_heads;
+        prompt = prompt_blocks<T>(const_cast<void*>(s.prompt[row]), s.prompt_blocks[row], s.key_heads, d, s.layer, head);
+        score<T>(prompt, first_blocks, q, queries, scores, stride);
     }
-    std::vector<float> total(queries);
+    const float none = -std::numeric_limits<float>::infinity();
     for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = tasks[i] / s.key_heads, own = s.position[row] - first + 1;
-        const int64_t own_blocks = (own + kBlock - 1) / kBlock, size = own_at + own_blocks * kBlock;
-        if (i < ahead) {
-            const int64_t other = tasks[count + i] / s.key_heads, place = (other * s.key_heads + tasks[count + i] % s.key_heads) * plane;
-            const int64_t filled = (s.position[other] - s.prompt_tokens[other] + 1) * d;
-            prefetch(keys + place, filled);
-            prefetch(values + place, filled);
-        }
+        const int64_t row = tasks[i] / s.key_heads, own = s.position[row] - first + 1, size = own_at + blocks_of(row) * kBlock;
         const int64_t seen_from = s.window ? s.position[row] + 1 - s.window : 0;
-        score<T>(words_of(keys + (row * s.key_heads + head) * plane), words_of(q + i * repeat * d), repeat, words, own_blocks,
-                 scores + i * repeat * stride + own_at, stride);
-        const float none = -std::numeric_limits<float>::infinity();
+        score<T>(own_blocks(s, store, row, head), blocks_of(row), q + i * repeat * d, repeat, scores + i * repeat * stride + own_at,
+                 stride);
         for (int64_t r = i * repeat; r < (i + 1) * repeat; ++r) {
             float* line = scores + r * stride;
             for (int64_t t = first; t < own_at; ++t) line[t] = none;
@@ -266,24 +283,20 @@ void attend(const DecodeStep& s, const int32_t* tasks, int64_t count, int64_t ah
             total[r] = exponentials(line, size, p + r * stride);
         }
     }
-    const int64_t steps = stride / kPack<T>;
-    if (first)  // the last block is padded with zeros
-        mix<T>(words_of(prompt_values), words_of(p), queries, steps, own_at / kPack<T>, d, mixed);
+    if (first) mix<T>(prompt, own_at, p, queries, stride, mixed);  // the last block is padded with zeros
     for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = tasks[i] / s.key_heads, own = s.position[row] - first + 1;
-        mix<T>(words_of(values + (row * s.key_heads + head) * plane), words_of(p + i * repeat * stride + own_at), repeat, steps,
-               (own + kPack<T> - 1) / kPack<T>, d, mixed + i * repeat * d);
+        const int64_t row = tasks[i] / s.key_heads, at = i * repeat;
+        mix<T>(own_blocks(s, store, row, head), s.position[row] - first + 1, p + at * stride + own_at, repeat, stride, mixed + at * d);
         T* to = out + (row * s.query_heads + head * repeat) * d;
         for (int64_t r = 0; r < repeat; ++r) {
-            const float scale = 1.0f / total[i * repeat + r];
-            const float* from = mixed + (i * repeat + r) * d;
-            for (int64_t j = 0; j < d; j += 16) save_lanes(to + r * d + j, load_lanes(from + j) * scale);
+            const float scale = 1.0f / total[at + r];
+            for (int64_t j = 0; j < d; j += 16) save_lanes(to + r * d + j, load_lanes(mixed + (at + r) * d + j) * scale);
         }
     }
 }
 
 template <typename T>
-void decode_attention(const DecodeStep& s, const T* qkv, T* out, const float* q_norm, const float* k_norm, T* keys, T* values) {
+void decode_attention(const DecodeStep& s, const T* qkv, T* out, const float* q_norm, const float* k_norm, T* store) {
     std::vector<int64_t> bounds;  // of tasks of one prompt and one head
     for (int64_t i = 0; i < s.tasks; ++i) {
         const auto prompt = [&](int64_t task) { return s.prompt[s.order[task] / s.key_heads]; };
@@ -297,38 +310,46 @@ void decode_attention(const DecodeStep& s, const T* qkv, T* out, const float* q_
         Scratch<T> scratch;
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < chunks; ++c)
-            attend(s, s.order + bounds[c], bounds[c + 1] - bounds[c], std::min<int64_t>(kTogether, s.tasks - bounds[c + 1]), qkv, out, q_norm, k_norm, keys, values, scratch);
+            attend(s, s.order + bounds[c], bounds[c + 1] - bounds[c], qkv, out, q_norm, k_norm, store, scratch);
     }
 }
 
-// [tokens][2][key_heads][d] (as projected and rotated) -> one layer of a prompt's store.
+// [tokens][2][key_heads][d] (as projected and rotated) -> layer `layer` of a prompt's store.
 template <typename T>
-void store_prompt(const T* kv, T* store, int64_t tokens, int64_t blocks, int64_t heads, int64_t d) {
-    const int64_t plane = blocks * kBlock * d;
-    for (int64_t h = 0; h < heads; ++h)
-        for (int64_t t = 0; t < tokens; ++t) {
-            const T* key = kv + (t * 2 * heads + h) * d;
-            store_key(store + h * plane, key, t, d);
-            store_value(store + (heads + h) * plane, key + heads * d, t, d);
-        }
+void store_prompt(const T* kv, void* store, int64_t layer, int64_t tokens, int64_t blocks, int64_t heads, int64_t d) {
+    for (int64_t h = 0; h < heads; ++h) {
+        const Blocks to = prompt_blocks<T>(store, blocks, heads, d, layer, h);
+        for (int64_t t = 0; t < tokens; ++t)
+            store_token(to, kv + (t * 2 * heads + h) * d, kv + (t * 2 * heads + heads + h) * d, t);
+    }
 }
 
 }  // namespace
 
 extern "C" {
 
-void nr_decode_attention(const DecodeStep* step, const void* qkv, void* out, const float* q_norm, const float* k_norm,
-                         void* keys, void* values, int is_bf16) {
+void nr_decode_attention(const DecodeStep* step, const void* qkv, void* out, const float* q_norm, const float* k_norm, void* store,
+                         int is_bf16) {
     if (is_bf16)
-        decode_attention(*step, static_cast<const bf16*>(qkv), static_cast<bf16*>(out), q_norm, k_norm,
-                         static_cast<bf16*>(keys), static_cast<bf16*>(values));
+        decode_attention(*step, static_cast<const bf16*>(qkv), static_cast<bf16*>(out), q_norm, k_norm, static_cast<bf16*>(store));
     else
         decode_attention(*step, static_cast<const float*>(qkv), static_cast<float*>(out), q_norm, k_norm,
-                         static_cast<float*>(keys), static_cast<float*>(values));
+                         static_cast<float*>(store));
 }
 
-void nr_store_prompt(const void* kv, void* store, int64_t tokens, int64_t blocks, int64_t heads, int64_t d, int is_bf16) {
-    if (is_bf16) store_prompt(static_cast<const bf16*>(kv), static_cast<bf16*>(store), tokens, blocks, heads, d);
-    else store_prompt(static_cast<const float*>(kv), static_cast<float*>(store), tokens, blocks, heads, d);
+// Large pages for memory that is touched piece by piece: a fault for each 2 MB instead of each 4 kB.
+void nr_large_pages(void* memory, int64_t bytes) {
+#ifdef __linux__
+    constexpr uintptr_t kPage = 1 << 21;
+    const auto begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+    const auto end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal is no error
+#endif
+}
+
+void nr_store_prompt(const void* kv, void* store, int64_t layer, int64_t tokens, int64_t blocks, int64_t heads, int64_t d,
+                     int is_bf16) {
+    if (is_bf16) store_prompt(static_cast<const bf16*>(kv), store, layer, tokens, blocks, heads, d);
+    else store_prompt(static_cast<const float*>(kv), store, layer, tokens, blocks, heads, d);
 }
 }
