@@ -15,6 +15,7 @@ from registry import UsageError
 
 STATE = "agent.json"
 OPTIMIZER = "optimizer.safetensors"
+PATCHES = "patches.safetensors"
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
 
@@ -30,12 +31,16 @@ def save(agent: Any, path: Path) -> None:
     save_file(tensors, scratch / OPTIMIZER)
     if hasattr(agent, "critic"):
         save_file(agent.critic.state_dict(), scratch / CRITIC)
+    patches, patched = agent.patcher.state_dict() if hasattr(agent, "patcher") else ({}, {})
+    if patches:
+        save_file(patches, scratch / PATCHES)
     state = {
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
         "optimizer": scalars,
         "sampler": state_of(agent.sampler),
         "problems": state_of(agent.problem_sampler),
+        "patches": patched,
     }
     (scratch / STATE).write_text(json.dumps(state))
     old = path.with_name(path.name + f".old-{os.getpid()}")
@@ -65,6 +70,8 @@ def restore(agent: Any, path: Path) -> None:
     _load_optimizer_state(agent.optimizer, load_file(path / OPTIMIZER), state["optimizer"])
     if hasattr(agent, "critic"):
         agent.critic.load_state_dict(load_file(path / CRITIC))
+    if (path / PATCHES).is_file():
+        agent.patcher.load_state_dict(load_file(path / PATCHES), state["patches"])
     for component, saved in ((agent.sampler, state["sampler"]), (agent.problem_sampler, state["problems"])):
         if saved:
             component.load_state_dict(saved)

@@ -39,16 +39,18 @@ from agents.distributed import join, local_device
 from agents.environment import slots_of, vector_env_of
 from agents.language_model import LanguageModelPolicy, target_of
 from agents.noise import NOISE_EVERY, measured_noise
+from agents.patching import Patcher
 from agents.preparation import check_sampler, prepare_sampler
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, rollout_metrics
 from agents.update import Update
 from envs.sb3 import SB3VecEnv
-from policies import Behavior, LayerSubset, Policy
+from policies import Behavior, LayerSubset, Nested, Policy
 from registry import (
     advantages,
     agents,
     aggregations,
     corrections,
+    patches,
     problem_samplers,
     skip_samplers,
 )
@@ -68,6 +70,8 @@ class ReFT(BaseAlgorithm):
         learning_rate: of AdamW; a number or an SB3 schedule of the progress remaining. The default suits the built-in
             model; pretrained models want 1e-6 to 2e-5.
         sampler: which layers write a batch, an id of ``registry.skip_samplers``.
+        patch: how the layers kept make up for those skipped, an id of ``registry.patches``; the first rollout, before
+            anything can be fitted, then skips nothing.
         correction: the off-policy correction, an id of ``registry.corrections``; products as ``token-is*ppo-clip``.
         advantage: an id of ``registry.advantages``.
         aggregation: an id of ``registry.aggregations``.
@@ -94,6 +98,7 @@ class ReFT(BaseAlgorithm):
         learning_rate: float | Schedule = 3e-4,
         *,
         sampler: Component = "full",
+        patch: Component = "none",
         correction: Component = "none",
         advantage: Component = "grpo",
         aggregation: Component = "token-mean",
@@ -116,6 +121,7 @@ class ReFT(BaseAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         self.sampler = skip_samplers.build(sampler)
+        self.patcher = Patcher(patches.build(patch))
         self.correction = corrections.build(correction)
         self.advantage = advantages.build(advantage)
         self.aggregation = aggregations.build(aggregation)
@@ -220,6 +226,7 @@ class ReFT(BaseAlgorithm):
         measured |= noise | prepared
         if self.ranks.leader and not self._warned:
             self._warned = warn_collapse(measured) is not None
+        self.patcher.observe(rollout)
         if hasattr(self.sampler, "observe"):
             self.sampler.observe(self.layers, measured)
         success = rollout.reward.view(-1, self.group_size).double().mean(1).numpy()
@@ -230,6 +237,7 @@ class ReFT(BaseAlgorithm):
         self.metrics = {
             **measured,
             **rollout_metrics(rollout, self.group_size),
+            **self.patcher.metrics,
             **(self.sampler.metrics() if hasattr(self.sampler, "metrics") else {}),
             "learning_rate": rate,
             "layers_kept": self.target.num_layers - skipped,
@@ -247,8 +255,9 @@ class ReFT(BaseAlgorithm):
         size = self.envs.unwrapped.task.problems.size
         problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
         seed = int(rng.integers(2**31))
-        self.layers = self.sampler.sample(self.target.num_layers, rng)
-        mu: Acts = self.behavior(self.layers, seed)
+        drawn = self.sampler.sample(self.target.num_layers, rng)
+        self.layers, nested = self.patcher(self.target, drawn, self.iteration)
+        mu: Acts = self.behavior(nested, seed)
         if self.target_written:
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
 
@@ -262,7 +271,7 @@ class ReFT(BaseAlgorithm):
         def write(problems: Sequence[int], first_group: int) -> Rollout:
             rollout = collect(mu, self.envs, problems, self.group_size, on_step, first_group)
             if isinstance(mu, GroupMixture):
-                return mu.score(rollout, self.target, self.layers, self.temperature)
+                return mu.score(rollout, self.target, nested, self.temperature)
             return rollout
 
         if hooks is not None:
@@ -275,7 +284,7 @@ class ReFT(BaseAlgorithm):
             hooks.on_rollout_end()
         return rollout, problems
 
-    def behavior(self, layers: LayerSubset, seed: int) -> Behavior:
+    def behavior(self, layers: Nested, seed: int) -> Behavior:
         """What writes completions through ``layers``, one KV slot an env slot."""
         assert self.env is not None
         length = self.envs.unwrapped.task.max_length

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.task import Task
-from policies import LayerSubset, Policy
+from policies import Nested, Policy
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class GroupMixture:
         return np.where(by_target, full, tokens), np.where(by_target, full_logp, logp)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout, policy: Policy, layers: LayerSubset, temperature: float) -> Rollout:
+    def score(self, rollout: Rollout, policy: Policy, layers: Nested, temperature: float) -> Rollout:
         """Mark the completions of the full model and put the nested policy's log-probabilities of them in place."""
         by_target = torch.arange(len(rollout)) % self.group_size < self.target_written
         index = by_target.nonzero()[:, 0]

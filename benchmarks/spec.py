@@ -25,6 +25,7 @@ from registry import (
     aggregations,
     corrections,
     fields_of,
+    patches,
     problem_samplers,
     skip_samplers,
 )
@@ -33,6 +34,7 @@ from registry import agents as agent_registry
 # Arguments of an agent that name a component, and the prefix that `--set` reaches its fields by.
 PARTS: dict[str, Registry] = {
     "sampler": skip_samplers,
+    "patch": patches,
     "correction": corrections,
     "advantage": advantages,
     "aggregation": aggregations,

@@ -169,7 +169,7 @@ class Absorb:
                 f"ridge={self.ridge} must be positive, tokens={self.tokens} and every={self.every} at least 1"
             )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def fit(self, policy: Policy, text: Text, layers: LayerSubset, before: PatchedSubset | None = None) -> Fit:
         """As ``Patch.fit``. Raises ``UsageError`` for a policy that runs on transformers' own layers."""
         numbers = halves(layers)

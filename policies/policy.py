@@ -270,7 +270,8 @@ class Policy:
         """cos and sin [>= length, 1, D] of ``layers.rotary_table``."""
         if self._tables is None or len(self._tables[0]) < length:
             size = max(length, 2 * len(self._tables[0]) if self._tables else 256)
-            self._tables = rotary_table(self.model.model.rotary_emb, size, self.device)
+            with torch.inference_mode(False):  # whoever asks first, updates will differentiate through them
+                self._tables = rotary_table(self.model.model.rotary_emb, size, self.device)
         return self._tables
 
     def _weights_stamp(self) -> int:
