@@ -10,6 +10,7 @@ Importing this package registers the skip samplers; transformers is imported onl
 """
 
 from policies.behavior import Behavior
+from policies.budget import BudgetAllowsNothing, BudgetSkip
 from policies.divergence import Length
 from policies.measured import AttentionOnly, BlockInfluence, LowestKL, MLPOnly, SoftmaxSkip
 from policies.patched import Nested, PatchedSubset
@@ -24,6 +25,8 @@ __all__ = [
     "AttentionOnly",
     "Behavior",
     "BlockInfluence",
+    "BudgetAllowsNothing",
+    "BudgetSkip",
     "EarlyExit",
     "EvenSkip",
     "FixedSkip",

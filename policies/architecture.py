@@ -58,10 +58,20 @@ class Architecture:
         return 2 * self.key_heads * self.head_dim
 
     @property
+    def layer_weights(self) -> int:
+        """Numbers in one layer's matrices."""
+        return 2 * self.width * self.head_dim * (self.query_heads + self.key_heads) + 3 * self.width * self.inner
+
+    @property
     def attention_share(self) -> float:
         """Share of a layer's matrix weights, and so of a decode step's products, that its attention has."""
-        attention = 2 * self.width * self.head_dim * (self.query_heads + self.key_heads)
-        return attention / (attention + 3 * self.width * self.inner)
+        return 1 - 3 * self.width * self.inner / self.layer_weights
+
+    @property
+    def layers_share(self) -> float:
+        """f, the share of a decode step's matrix weights that the layers have; the head has the rest."""
+        layers = self.layers * self.layer_weights
+        return layers / (layers + self.vocabulary * self.width)
 
 
 def read_architecture(config: Any) -> Architecture:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from policies.divergence import Length, Text, compare, influence, states, states_without_each, write
+from policies.divergence import Divergence, Length, Text, compare, influence, states, states_without_each, write
 from policies.policy import Policy
 from policies.subset import Block, LayerSubset, without
 
@@ -46,7 +46,7 @@ class Probe:
         self.temperature = temperature
         self.seed = seed
         self.longest = longest or length.tokens
-        self._kl: dict[str | None, list[float]] = {}
+        self._each: dict[str | None, list[Divergence]] = {}
 
     @property
     def num_layers(self) -> int:
@@ -66,12 +66,16 @@ class Probe:
     def _target(self) -> Tensor:
         return states(self.policy, self.text, self._full)
 
-    def kl(self, half: str | None = None) -> list[float]:
-        """[L] KL(mu || pi) per token of the mu that skips one layer alone, or its ``half`` (attention or mlp)."""
-        if half not in self._kl:
+    def each(self, half: str | None = None) -> list[Divergence]:
+        """[L] the divergence of the mu that skips one layer alone, or its ``half`` (attention or mlp)."""
+        if half not in self._each:
             nested = states_without_each(self.policy, self.text, half)
-            self._kl[half] = [compare(self.policy, self._target, [one], self.temperature)[0].kl for one in nested]
-        return self._kl[half]
+            self._each[half] = [compare(self.policy, self._target, [one], self.temperature)[0] for one in nested]
+        return self._each[half]
+
+    def kl(self, half: str | None = None) -> list[float]:
+        """[L] KL(mu || pi) per token, as ``each``."""
+        return [one.kl for one in self.each(half)]
 
     def set_kl(self, skipped: Iterable[Block]) -> float:
         """KL(mu || pi) per token of the mu that skips a set of layers or halves."""

@@ -96,7 +96,7 @@ def test_a_probe_measures_layers_and_sets_on_one_text_of_the_full_model():
     for half in (None, "attention", "mlp"):
         names = [n if half is None else f"{n}.{half}" for n in range(LAYERS)]
         np.testing.assert_allclose(probe.kl(half), [probe.set_kl([name]) for name in names], rtol=1e-3, atol=1e-6)
-    assert probe.kl() is probe.kl()
+    assert probe.each() is probe.each()
     assert len(probe.influence) == LAYERS
 
 

@@ -1,0 +1,114 @@
+"""The command that shows which layers to skip: its rows, its tables and picture, its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.divergence import default_samplers, main, sampler_of
+from benchmarks.divergence_report import arms, pareto, recommend
+from policies import Policy, check_subset
+from policies.subset import halves
+from registry import UsageError
+
+FIELDS = ("sampler", "patch", "skipped", "num_layers", "layers", "kl_per_token", "tv", "speedup_ideal")
+SMALL = ["--prompts", "4", "--choose-prompts", "3", "--new-tokens", "8", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("divergence")
+    samplers = ["uniform", "lowest-kl:joint=true", "attention-only:by=kl"]
+    chosen = ["--samplers", *samplers, "--skips", "2", "3", "--draws", "2", "--pairs", "1"]
+    files = ["--json", str(folder / "rows.json"), "--picture", str(folder / "picture.png")]
+    assert main([*SMALL, *chosen, *files]) == 0
+    assert (folder / "picture.png").stat().st_size > 10_000
+    return json.loads((folder / "rows.json").read_text())
+
+
+def test_rows_hold_what_they_promise(rows: list[dict]) -> None:
+    policy = Policy.load("tiny")
+    for row in rows:
+        assert set(FIELDS) <= set(row)
+        layers = check_subset(row["layers"], 12)
+        assert row["skipped"] == policy.layers_skipped(layers)
+        gone = set(range(24)) - set(halves(layers))
+        assert gone == set(halves(row["layers_skipped"]))
+        assert row["kl_per_token"] >= 0
+        assert 0 <= row["tv"] <= 1
+        # Pinsker's inequality holds of the means, since the square root is concave
+        assert row["tv"] <= (row["kl_per_token"] / 2) ** 0.5 + 1e-6
+        assert row["D"] == pytest.approx(row["kl_per_token"] * row["mean_length"])
+        assert row["speedup_measured"] > 0
+        assert row["speedup_ideal"] == pytest.approx(1 / (1 - policy.architecture.layers_share * row["skipped"] / 12))
+    single = [row for row in rows if row["written_by"] == "full model"]
+    assert [row["skipped"] for row in single[:12]] == [1.0] * 12
+    assert len(single) == 36
+    assert "command" in rows[0]["provenance"]
+
+
+def test_speeds_are_shared_by_sets_of_one_shape(rows: list[dict]) -> None:
+    speeds = {row["speedup_measured"] for row in rows if row["skipped"] == 2 and row["written_by"] == "nested policy"}
+    assert len(speeds) == 1
+
+
+def test_the_front_and_the_recommendation_follow_the_rows() -> None:
+    def row(sampler: str, skipped: float, divergence: float, ratio: float = 0.1) -> dict:
+        zero = dict.fromkeys(("kl_per_token", "kl_reverse", "tv", "acceptance"), 0.0)
+        own = {
+            "sampler": sampler,
+            "patch": "none",
+            "skipped": skipped,
+            "ratio": ratio,
+            "num_layers": 10,
+            "D": divergence,
+        }
+        speed = {"speedup_ideal": 1 + skipped / 10, "speedup_measured": None}
+        return {**zero, **own, **speed, "D": divergence, "mean_length": 20.0, "layers_skipped": [1]}
+
+    given = [row("a", 1, 0.1), row("b", 1, 0.2), row("b", 1, 0.4), row("c", 2, 0.25, 0.2), row("d", 3, 0.2, 0.3)]
+    found = arms(given)
+    assert [(arm["sampler"], arm["sets"]) for arm in found] == [("a", 1), ("d", 1), ("c", 1), ("b", 2)]
+    assert [arm["sampler"] for arm in pareto(found)] == ["a", "d"]
+    assert "d at 3 of 10 layers" in recommend(found, 0.3)
+    assert "a at 1 of 10 layers" in recommend(found, 0.15)
+    assert "keep all layers" in recommend(found, 0.05)
+
+
+def test_every_sampler_with_a_ratio_is_compared() -> None:
+    assert {"uniform", "even", "early-exit", "block-influence", "lowest-kl", "softmax"} < set(default_samplers())
+    assert sampler_of("softmax:score=influence,temperature=2", 0.25, 2).temperature == 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--policy", "no-such-folder"], "no-such-folder"),
+        (["--problems", "no-such-set"], "no-such-set"),
+        (["--samplers", "unifrom"], "uniform"),
+        (["--samplers", "full"], "has no ratio"),
+        (["--samplers", "softmax:temprature=2"], "temprature"),
+        (["--skips", "11"], "largest possible"),
+        (["--skips", "0"], "--skips 0"),
+        (["--prompts", "0"], "--prompts 0"),
+        (["--problems", "svamp", "--prompts", "5000"], "lower --prompts"),
+    ],
+)
+def test_errors_name_the_value_and_what_to_do(arguments, words, capsys, monkeypatch, tmp_path: Path) -> None:
+    data = tmp_path / "svamp"
+    data.mkdir()
+    row = {"ID": "1", "Body": "One apple.", "Question": "How many apples?", "Equation": "1", "Answer": 1.0, "Type": "x"}
+    (data / "SVAMP.json").write_text(json.dumps([{**row, "ID": str(n)} for n in range(1000)]))
+    monkeypatch.setenv("NESTED_REFT_DATA", str(tmp_path))
+    small = [a for a in SMALL if "--prompts" not in arguments or a not in ("--prompts", "4")]
+    assert main([*small, "--no-layers", "--pairs", "0", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_an_unknown_field_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="layers"):
+        sampler_of("fixed:layer=3", 0.2, 1)
