@@ -1,8 +1,20 @@
-"""What the ReFT loop's arguments must satisfy."""
+"""What an agent's arguments must satisfy."""
 
 from __future__ import annotations
 
+import torch
+
 from registry import UsageError
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError unless ``device`` is one that torch finds; an index is left to the one that uses it."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"device={device!r} is not a torch device: use 'cpu' or 'cuda'") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
 
 
 def check_counts(

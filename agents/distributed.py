@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from agents.arguments import check_device
 from agents.rollout import Interrupted, Rollout
 from registry import UsageError
 
@@ -158,7 +159,8 @@ def join(device: str = "cpu") -> Ranks:
 
 
 def local_device(device: str) -> str:
-    """``device``, or for a bare ``cuda`` under torchrun this process's own GPU."""
+    """``device``, or for a bare ``cuda`` under torchrun this process's own GPU; UsageError if there is none such."""
+    check_device(device)
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 

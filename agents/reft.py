@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
@@ -41,7 +40,7 @@ from agents.language_model import LanguageModelPolicy, target_of
 from agents.noise import NOISE_EVERY, measured_noise
 from agents.patching import Patcher
 from agents.preparation import check_sampler, prepare_sampler
-from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, rollout_metrics
+from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps, rollout_metrics
 from agents.update import Update
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy
@@ -261,15 +260,8 @@ class ReFT(BaseAlgorithm):
         if self.target_written:
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
 
-        def on_step(tokens: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> bool:
-            self.num_timesteps += tokens
-            if hooks is None:
-                return True
-            hooks.update_locals({"dones": dones, "infos": infos})  # SB3's callbacks look for these
-            return hooks.on_step()
-
         def write(problems: Sequence[int], first_group: int) -> Rollout:
-            rollout = collect(mu, self.envs, problems, self.group_size, on_step, first_group)
+            rollout = collect(mu, self.envs, problems, self.group_size, count_steps(self, hooks), first_group)
             if isinstance(mu, GroupMixture):
                 return mu.score(rollout, self.target, nested, self.temperature)
             return rollout

@@ -106,6 +106,19 @@ class GroupMixture:
 OnStep = Callable[[int, NDArray[np.bool_], list[dict[str, Any]]], bool]
 
 
+def count_steps(agent: Any, hooks: Any) -> OnStep:
+    """Counts timesteps on the agent, a timestep being a token, and asks stable-baselines3's callbacks, if any."""
+
+    def on_step(tokens: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> bool:
+        agent.num_timesteps += tokens
+        if hooks is None:
+            return True
+        hooks.update_locals({"dones": dones, "infos": infos})  # SB3's callbacks look for these
+        return hooks.on_step()
+
+    return on_step
+
+
 class Interrupted(Exception):
     """A callback stopped the rollout; what was written so far is dropped."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.run import BUDGETS, INTERRUPTED
-from registry import UsageError
+from registry import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from benchmarks.grid import Arm, Grid
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def compare(given: argparse.Namespace) -> int:
     """Run what the arguments declare and write the report."""
     from benchmarks.grid import arms
+    from benchmarks.rehearse import rehearse
 
     grid = declared(given)
     compared = arms(grid)
@@ -92,13 +93,14 @@ def compare(given: argparse.Namespace) -> int:
 
         print_plan(compared, given.runs, jobs, threads)
         return 0
+    rehearse(compared, here=given.launcher == "local")
     runs = launch(compared, jobs, threads, given)
     return _report(grid, compared, runs, given)
 
 
 def declared(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
-    from benchmarks.grid import preset, recipe
+    from benchmarks.grid import agent_ids, preset, recipe
 
     grid = preset(given.preset)
     settings: dict[str, Any] = {**grid.set, **recipe(given.recipe)}
@@ -121,7 +123,10 @@ def declared(given: argparse.Namespace) -> Grid:
         changes["seeds"] = _seeds(given.seeds)
     if given.baseline is not None:
         changes["baseline"] = given.baseline
-    return replace(grid, **changes)
+    grid = replace(grid, **changes)
+    if given.baseline is not None and given.baseline not in (compared := agent_ids(grid.agents)):
+        raise UsageError(f"--baseline {given.baseline!r} is not compared: {did_you_mean(given.baseline, compared)}")
+    return grid
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -171,6 +171,13 @@ def test_cores_are_shared_out():
         (["--env", "MathReason/gsm-v0"], "MathReason"),
         (["--jobs", "0"], "at least 1"),
         (["--iterations", "0"], "must be positive"),
+        (["--baseline", "ref"], "is not compared: did you mean 'reft'"),
+        (["--policy", "/nowhere"], "no such model folder"),
+        (["--set", "env.template=chta"], "did you mean 'chat'"),
+        (["--set", "env.problems=gsm9k"], "did you mean 'gsm8k'"),
+        (["--set", "evaluation.sets=aime42"], "did you mean 'aime24'"),
+        (["--set", "sampler.ratio=1.5"], "1.5"),
+        (["--set", "device=cdua"], "is not a torch device"),
     ],
 )
 def test_bad_input_exits_2(tmp_path, capsys, arguments, message):
