@@ -6,7 +6,8 @@
 Every skip sampler at every number of skipped layers: exact KL(mu || pi) and total variation per token over the whole
 vocabulary, on tokens that the *nested* policy mu itself wrote for held-out prompts; D, which decides what corrections
 can do; the speed-up by weights, and as measured against the full model in pairs of blocks. Samplers that choose layers
-by measured scores choose on other prompts, on tokens that the *full* model wrote.
+by measured scores choose on other prompts, on tokens that the *full* model wrote. Patches (``--patches``) are fitted on
+yet other prompts, to the two nearest samplers at each number of layers and to ``uniform``, or to all (``--patch-all``).
 """
 
 from __future__ import annotations
@@ -16,93 +17,22 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.divergence_bench import Bench, make_bench
 from benchmarks.divergence_report import arms, draw, layer_table, recommend, table
 from benchmarks.durable import write_whole
-from benchmarks.pairing import Block, abba, median_ratio
 from benchmarks.provenance import provenance
-from envs.task import Task, TaskSpec
-from policies import LayerSubset, Length, Policy, Probe
-from policies.divergence import compare, states, write
-from policies.subset import HALVES, kept_blocks, without
-from registry import UsageError, skip_samplers
+from policies import LayerSubset
+from policies.subset import HALVES, without
+from registry import UsageError, patches, skip_samplers
 from registry.fields import parse_value
 
-LONGEST_PROMPT = 8192
 DEFAULT_VARIANTS = ("attention-only:by=kl", "mlp-only:by=kl")
-SHORTEST_BLOCK = 1.0  # seconds
-GROUP = 2  # completions per prompt in the timed blocks
-
-
-@dataclass
-class Bench:
-    """What is measured, and with what."""
-
-    policy: Policy
-    prompts: list[torch.Tensor]
-    probe: Probe
-    length: Length
-    options: argparse.Namespace
-
-    def __post_init__(self) -> None:
-        self.full: LayerSubset = tuple(range(self.policy.num_layers))
-        self._speed: dict[tuple[int, int], float] = {}
-
-    def divergence(self, layers: LayerSubset) -> dict[str, float]:
-        """KL, TV, D and mean length of ``layers`` on its own completions of the held-out prompts."""
-        text = write(self.policy, layers, self.prompts, self.length, seed=self.options.seed)
-        target, nested = (states(self.policy, text, subset) for subset in (self.full, layers))
-        found = compare(self.policy, target, [nested])[0]
-        return {
-            "kl_per_token": found.kl,
-            "kl_reverse": found.kl_reverse,
-            "tv": found.tv,
-            "acceptance": 1 - found.tv,
-            "mean_length": text.mean_length,
-            "D": found.kl * text.mean_length,
-        }
-
-    def speed(self, layers: LayerSubset) -> dict[str, Any]:
-        """The speed-up of rollouts by weights, and measured; which layers are skipped makes no difference to it."""
-        a, skipped = self.policy.architecture, self.policy.layers_skipped(layers)
-        blocks = kept_blocks(layers)
-        shape = (sum(block.attention for block in blocks), sum(block.mlp for block in blocks))
-        if shape not in self._speed and self.options.pairs:
-            pairs = abba(lambda: self._block(layers), lambda: self._block(self.full), self.options.pairs)
-            self._speed[shape] = median_ratio(pairs).value
-        ideal = 1 / (1 - a.layers_share * skipped / a.layers)
-        return {"speedup_ideal": ideal, "speedup_measured": self._speed.get(shape)}
-
-    def _block(self, layers: LayerSubset) -> Block:
-        tokens, began, seconds = 0, time.perf_counter(), 0.0
-        while seconds < SHORTEST_BLOCK:
-            text = write(self.policy, layers, self.prompts * GROUP, Length(self.length.tokens))
-            tokens, seconds = tokens + int(text.mask.sum()), time.perf_counter() - began
-        return Block(tokens, seconds)
-
-    def row(self, sampler: str, layers: LayerSubset, found: dict[str, float], ratio: float | None) -> dict[str, Any]:
-        """One line of the JSON: a set of layers, where it comes from, and its figures."""
-        kept, total = set(kept_blocks(layers)), self.policy.num_layers
-        gone = [n for n in range(total) if not any(block.layer == n for block in kept)]
-        halves = [f"{b.layer}.{HALVES[b.attention]}" for b in sorted(kept) if not (b.attention and b.mlp)]
-        return {
-            "sampler": sampler,
-            "patch": "none",
-            "skipped": self.policy.layers_skipped(layers),
-            "num_layers": total,
-            "layers": list(layers),
-            "layers_skipped": [*gone, *halves],
-            "ratio": ratio,
-            "written_by": "full model" if ratio is None else "nested policy",
-            **found,
-            **self.speed(layers),
-        }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,10 +44,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--template", default="plain", help="how a question becomes a prompt")
     found.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32 for 'tiny', else bfloat16")
     found.add_argument("--samplers", nargs="+", metavar="ID[:FIELD=VALUE,...]", help="default: all that take a ratio")
+    found.add_argument("--patches", nargs="*", default=["heal"], metavar="ID", help="besides 'none' (default heal)")
+    found.add_argument("--patch-all", action="store_true", help="patch every sampler (long)")
     found.add_argument("--skips", nargs="+", type=int, default=[2, 4, 6], help="numbers of skipped layers")
     found.add_argument("--border", type=int, default=1, help="first and last layers that are never skipped")
     found.add_argument("--prompts", type=int, default=16, help="held-out prompts that figures are measured on")
     found.add_argument("--choose-prompts", type=int, default=16, help="other prompts that layers are chosen on")
+    found.add_argument("--fit-prompts", type=int, default=32, help="yet other prompts that patches are fitted on")
     found.add_argument("--new-tokens", type=int, default=48, help="longest completion")
     found.add_argument("--draws", type=int, default=2, help="sets of each sampler that draws at random")
     found.add_argument("--pairs", type=int, default=4, help="pairs of timed blocks per speed-up; 0 times nothing")
@@ -128,34 +61,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--json", type=Path, help="write the rows here, as they are measured")
     found.add_argument("--picture", type=Path, help="write the picture here (png, svg)")
     return found
-
-
-def make_bench(options: argparse.Namespace) -> Bench:
-    """Load the policy and two disjoint sets of prompts."""
-    dtype = options.dtype or ("float32" if options.policy == "tiny" else "bfloat16")
-    policy = Policy.load(options.policy, dtype=dtype)
-    tokenizer = "builtin" if options.policy == "tiny" else options.policy
-    task = Task(
-        TaskSpec(
-            problems=options.problems,
-            split=options.split,
-            tokenizer=tokenizer,
-            template=options.template,
-            max_prompt_tokens=LONGEST_PROMPT,
-        )
-    )
-    count = options.prompts + options.choose_prompts
-    size = task.problems.size or 2**20
-    if size < count:
-        raise UsageError(
-            f"{task.problems.name} has {size} problems, but {options.prompts} held-out prompts and "
-            f"{options.choose_prompts} others are wanted: lower --prompts and --choose-prompts"
-        )
-    chosen = np.random.default_rng(options.seed).choice(size, count, replace=False)
-    prompts = [torch.from_numpy(task.prompt(int(index))) for index in chosen]
-    length = Length(options.new_tokens, tuple(task.stop_token_ids))
-    probe = Probe(policy, prompts[options.prompts :], length, seed=options.seed)
-    return Bench(policy, prompts[: options.prompts], probe, length, options)
 
 
 def sampler_of(spec: str, ratio: float, border: int) -> Any:
@@ -194,6 +99,26 @@ def measured_sets(bench: Bench) -> Iterator[dict[str, Any]]:
                 yield bench.row(spec, subset, known[subset], skips / layers)
 
 
+def patched_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of the sets of ``plain`` that are worth a patch, patched."""
+    for row in plain if bench.options.patch_all else worth_a_patch(plain):
+        layers = tuple(row["layers"])
+        for patch in bench.options.patches:
+            found = bench.patched(patch, layers)
+            yield bench.row(row["sampler"], layers, found, row["ratio"]) | {"patch": patch}
+
+
+def worth_a_patch(plain: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At each ratio, the rows of the two samplers of whole layers nearest to the target, and of ``uniform``."""
+    chosen = []
+    for ratio in dict.fromkeys(row["ratio"] for row in plain):
+        own = [row for row in plain if row["ratio"] == ratio]
+        whole = [arm["sampler"] for arm in arms(own) if arm["skipped"] == round(arm["skipped"])]
+        wanted = {*whole[:2], "uniform"}
+        chosen += [row for row in own if row["sampler"] in wanted]
+    return chosen
+
+
 def single_layers(bench: Bench) -> Iterator[dict[str, Any]]:
     """The rows of every layer skipped alone, and of its halves, on tokens that the full model wrote."""
     total, length = bench.policy.num_layers, bench.probe.text.mean_length
@@ -206,8 +131,17 @@ def single_layers(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise ``UsageError`` for numbers that make no sense."""
-    for name, least in (("prompts", 1), ("choose_prompts", 1), ("new_tokens", 1), ("draws", 1), ("pairs", 0)):
+    """Raise ``UsageError`` for numbers that make no sense and for unknown names."""
+    for patch in options.patches:
+        patches.check(patch)
+    for name, least in (
+        ("prompts", 1),
+        ("choose_prompts", 1),
+        ("fit_prompts", 1),
+        ("new_tokens", 1),
+        ("draws", 1),
+        ("pairs", 0),
+    ):
         if getattr(options, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least {least}")
     if min(options.skips) < 1:
@@ -219,13 +153,20 @@ def collect_rows(bench: Bench) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
     facts = provenance()
-    sources = [measured_sets(bench)] if bench.options.no_layers else [single_layers(bench), measured_sets(bench)]
-    for source in sources:
+
+    def sources() -> Iterator[Iterator[dict[str, Any]]]:
+        if not bench.options.no_layers:
+            yield single_layers(bench)
+        yield measured_sets(bench)
+        if bench.options.patches:
+            yield patched_sets(bench, [row for row in rows if row["ratio"] is not None])
+
+    for source in sources():
         for row in source:
             rows.append(row | {"provenance": facts} if not rows else row)
             gone = " ".join(map(str, row["layers_skipped"]))
             print(
-                f"{time.perf_counter() - began:6.0f} s  {row['sampler']}: without {gone}: "
+                f"{time.perf_counter() - began:6.0f} s  {row['sampler']}, patch {row['patch']}: without {gone}: "
                 f"{row['kl_per_token']:.3f} nats per token, D {row['D']:.2f}",
                 file=sys.stderr,
                 flush=True,

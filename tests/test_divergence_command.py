@@ -14,7 +14,7 @@ from policies.subset import halves
 from registry import UsageError
 
 FIELDS = ("sampler", "patch", "skipped", "num_layers", "layers", "kl_per_token", "tv", "speedup_ideal")
-SMALL = ["--prompts", "4", "--choose-prompts", "3", "--new-tokens", "8", "--threads", "1"]
+SMALL = ["--prompts", "4", "--choose-prompts", "3", "--fit-prompts", "8", "--new-tokens", "8", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,17 @@ def test_rows_hold_what_they_promise(rows: list[dict]) -> None:
     assert [row["skipped"] for row in single[:12]] == [1.0] * 12
     assert len(single) == 36
     assert "command" in rows[0]["provenance"]
+
+
+def test_patches_are_one_more_axis_over_the_same_sets(rows: list[dict]) -> None:
+    plain = {(row["sampler"], tuple(row["layers"])): row for row in rows if row["patch"] == "none"}
+    healed = [row for row in rows if row["patch"] == "heal"]
+    assert {row["sampler"] for row in healed} == {"uniform", "lowest-kl:joint=true"}
+    for row in healed:
+        before = plain[row["sampler"], tuple(row["layers"])]
+        assert row["speedup_measured"] == before["speedup_measured"]
+        assert row["fit_seconds"] > 0
+        assert row["kl_per_token"] != before["kl_per_token"]
 
 
 def test_speeds_are_shared_by_sets_of_one_shape(rows: list[dict]) -> None:
@@ -92,6 +103,7 @@ def test_every_sampler_with_a_ratio_is_compared() -> None:
         (["--samplers", "softmax:temprature=2"], "temprature"),
         (["--skips", "11"], "largest possible"),
         (["--skips", "0"], "--skips 0"),
+        (["--patches", "hael"], "heal"),
         (["--prompts", "0"], "--prompts 0"),
         (["--problems", "svamp", "--prompts", "5000"], "lower --prompts"),
     ],

@@ -1,0 +1,131 @@
+"""What ``benchmarks.divergence`` measures of one set of layers, on a policy and prompts of the user's."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.pairing import Block, abba, median_ratio
+from envs.task import Task, TaskSpec
+from policies import LayerSubset, Length, Nested, Policy, Probe
+from policies.divergence import Text, compare, states, write
+from policies.subset import HALVES, kept_blocks
+from registry import UsageError, patches
+
+LONGEST_PROMPT = 8192
+SHORTEST_BLOCK = 1.0  # seconds
+GROUP = 2  # completions per prompt in the timed blocks
+
+
+@dataclass
+class Bench:
+    """What is measured, and with what."""
+
+    policy: Policy
+    prompts: list[torch.Tensor]
+    probe: Probe
+    fitted_on: list[torch.Tensor]
+    length: Length
+    options: argparse.Namespace
+
+    def __post_init__(self) -> None:
+        self.full: LayerSubset = tuple(range(self.policy.num_layers))
+        self._speed: dict[tuple[int, int], float] = {}
+
+    @cached_property
+    def fit_text(self) -> Text:
+        """What patches are fitted to: completions by the full model."""
+        return write(self.policy, self.full, self.fitted_on, self.length, seed=self.options.seed)
+
+    def patched(self, patch: str, layers: LayerSubset) -> dict[str, float]:
+        """``divergence`` of a patched subset, and what its fit says and took."""
+        began = time.perf_counter()
+        fit = patches.make(patch).fit(self.policy, self.fit_text, layers)
+        cost = {"fit_residual": fit.residual, "fit_seconds": time.perf_counter() - began}
+        return self.divergence(fit.nested) | cost
+
+    def divergence(self, mu: Nested) -> dict[str, float]:
+        """KL, TV, D and mean length of ``mu`` on its own completions of the held-out prompts."""
+        text = write(self.policy, mu, self.prompts, self.length, seed=self.options.seed)
+        target, nested = (states(self.policy, text, subset) for subset in (self.full, mu))
+        found = compare(self.policy, target, [nested])[0]
+        return {
+            "kl_per_token": found.kl,
+            "kl_reverse": found.kl_reverse,
+            "tv": found.tv,
+            "acceptance": 1 - found.tv,
+            "mean_length": text.mean_length,
+            "D": found.kl * text.mean_length,
+        }
+
+    def speed(self, layers: LayerSubset) -> dict[str, Any]:
+        """The speed-up of rollouts by weights, and measured; which layers are skipped makes no difference to it."""
+        a, skipped = self.policy.architecture, self.policy.layers_skipped(layers)
+        blocks = kept_blocks(layers)
+        shape = (sum(block.attention for block in blocks), sum(block.mlp for block in blocks))
+        if shape not in self._speed and self.options.pairs:
+            pairs = abba(lambda: self._block(layers), lambda: self._block(self.full), self.options.pairs)
+            self._speed[shape] = median_ratio(pairs).value
+        ideal = 1 / (1 - a.layers_share * skipped / a.layers)
+        return {"speedup_ideal": ideal, "speedup_measured": self._speed.get(shape)}
+
+    def _block(self, layers: LayerSubset) -> Block:
+        tokens, began, seconds = 0, time.perf_counter(), 0.0
+        while seconds < SHORTEST_BLOCK:
+            text = write(self.policy, layers, self.prompts * GROUP, Length(self.length.tokens))
+            tokens, seconds = tokens + int(text.mask.sum()), time.perf_counter() - began
+        return Block(tokens, seconds)
+
+    def row(self, sampler: str, layers: LayerSubset, found: dict[str, float], ratio: float | None) -> dict[str, Any]:
+        """One line of the JSON: a set of layers, where it comes from, and its figures. Patches cost nothing in
+        rollouts, so their speed-up is that of the plain skip."""
+        kept, total = set(kept_blocks(layers)), self.policy.num_layers
+        gone = [n for n in range(total) if not any(block.layer == n for block in kept)]
+        halves = [f"{b.layer}.{HALVES[b.attention]}" for b in sorted(kept) if not (b.attention and b.mlp)]
+        return {
+            "sampler": sampler,
+            "patch": "none",
+            "skipped": self.policy.layers_skipped(layers),
+            "num_layers": total,
+            "layers": list(layers),
+            "layers_skipped": [*gone, *halves],
+            "ratio": ratio,
+            "written_by": "full model" if ratio is None else "nested policy",
+            **found,
+            **self.speed(layers),
+        }
+
+
+def make_bench(options: argparse.Namespace) -> Bench:
+    """Load the policy and three disjoint sets of prompts."""
+    dtype = options.dtype or ("float32" if options.policy == "tiny" else "bfloat16")
+    policy = Policy.load(options.policy, dtype=dtype)
+    tokenizer = "builtin" if options.policy == "tiny" else options.policy
+    task = Task(
+        TaskSpec(
+            problems=options.problems,
+            split=options.split,
+            tokenizer=tokenizer,
+            template=options.template,
+            max_prompt_tokens=LONGEST_PROMPT,
+        )
+    )
+    held_out, others = options.prompts, options.prompts + options.choose_prompts
+    count = others + (options.fit_prompts if options.patches else 0)
+    size = task.problems.size or 2**20
+    if size < count:
+        raise UsageError(
+            f"{task.problems.name} has {size} problems, but {options.prompts} held-out prompts and "
+            f"{count - options.prompts} others are wanted: lower --prompts, --choose-prompts or --fit-prompts"
+        )
+    chosen = np.random.default_rng(options.seed).choice(size, count, replace=False)
+    prompts = [torch.from_numpy(task.prompt(int(index))) for index in chosen]
+    length = Length(options.new_tokens, tuple(task.stop_token_ids))
+    probe = Probe(policy, prompts[held_out:others], length, seed=options.seed)
+    return Bench(policy, prompts[:held_out], probe, prompts[others:], length, options)
