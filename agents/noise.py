@@ -24,4 +24,4 @@ def measured_noise(agent: Any, problems: Sequence[int]) -> dict[str, float]:
 
     rollout = agent.ranks.rollout(write, problems[:NOISE_PROBLEMS])
     logp = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, temperature=agent.temperature)
-    return noise_floor(logp, rollout)
+    return noise_floor(logp.to(rollout.tokens.device), rollout)

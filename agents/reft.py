@@ -41,7 +41,7 @@ from agents.noise import NOISE_EVERY, measured_noise
 from agents.patching import Patcher
 from agents.preparation import check_sampler, prepare_sampler
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps, rollout_metrics
-from agents.update import Update
+from agents.update import Update, microbatch_default
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy
 from registry import (
@@ -83,7 +83,8 @@ class ReFT(BaseAlgorithm):
             where the correction expects such groups, else 0.
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         max_grad_norm: gradient norm clip.
-        microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only.
+        microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
+            2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
         slots: env slots, when ``env`` does not say.
         seed: of everything drawn; equal seeds deal equal problems to every agent.
     """
@@ -110,7 +111,7 @@ class ReFT(BaseAlgorithm):
         temperature: float = 1.0,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
-        microbatch_tokens: int = 16_384,
+        microbatch_tokens: int | None = None,
         slots: int | None = None,
         dtype: str | None = None,
         tensorboard_log: str | None = None,
@@ -135,7 +136,7 @@ class ReFT(BaseAlgorithm):
         self.temperature = temperature
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
-        self.microbatch_tokens = microbatch_tokens
+        self.microbatch_tokens = microbatch_default(device) if microbatch_tokens is None else microbatch_tokens
         self.iteration = 0
         self.ranks = join(device)
         self._given_policy = policy

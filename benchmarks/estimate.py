@@ -99,7 +99,7 @@ class Estimator:
             2 * shape.parameters * evaluated(spec, count) * (budget * LENGTH_SHARE + prompt) / (self.speed * EFFICIENCY)
         )
         seconds = STARTUP_SECONDS + iteration * count + checks
-        tokens = min(spec.agent.get("microbatch_tokens", 16_384), completions(spec) * (prompt + budget * LENGTH_SHARE))
+        tokens = min(spec.agent.get("microbatch_tokens") or microbatch_default(spec.device), completions(spec) * (prompt + budget * LENGTH_SHARE))
         memory = PROCESS_BYTES + 20 * shape.parameters + slots * (prompt / LENGTH_SHARE + budget) * shape.kv_bytes
         memory += tokens * (shape.layers * shape.kv_bytes + 8 * min(shape.vocabulary, 4096))
         return Estimate(seconds, memory, False)

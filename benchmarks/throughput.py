@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     found.add_argument("--batch", type=int, default=32, help="batch size of transformers' generate")
     found.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
+    found.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
     found.add_argument("--workload", choices=("forced", "natural", "both"), default="both")
     found.add_argument("--threads", type=int, help="of torch (default: all cores)")
     found.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2 and 4")
@@ -52,14 +53,14 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def make_work(options: argparse.Namespace, natural: bool) -> Work:
+def make_work(options: argparse.Namespace, natural: bool, **task: Any) -> Work:
     """The environment and its deck; forced length is an environment without stop tokens."""
     import gymnasium as gym
 
     import envs  # noqa: F401 - registers the ids
 
     tokenizer = "builtin" if options.policy == "tiny" else options.policy
-    task = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens}
+    task = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens} | task
     if not natural:
         task["stop_token_ids"] = ()
     env: Any = gym.make_vec("MathReason-v0", num_envs=options.slots, copy=False, **task)
@@ -108,6 +109,21 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         ideal = 1 / (1 - share * skips / policy.num_layers)
         rows.append(found | {"of_ideal": found["ratio"] / ideal, "occupancy": nested.parts.occupancy})
     return rows
+
+
+def iterations(policy: Policy, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of a whole iteration against TRL's: 8 problems of at most 64 tokens."""
+    from benchmarks.iteration import OurIteration, TrlIteration
+
+    options = argparse.Namespace(**vars(options) | {"prompts": 8, "slots": 8 * options.group_size})
+    work = make_work(options, False, max_new_tokens=min(64, options.new_tokens), reward="random")
+    theirs = TrlIteration(policy, work)
+    ours = OurIteration(policy, work)
+    for warm in (ours, theirs):
+        warm()
+    pairs = abba(ours, theirs, min(options.pairs, 4))
+    name = f"GRPO iteration, 8 x {options.group_size} x {work.new_tokens}"
+    return [row(name, "forced", [block for block, _ in pairs], pairs, "TRL's GRPOTrainer step")]
 
 
 def limits(policy: Policy, work: Work, full: Engine, rate: float) -> dict[str, float]:
@@ -169,6 +185,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows: list[dict[str, Any]] = []
         for workload in ("forced", "natural") if options.workload == "both" else (options.workload,):
             rows += measure(policy, make_work(options, workload == "natural"), workload, options)
+        if options.trl:
+            rows += iterations(policy, options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.architecture import Architecture
+from policies.graphs import LENGTH, ROWS, Replays, bucket
 from policies.layers import kept_weights, layer
 from policies.native import BLOCK, DecodeStep, Kernels
 from policies.subset import LayerSubset
@@ -31,8 +32,11 @@ class TorchStore:
         self.longest = len(rotary[0])
         self.rotary = (rotary[0].to(weights.dtype), rotary[1].to(weights.dtype))
         self.device = weights.embedding.device
-        shape = (rows * self.longest, architecture.kv_width)
+        self.rows = rows
+        # One row more than there are slots: padded inputs write there.
+        shape = ((rows + 1) * self.longest, architecture.kv_width)
         self.kv = [torch.zeros(shape, dtype=weights.dtype, device=self.device) for w in self.layers if w.attends]
+        self.replays = Replays(self._step, rows, self.device) if self.device.type == "cuda" else None
 
     def remember(self, kv: list[Tensor]) -> list[Tensor]:
         """As it is."""
@@ -52,12 +56,25 @@ class TorchStore:
 
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
         """As ``slots.Store.decode``."""
-        a = self.architecture
         n, size = len(token), int(position.max()) + 1
-        where = torch.from_numpy(position).to(self.device)
-        x = F.embedding(torch.from_numpy(token).to(self.device), self.weights.embedding).float()
+        rows = n
+        if self.replays is not None:
+            rows, size = bucket(n, ROWS, self.rows), bucket(size, LENGTH, self.longest)
+        inputs = np.zeros((3, rows), dtype=np.int64)
+        inputs[0, :n], inputs[1, :n] = token, position
+        inputs[2] = self.rows * self.longest
+        inputs[2, :n] = position + np.arange(n) * self.longest
+        if self.replays is not None:
+            return self.replays(inputs, size)[:n]
+        return self._step(torch.from_numpy(inputs).to(self.device), size)
+
+    def _step(self, inputs: Tensor, size: int) -> Tensor:
+        """[R, width] from ``inputs`` [3, R]: tokens, positions, and the places in the store where their KV goes."""
+        a = self.architecture
+        token, where, flat = inputs
+        n = len(token)
+        x = F.embedding(token, self.weights.embedding).float()
         rotary = (self.rotary[0][where], self.rotary[1][where])
-        flat = where + torch.arange(n, device=self.device) * self.longest
         masks = {window: self._mask(where, size, window) for window in {w.window for w in self.layers}}
         stores = iter(self.kv)
 

@@ -1,0 +1,98 @@
+"""One whole GRPO iteration, ours against TRL's: rollout, reward and update on the same model, prompts, G and lengths.
+
+Every completion has the forced length and a coin for a reward, so that (nearly) all groups carry a gradient and neither
+side may skip work. TRL gets its fastest settings on this model: weights in the compute dtype, no gradient checkpointing,
+no reference model; ours keeps float32 weights. Both step AdamW.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from typing import Any
+
+from agents.reft import ReFT
+from benchmarks.contenders import Generate, Work
+from benchmarks.pairing import Block
+from policies import Policy
+from registry import UsageError
+
+LEARNING_RATE = 1e-7  # the weights hardly move, so that all blocks do the same work
+
+
+class OurIteration:
+    """An iteration of the ReFT loop on the work's environment."""
+
+    def __init__(self, policy: Policy, work: Work) -> None:
+        self.agent = ReFT(
+            policy,
+            work.env,
+            learning_rate=LEARNING_RATE,
+            group_size=work.group_size,
+            problems_per_batch=len(work.problems),
+        )
+
+    def __call__(self) -> Block:
+        """The next iteration; the noise floor, which other iterations measure beside, is not part of it."""
+        self.agent.iteration = max(1, self.agent.iteration % 10)
+        began = time.perf_counter()
+        metrics = self.agent.iterate()
+        return Block(int(metrics["tokens"]), time.perf_counter() - began)
+
+
+class TrlIteration:
+    """A training step of TRL's GRPOTrainer, timed from its beginning to the end of its optimizer step."""
+
+    def __init__(self, policy: Policy, work: Work) -> None:
+        try:
+            from trl import GRPOConfig, GRPOTrainer
+        except ImportError as error:
+            raise UsageError("--trl needs the package trl: pip install 'nested-reft[trl]'") from error
+        from datasets import Dataset
+        from transformers import TrainerCallback
+
+        tokenizer = work.env.unwrapped.task.tokenizer
+        texts = [tokenizer.decode(work.prompt(problem)) for problem in work.problems]
+        completions = len(texts) * work.group_size
+        clock = self._clock = [0.0, 0.0]
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                clock[0] = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock[1] = time.perf_counter()
+
+        settings = GRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            learning_rate=LEARNING_RATE,
+            per_device_train_batch_size=completions,
+            num_generations=work.group_size,
+            max_completion_length=work.new_tokens,
+            generation_kwargs={"min_new_tokens": work.new_tokens},
+            temperature=1.0,
+            beta=0.0,
+            max_steps=1,
+            gradient_checkpointing=False,
+            bf16=False,  # of autocast; the weights are bfloat16 themselves where the policy computes in it
+            use_cpu=policy.device.type == "cpu",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        coin = random.Random(0)
+        self.trainer = GRPOTrainer(
+            model=Generate(policy, work, 1).model.train(),
+            args=settings,
+            reward_funcs=lambda completions, **_: [float(coin.random() < 0.5) for _ in completions],
+            train_dataset=Dataset.from_dict({"prompt": texts}),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
+        self.tokens = completions * work.new_tokens
+
+    def __call__(self) -> Block:
+        """One step; making the data loader and the optimizer anew is not counted."""
+        self.trainer.train()
+        return Block(self.tokens, self._clock[1] - self._clock[0])
