@@ -41,7 +41,7 @@ from agents.noise import NOISE_EVERY, measured_noise
 from agents.patching import Patcher
 from agents.preparation import check_sampler, prepare_sampler
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps, rollout_metrics
-from agents.update import Update, microbatch_default
+from agents.update import Update, microbatch_budget
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy
 from registry import (
@@ -136,7 +136,7 @@ class ReFT(BaseAlgorithm):
         self.temperature = temperature
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
-        self.microbatch_tokens = microbatch_default(device) if microbatch_tokens is None else microbatch_tokens
+        self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
         self.iteration = 0
         self.ranks = join(device)
         self._given_policy = policy

@@ -14,13 +14,18 @@ from agents.diagnostics import diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout
 from policies import Policy
+from registry import UsageError
 
 WIDE_SCOPES = ("group", "batch")  # a correction of such a scope must see more than one sequence at once
 
 
-def microbatch_default(device: str) -> int:
-    """Most tokens of a forward and backward where nothing is said: what a CPU's caches like, or fills a GPU."""
-    return 2_048 if device.startswith("cpu") else 16_384
+def microbatch_budget(wanted: int | None, device: str) -> int:
+    """Most tokens of a forward and backward; where nothing is said, few on a CPU, where more is no faster."""
+    if wanted is None:
+        return 2_048 if device.startswith("cpu") else 16_384
+    if wanted < 1:
+        raise UsageError(f"microbatch_tokens={wanted} must be at least 1")
+    return wanted
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from agents.rollout import collect
+from benchmarks.limits import wait
 from benchmarks.pairing import Block
 from policies import LayerSubset, Policy
 from registry import UsageError
@@ -74,8 +75,8 @@ class Engine:
         began = time.perf_counter()
         behavior = self.policy.nested(self.layers, self.work.env.num_envs, longest)
         decoder: Any = behavior._decoder
-        decoder.hidden = _timed(decoder.hidden, parts, "layers")
-        decoder.draw = _timed(decoder.draw, parts, "head")
+        decoder.hidden = _timed(decoder.hidden, parts, "layers", self.policy.device)
+        decoder.draw = _timed(decoder.draw, parts, "head", self.policy.device)
 
         def count(tokens: int, done: Any, infos: Any) -> bool:
             parts.steps += 1
@@ -88,10 +89,11 @@ class Engine:
         return Block(int(rollout.mask.sum()), seconds)
 
 
-def _timed(call: Callable[..., Any], parts: Parts, part: str) -> Callable[..., Any]:
+def _timed(call: Callable[..., Any], parts: Parts, part: str, device: torch.device) -> Callable[..., Any]:
     def timed(*arguments: Any) -> Any:
         began = time.perf_counter()
         result = call(*arguments)
+        wait(device)  # little is lost: the next step needs this one's tokens on the host anyway
         setattr(parts, part, getattr(parts, part) + time.perf_counter() - began)
         return result
 
@@ -107,7 +109,7 @@ class Generate:
         if model is None:
             model = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype, attn_implementation="sdpa")
             model.load_state_dict(policy.model.state_dict())
-        self.model = model.to(policy.dtype).eval()
+        self.model = model.to(policy.device, policy.dtype).eval()
         self.work = work
         self.batch = batch
         self.next = 0
@@ -120,6 +122,7 @@ class Generate:
         shown = torch.nn.utils.rnn.pad_sequence(
             [torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left"
         )
+        ids, shown = ids.to(self.model.device), shown.to(self.model.device)
         began = time.perf_counter()
         out = self.model.generate(
             ids,
@@ -133,8 +136,8 @@ class Generate:
             min_new_tokens=None if self.work.stop else self.work.new_tokens,
             pad_token_id=0,
         )
-        seconds = time.perf_counter() - began
-        return Block(self._written(out[:, ids.shape[1] :]), seconds)
+        written = out[:, ids.shape[1] :].cpu()
+        return Block(self._written(written), time.perf_counter() - began)
 
     def _prompts(self) -> list[torch.Tensor]:
         """The prompts of the next ``batch`` completions."""

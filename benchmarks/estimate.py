@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.update import microbatch_budget
 from benchmarks.board import clock
 from benchmarks.grid import Arm
 from benchmarks.spec import RunSpec
@@ -99,7 +100,10 @@ class Estimator:
             2 * shape.parameters * evaluated(spec, count) * (budget * LENGTH_SHARE + prompt) / (self.speed * EFFICIENCY)
         )
         seconds = STARTUP_SECONDS + iteration * count + checks
-        tokens = min(spec.agent.get("microbatch_tokens") or microbatch_default(spec.device), completions(spec) * (prompt + budget * LENGTH_SHARE))
+        tokens = min(
+            microbatch_budget(spec.agent.get("microbatch_tokens"), spec.device),
+            completions(spec) * (prompt + budget * LENGTH_SHARE),
+        )
         memory = PROCESS_BYTES + 20 * shape.parameters + slots * (prompt / LENGTH_SHARE + budget) * shape.kv_bytes
         memory += tokens * (shape.layers * shape.kv_bytes + 8 * min(shape.vocabulary, 4096))
         return Estimate(seconds, memory, False)

@@ -1,8 +1,8 @@
 """One whole GRPO iteration, ours against TRL's: rollout, reward and update on the same model, prompts, G and lengths.
 
-Every completion has the forced length and a coin for a reward, so that (nearly) all groups carry a gradient and neither
-side may skip work. TRL gets its fastest settings on this model: weights in the compute dtype, no gradient checkpointing,
-no reference model; ours keeps float32 weights. Both step AdamW.
+Every completion has the forced length and a coin for a reward, so that nearly all groups carry a gradient and neither
+side may skip work. TRL gets its fastest settings on this model: weights in the compute dtype, no gradient
+checkpointing, no reference model; ours keeps float32 weights. Both step AdamW.
 """
 
 from __future__ import annotations

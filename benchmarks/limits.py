@@ -10,13 +10,21 @@ import torch
 from policies import Policy
 
 
-def best_seconds(call: Callable[[], object], repeats: int = 5) -> float:
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was asked for; a CPU has already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def best_seconds(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """The fastest of some calls after one to warm up: a limit is what the machine can do, not what it did."""
     call()
     found = []
     for _ in range(repeats):
+        wait(device)
         began = time.perf_counter()
         call()
+        wait(device)
         found.append(time.perf_counter() - began)
     return min(found)
 
@@ -27,9 +35,9 @@ def product_limit(policy: Policy, rows: int) -> float:
     nothing else."""
     assert policy._packed is not None
     weights, a = policy._packed, policy.architecture
-    x = torch.randn(rows, a.width).to(policy.dtype)
-    mixed = torch.randn(rows, a.query_heads * a.head_dim).to(policy.dtype)
-    inner = torch.randn(rows, policy.config.intermediate_size).to(policy.dtype)
+    x = torch.randn(rows, a.width, device=policy.device).to(policy.dtype)
+    mixed = torch.randn(rows, a.query_heads * a.head_dim, device=policy.device).to(policy.dtype)
+    inner = torch.randn(rows, policy.config.intermediate_size, device=policy.device).to(policy.dtype)
 
     def step() -> None:
         for layer in weights.layers:
@@ -41,16 +49,16 @@ def product_limit(policy: Policy, rows: int) -> float:
     uniform = torch.rand(rows, dtype=torch.float64)
     hidden = x.float()
     if weights.head.fused:
-        head = best_seconds(lambda: weights.head.draw(hidden, uniform, 1.0))
+        head = best_seconds(lambda: weights.head.draw(hidden, uniform, 1.0), policy.device)
     else:
-        head = best_seconds(lambda: weights.head.logits(hidden))
-    return rows / (best_seconds(step) + head)
+        head = best_seconds(lambda: weights.head.logits(hidden), policy.device)
+    return rows / (best_seconds(step, policy.device) + head)
 
 
-def bandwidth() -> float:
+def bandwidth(device: torch.device) -> float:
     """Bytes per second of reading 256 MB once."""
-    data = torch.zeros(2**26)
-    return data.numel() * data.element_size() / best_seconds(data.sum)
+    data = torch.zeros(2**26, device=device)
+    return data.numel() * data.element_size() / best_seconds(data.sum, device)
 
 
 def bandwidth_limit(policy: Policy, rows: int, context: float) -> float:
@@ -60,4 +68,4 @@ def bandwidth_limit(policy: Policy, rows: int, context: float) -> float:
     size = torch.finfo(policy.dtype).bits // 8
     weights = sum(parameter.numel() for parameter in policy.model.parameters()) * size
     kv = rows * context * a.layers * a.kv_width * size
-    return rows / ((weights + kv) / bandwidth())
+    return rows / ((weights + kv) / bandwidth(policy.device))

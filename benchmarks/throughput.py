@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
     found.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
+    found.add_argument("--device", default="cpu", help="cpu or cuda")
     found.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default float32)")
     found.add_argument("--prompts", type=int, default=32, help="problems a block")
     found.add_argument("--group-size", type=int, default=8, help="completions a problem")
@@ -53,14 +54,15 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def make_work(options: argparse.Namespace, natural: bool, **task: Any) -> Work:
+def make_work(options: argparse.Namespace, policy: Policy, natural: bool, **given: Any) -> Work:
     """The environment and its deck; forced length is an environment without stop tokens."""
     import gymnasium as gym
 
     import envs  # noqa: F401 - registers the ids
 
     tokenizer = "builtin" if options.policy == "tiny" else options.policy
-    task = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens} | task
+    task: dict[str, Any] = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens}
+    task |= {"vocab_size": policy.vocab_size} | given
     if not natural:
         task["stop_token_ids"] = ()
     env: Any = gym.make_vec("MathReason-v0", num_envs=options.slots, copy=False, **task)
@@ -116,7 +118,7 @@ def iterations(policy: Policy, options: argparse.Namespace) -> list[dict[str, An
     from benchmarks.iteration import OurIteration, TrlIteration
 
     options = argparse.Namespace(**vars(options) | {"prompts": 8, "slots": 8 * options.group_size})
-    work = make_work(options, False, max_new_tokens=min(64, options.new_tokens), reward="random")
+    work = make_work(options, policy, False, max_new_tokens=min(64, options.new_tokens), reward="random")
     theirs = TrlIteration(policy, work)
     ours = OurIteration(policy, work)
     for warm in (ours, theirs):
@@ -136,8 +138,15 @@ def limits(policy: Policy, work: Work, full: Engine, rate: float) -> dict[str, f
         "occupancy": full.parts.occupancy,
         "head_share": full.parts.head / full.parts.total,
         "layer_share": full.parts.layers / full.parts.total,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gb": peak_gb(policy.device),
     }
+
+
+def peak_gb(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU where it computes there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def show(rows: list[dict[str, Any]], say: Callable[[str], None] = print) -> None:
@@ -181,10 +190,10 @@ def main(arguments: list[str] | None = None) -> int:
             if getattr(options, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
         torch.set_num_threads(options.threads or torch.get_num_threads())
-        policy = Policy.load(options.policy, dtype=options.dtype)
+        policy = Policy.load(options.policy, options.device, options.dtype)
         rows: list[dict[str, Any]] = []
         for workload in ("forced", "natural") if options.workload == "both" else (options.workload,):
-            rows += measure(policy, make_work(options, workload == "natural"), workload, options)
+            rows += measure(policy, make_work(options, policy, workload == "natural"), workload, options)
         if options.trl:
             rows += iterations(policy, options)
     except UsageError as error:

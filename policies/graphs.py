@@ -1,8 +1,8 @@
 """Decode steps as CUDA graphs: one launch instead of some hundred small kernels.
 
-A graph fixes shapes and addresses, so steps are padded to a bucket of rows and of length, and their inputs are copied into
-one buffer. A bucket is captured when it comes back, once per behaviour (a subset and a weight version), and compared with
-the plain step at once; where the two differ, the plain steps go on, with a warning.
+A graph fixes shapes and addresses, so steps are padded to a bucket of rows and of length, and their inputs are copied
+into one buffer. A bucket is captured when it comes back, once per behaviour (a subset and a weight version), and
+compared with the plain step at once; where the two differ, the plain steps go on, with a warning.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Replays:
         if not (out - plain).abs().max() <= TOLERANCE * plain.abs().max():
             self.trusted = False
             warnings.warn(
-                f"a CUDA graph of {key[0]} rows and length {key[1]} does not reproduce the plain step: decoding goes on "
-                "without graphs, slower",
+                f"a CUDA graph of {key[0]} rows and length {key[1]} does not reproduce the plain step: decoding goes "
+                "on without graphs, slower",
                 stacklevel=2,
             )
             return plain

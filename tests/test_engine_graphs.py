@@ -21,7 +21,7 @@ def recompute(step, inputs, size, pool):
 
 
 def wrong(step, inputs, size, pool):
-    replay, out = recompute(step, inputs, size, pool)
+    out = step(inputs, size).clone()
     return (lambda: out.mul_(1.5)), out
 
 

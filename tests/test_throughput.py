@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import throughput
+from benchmarks import gpu, throughput
 from benchmarks.contenders import Engine, Generate
+from benchmarks.iteration import OurIteration, TrlIteration
 from benchmarks.limits import bandwidth_limit, product_limit
 from benchmarks.pairing import Block, abba, median_ratio
 from policies import Policy
+from registry import UsageError
 
 
 def test_abba_alternates_and_keeps_who_is_who():
@@ -57,7 +60,7 @@ def options(**changes) -> argparse.Namespace:
 
 
 def test_forced_length_writes_exactly_that_many_tokens(policy):
-    work = throughput.make_work(options(), natural=False)
+    work = throughput.make_work(options(), policy, natural=False)
     engine = Engine(policy, work, throughput.kept_layers(policy, 2))
     assert engine().tokens == 2 * 2 * 5
     assert engine.parts.tokens == 20 and engine.parts.steps == 10  # 3 slots and 4 episodes: a wave of 3, a wave of 1
@@ -67,7 +70,7 @@ def test_forced_length_writes_exactly_that_many_tokens(policy):
 
 
 def test_natural_length_counts_up_to_the_stop(policy):
-    work = throughput.make_work(options(new_tokens=40), natural=True)
+    work = throughput.make_work(options(new_tokens=40), policy, natural=True)
     assert work.stop
     generate = Generate(policy, work, batch=2)
     stop = work.stop[0]
@@ -106,3 +109,45 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
 def test_bad_input_is_named_and_exits_with_2(words, said, capsys):
     assert throughput.main(words.split()) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_whole_iteration_writes_all_its_completions(policy):
+    work = throughput.make_work(options(), policy, natural=False, reward="random")
+    iteration = OurIteration(policy, work)
+    before = policy.version
+    assert [iteration().tokens for _ in range(2)] == [2 * 2 * 5] * 2
+    assert policy.version > before  # it updates
+
+
+def test_a_whole_iteration_of_trl(policy):
+    pytest.importorskip("trl", reason="TRL is not installed")
+    work = throughput.make_work(options(), policy, natural=False, reward="random")
+    block = TrlIteration(policy, work)()
+    assert block.tokens == 20 and block.seconds > 0
+
+
+def test_without_trl_its_row_says_what_to_install(policy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UsageError, match="pip install"):
+        TrlIteration(policy, throughput.make_work(options(), policy, natural=False))
+
+
+def test_the_gpu_command_says_that_there_is_none(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
+    assert "--rehearse" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_gpu_command_s_random_model_is_a_checkpoint(tmp_path):
+    gpu.random_model(tmp_path, gpu.SMALL)
+    loaded = Policy.load(str(tmp_path), dtype="bfloat16")
+    work = throughput.make_work(options(policy=str(tmp_path)), loaded, natural=False)
+    assert Engine(loaded, work, throughput.kept_layers(loaded, 1))().tokens == 20
+
+
+def test_the_gpu_command_reports_a_step_that_fails_or_hangs(capsys):
+    failed = gpu.run([sys.executable, "-c", "print('so far'); raise SystemExit(3)"], 20)
+    assert failed["status"] == 3 and "so far" in str(failed["output"])
+    hung = gpu.run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 2)
+    assert "stopped after 2 s" in str(hung["status"]) and "begun" in str(hung["output"])
