@@ -113,7 +113,7 @@ def worth_a_patch(plain: list[dict[str, Any]]) -> list[dict[str, Any]]:
     chosen = []
     for ratio in dict.fromkeys(row["ratio"] for row in plain):
         own = [row for row in plain if row["ratio"] == ratio]
-        whole = [arm["sampler"] for arm in arms(own) if arm["skipped"] == round(arm["skipped"])]
+        whole = [arm["sampler"] for arm in arms(own) if all(isinstance(n, int) for n in arm["example"])]
         wanted = {*whole[:2], "uniform"}
         chosen += [row for row in own if row["sampler"] in wanted]
     return chosen
