@@ -32,6 +32,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from agents import checkpoint
 from agents.arguments import check_counts
+from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import warn_collapse
 from agents.distributed import join, local_device
@@ -82,6 +83,8 @@ class ReFT(BaseAlgorithm):
         target_written: n_0, how many of a group's G completions the full model writes (defensive groups); by default 1
             where the correction expects such groups, else 0.
         temperature: of sampling, and of log pi, so that both are of the same distribution.
+        consistency: weight of an auxiliary loss that keeps the nested policy near the target; see
+            ``agents.consistency``. 0, the default, is off.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
@@ -109,6 +112,7 @@ class ReFT(BaseAlgorithm):
         epochs: int = 1,
         target_written: int | None = None,
         temperature: float = 1.0,
+        consistency: float = 0.0,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
@@ -134,6 +138,7 @@ class ReFT(BaseAlgorithm):
         self.minibatches = minibatches
         self.epochs = epochs
         self.temperature = temperature
+        self.consistency = Consistency(consistency, temperature)
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
@@ -177,6 +182,7 @@ class ReFT(BaseAlgorithm):
             self.target, self.optimizer, self.correction, self.aggregation, self.temperature, self.max_grad_norm
         )
         self.update.microbatch_tokens = self.microbatch_tokens
+        self.update.consistency = self.consistency
         self.update.ranks = self.ranks
         self.ranks.require_equal(self.seed or 0, self.target.parameters())
 
@@ -257,6 +263,7 @@ class ReFT(BaseAlgorithm):
         seed = int(rng.integers(2**31))
         drawn = self.sampler.sample(self.target.num_layers, rng)
         self.layers, nested = self.patcher(self.target, drawn, self.iteration)
+        self.consistency.nested = nested if self.layers != self.all_layers else None
         mu: Acts = self.behavior(nested, seed)
         if self.target_written:
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)

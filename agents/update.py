@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agents.consistency import Consistency
 from agents.corrections import traits, weigh
 from agents.diagnostics import diagnostics
 from agents.distributed import ALONE, Ranks
@@ -40,6 +41,7 @@ class Update:
         temperature: log pi is that of the tempered distribution, the one that rollouts are sampled from.
         max_grad_norm: clip.
         microbatch_tokens: most tokens, prompts counted per completion, in one forward and backward.
+        consistency: the auxiliary loss that keeps the nested policy near the target.
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
     """
 
@@ -50,6 +52,7 @@ class Update:
     temperature: float = 1.0
     max_grad_norm: float = 1.0
     microbatch_tokens: int = 16_384
+    consistency: Consistency = field(default_factory=Consistency)
     ranks: Ranks = ALONE
 
     def __call__(
@@ -77,7 +80,7 @@ class Update:
                     logp[index, :width], weight[index, :width] = used
         used_index = advantage.nonzero()[:, 0]
         metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
-        metrics["sequences_used"] = float(len(used_index))
+        metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
         if len(used_index):
             chosen_rollout = rollout.select(used_index)
             width = chosen_rollout.mask.shape[1]
@@ -101,6 +104,7 @@ class Update:
             width = logp.shape[1]
             weight = weigh(self.correction, now, micro, a) if weights is None else weights[index][:, :width]
             (-(coef[index][:, :width] * weight * a[:, None]).detach() * logp).sum().backward()
+            self.consistency.backward(self.policy, micro, now, coef[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
         if not len(wanted):
             return 0.0, used

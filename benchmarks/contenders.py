@@ -85,6 +85,7 @@ class Engine:
 
         rollout = collect(behavior, self.work.env, self.work.problems, self.work.group_size, count)
         seconds = time.perf_counter() - began
+        del decoder.hidden, decoder.draw  # they refer to the decoder, whose slots would outlive the block
         parts.total += seconds
         return Block(int(rollout.mask.sum()), seconds)
 

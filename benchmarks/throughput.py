@@ -13,7 +13,7 @@ import argparse
 import json
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--batch", type=int, default=32, help="batch size of transformers' generate")
     found.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
     found.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
-    found.add_argument("--workload", choices=("forced", "natural", "both"), default="both")
+    found.add_argument("--workload", choices=("forced", "natural", "both", "none"), default="both")
     found.add_argument("--threads", type=int, help="of torch (default: all cores)")
     found.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2 and 4")
     found.add_argument("--json", type=Path, help="write the rows here")
@@ -87,34 +87,33 @@ def row(
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of one workload."""
+def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows of one workload, each as soon as it is measured."""
     full = Engine(policy, work, kept_layers(policy, 0))
     full()  # builds kernels, packs weights, touches memory
     full.parts = Parts(slots=options.slots)
     control = abba(full, full, options.pairs)
-    rows = [row("engine, again (A/A)", workload, [b for b, _ in control], control, "engine")]
+    yield row("engine, again (A/A)", workload, [b for b, _ in control], control, "engine")
     peers = {f"generate (batch {options.batch})": Generate(policy, work, options.batch)}
     if options.continuous:
         peers[f"continuous batching ({options.batch})"] = ContinuousBatching(policy, work, options.batch)
     for name, peer in peers.items():
         pairs = abba(full, peer, options.pairs)
-        rows.append(row("engine", workload, [ours for ours, _ in pairs], pairs, name))
-        rows[-1] |= limits(policy, work, full, rows[-1]["tokens_per_second"])
+        found = row("engine", workload, [ours for ours, _ in pairs], pairs, name)
+        yield found | limits(policy, work, full, found["tokens_per_second"])
         reverse = [(theirs, ours) for ours, theirs in pairs]
-        rows.append(row(name, workload, [b for b, _ in reverse], reverse, "engine"))
+        yield row(name, workload, [b for b, _ in reverse], reverse, "engine")
     share = full.parts.layers / full.parts.total
     for skips in (s for s in options.skips if s < policy.num_layers - 1):
         nested = Engine(policy, work, kept_layers(policy, skips))
         pairs = abba(nested, full, options.pairs)
         found = row(f"engine, {skips} of {policy.num_layers} skipped", workload, [b for b, _ in pairs], pairs, "engine")
         ideal = 1 / (1 - share * skips / policy.num_layers)
-        rows.append(found | {"of_ideal": found["ratio"] / ideal, "occupancy": nested.parts.occupancy})
-    return rows
+        yield found | {"of_ideal": found["ratio"] / ideal, "occupancy": nested.parts.occupancy}
 
 
-def iterations(policy: Policy, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of a whole iteration against TRL's: 8 problems of at most 64 tokens."""
+def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The row of a whole iteration against TRL's: 8 problems of at most 64 tokens."""
     from benchmarks.iteration import OurIteration, TrlIteration
 
     options = argparse.Namespace(**vars(options) | {"prompts": 8, "slots": 8 * options.group_size})
@@ -125,7 +124,7 @@ def iterations(policy: Policy, options: argparse.Namespace) -> list[dict[str, An
         warm()
     pairs = abba(ours, theirs, min(options.pairs, 4))
     name = f"GRPO iteration, 8 x {options.group_size} x {work.new_tokens}"
-    return [row(name, "forced", [block for block, _ in pairs], pairs, "TRL's GRPOTrainer step")]
+    yield row(name, "forced", [block for block, _ in pairs], pairs, "TRL's GRPOTrainer step")
 
 
 def limits(policy: Policy, work: Work, full: Engine, rate: float) -> dict[str, float]:
@@ -157,6 +156,28 @@ def show(rows: list[dict[str, Any]], say: Callable[[str], None] = print) -> None
         interval = f"[{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]"
         rate = f"{found['tokens_per_second']:10.0f}{found['ratio']:8.3f}{interval:>16}"
         say(f"{found['name']:34}{found['workload']:>9}{rate}  {figures}  / {found['against']}")
+
+
+def all_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What the command line asks for."""
+    chosen = {"both": ("forced", "natural"), "none": ()}.get(options.workload, (options.workload,))
+    for workload in chosen:
+        yield from measure(policy, make_work(options, policy, workload == "natural"), workload, options)
+    if options.trl:
+        yield from iterations(policy, options)
+
+
+def written(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dict[str, Any]]:
+    """The rows, each told on stderr and put into the file as it comes, so that a killed run keeps what it has."""
+    facts, found = provenance(), []
+    for line in rows:
+        found.append(line)
+        rate = f"{line['tokens_per_second']:.0f} tokens/s, {line['ratio']:.3f} of {line['against']}"
+        print(f"{line['name']} ({line['workload']}): {rate}", file=sys.stderr, flush=True)
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps([each | {"provenance": facts} for each in found], indent=1) + "\n")
+    return found
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
@@ -191,19 +212,11 @@ def main(arguments: list[str] | None = None) -> int:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
         torch.set_num_threads(options.threads or torch.get_num_threads())
         policy = Policy.load(options.policy, options.device, options.dtype)
-        rows: list[dict[str, Any]] = []
-        for workload in ("forced", "natural") if options.workload == "both" else (options.workload,):
-            rows += measure(policy, make_work(options, policy, workload == "natural"), workload, options)
-        if options.trl:
-            rows += iterations(policy, options)
+        rows = written(all_rows(policy, options), options.json)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     show(rows)
-    if options.json:
-        facts = provenance()
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([found | {"provenance": facts} for found in rows], indent=1) + "\n")
     if options.picture:
         draw(rows, options.picture)
     return 0

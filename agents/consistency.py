@@ -1,0 +1,62 @@
+"""Keeps nested policies near their target: an auxiliary loss on the rollout's own tokens, off by default.
+
+The gradient of KL(pi || mu) per token, the target pi held fixed, is -E_mu[(rho - 1) grad log mu] with rho = pi / mu:
+the expectation of rho grad log mu is taken on the tokens that mu wrote, and since E_mu[grad log mu] = 0 the 1 only
+takes variance away. So the tokens of the rollout serve as they are, the target's log-probabilities are those that the
+policy gradient needs anyway, and the cost is a forward and a backward of the nested layers. It acts like stochastic
+depth (Huang et al., arXiv 1603.09382) aimed at the target instead of at the data.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from agents.rollout import Rollout
+from policies import Nested, Policy
+from registry import UsageError
+
+CAP = 10.0  # of rho: one token in a thousand would otherwise be most of the gradient; above it the pull is too weak
+
+
+@dataclass
+class Consistency:
+    """``coefficient`` times the KL, added to the loss.
+
+    Attributes:
+        coefficient: weight beside the policy loss; 0 switches it off.
+        temperature: of both distributions.
+        nested: what wrote the rollout, or None where that was the full model.
+        seconds: what it has cost since last asked.
+    """
+
+    coefficient: float = 0.0
+    temperature: float = 1.0
+    nested: Nested | None = None
+    seconds: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        if not self.coefficient >= 0.0:
+            raise UsageError(f"consistency={self.coefficient} must be at least 0, the weight of an auxiliary loss")
+
+    def backward(self, policy: Policy, batch: Rollout, logp: Tensor, coef: Tensor) -> None:
+        """Add the gradient on ``batch``, whose tokens have log pi ``logp`` [B, T] and coefficients ``coef`` [B, T].
+
+        The tokens are taken to be mu's own. In later minibatches of a rollout they are those of a mu some steps old."""
+        if not self.coefficient or self.nested is None:
+            return
+        began = time.perf_counter()
+        own = policy.logprobs(batch.prompts, batch.tokens, batch.mask, layers=self.nested, temperature=self.temperature)
+        own = own.to(logp.device)
+        rho = (logp - own.detach()).exp().clamp(max=CAP)
+        (-(self.coefficient * coef * (rho - 1)).detach() * own).sum().backward()
+        self.seconds += time.perf_counter() - began
+
+    def spent(self) -> dict[str, float]:
+        """``time/consistency``, seconds that are also part of the update's; empty where it is off."""
+        if not self.coefficient:
+            return {}
+        seconds, self.seconds = self.seconds, 0.0
+        return {"time/consistency": seconds}

@@ -1,0 +1,98 @@
+"""The auxiliary loss: its gradient against that of the exact KL, its place in the loop, its effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from agents import ReFT
+from agents.consistency import CAP, Consistency
+from agents.rollout import Rollout
+from policies import Policy
+from registry import UsageError
+from tests.policy_checkpoints import VOCABULARY, random_model
+
+KEPT = (0, 1, 3)
+PROMPT = torch.tensor([3, 9, 27, 81])
+
+
+def every_next_token(policy: Policy, layers: tuple[int, ...] | None = None) -> torch.Tensor:
+    """[V] log-probabilities of all tokens after the prompt."""
+    tokens = torch.arange(VOCABULARY)[:, None]
+    return policy.logprobs([PROMPT] * VOCABULARY, tokens, torch.ones_like(tokens, dtype=torch.bool), layers=layers)[
+        :, 0
+    ]
+
+
+def gradient(policy: Policy) -> torch.Tensor:
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.parameters()]
+    found = torch.cat([part.flatten() for part in parts])
+    policy.model.zero_grad(set_to_none=True)
+    return found
+
+
+def test_its_expected_gradient_is_that_of_the_kl_to_the_fixed_target() -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.mul_(0.1)  # near enough to the target that the cap is not reached
+        model.model.layers[2].self_attn.o_proj.weight.mul_(0.1)
+    policy = Policy(model)
+    target = every_next_token(policy).detach()
+    nested = every_next_token(policy, KEPT)
+    assert (target - nested).exp().max() < CAP
+    (target.exp() * (target - nested)).sum().backward()
+    exact = gradient(policy)
+    assert exact.abs().max() > 1e-4
+    tokens = torch.arange(VOCABULARY)[:, None]
+    batch = Rollout(
+        prompts=(PROMPT,) * VOCABULARY,
+        tokens=tokens,
+        mask=torch.ones_like(tokens, dtype=torch.bool),
+        behavior_logp=nested.detach()[:, None],
+        reward=torch.zeros(VOCABULARY),
+        group=torch.arange(VOCABULARY),
+        episodes=({},) * VOCABULARY,
+    )
+    # Every token once, weighted by mu's probability of it: the expectation over what mu writes.
+    loss = Consistency(coefficient=2.0, nested=KEPT)
+    loss.backward(policy, batch, target[:, None], nested.detach().exp()[:, None])
+    torch.testing.assert_close(gradient(policy), 2.0 * exact, rtol=1e-4, atol=1e-6)
+    assert loss.spent()["time/consistency"] > 0
+    assert loss.spent()["time/consistency"] == 0
+
+
+def agent(**arguments: Any) -> ReFT:
+    return ReFT(
+        "tiny",
+        sampler={"id": "fixed", "layers": (3, 5, 7, 9)},
+        correction="token-is",
+        problems_per_batch=8,
+        learning_rate=1e-3,
+        **arguments,
+    )
+
+
+def test_it_brings_the_nested_policy_nearer_to_the_target() -> None:
+    def last_kl(**arguments: Any) -> float:
+        learner = agent(**arguments)
+        for _ in range(5):
+            metrics = learner.iterate()
+        assert ("time/consistency" in metrics) == bool(arguments)
+        return metrics["kl_k3"]
+
+    assert last_kl(consistency=2.0) < 0.7 * last_kl()
+
+
+def test_it_does_nothing_where_nothing_is_skipped() -> None:
+    plain, pulled = (ReFT("tiny", problems_per_batch=4, consistency=value) for value in (0.0, 1.0))
+    for learner in (plain, pulled):
+        learner.iterate()
+    for a, b in zip(plain.target.parameters(), pulled.target.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_negative_weight_is_an_error() -> None:
+    with pytest.raises(UsageError, match="consistency=-1"):
+        agent(consistency=-1.0)
