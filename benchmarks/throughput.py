@@ -181,12 +181,14 @@ def written(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dict[st
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
-    """Ratios with their intervals as a picture."""
+    """Ratios with their intervals as a picture; a peer's row says the same as the engine's against it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
+    rows = [found for found in rows if found["name"].startswith(("engine", "GRPO"))]
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.5))
     place = np.arange(len(rows))[::-1]
     middle = np.array([found["ratio"] for found in rows])
@@ -194,6 +196,8 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     axes.errorbar(middle, place, xerr=ends, fmt="o", capsize=3)
     axes.set_yticks(place, [f"{found['name']} / {found['against']} ({found['workload']})" for found in rows])
     axes.set_xscale("log")
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.axvline(1.0, color="grey", linewidth=0.8)
     axes.set_xlabel("ratio of tokens per second (median of paired blocks, 95 % interval)")
     figure.tight_layout()
