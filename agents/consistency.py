@@ -44,12 +44,15 @@ class Consistency:
     def backward(self, policy: Policy, batch: Rollout, logp: Tensor, coef: Tensor) -> None:
         """Add the gradient on ``batch``, whose tokens have log pi ``logp`` [B, T] and coefficients ``coef`` [B, T].
 
-        The tokens are taken to be mu's own. In later minibatches of a rollout they are those of a mu some steps old."""
+        Completions that the target wrote (defensive groups) are left out: the tokens have to be mu's own. In later
+        minibatches of a rollout they are those of a mu some steps old."""
         if not self.coefficient or self.nested is None:
             return
         began = time.perf_counter()
         own = policy.logprobs(batch.prompts, batch.tokens, batch.mask, layers=self.nested, temperature=self.temperature)
         own = own.to(logp.device)
+        if batch.by_target is not None:
+            coef = coef * ~batch.by_target[:, None]
         rho = (logp - own.detach()).exp().clamp(max=CAP)
         (-(self.coefficient * coef * (rho - 1)).detach() * own).sum().backward()
         self.seconds += time.perf_counter() - began

@@ -209,11 +209,7 @@ class NativeStore:
                 attention += 1
             if w.transforms:
                 delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, a.eps, dtype))))
-        return (
-            call.add_norm(x, delta, self.weights.norm, a.eps, torch.float32)
-            if dtype == torch.float32
-            else (call.add_norm(x, delta, self.weights.norm, a.eps, dtype).float())
-        )
+        return call.add_norm(x, delta, self.weights.norm, a.eps, dtype).float()
 
 
 def fits_kernels(architecture: Architecture, weights: PackedWeights) -> bool:

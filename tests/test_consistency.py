@@ -74,6 +74,30 @@ def test_its_expected_gradient_is_that_of_the_kl_to_the_fixed_target() -> None:
     assert loss.spent()["time/consistency"] == 0
 
 
+def test_completions_that_the_target_wrote_are_left_out() -> None:
+    policy = Policy(near_model())
+    rows = torch.arange(6)
+    tokens = rows[:, None] * 7
+    batch = Rollout(
+        prompts=(PROMPT,) * 6,
+        tokens=tokens,
+        mask=torch.ones_like(tokens, dtype=torch.bool),
+        behavior_logp=torch.zeros(6, 1),
+        reward=torch.zeros(6),
+        group=rows,
+        episodes=({},) * 6,
+        by_target=rows < 2,
+    )
+    logp = every_next_token(policy).detach()[tokens]
+    loss, ones = Consistency(1.0, nested=KEPT), torch.ones(6, 1)
+    loss.backward(policy, batch, logp, ones)
+    mixed = gradient(policy)
+    loss.backward(policy, batch.select(rows[2:]), logp[2:], ones[2:])
+    own = gradient(policy)
+    assert own.abs().max() > 0
+    torch.testing.assert_close(mixed, own)
+
+
 def test_steps_along_it_bring_the_nested_policy_to_the_target() -> None:
     policy = Policy(near_model())
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.2)

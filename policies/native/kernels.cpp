@@ -1,4 +1,4 @@
-// The parts of a decode step that are not matrix products, each as one pass over its data, and a fused head.
+// The parts of a decode step that are not matrix products, each as one pass over its data.
 //
 // Plain C interface, no torch headers: builds in seconds and is called through ctypes. Tensors are row-major.
 // `bf16` arguments say whether void pointers hold bfloat16 (1) or float (0). Everything is computed in float.
