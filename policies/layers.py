@@ -22,8 +22,8 @@ from policies.gradients import rms_norm, silu_mul
 from policies.subset import LayerSubset, kept_blocks
 
 Linear = Callable[[Tensor], Tensor]
-# (query [N, Hq, D], key [N, Hk, D], value [N, Hk, D], window) -> [N, Hq * D]
-Attend = Callable[[Tensor, Tensor, Tensor, "int | None"], Tensor]
+# (heads [N, Hq + 2 Hk, D]: queries, keys and values before rotation; window) -> [N, Hq * D]
+Attend = Callable[[Tensor, "int | None"], Tensor]
 
 
 @dataclass
@@ -72,32 +72,34 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def layer(
-    x: Tensor, weights: LayerWeights, architecture: Architecture, rotary: tuple[Tensor, Tensor], attend: Attend
-) -> Tensor:
-    """The residual stream [N, width] float32 after one layer, or after the half of it that is kept. ``rotary`` is cos
-    and sin of the N tokens' positions."""
+def rotated(heads: Tensor, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries [N, Hq, D] and keys [N, Hk, D], and values [N, Hk, D], of what an ``Attend`` takes; ``rotary`` is
+    cos and sin of the N tokens' positions."""
+    a = architecture
+    query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
+    return rotate(query, *rotary), rotate(key, *rotary), value
+
+
+def layer(x: Tensor, weights: LayerWeights, architecture: Architecture, attend: Attend) -> Tensor:
+    """The residual stream [N, width] float32 after one layer, or after the half of it that is kept."""
     if weights.attends:
-        x = x + attention_half(x, weights, architecture, rotary, attend)
+        x = x + attention_half(x, weights, architecture, attend)
     if weights.transforms:
         x = x + mlp_half(x, weights, architecture)
     return x
 
 
-def attention_half(
-    x: Tensor, weights: LayerWeights, architecture: Architecture, rotary: tuple[Tensor, Tensor], attend: Attend
-) -> Tensor:
+def attention_half(x: Tensor, weights: LayerWeights, architecture: Architecture, attend: Attend) -> Tensor:
     """What a layer's attention adds to the residual stream, [N, width] in the compute dtype."""
     a = architecture
     qkv = weights.qkv(rms_norm(x, weights.attention_norm, a.eps, weights.dtype))
     heads = qkv.view(len(x), a.query_heads + 2 * a.key_heads, a.head_dim)
-    query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
-    if weights.query_norm is not None:
+    if weights.query_norm is not None and weights.key_norm is not None:
+        query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
         query = F.rms_norm(query, (a.head_dim,), weights.query_norm.to(query.dtype), a.eps)
-    if weights.key_norm is not None:
         key = F.rms_norm(key, (a.head_dim,), weights.key_norm.to(key.dtype), a.eps)
-    mixed = attend(rotate(query, *rotary), rotate(key, *rotary), value, weights.window)
-    return weights.out(mixed)
+        heads = torch.cat((query, key, value), dim=1)
+    return weights.out(attend(heads, weights.window))
 
 
 def mlp_half(x: Tensor, weights: LayerWeights, architecture: Architecture) -> Tensor:

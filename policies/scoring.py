@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from policies.architecture import Architecture
 from policies.attention import CausalAttention, SharedPromptAttention
-from policies.layers import LayerWeights, layer
+from policies.layers import LayerWeights, layer, rotated
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def first_stream(
 ) -> tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]:
     """The residual stream [N, width] float32 before the first layer, and the function that takes it through one."""
     n = packing.prompt_tokens
-    attend = SharedPromptAttention(
+    shared = SharedPromptAttention(
         CausalAttention(packing.sequence[:n], packing.position[:n], architecture.scale),
         packing.sequence[n:],
         packing.position[n:],
@@ -91,8 +91,11 @@ def first_stream(
     )
     positions = (rotary[0][packing.position], rotary[1][packing.position])
 
+    def attend(heads: Tensor, window: int | None) -> Tensor:
+        return shared(*rotated(heads, architecture, positions), window)
+
     def apply(x: Tensor, weights: LayerWeights) -> Tensor:
-        return layer(x, weights, architecture, positions, attend)
+        return layer(x, weights, architecture, attend)
 
     return F.embedding(packing.ids, embedding).float(), apply
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from policies.architecture import Architecture
 from policies.attention import CausalAttention
-from policies.layers import kept_weights, layer
+from policies.layers import kept_weights, layer, rotated
 from policies.subset import LayerSubset
 from policies.weights import PackedWeights
 
@@ -152,12 +152,13 @@ class Prefill:
         attention = CausalAttention(sequence, positions, a.scale)
         stored: list[Tensor] = []
 
-        def attend(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        def attend(heads: Tensor, window: int | None) -> Tensor:
+            query, key, value = rotated(heads, a, rotary)
             stored.append(torch.cat((key, value), dim=1).view(len(key), a.kv_width))
             return attention(query, key, value, window)
 
         for weights in self.layers:
-            x = layer(x, weights, a, rotary, attend)
+            x = layer(x, weights, a, attend)
         return [list(parts) for parts in zip(*(kv.split(sizes) for kv in stored), strict=True)]
 
 

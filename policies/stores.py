@@ -9,7 +9,7 @@ from torch import Tensor
 
 from policies.architecture import Architecture
 from policies.graphs import LENGTH, ROWS, Replays, bucket
-from policies.layers import kept_weights, layer
+from policies.layers import kept_weights, layer, rotated
 from policies.native import BLOCK, DecodeStep, Kernels
 from policies.subset import LayerSubset
 from policies.weights import PackedWeights
@@ -78,7 +78,8 @@ class TorchStore:
         masks = {window: self._mask(where, size, window) for window in {w.window for w in self.layers}}
         stores = iter(self.kv)
 
-        def attend(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        def attend(heads: Tensor, window: int | None) -> Tensor:
+            query, key, value = rotated(heads, a, rotary)
             kv = next(stores)
             kv.index_copy_(0, flat, torch.cat((key, value), dim=1).view(n, a.kv_width))
             past = kv.view(-1, self.longest, 2, a.key_heads, a.head_dim)[:n, :size]
@@ -88,7 +89,7 @@ class TorchStore:
             return mixed.reshape(n, a.query_heads * a.head_dim)
 
         for weights in self.layers:
-            x = layer(x, weights, a, rotary, attend)
+            x = layer(x, weights, a, attend)
         return F.rms_norm(x, (a.width,), self.weights.norm, a.eps)
 
     def _mask(self, where: Tensor, size: int, window: int | None) -> Tensor:
