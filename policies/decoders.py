@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from policies.architecture import Architecture
+from policies.fused import FusedStore, fits_reach
 from policies.native import kernels
 from policies.reference import reference_hidden
 from policies.sampling import SamplingSpec, draw
-from policies.slots import Prefill, Slots
+from policies.slots import Fill, Prefill, Slots
 from policies.stores import NativeStore, TorchStore, fits_kernels
 from policies.subset import LayerSubset
 from policies.weights import PackedWeights
@@ -33,11 +34,15 @@ class CachedDecoder:
         self.weights = weights
         native = kernels() if fits_kernels(architecture, weights) else None
         store: NativeStore | TorchStore
-        if native is not None:
-            store = NativeStore(native, weights, architecture, layers, slots, rotary)
-        else:
+        prefill: Fill = Prefill(weights, architecture, layers, rotary)
+        if native is None:
             store = TorchStore(weights, architecture, layers, slots, rotary)
-        self.slots = Slots(store, Prefill(weights, architecture, layers, rotary), slots, self.longest)
+        elif fits_reach(native, architecture, weights):
+            store = fused = FusedStore(native, weights, architecture, layers, slots, rotary)
+            prefill = fused.prefill
+        else:
+            store = NativeStore(native, weights, architecture, layers, slots, rotary)
+        self.slots = Slots(store, prefill, slots, self.longest)
 
     def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
         """[n, width] float32, the final hidden states at the last token of the ``active`` slots ([n], increasing)."""

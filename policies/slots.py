@@ -8,7 +8,7 @@ Prompts are prefilled once and shared by the slots that start with them, while t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,13 +23,14 @@ from policies.subset import LayerSubset
 from policies.weights import PackedWeights
 
 _PREFILL_TOKENS = 2048  # per pass: bounds the activations, and larger passes are no faster
+Fill = Callable[[list[np.ndarray]], list[Any]]  # prompts -> what ``Store.remember`` takes
 
 
 class Store(Protocol):
     """Where keys and values lie, and how one token is decoded over them. Rows are numbered 0 to S-1."""
 
-    def remember(self, kv: list[Tensor]) -> Any:
-        """A prompt from its KV per attention kept, [tokens, kv_width], in the store's own form."""
+    def remember(self, kv: Any) -> Any:
+        """A prompt as ``Prefill`` gives it, or the store's own prefill, in the store's own form."""
         ...
 
     def begin(self, row: int, prompt: Any, size: int) -> None:
@@ -51,12 +52,12 @@ class Slots:
 
     Args:
         store: of at least ``slots`` rows.
-        prefill: computes the KV of prompts.
+        prefill: computes the KV of prompts, in a form that the store remembers.
         slots: number of slots S.
         longest: the longest prefix in tokens.
     """
 
-    def __init__(self, store: Store, prefill: Prefill, slots: int, longest: int) -> None:
+    def __init__(self, store: Store, prefill: Fill, slots: int, longest: int) -> None:
         self.store = store
         self.prefill = prefill
         self.longest = longest

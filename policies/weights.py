@@ -19,9 +19,11 @@ from policies.adapters import factors, merged_weight
 from policies.architecture import Architecture
 from policies.gradients import linear, packs
 from policies.layers import LayerWeights, Linear
-from policies.native import kernels
+from policies.native import Kernels, kernels
+from policies.native.step import Panels
 from policies.patched import Change
 
+_SMALL_HEAD = 2**20  # weights of a float32 head that each core reads for its own rows
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
 
 
@@ -41,15 +43,24 @@ class PackedLinear:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the modules' present weights."""
-        fused = torch.cat([merged_weight(module) for module in self.modules])
-        if self.change is not None:
-            fused = fused + self.change.weight
-        fused = fused.to(self.dtype)
+        self._panels: Panels | None = None
+        fused = self._fused()
         self.packed = packs(fused.device)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(fused, _ROWS_HINT) if self.packed else fused
         if self.change is not None or any(module.bias is not None for module in self.modules):
             bias = torch.cat([_bias(module) for module in self.modules])
             self.bias = (bias if self.change is None else bias + self.change.bias).to(self.dtype)
+
+    def _fused(self) -> Tensor:
+        fused = torch.cat([merged_weight(module) for module in self.modules])
+        return (fused if self.change is None else fused + self.change.weight).to(self.dtype)
+
+    @torch.no_grad()
+    def panels(self, kernels: Kernels, halves: bool) -> Panels:
+        """The same map for whole steps (``Panels``), made when first asked for."""
+        if self._panels is None:
+            self._panels = kernels.steps.pack(self._fused(), self.bias, halves)
+        return self._panels
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -134,13 +145,17 @@ class PackedHead:
 
     bfloat16 logits are 0.125 apart at 16 to 32, too coarse for ratios of probabilities. So bfloat16 weights go either
     through the compiled head, which accumulates and keeps float32, or through a float32 product of the rounded weights.
+    ``fused``: the compiled kernels project and draw in one call, bfloat16 heads of any size and small float32 ones.
     """
 
     def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
-        native = kernels() if dtype == torch.bfloat16 and module.weight.device.type == "cpu" else None
-        self.fused = native is not None and native.fused_head and module.in_features % 2 == 0
+        native = kernels() if module.weight.device.type == "cpu" else None
+        if dtype == torch.bfloat16:
+            self.fused = native is not None and native.fused_head and module.in_features % 2 == 0
+        else:
+            self.fused = native is not None and module.weight.numel() <= _SMALL_HEAD
         self._native = native
         self.refresh()
 
@@ -150,7 +165,11 @@ class PackedHead:
         weight = self.module.weight.detach()
         self._plain: PackedLinear | None = None
         if self._native is not None and self.fused:
-            self._panels = self._native.pack_head(weight.to(self.dtype).contiguous())
+            self._packed: Tensor | Panels = (
+                self._native.steps.pack(weight)
+                if self.dtype == torch.float32
+                else self._native.pack_head(weight.to(self.dtype).contiguous())
+            )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, V] float32 from ``hidden`` [n, width] float32."""
@@ -164,7 +183,9 @@ class PackedHead:
         """Tokens [n] and log-probabilities [n] float32 without the logits in memory; only where ``fused``."""
         assert self._native is not None
         rows = hidden.to(self.dtype).contiguous()
-        return self._native.head_draw(rows, self._panels, self.module.out_features, temperature, uniform)
+        if isinstance(self._packed, Panels):
+            return self._native.steps.draw(rows, self._packed, temperature, uniform)
+        return self._native.head_draw(rows, self._packed, self.module.out_features, temperature, uniform)
 
 
 class PackedWeights:

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from policies import Policy
+from policies.fused import FusedStore
 from policies.gradients import linear, rms_norm, silu_mul
 from policies.native import build, kernels
 from policies.sampling import draw, uniforms
-from policies.stores import NativeStore, TorchStore
+from policies.stores import TorchStore
 from tests.policy_checkpoints import FAMILIES, LAYERS, random_model, shared_policy, without_layers
 from tests.test_engine_slots import LONGEST, check_greedy, roll_out
 
@@ -63,7 +64,7 @@ def test_both_paths_write_the_same_episodes(native, monkeypatch, dtype):
 
 
 def test_kernels_are_used_where_they_fit(native):
-    assert isinstance(shared_policy("llama").nested(FULL, 1, 4)._decoder.slots.store, NativeStore)
+    assert isinstance(shared_policy("llama").nested(FULL, 1, 4)._decoder.slots.store, FusedStore)
     assert isinstance(shared_policy("qwen3").nested(FULL, 1, 4)._decoder.slots.store, TorchStore)  # head_dim 24
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from policies.native.build import build_library
+from policies.native.step import DecodeStep, LayerStep, StepKernels
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "nr_add_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT, ctypes.c_int],
     "nr_silu_mul": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int],
-    "nr_decode_attention": [_POINTER] * 6 + [ctypes.c_int],
+    "nr_decode_attention": [_POINTER] * 4,
     "nr_large_pages": [_POINTER, _INT],
     "nr_store_prompt": [_POINTER, _POINTER] + [_INT] * 5 + [ctypes.c_int],
     "nr_norm_forward": [_POINTER] * 4 + [_INT, _INT, _FLOAT, ctypes.c_int],
@@ -31,19 +32,8 @@ _SIGNATURES = {
     "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 3,
     "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
 }
-BLOCK = 16  # tokens per block of keys, as in attention.cpp
+BLOCK = 16  # tokens per block of keys, as in attend.h
 PANEL = 32  # tokens of the vocabulary per panel, as in head.cpp
-
-
-class DecodeStep(ctypes.Structure):
-    """Mirrors the struct of the same name in attention.cpp."""
-
-    _fields_ = (
-        *((name, _INT) for name in ("query_heads", "key_heads", "head_dim", "rows", "tasks", "layer", "window")),
-        *((name, _POINTER) for name in ("cos", "sin", "order", "position", "prompt_tokens", "prompt_blocks", "prompt")),
-        ("scale", _FLOAT),
-        ("eps", _FLOAT),
-    )
 
 
 class Kernels:
@@ -55,6 +45,7 @@ class Kernels:
             function.argtypes, function.restype = arguments, None
         self._library = library
         self.fused_head = bool(library.nr_head_available())
+        self.steps = StepKernels(library)
 
     def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """Add ``delta`` [N, d] of ``dtype`` to the float32 ``x`` [N, d] in place; the sum's RMS norm in ``dtype``."""
@@ -117,28 +108,15 @@ class Kernels:
         )
         return grad_x, grad_weight.sum(0)
 
-    def decode_attention(
-        self, step: DecodeStep, qkv: Tensor, norms: tuple[Tensor | None, Tensor | None], store: Tensor
-    ) -> Tensor:
-        """Rotate, store and attend: [n, Hq D] from the fused projections ``qkv`` [n, (Hq + 2 Hk) D] of one layer.
-
-        ``store`` is the layer's ``own_store``; ``norms`` are the query and key norms' weights, if any."""
+    def decode_attention(self, step: DecodeStep, layer: LayerStep, qkv: Tensor) -> Tensor:
+        """Rotate, store and attend: [n, Hq D] from the fused projections ``qkv`` [n, (Hq + 2 Hk) D] of one layer."""
         out = qkv.new_empty(len(qkv), step.query_heads * step.head_dim)
-        query_norm, key_norm = (None if norm is None else norm.data_ptr() for norm in norms)
-        self._library.nr_decode_attention(
-            ctypes.byref(step),
-            qkv.data_ptr(),
-            out.data_ptr(),
-            query_norm,
-            key_norm,
-            store.data_ptr(),
-            qkv.dtype == torch.bfloat16,
-        )
+        self._library.nr_decode_attention(ctypes.byref(step), ctypes.byref(layer), qkv.data_ptr(), out.data_ptr())
         return out
 
-    def own_store(self, rows: int, heads: int, blocks: int, head_dim: int, dtype: torch.dtype) -> Tensor:
-        """Room for one layer's keys and values, [blocks, Hk, rows, 2 * BLOCK * D]; what is not used costs nothing."""
-        store = torch.empty(blocks, heads, rows, 2 * BLOCK * head_dim, dtype=dtype)
+    def own_store(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Room for keys and values; what is not used costs nothing."""
+        store = torch.empty(shape, dtype=dtype)
         self._library.nr_large_pages(store.data_ptr(), store.numel() * store.element_size())
         return store
 

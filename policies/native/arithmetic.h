@@ -25,9 +25,9 @@ inline void save(bf16& to, float x) {  // round to nearest even
     to = static_cast<bf16>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-// Cephes-style exp: 2^n times a degree-6 polynomial; relative error below 2e-7 for x in [-87, 88].
+// Cephes-style exp: 2^n times a degree-6 polynomial; relative error below 2e-7 for x in [-87, 88], its value there beyond.
 inline float fast_exp(float x) {
-    x = x < -87.0f ? -87.0f : x;
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounds to an integer without a call
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -71,8 +71,9 @@ inline float reduce_lanes(Lanes x, F join) {
 }
 
 inline Lanes exp_lanes(Lanes x) {  // fast_exp
-    const Lanes lowest = Lanes{} - 87.0f;
+    const Lanes lowest = Lanes{} - 87.0f, highest = Lanes{} + 88.0f;
     x = x < lowest ? lowest : x;
+    x = x > highest ? highest : x;
     const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
     const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;

@@ -1,316 +1,28 @@
-// One token's attention over shared prompts and own keys and values.
-//
-// A word is one float or two bfloat16 that are multiplied and added together. 16 tokens of one key head are a block: keys
-// [D / pack words][16 tokens], so that their scores are one vector; then values [16 / pack words][D]. Blocks lie as
-// [block][key head][row], in a prompt's store [layer][block][key head]: what a step reads is dense wherever rows are about as
-// long as each other, and the memory of blocks that no row has reached is never touched.
-// Rows that share a prompt are attended together, so that each word of the prompt is loaded once for all of them. Every sum
-// is taken in the order of the tokens whatever the company, so that a row's result does not depend on the others.
+// The attention of one layer for all rows, what prompts need for it, and the memory it lives in.
 
-#include "arithmetic.h"
+#include "attend.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-extern "C" {
-
-// Mirrored by policies/native/__init__.py (DecodeStep).
-struct DecodeStep {
-    int64_t query_heads, key_heads, head_dim, rows;        // rows: how many the own store has room for
-    int64_t tasks, layer, window;                          // window 0: none
-    const float *cos, *sin;                                // [positions][head_dim], halves repeated
-    const int32_t* order;                                  // [tasks] row * key_heads + head, rows of one prompt together
-    const int64_t* position;                               // [rows]
-    const int64_t* prompt_tokens;                          // [rows] tokens that lie in the shared prompt
-    const int64_t* prompt_blocks;                          // [rows] blocks that the prompt's store has room for
-    const void* const* prompt;                             // [rows] store of the shared prompt, all layers, or null
-    float scale, eps;
-};
-}
-
 namespace {
 
-constexpr int kBlock = 16;
-constexpr int kTogether = 4;  // rows of one prompt
-
 template <typename T>
-constexpr int kPack = 4 / sizeof(T);
-
-template <typename T>
-Lanes multiply_add(Lanes sum, uint32_t a, Words b);
-template <>
-inline Lanes multiply_add<float>(Lanes sum, uint32_t a, Words b) {
-    return sum + bits_to_float(a) * (Lanes)b;
-}
-template <>
-inline Lanes multiply_add<bf16>(Lanes sum, uint32_t a, Words b) {
-#ifdef __AVX512BF16__
-    return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)), (__m512bh)b);
-#else
-    return sum + bits_to_float(a << 16) * (Lanes)(b << 16) + bits_to_float(a & 0xffff0000u) * (Lanes)(b & 0xffff0000u);
-#endif
-}
-
-inline Words load_words(const uint32_t* x) { Words v; std::memcpy(&v, x, sizeof v); return v; }
-
-// Words of one head's blocks, `step` words apart.
-struct Blocks {
-    uint32_t* at;
-    int64_t step, words;  // words of one token's key
-    uint32_t* keys(int64_t block) const { return at + block * step; }
-    uint32_t* values(int64_t block) const { return at + block * step + words * kBlock; }
-};
-
-// scores of Q queries [Q][words] with B blocks of keys from block `first`
-template <typename T, int Q, int B>
-inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float* scores, int64_t stride) {
-    const int64_t words = kv.words;
-    const uint32_t* keys[B];
-    for (int b = 0; b < B; ++b) keys[b] = kv.keys(first + b);
-    Lanes sum[Q][B] = {};
-    for (int64_t w = 0; w < words; ++w) {
-        Words key[B];
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) key[b] = load_words(keys[b] + w * kBlock);
-#pragma GCC unroll 16
-        for (int i = 0; i < Q; ++i)
-#pragma GCC unroll 8
-            for (int b = 0; b < B; ++b) sum[i][b] = multiply_add<T>(sum[i][b], q[i * words + w], key[b]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < Q; ++i)
-#pragma GCC unroll 8
-        for (int b = 0; b < B; ++b) save_lanes(scores + i * stride + b * kBlock, sum[i][b]);
-}
-
-template <typename T, int Q>
-void score_blocks(const Blocks& kv, int64_t blocks, const uint32_t* q, float* scores, int64_t stride) {
-    constexpr int kWide = Q > 6 ? 1 : Q > 3 ? 3 : 4;  // enough independent sums to hide the latency of one
-    int64_t b = 0;
-    for (; b + kWide <= blocks; b += kWide) score_tile<T, Q, kWide>(kv, b, q, scores + b * kBlock, stride);
-    for (; b < blocks; ++b) score_tile<T, Q, 1>(kv, b, q, scores + b * kBlock, stride);
-}
-
-// out [Q][d] += p [Q][stride] times C * 16 channels, from channel `from`, of the values of `steps` words of tokens
-template <typename T, int Q, int C>
-inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
-    constexpr int64_t kSteps = kBlock / kPack<T>;
-    const int64_t d = kv.words * kPack<T>;
-    Lanes sum[Q][C];
-    for (int i = 0; i < Q; ++i) std::memcpy(sum[i], out + i * d + from, sizeof sum[i]);
-    for (int64_t begin = 0; begin < steps; begin += kSteps) {
-        const uint32_t* values = kv.values(begin / kSteps) + from;
-        for (int64_t t = 0; t < std::min(kSteps, steps - begin); ++t) {
-            Words value[C];
-#pragma GCC unroll 4
-            for (int c = 0; c < C; ++c) value[c] = load_words(values + t * d + c * 16);
-#pragma GCC unroll 8
-            for (int i = 0; i < Q; ++i)
-#pragma GCC unroll 4
-                for (int c = 0; c < C; ++c) sum[i][c] = multiply_add<T>(sum[i][c], p[i * stride + begin + t], value[c]);
-        }
-    }
-    for (int i = 0; i < Q; ++i) std::memcpy(out + i * d + from, sum[i], sizeof sum[i]);
-}
-
-template <typename T, int Q>
-void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
-    const int64_t d = kv.words * kPack<T>;
-    int64_t c = 0;
-    for (; c + 64 <= d; c += 64) mix_tile<T, Q, 4>(kv, c, steps, p, stride, out);
-    for (; c < d; c += 16) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out);
-}
-
-// Calls f<Q>(first) on `count` queries in tiles that fit the registers.
-#define TILES(count, largest, call)                                      \
-    for (int64_t first = 0; first < (count);) {                          \
-        const int64_t left = std::min<int64_t>((count)-first, largest);  \
-        switch (left) {                                                  \
-            case 1: { constexpr int Q = 1; call; first += Q; break; }    \
-            case 2: { constexpr int Q = 2; call; first += Q; break; }    \
-            case 3: { constexpr int Q = 3; call; first += Q; break; }    \
-            case 4: { constexpr int Q = 4; call; first += Q; break; }    \
-            case 5: { constexpr int Q = 5; call; first += Q; break; }    \
-            case 6:                                                      \
-            case 7:                                                      \
-            case 8:                                                      \
-            case 9:                                                      \
-            case 10:                                                     \
-            case 11: { constexpr int Q = 6; call; first += Q; break; }   \
-            default: { constexpr int Q = 12; call; first += Q; break; }  \
-        }                                                                \
-    }
-
-template <typename T>
-void score(const Blocks& kv, int64_t blocks, const T* queries, int64_t count, float* scores, int64_t stride) {
-    const auto* q = reinterpret_cast<const uint32_t*>(queries);
-    TILES(count, 12, (score_blocks<T, Q>(kv, blocks, q + first * kv.words, scores + first * stride, stride)))
-}
-
-template <typename T>
-void mix(const Blocks& kv, int64_t tokens, const T* weights, int64_t count, int64_t stride, float* out) {
-    const auto* p = reinterpret_cast<const uint32_t*>(weights);
-    const int64_t steps = (tokens + kPack<T> - 1) / kPack<T>, d = kv.words * kPack<T>;
-    stride /= kPack<T>;
-    TILES(count, 6, (mix_channels<T, (Q > 6 ? 6 : Q)>(kv, steps, p + first * stride, stride, out + first * d)))
-}
-
-// exp(score - max) over n tokens (a multiple of 16) into p; returns the sum.
-template <typename T>
-float exponentials(const float* scores, int64_t n, T* p) {
-    Lanes top = load_lanes(scores);
-    for (int64_t t = 16; t < n; t += 16) {
-        const Lanes x = load_lanes(scores + t);
-        top = x > top ? x : top;
-    }
-    const float peak = reduce_lanes(top, [](auto a, auto b) { return a > b ? a : b; });
-    Lanes sum = {};
-    for (int64_t t = 0; t < n; t += 16) {
-        const Lanes e = exp_lanes(load_lanes(scores + t) - peak);
-        save_lanes(p + t, e);
-        sum += e;
-    }
-    return reduce_lanes(sum, [](auto a, auto b) { return a + b; });
-}
-
-void normalise_head(float* x, const float* weight, int64_t d, float eps) {
-    float square = 0.0f;
-    for (int64_t j = 0; j < d; ++j) square += x[j] * x[j];
-    const float scale = 1.0f / std::sqrt(square / d + eps);
-    for (int64_t j = 0; j < d; ++j) x[j] *= scale * weight[j];
-}
-
-// to [d] = rotated x [d] times `scale`, after the head's own norm if there is one
-template <typename T>
-void turn_head(const T* x, const float* norm, const float* cos, const float* sin, const DecodeStep& s, float scale, T* to) {
-    const int64_t d = s.head_dim, half = d / 2;
-    float full[d];
-    for (int64_t j = 0; j < d; ++j) full[j] = load(x[j]);
-    if (norm) normalise_head(full, norm, d, s.eps);
-#pragma omp simd
-    for (int64_t j = 0; j < half; ++j) {
-        const float a = full[j], b = full[j + half];
-        save(to[j], (a * cos[j] - b * sin[j]) * scale);
-        save(to[j + half], (b * cos[j + half] + a * sin[j + half]) * scale);
-    }
-}
-
-template <typename T>
-Blocks own_blocks(const DecodeStep& s, T* store, int64_t row, int64_t head) {
-    const int64_t words = s.head_dim / kPack<T>, size = 2 * kBlock * words;
-    return {reinterpret_cast<uint32_t*>(store) + (head * s.rows + row) * size, s.key_heads * s.rows * size, words};
-}
-
-template <typename T>
-Blocks prompt_blocks(void* store, int64_t blocks, int64_t heads, int64_t d, int64_t layer, int64_t head) {
-    const int64_t words = d / kPack<T>, size = 2 * kBlock * words;
-    return {static_cast<uint32_t*>(store) + (layer * blocks * heads + head) * size, heads * size, words};
-}
-
-inline void store_token(const Blocks& kv, const float* key, const float* value, int64_t slot) {
-    const int64_t d = kv.words, block = slot / kBlock, place = slot % kBlock;
-    uint32_t* to = kv.keys(block) + place;
-    for (int64_t w = 0; w < d; ++w) to[w * kBlock] = float_to_bits(key[w]);
-    std::memcpy(kv.values(block) + place * d, value, d * sizeof(float));
-}
-inline void store_token(const Blocks& kv, const bf16* key, const bf16* value, int64_t slot) {
-    const int64_t d = 2 * kv.words, block = slot / kBlock, place = slot % kBlock;
-    uint32_t *to = kv.keys(block) + place, *out = kv.values(block) + place / 2 * d;
-    for (int64_t w = 0; w < kv.words; ++w) std::memcpy(to + w * kBlock, key + 2 * w, 4);
-    if (place % 2)
-        for (int64_t j = 0; j < d; ++j) out[j] = (out[j] & 0xffffu) | (static_cast<uint32_t>(value[j]) << 16);
-    else  // the other half must be finite: it is multiplied by zero until its token comes
-        for (int64_t j = 0; j < d; ++j) out[j] = value[j];
-}
-
-template <typename T>
-struct Scratch {
-    std::vector<T> q, p, key;
-    std::vector<float> scores, mixed, total;
-
-    void resize(int64_t queries, int64_t d, int64_t tokens) {
-        q.resize(queries * d);
-        key.resize(d);
-        p.resize(queries * tokens);
-        scores.resize(queries * tokens);
-        total.resize(queries);
-        mixed.assign(queries * d, 0.0f);
-    }
-};
-
-// Tasks [count] of one prompt and one head.
-template <typename T>
-void attend(const DecodeStep& s, const int32_t* tasks, int64_t count, const T* qkv, T* out, const float* q_norm,
-            const float* k_norm, T* store, Scratch<T>& scratch) {
-    const int64_t d = s.head_dim, repeat = s.query_heads / s.key_heads, queries = count * repeat;
-    const int64_t width = (s.query_heads + 2 * s.key_heads) * d;
-    const int64_t head = tasks[0] % s.key_heads, first = s.prompt_tokens[tasks[0] / s.key_heads];
-    const int64_t first_blocks = (first + kBlock - 1) / kBlock, own_at = first_blocks * kBlock;
-    const auto blocks_of = [&](int64_t row) { return (s.position[row] - s.prompt_tokens[row] + kBlock) / kBlock; };
-    int64_t stride = own_at;
-    for (int64_t i = 0; i < count; ++i) stride = std::max(stride, own_at + blocks_of(tasks[i] / s.key_heads) * kBlock);
-    scratch.resize(queries, d, stride);
-    T *q = scratch.q.data(), *p = scratch.p.data();
-    float *scores = scratch.scores.data(), *mixed = scratch.mixed.data(), *total = scratch.total.data();
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = tasks[i] / s.key_heads, at = s.position[row];
-        const float *cos = s.cos + at * d, *sin = s.sin + at * d;
-        const T* in = qkv + row * width;
-        for (int64_t r = 0; r < repeat; ++r)
-            turn_head(in + (head * repeat + r) * d, q_norm, cos, sin, s, s.scale, q + (i * repeat + r) * d);
-        turn_head(in + (s.query_heads + head) * d, k_norm, cos, sin, s, 1.0f, scratch.key.data());
-        store_token(own_blocks(s, store, row, head), scratch.key.data(), in + (s.query_heads + s.key_heads + head) * d, at - first);
-    }
-    Blocks prompt{};
-    if (first) {
-        const int64_t row = tasks[0] / s.key_heads;
-        prompt = prompt_blocks<T>(const_cast<void*>(s.prompt[row]), s.prompt_blocks[row], s.key_heads, d, s.layer, head);
-        score<T>(prompt, first_blocks, q, queries, scores, stride);
-    }
-    const float none = -std::numeric_limits<float>::infinity();
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = tasks[i] / s.key_heads, own = s.position[row] - first + 1, size = own_at + blocks_of(row) * kBlock;
-        const int64_t seen_from = s.window ? s.position[row] + 1 - s.window : 0;
-        score<T>(own_blocks(s, store, row, head), blocks_of(row), q + i * repeat * d, repeat, scores + i * repeat * stride + own_at,
-                 stride);
-        for (int64_t r = i * repeat; r < (i + 1) * repeat; ++r) {
-            float* line = scores + r * stride;
-            for (int64_t t = first; t < own_at; ++t) line[t] = none;
-            for (int64_t t = own_at + own; t < size; ++t) line[t] = none;
-            for (int64_t t = 0; t < std::min(seen_from, first); ++t) line[t] = none;
-            for (int64_t t = first; t < seen_from; ++t) line[own_at + t - first] = none;
-            total[r] = exponentials(line, size, p + r * stride);
-        }
-    }
-    if (first) mix<T>(prompt, own_at, p, queries, stride, mixed);  // the last block is padded with zeros
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = tasks[i] / s.key_heads, at = i * repeat;
-        mix<T>(own_blocks(s, store, row, head), s.position[row] - first + 1, p + at * stride + own_at, repeat, stride, mixed + at * d);
-        T* to = out + (row * s.query_heads + head * repeat) * d;
-        for (int64_t r = 0; r < repeat; ++r) {
-            const float scale = 1.0f / total[at + r];
-            for (int64_t j = 0; j < d; j += 16) save_lanes(to + r * d + j, load_lanes(mixed + (at + r) * d + j) * scale);
-        }
-    }
-}
-
-template <typename T>
-void decode_attention(const DecodeStep& s, const T* qkv, T* out, const float* q_norm, const float* k_norm, T* store) {
-    std::vector<int64_t> bounds;  // of tasks of one prompt and one head
-    for (int64_t i = 0; i < s.tasks; ++i) {
-        const auto prompt = [&](int64_t task) { return s.prompt[s.order[task] / s.key_heads]; };
-        const auto head = [&](int64_t task) { return s.order[task] % s.key_heads; };
-        if (i == 0 || i - bounds.back() == kTogether || prompt(i) != prompt(i - 1) || head(i) != head(i - 1)) bounds.push_back(i);
-    }
-    const int64_t chunks = static_cast<int64_t>(bounds.size());
-    bounds.push_back(s.tasks);
+void decode_attention(const DecodeStep& s, const LayerStep& layer, const T* qkv, T* out) {
+    std::vector<int64_t> bounds;  // of rows attended together
+    for (int64_t i = 0; i < s.rows; i += together(s, s.order + i, s.rows - i)) bounds.push_back(i);
+    const int64_t parts = static_cast<int64_t>(bounds.size()), tasks = parts * s.key_heads;
+    bounds.push_back(s.rows);
 #pragma omp parallel
     {
         Scratch<T> scratch;
 #pragma omp for schedule(static)
-        for (int64_t c = 0; c < chunks; ++c)
-            attend(s, s.order + bounds[c], bounds[c + 1] - bounds[c], qkv, out, q_norm, k_norm, store, scratch);
+        for (int64_t task = 0; task < tasks; ++task) {
+            const int64_t part = task / s.key_heads, head = task % s.key_heads;
+            const int32_t* rows = s.order + bounds[part];
+            attend(s, layer, {rows, rows, bounds[part + 1] - bounds[part]}, head, qkv, out, scratch);
+        }
     }
 }
 
@@ -328,13 +40,9 @@ void store_prompt(const T* kv, void* store, int64_t layer, int64_t tokens, int64
 
 extern "C" {
 
-void nr_decode_attention(const DecodeStep* step, const void* qkv, void* out, const float* q_norm, const float* k_norm, void* store,
-                         int is_bf16) {
-    if (is_bf16)
-        decode_attention(*step, static_cast<const bf16*>(qkv), static_cast<bf16*>(out), q_norm, k_norm, static_cast<bf16*>(store));
-    else
-        decode_attention(*step, static_cast<const float*>(qkv), static_cast<float*>(out), q_norm, k_norm,
-                         static_cast<float*>(store));
+void nr_decode_attention(const DecodeStep* step, const LayerStep* layer, const void* qkv, void* out) {
+    if (step->is_bf16) decode_attention(*step, *layer, static_cast<const bf16*>(qkv), static_cast<bf16*>(out));
+    else decode_attention(*step, *layer, static_cast<const float*>(qkv), static_cast<float*>(out));
 }
 
 // Large pages for memory that is touched piece by piece: a fault for each 2 MB instead of each 4 kB.

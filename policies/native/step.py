@@ -1,0 +1,114 @@
+"""A decode step's descriptions for the compiled kernels, and whole steps in one call."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = {
+    "nr_pack_panels": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int, ctypes.c_int],
+    "nr_run": [_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER, _POINTER],
+    "nr_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT, _POINTER, _POINTER, _POINTER],
+}
+COLUMNS = 32  # of a panel, as in products.h
+
+
+class DecodeStep(ctypes.Structure):
+    """Mirrors the struct of the same name in attend.h."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("query_heads", "key_heads", "head_dim", "width", "inner")),
+        *((name, _INT) for name in ("rows", "head_step", "block_step")),
+        *((name, _POINTER) for name in ("cos", "sin", "order", "token", "position", "own")),
+        *((name, _POINTER) for name in ("prompt_tokens", "prompt_blocks", "prompt")),
+        ("scale", _FLOAT),
+        ("eps", _FLOAT),
+        ("is_bf16", ctypes.c_int32),
+    )
+
+
+class LayerStep(ctypes.Structure):
+    """Mirrors the struct of the same name in attend.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, _POINTER) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _POINTER) for name in ("qkv_bias", "out_bias", "gate_up_bias", "down_bias")),
+        ("store", _POINTER),
+        ("number", _INT),
+        ("window", _INT),
+    )
+
+
+class Panels:
+    """A weight [columns, k], float32 or bfloat16, and its bias [columns], as whole steps multiply with them.
+
+    ``halves``: the columns are gates, then what they multiply; they come to lie side by side."""
+
+    def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, halves: bool = False) -> None:
+        columns, k = weight.shape
+        pack = 4 // weight.element_size()
+        count = -(-(columns // 2) // (COLUMNS // 2)) if halves else -(-columns // COLUMNS)
+        self.columns = columns
+        self.weight = weight.new_empty(count, -(-k // pack), COLUMNS, pack)
+        source, is_bf16 = weight.contiguous(), weight.dtype == torch.bfloat16
+        library.nr_pack_panels(source.data_ptr(), self.weight.data_ptr(), columns, k, halves, is_bf16)
+        self.bias: Tensor | None = None
+        if bias is not None:
+            source, self.bias = bias.float().contiguous(), torch.empty(count, COLUMNS)
+            library.nr_pack_panels(source.data_ptr(), self.bias.data_ptr(), columns, 1, halves, False)
+
+
+class StepKernels:
+    """Whole decode steps, and draws from float32 heads, in one call each."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        self._library = library
+
+    def pack(self, weight: Tensor, bias: Tensor | None = None, halves: bool = False) -> Panels:
+        """``Panels`` of a weight."""
+        return Panels(self._library, weight, bias, halves)
+
+    def run(
+        self, step: DecodeStep, layers: Any, bounds: np.ndarray, ends: tuple[Tensor, Tensor], hidden: Tensor | None
+    ) -> None:
+        """Rows ``bounds[i]`` to ``bounds[i + 1]`` (int64) of ``step.order``, one part per thread, through ``layers``,
+        an array of ``LayerStep``.
+
+        ``ends`` are the embedding [V, width] and the last norm's weight [width]; ``hidden`` [rows, width] receives the
+        final hidden states, or is None where keys and values are all that is wanted. All three are float32."""
+        embedding, norm = ends
+        self._library.nr_run(
+            ctypes.byref(step),
+            layers,
+            len(layers),
+            bounds.ctypes.data,
+            len(bounds) - 1,
+            embedding.data_ptr(),
+            norm.data_ptr(),
+            None if hidden is None else hidden.data_ptr(),
+        )
+
+    def draw(self, hidden: Tensor, head: Panels, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [n] and log-probabilities [n] float32 from ``hidden`` [n, width] float32, as ``sampling.draw``."""
+        rows, width = hidden.shape
+        token, logp = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+        tensors = (uniform, token, logp)
+        self._library.nr_draw(
+            hidden.data_ptr(),
+            head.weight.data_ptr(),
+            rows,
+            head.columns,
+            width,
+            temperature,
+            *(tensor.data_ptr() for tensor in tensors),
+        )
+        return token, logp
