@@ -75,8 +75,11 @@ class Engine:
         began = time.perf_counter()
         behavior = self.policy.nested(self.layers, self.work.env.num_envs, longest)
         decoder: Any = behavior._decoder
-        decoder.hidden = _timed(decoder.hidden, parts, "layers", self.policy.device)
-        decoder.draw = _timed(decoder.draw, parts, "head", self.policy.device)
+        layers, head = Clock(self.policy.device), Clock(self.policy.device)
+        clocks = {"hidden": layers, "follow": layers, "draw": head}
+        timed = [name for name in clocks if hasattr(decoder, name)]
+        for name in timed:
+            setattr(decoder, name, clocks[name].timed(getattr(decoder, name)))
 
         def count(tokens: int, done: Any, infos: Any) -> bool:
             parts.steps += 1
@@ -85,20 +88,45 @@ class Engine:
 
         rollout = collect(behavior, self.work.env, self.work.problems, self.work.group_size, count)
         seconds = time.perf_counter() - began
-        del decoder.hidden, decoder.draw  # they refer to the decoder, whose slots would outlive the block
+        for name in timed:
+            delattr(decoder, name)  # they refer to the decoder, whose slots would outlive the block
         parts.total += seconds
+        parts.layers += layers.seconds()
+        parts.head += head.seconds()
         return Block(int(rollout.mask.sum()), seconds)
 
 
-def _timed(call: Callable[..., Any], parts: Parts, part: str, device: torch.device) -> Callable[..., Any]:
-    def timed(*arguments: Any) -> Any:
-        began = time.perf_counter()
-        result = call(*arguments)
-        wait(device)  # little is lost: the next step needs this one's tokens on the host anyway
-        setattr(parts, part, getattr(parts, part) + time.perf_counter() - began)
-        return result
+class Clock:
+    """Seconds spent in calls, by events where they run on a GPU: to wait for each would keep it from running ahead."""
 
-    return timed
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """``call``, counted."""
+
+        def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = call(*arguments)
+            self.spent += time.perf_counter() - began
+            return result
+
+        def recorded(*arguments: Any) -> Any:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            result = call(*arguments)
+            end.record()
+            self.events.append((begin, end))
+            return result
+
+        return recorded if self.device.type == "cuda" else timed
+
+    def seconds(self) -> float:
+        """So far; waits for the device."""
+        wait(self.device)
+        return self.spent + sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
 
 
 class Generate:

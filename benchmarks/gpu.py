@@ -52,7 +52,8 @@ def steps(model: Path, out: Path, device: str) -> dict[str, tuple[list[str], int
     speed = [*python, "benchmarks.throughput", "--policy", str(model), "--device", device, "--dtype", "bfloat16"]
     size = "--prompts 16 --new-tokens 128 --slots 64 --batch 64 --pairs 4 --workload forced"
     files = ["--json", str(out / "throughput.json"), "--picture", str(out / "throughput.png")]
-    learn = [*python, "benchmarks.compare", "--set", f"device={device}", "--seeds", "2", "--runs", str(out / "runs")]
+    learn = [*python, "benchmarks.compare", "--agents", "reft", "nested-reft/uniform/practical", "--seeds", "2"]
+    learn += ["--set", f"device={device}", "--runs", str(out / "runs")]
     return {
         "tests": ([*python, "pytest", "-q", "-m", "gpu", "tests"], 120),
         "throughput": ([*speed, *size.split(), *files], 240),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.ahead import Ahead
 from policies.sampling import SamplingSpec, uniforms
 from policies.subset import LayerSubset
 from registry import UsageError
@@ -37,13 +38,20 @@ class Behavior:
     """
 
     def __init__(
-        self, decoder: Decoder, layers: LayerSubset, slots: int, sampling: SamplingSpec, current: Callable[[], None]
+        self,
+        decoder: Decoder,
+        layers: LayerSubset,
+        slots: int,
+        sampling: SamplingSpec,
+        current: Callable[[], None],
+        ahead: Ahead | None = None,
     ) -> None:
         self.layers = layers
         self.slots = slots
         self.sampling = sampling
         self._decoder = decoder
         self._current = current
+        self._ahead = ahead
 
     @torch.inference_mode()
     def act(
@@ -66,7 +74,9 @@ class Behavior:
         ids, length = self._prefixes(obs, start, episode)
         tokens, logp = np.zeros(self.slots, np.int64), np.zeros(self.slots, np.float32)
         active = np.flatnonzero(length > 0)
-        if len(active):
+        if len(active) and self._ahead is not None:
+            tokens[active], logp[active] = self._ahead.next(ids, length, np.asarray(start, bool), episode, active)
+        elif len(active):
             hidden = self._decoder.hidden(ids, length, np.asarray(start, bool), active)
             uniform = torch.from_numpy(uniforms(self.sampling.seed, episode[active], length[active])).to(hidden.device)
             token, chosen = self._decoder.draw(hidden, uniform, self.sampling)

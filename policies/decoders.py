@@ -48,12 +48,30 @@ class CachedDecoder:
         """[n, width] float32, the final hidden states at the last token of the ``active`` slots ([n], increasing)."""
         return self.slots.step(ids[:, : self.longest], length, start, active)
 
+    def plan(self, active: np.ndarray, position: np.ndarray) -> None:
+        """What ``follow`` will do: further steps of the ``active`` slots of the last ``hidden``, whose tokens stand at
+        ``position`` [m, n]."""
+        self._planned = self.slots.plan(active, position)
+
+    def follow(self, step: int, token: Tensor) -> Tensor:
+        """As ``hidden``, after a planned step with ``token`` [n], which stays on the device."""
+        return self._planned(step, token)
+
+    def hold(self, ids: np.ndarray, size: np.ndarray, active: np.ndarray) -> None:
+        """As ``Slots.hold``: what the planned steps fed."""
+        self.slots.hold(ids, size, active)
+
     def draw(self, hidden: Tensor, uniform: Tensor, sampling: SamplingSpec) -> tuple[Tensor, Tensor]:
         """Tokens [n] int64 and their log-probabilities [n] float32 from final hidden states."""
         s = sampling
         if self.weights.head.fused and s.top_p == 1.0 and s.top_k == 0:
             return self.weights.head.draw(hidden, uniform, s.temperature)
         return draw(self.weights.head.logits(hidden), uniform, s.temperature, s.top_p, s.top_k)
+
+    @property
+    def device(self) -> torch.device:
+        """Where hidden states are."""
+        return self.weights.embedding.device
 
 
 class UncachedDecoder:

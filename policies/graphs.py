@@ -12,7 +12,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,11 +55,11 @@ class Replays:
         self.captured: OrderedDict[tuple[int, int], tuple[Callable[[], None], Tensor]] = OrderedDict()
         self.trusted = True
 
-    def __call__(self, inputs: np.ndarray, size: int) -> Tensor:
+    def __call__(self, inputs: Tensor, size: int) -> Tensor:
         """[R, width] of ``inputs`` [3, R] and the longest prefix ``size``."""
         key = (inputs.shape[1], size)
         given = self.inputs[:, : inputs.shape[1]]
-        given.copy_(torch.from_numpy(inputs))
+        given.copy_(inputs)
         self.visits[key] += 1
         if not self.trusted or self.visits[key] < CAPTURE_AT:
             return self.step(given, size)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from policies.adapters import add_adapters, factors, merged_copy
+from policies.ahead import Ahead
 from policies.architecture import read_architecture
 from policies.behavior import Behavior
 from policies.checkpoint import load_checkpoint
@@ -27,6 +28,7 @@ from policies.subset import LayerSubset, check_subset, layers_skipped
 from policies.weights import PackedWeights, changed_trainable, trainable_layers
 from registry import UsageError
 
+_AHEAD = 16  # decode steps between two reads of a GPU, at most; on a CPU there is nothing to wait for
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -162,10 +164,13 @@ class Policy:
             raise UsageError(f"slots={slots} and max_length={max_length} must both be at least 1")
         self._require_fresh()
         decoder: CachedDecoder | UncachedDecoder
+        ahead = None
         if self.functional:
             cos, sin = self.rotary(max_length)
             rotary = (cos[:max_length], sin[:max_length])
             decoder = CachedDecoder(self.packed().changed(changes_of(nested)), self.architecture, subset, slots, rotary)
+            if self.device.type == "cuda":
+                ahead = Ahead(decoder, slots, sampling, _AHEAD)
         else:
             decoder = UncachedDecoder(self.model, self.architecture, subset, max_length)
         made = self.version
@@ -178,7 +183,7 @@ class Policy:
                     "make a new one with policy.nested"
                 )
 
-        return Behavior(decoder, subset, slots, sampling, current)
+        return Behavior(decoder, subset, slots, sampling, current, ahead)
 
     def logprobs(
         self,

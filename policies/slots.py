@@ -46,6 +46,11 @@ class Store(Protocol):
         values are stored on the way."""
         ...
 
+    def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
+        """``decode`` of steps whose positions [m, n] are known beforehand, as a function of a step's number and its
+        tokens [n], which stay on the device."""
+        ...
+
 
 class Slots:
     """Which slot holds which prefix, and what has to be computed for the next token.
@@ -63,6 +68,7 @@ class Slots:
         self.longest = longest
         self.held = np.full((slots, longest), -1, dtype=np.int64)  # by row: the tokens whose KV the row holds
         self.filled = np.zeros(slots, dtype=np.int64)  # by row: how many of them
+        self.begun = np.zeros(slots, dtype=np.int64)  # by row: with how many it began; a store may not cut these
         self.row_of = np.arange(slots)  # by slot
         self.slot_at = np.arange(slots)  # by row
         self.remembered: OrderedDict[bytes, Any] = OrderedDict()
@@ -79,9 +85,10 @@ class Slots:
         rows = self.row_of[active]
         before = length[active] - 1
         width = min(ids.shape[1], int(before.max()))
-        # The observation, not the memo, is the truth: a row whose tokens differ from it is filled anew.
+        # The observation, not the memo, is the truth: a row whose tokens differ from it is filled anew; what
+        # it holds beyond the observation is overwritten in time.
         differs = (self.held[rows, :width] != ids[active, :width]) & (np.arange(width) < before[:, None])
-        stale = start[active] | (self.filled[rows] != before) | differs.any(1)
+        stale = start[active] | (self.filled[rows] < before) | (self.begun[rows] > before) | differs.any(1)
         if stale.any():
             self._fill(ids[active[stale]], before[stale], rows[stale])
         token = ids[active, before]
@@ -92,6 +99,27 @@ class Slots:
         if np.array_equal(rows, np.arange(len(rows))):
             return hidden
         return hidden[torch.from_numpy(rows).to(hidden.device)]
+
+    def plan(self, active: np.ndarray, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
+        """Further steps of the slots of the last ``step``, which feed tokens at ``position`` [m, n]: a function of a
+        step's number and its tokens [n] to hidden states as in ``step``. ``hold`` says afterwards which they were."""
+        rows = self.row_of[active]
+        order = np.argsort(rows)
+        run = self.store.plan(position[:, order])
+        if np.array_equal(rows, np.arange(len(rows))):
+            return run
+        to, back = torch.from_numpy(order), torch.from_numpy(rows)
+
+        def permuted(step: int, token: Tensor) -> Tensor:
+            return run(step, token[to.to(token.device)])[back.to(token.device)]
+
+        return permuted
+
+    def hold(self, ids: np.ndarray, size: np.ndarray, active: np.ndarray) -> None:
+        """The ``active`` slots hold the KV of the first ``size`` [n] tokens of ``ids`` [S, >= max size]."""
+        rows, width = self.row_of[active], int(size.max())
+        self.held[rows, :width] = ids[active, :width]
+        self.filled[rows] = size
 
     def _compact(self, active: np.ndarray) -> None:
         """Give the ``active`` slots the rows 0 to n-1."""
@@ -110,6 +138,7 @@ class Slots:
         self.store.move(source, target, size)
         self.held[target, :size] = self.held[source, :size]
         self.filled[target], self.filled[source] = size, 0
+        self.begun[target] = self.begun[source]
         mover, idle = self.slot_at[source], self.slot_at[target]
         self.slot_at[target], self.slot_at[source] = mover, idle
         self.row_of[mover], self.row_of[idle] = target, source
@@ -123,6 +152,7 @@ class Slots:
                 self.remembered[keys[i]] = self.store.remember(kv)
         for key, row, prefix, size in zip(keys, rows.tolist(), ids, before.tolist(), strict=True):
             self.held[row, :size] = prefix[:size]
+            self.begun[row] = size
             self.store.begin(row, self.remembered.get(key), size)
             if key:
                 self.remembered.move_to_end(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,17 +60,35 @@ class TorchStore:
 
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
         """As ``slots.Store.decode``."""
-        n, size = len(token), int(position.max()) + 1
-        rows = n
+        inputs, sizes = self._inputs(position[None])
+        inputs[0, 0, : len(token)] = token
+        return self._run(torch.from_numpy(inputs[0]), sizes[0])[: len(token)]
+
+    def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
+        """As ``slots.Store.plan``; all positions go to the device at once."""
+        planned, sizes = self._inputs(position)
+        inputs, n = torch.from_numpy(planned).to(self.device), position.shape[1]
+
+        def step(number: int, token: Tensor) -> Tensor:
+            inputs[number, 0, :n] = token
+            return self._run(inputs[number], sizes[number])[:n]
+
+        return step
+
+    def _inputs(self, position: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """[m, 3, R] of steps at ``position`` [m, n], their tokens 0 as yet, and per step the longest prefix."""
+        steps, n = position.shape
+        rows, sizes = n, (position.max(1) + 1).tolist()
         if self.replays is not None:
-            rows, size = bucket(n, ROWS, self.rows), bucket(size, LENGTH, self.longest)
-        inputs = np.zeros((3, rows), dtype=np.int64)
-        inputs[0, :n], inputs[1, :n] = token, position
-        inputs[2] = self.rows * self.longest
-        inputs[2, :n] = position + np.arange(n) * self.longest
-        if self.replays is not None:
-            return self.replays(inputs, size)[:n]
-        return self._step(torch.from_numpy(inputs).to(self.device), size)
+            rows, sizes = bucket(n, ROWS, self.rows), [bucket(size, LENGTH, self.longest) for size in sizes]
+        inputs = np.zeros((steps, 3, rows), dtype=np.int64)
+        inputs[:, 1, :n] = position
+        inputs[:, 2] = self.rows * self.longest
+        inputs[:, 2, :n] = position + np.arange(n) * self.longest
+        return inputs, sizes
+
+    def _run(self, inputs: Tensor, size: int) -> Tensor:
+        return self._step(inputs.to(self.device), size) if self.replays is None else self.replays(inputs, size)
 
     def _step(self, inputs: Tensor, size: int) -> Tensor:
         """[R, width] from ``inputs`` [3, R]: tokens, positions, and the places in the store where their KV goes."""
@@ -233,6 +252,10 @@ class NativeStore:
             if w.transforms:
                 delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, a.eps, dtype))))
         return call.add_norm(x, delta, self.weights.norm, a.eps, dtype).float()
+
+    def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
+        """As ``slots.Store.plan``."""
+        return lambda number, token: self.decode(token.numpy(), position[number])
 
 
 def fits_kernels(architecture: Architecture, weights: PackedWeights) -> bool:
