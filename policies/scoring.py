@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from policies.architecture import Architecture
 from policies.attention import CausalAttention, SharedPromptAttention
 from policies.layers import LayerWeights, layer, rotated
+from policies.varlen import Spans, UnpaddedAttention, shared_spans
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,14 @@ def first_stream(
 ) -> tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]:
     """The residual stream [N, width] float32 before the first layer, and the function that takes it through one."""
     n = packing.prompt_tokens
-    shared = SharedPromptAttention(
+    padded = SharedPromptAttention(
         CausalAttention(packing.sequence[:n], packing.position[:n], architecture.scale),
         packing.sequence[n:],
         packing.position[n:],
         packing.prompt_of,
         packing.prompt_size,
     )
+    shared = UnpaddedAttention(padded, architecture.scale, lambda: _spans(packing))
     positions = (rotary[0][packing.position], rotary[1][packing.position])
 
     def attend(heads: Tensor, window: int | None) -> Tensor:
@@ -98,6 +100,11 @@ def first_stream(
         return layer(x, weights, architecture, attend)
 
     return F.embedding(packing.ids, embedding).float(), apply
+
+
+def _spans(packing: Packing) -> Spans:
+    own = torch.bincount(packing.sequence[packing.prompt_tokens :], minlength=len(packing.prompt_of))
+    return shared_spans(packing.prompt_size, packing.prompt_of, own)
 
 
 def score_hidden(

@@ -20,6 +20,7 @@ from policies.architecture import Architecture
 from policies.attention import CausalAttention
 from policies.layers import kept_weights, layer, rotated
 from policies.subset import LayerSubset
+from policies.varlen import UnpaddedAttention, causal_spans
 from policies.weights import PackedWeights
 
 _PREFILL_TOKENS = 2048  # per pass: bounds the activations, and larger passes are no faster
@@ -180,7 +181,8 @@ class Prefill:
         ids = torch.from_numpy(np.concatenate(prompts)).to(device)
         x = F.embedding(ids, self.weights.embedding).float()
         rotary = (self.rotary[0][positions], self.rotary[1][positions])
-        attention = CausalAttention(sequence, positions, a.scale)
+        padded = CausalAttention(sequence, positions, a.scale)
+        attention = UnpaddedAttention(padded, a.scale, lambda: causal_spans(torch.tensor(sizes, device=device)))
         stored: list[Tensor] = []
 
         def attend(heads: Tensor, window: int | None) -> Tensor:
