@@ -99,6 +99,7 @@ class Task:
         self.stop_token_ids = self._stop_tokens()
         self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
         self._prompts: dict[int, NDArray[np.int64]] = {}
+        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)  # generated ones are made anew each time
         self._check_prompts()
 
     def _stop_tokens(self) -> frozenset[int]:
@@ -128,7 +129,7 @@ class Task:
     def _tokenize(self, index: int) -> NDArray[np.int64]:
         ids = self._prompts.get(index)
         if ids is None:
-            ids = np.asarray(self.template.prompt_ids(self.problems[index].question, self.tokenizer), dtype=np.int64)
+            ids = np.asarray(self.template.prompt_ids(self._problem(index).question, self.tokenizer), dtype=np.int64)
             if self.problems.size is not None or len(self._prompts) < 100_000:
                 self._prompts[index] = ids
         return ids
@@ -138,7 +139,7 @@ class Task:
         size = self.problems.size if self.problems.size is not None else UNLIMITED
         if not 0 <= index < size:
             raise UsageError(f"problem_index={index} is outside of {self.problems.name}, which has 0..{size - 1}")
-        return self.problems[index]
+        return self._problem(index)
 
     def prompt(self, index: int) -> NDArray[np.int64]:
         """Prompt token ids of a problem, int64."""

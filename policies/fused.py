@@ -5,6 +5,8 @@ large model's weights would come from memory once a thread instead of once: it g
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,10 +22,26 @@ from policies.stores import NativeStore, SharedPrompt
 from policies.weights import PackedWeights
 
 _MOST_BYTES = 2**24  # of all layers' matrices: half of the last-level cache of a small machine
+_MOST_KEPT = 2**28  # bytes of a store that are kept for the next one
+_kept: list[Tensor] = []  # uint8
+
+
+def _keep(room: Tensor) -> None:
+    _kept.append(room)
+    del _kept[:-2]  # defensive groups have two stores at a time
 
 
 class FusedStore(NativeStore):
     """The layout of ``NativeStore``, decoded and prefilled by whole steps."""
+
+    def _room(self, shape: tuple[int, ...]) -> Tensor:
+        """Memory of an earlier store, if there is some: touching new memory costs more than a rollout's attention."""
+        size = math.prod(shape) * self.weights.dtype.itemsize
+        found = next((n for n, kept in enumerate(_kept) if len(kept) >= size), None)
+        room = self.kernels.own_store((size,), torch.uint8) if found is None else _kept.pop(found)
+        if len(room) <= _MOST_KEPT:
+            weakref.finalize(self, _keep, room).atexit = False
+        return room[:size].view(self.weights.dtype).view(shape)
 
     def _table(self, stores: list[Tensor]) -> Any:
         table = super()._table(stores)

@@ -161,7 +161,7 @@ class NativeStore:
         self.attentions = sum(w.attends for w in self.layers)
         self.block = 2 * BLOCK * a.head_dim
         shape = (self.attentions, -(-len(cos) // BLOCK), a.key_heads, rows, self.block)
-        self.own = kernels.own_store(shape, weights.dtype)
+        self.own = self._room(shape)
         self.prompts: list[SharedPrompt | None] = [None] * rows
         self.prompt_tokens = np.zeros(rows, dtype=np.int64)
         self.prompt_blocks = np.zeros(rows, dtype=np.int64)
@@ -170,6 +170,9 @@ class NativeStore:
         self.words = self.block * weights.dtype.itemsize // 4
         self.offsets = np.arange(rows) * self.words
         self.table = self._table(list(self.own))
+
+    def _room(self, shape: tuple[int, ...]) -> Tensor:
+        return self.kernels.own_store(shape, self.weights.dtype)
 
     def _table(self, stores: list[Tensor]) -> Any:
         """The kept layers for the kernels; ``stores`` are those of their attentions."""

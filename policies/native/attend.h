@@ -191,6 +191,11 @@ Blocks own_blocks(const DecodeStep& s, const LayerStep& layer, int64_t row, int6
     return {static_cast<uint32_t*>(layer.store) + s.own[row] + head * s.head_step, s.block_step, s.head_dim / kPack<T>};
 }
 
+inline void prefetch(const Blocks& kv, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; ++b)
+        for (int64_t w = 0; w < 2 * kv.words * kBlock; w += 16) __builtin_prefetch(kv.keys(b) + w, 0, 2);
+}
+
 template <typename T>
 Blocks prompt_blocks(void* store, int64_t blocks, int64_t heads, int64_t d, int64_t layer, int64_t head) {
     const int64_t words = d / kPack<T>, size = 2 * kBlock * words;
@@ -256,11 +261,10 @@ void attend(const DecodeStep& s, const LayerStep& layer, const Together& rows, i
     float *scores = scratch.scores.data(), *mixed = scratch.mixed.data(), *total = scratch.total.data();
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t row = rows.row[i], at = s.position[row];
-        const T* in = qkv + rows.place[i] * width;
+        prefetch(own_blocks<T>(s, layer, row, head), blocks_of(row));  // they arrive while the prompt is looked at
         for (int64_t r = 0; r < repeat; ++r)
-            turn_head(in + (head * repeat + r) * d, layer.query_norm, s.cos + at * d, s.sin + at * d, s, s.scale,
-                      q + (i * repeat + r) * d);
-        store_key_value(s, layer, row, head, in, scratch.key.data());
+            turn_head(qkv + rows.place[i] * width + (head * repeat + r) * d, layer.query_norm, s.cos + at * d, s.sin + at * d, s,
+                      s.scale, q + (i * repeat + r) * d);
     }
     Blocks prompt{};
     if (first) {
@@ -272,6 +276,7 @@ void attend(const DecodeStep& s, const LayerStep& layer, const Together& rows, i
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t row = rows.row[i], own = s.position[row] - first + 1, size = own_at + blocks_of(row) * kBlock;
         const int64_t seen_from = layer.window ? s.position[row] + 1 - layer.window : 0;
+        store_key_value(s, layer, row, head, qkv + rows.place[i] * width, scratch.key.data());
         score<T>(own_blocks<T>(s, layer, row, head), blocks_of(row), q + i * repeat * d, repeat,
                  scores + i * repeat * stride + own_at, stride);
         for (int64_t r = i * repeat; r < (i + 1) * repeat; ++r) {

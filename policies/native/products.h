@@ -19,9 +19,12 @@ constexpr int kMostRows = 2;
 template <typename T>
 int64_t panel_words(int64_t k) { return (k + kPack<T> - 1) / kPack<T>; }
 
-template <typename T, int R, typename F>
-inline void product_tile(const uint32_t* x, int64_t stride, int64_t words, const uint32_t* panel, int64_t row, int64_t number,
-                         const F& finish) {
+template <int R>
+struct Sums { Lanes of[R][2]; };
+
+// Not inlined: next to what follows, the compiler runs out of registers.
+template <typename T, int R>
+__attribute__((noinline)) void product_sums(const uint32_t* x, int64_t stride, int64_t words, const uint32_t* panel, Sums<R>* to) {
     Lanes sum[R][2] = {};
     for (int64_t w = 0; w < words; ++w) {
         const Words first = load_words(panel + w * kPanelColumns), second = load_words(panel + w * kPanelColumns + 16);
@@ -32,8 +35,15 @@ inline void product_tile(const uint32_t* x, int64_t stride, int64_t words, const
             sum[r][1] = multiply_add<T>(sum[r][1], factor, second);
         }
     }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) finish(row + r, number, sum[r][0], sum[r][1]);
+    std::memcpy(to->of, sum, sizeof sum);
+}
+
+template <typename T, int R, typename F>
+inline void product_tile(const uint32_t* x, int64_t stride, int64_t words, const uint32_t* panel, int64_t row, int64_t number,
+                         const F& finish) {
+    Sums<R> sums;
+    product_sums<T, R>(x, stride, words, panel, &sums);
+    for (int r = 0; r < R; ++r) finish(row + r, number, sums.of[r][0], sums.of[r][1]);
 }
 
 // finish(row, panel, first 16 sums, second 16) for x [rows][k padded to `stride`] times all panels of `columns`.
