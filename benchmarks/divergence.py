@@ -7,7 +7,8 @@ Every skip sampler at every number of skipped layers: exact KL(mu || pi) and tot
 vocabulary, on tokens that the *nested* policy mu itself wrote for held-out prompts; D, which decides what corrections
 can do; the speed-up by weights, and as measured against the full model in pairs of blocks. Samplers that choose layers
 by measured scores choose on other prompts, on tokens that the *full* model wrote. Patches (``--patches``) are fitted on
-yet other prompts, to the two nearest samplers at each number of layers and to ``uniform``, or to all (``--patch-all``).
+yet other prompts, to the two nearest samplers at each number of layers and to ``uniform``, or to those of
+``--patched``. Where ``uniform`` was measured, each sampler's KL over that of plain ``uniform`` has its interval.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.divergence_bench import Bench, make_bench
-from benchmarks.divergence_report import arms, draw, layer_table, recommend, table
+from benchmarks.divergence_bench import Bench, made, make_bench
+from benchmarks.divergence_report import against_uniform, arms, draw, layer_table, recommend, table
 from benchmarks.durable import write_whole
 from benchmarks.provenance import provenance
 from policies import LayerSubset
 from policies.subset import HALVES, without
 from registry import UsageError, patches, skip_samplers
-from registry.fields import parse_value
 
 DEFAULT_VARIANTS = ("attention-only:by=kl", "mlp-only:by=kl")
 
@@ -44,13 +44,22 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--template", default="plain", help="how a question becomes a prompt")
     found.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32 for 'tiny', else bfloat16")
     found.add_argument("--samplers", nargs="+", metavar="ID[:FIELD=VALUE,...]", help="default: all that take a ratio")
-    found.add_argument("--patches", nargs="*", default=["heal"], metavar="ID", help="besides 'none' (default heal)")
-    found.add_argument("--patch-all", action="store_true", help="patch every sampler (long)")
+    found.add_argument(
+        "--patches",
+        nargs="*",
+        default=["heal"],
+        metavar="ID[:FIELD=VALUE,...]",
+        help="besides 'none' (default heal)",
+    )
+    found.add_argument("--patched", nargs="+", metavar="SAMPLER", help="samplers to patch; 'all' is long")
+    found.add_argument("--fits", type=int, default=1, help="of each patch to each set, on texts of their own")
+    found.add_argument("--both-texts", action="store_true", help="fit to what the patched policy writes, too")
     found.add_argument("--skips", nargs="+", type=int, default=[2, 4, 6], help="numbers of skipped layers")
     found.add_argument("--border", type=int, default=1, help="first and last layers that are never skipped")
     found.add_argument("--prompts", type=int, default=16, help="held-out prompts that figures are measured on")
     found.add_argument("--choose-prompts", type=int, default=16, help="other prompts that layers are chosen on")
     found.add_argument("--fit-prompts", type=int, default=32, help="yet other prompts that patches are fitted on")
+    found.add_argument("--fit-split", help="that these are of (default --split, other problems)")
     found.add_argument("--new-tokens", type=int, default=48, help="longest completion")
     found.add_argument("--draws", type=int, default=2, help="sets of each sampler that draws at random")
     found.add_argument("--pairs", type=int, default=4, help="pairs of timed blocks per speed-up; 0 times nothing")
@@ -65,15 +74,10 @@ def parser() -> argparse.ArgumentParser:
 
 def sampler_of(spec: str, ratio: float, border: int) -> Any:
     """The sampler of ``id`` or ``id:field=value,...`` at a ratio."""
-    id, _, given = spec.partition(":")
-    known = skip_samplers.fields(id)
+    known = skip_samplers.fields(spec.partition(":")[0])
     if "ratio" not in known:
-        raise UsageError(f"sampler {id!r} has no ratio, so it cannot be compared at equal numbers of layers")
-    fields: dict[str, Any] = {"ratio": ratio} | ({"border": border} if "border" in known else {})
-    for part in given.split(",") if given else ():
-        name, _, value = part.partition("=")
-        fields[name] = parse_value(value, known[name].type, f"{id}.{name}") if name in known else value
-    return skip_samplers.make(id, **fields)
+        raise UsageError(f"sampler {spec!r} has no ratio, so it cannot be compared at equal numbers of layers")
+    return made(skip_samplers, spec, ratio=ratio, **({"border": border} if "border" in known else {}))
 
 
 def default_samplers() -> list[str]:
@@ -101,15 +105,19 @@ def measured_sets(bench: Bench) -> Iterator[dict[str, Any]]:
 
 def patched_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The rows of the sets of ``plain`` that are worth a patch, patched."""
-    for row in plain if bench.options.patch_all else worth_a_patch(plain):
+    for row in worth_a_patch(plain, bench.options.patched):
         layers = tuple(row["layers"])
         for patch in bench.options.patches:
-            found = bench.patched(patch, layers)
-            yield bench.row(row["sampler"], layers, found, row["ratio"]) | {"patch": patch}
+            for number in range(bench.options.fits):
+                found = bench.patched(patch, layers, number)
+                yield bench.row(row["sampler"], layers, found, row["ratio"]) | {"patch": patch}
 
 
-def worth_a_patch(plain: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At each ratio, the rows of the two samplers of whole layers nearest to the target, and of ``uniform``."""
+def worth_a_patch(plain: list[dict[str, Any]], samplers: list[str] | None) -> list[dict[str, Any]]:
+    """The rows of ``samplers``; by default at each ratio those of the two samplers of whole layers nearest to the
+    target, and of ``uniform``."""
+    if samplers:
+        return [row for row in plain if row["sampler"] in samplers or "all" in samplers]
     chosen = []
     for ratio in dict.fromkeys(row["ratio"] for row in plain):
         own = [row for row in plain if row["ratio"] == ratio]
@@ -133,12 +141,13 @@ def single_layers(bench: Bench) -> Iterator[dict[str, Any]]:
 def check(options: argparse.Namespace) -> None:
     """Raise ``UsageError`` for numbers that make no sense and for unknown names."""
     for patch in options.patches:
-        patches.check(patch)
+        made(patches, patch)
     for name, least in (
         ("prompts", 1),
         ("choose_prompts", 1),
         ("fit_prompts", 1),
         ("new_tokens", 1),
+        ("fits", 1),
         ("draws", 1),
         ("pairs", 0),
     ):
@@ -196,6 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     if singles:
         layer_table(singles)
     table(found)
+    for line in against_uniform([row for row in rows if row["written_by"] == "nested policy"]):
+        print(line)
     print(recommend(found, options.budget))
     if options.picture:
         options.picture.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.statistics import Interval
 
 Row = dict[str, Any]
 WIDTH = 150  # of the tables where there is no terminal
@@ -18,12 +22,8 @@ MEANS = ("kl_per_token", "kl_reverse", "tv", "acceptance", "mean_length", "D", "
 
 def arms(rows: Sequence[Row]) -> list[Row]:
     """One line per sampler, patch and number of skipped layers: means over its sets, sorted by D."""
-
-    def key(row: Row) -> tuple[Any, ...]:
-        return row["sampler"], row["patch"], row["ratio"]
-
     found = []
-    for _, group in groupby(sorted(rows, key=key), key):
+    for _, group in groupby(sorted(rows, key=_arm), _arm):
         members = list(group)
         speeds = [row["speedup_measured"] for row in members if row["speedup_measured"] is not None]
         arm: Row = {name: fmean(row[name] for row in members) for name in MEANS}
@@ -45,6 +45,45 @@ def pareto(found: Sequence[Row]) -> list[Row]:
         if speedup(arm) > (speedup(front[-1]) if front else 1.0):
             front.append(arm)
     return front
+
+
+def ratio_interval(ours: Sequence[Row], theirs: Sequence[Row], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Mean KL per token of ``ours`` over that of ``theirs``, with a 95 % percentile bootstrap interval over prompts,
+    the same for all rows, and over the rows of each side (sets drawn, fits); a single row stands for itself."""
+    rng = np.random.default_rng(seed)
+    prompts = len(ours[0]["kl_of_prompts"])
+    weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+
+    def resampled(rows: Sequence[Row]) -> NDArray[np.float64]:
+        sums, tokens = (np.array([row[name] for row in rows]) for name in ("kl_of_prompts", "tokens_of_prompts"))
+        of_rows = (weights @ sums.T) / (weights @ tokens.T)
+        return (of_rows * rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)).sum(1) / len(
+            rows
+        )
+
+    low, high = np.quantile(resampled(ours) / resampled(theirs), [0.025, 0.975])
+    value = fmean(row["kl_per_token"] for row in ours) / fmean(row["kl_per_token"] for row in theirs)
+    return Interval(value, float(low), float(high))
+
+
+def against_uniform(rows: Sequence[Row]) -> list[str]:
+    """A line for each sampler, patch and number of layers for which plain ``uniform`` was measured, too."""
+    found = []
+    for (sampler, patch, ratio), group in groupby(sorted(rows, key=_arm), _arm):
+        plain = [row for row in rows if _arm(row) == ("uniform", "none", ratio)]
+        if not plain or (sampler, patch) == ("uniform", "none"):
+            continue
+        ours = list(group)
+        value, low, high = ratio_interval(ours, plain)
+        found.append(
+            f"KL per token of {sampler}, patch {patch}, at {ours[0]['skipped']:.3g} layers: {value:.3f} ({low:.3f} to "
+            f"{high:.3f}) of plain uniform's"
+        )
+    return found
+
+
+def _arm(row: Row) -> tuple[Any, ...]:
+    return row["sampler"], row["patch"], row["ratio"]
 
 
 def _console() -> Console:

@@ -12,7 +12,7 @@ text serves all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,16 +51,36 @@ class Text:
         """Tokens per completion."""
         return float(self.mask.sum()) / len(self.mask)
 
+    @property
+    def size(self) -> int:
+        """Tokens in all, prompts counted once."""
+        return int(self.mask.sum()) + sum(len(prompt) for prompt in {id(one): one for one in self.prompts}.values())
+
+    def first(self, count: int) -> Text:
+        """The first ``count`` completions."""
+        return Text(self.prompts[:count], self.tokens[:count], self.mask[:count])
+
+    def __add__(self, other: Text) -> Text:
+        """The completions of both."""
+        longest = max(self.mask.shape[1], other.mask.shape[1])
+        padded = [
+            torch.cat([F.pad(x, (0, longest - x.shape[1])) for x in pair])
+            for pair in ((self.tokens, other.tokens), (self.mask, other.mask))
+        ]
+        return Text([*self.prompts, *other.prompts], *padded)
+
 
 @dataclass(frozen=True)
 class Divergence:
     """Means over tokens, in nats: ``kl`` of mu from pi, KL(mu || pi); ``kl_reverse``, KL(pi || mu); ``tv``, the total
-    variation, which is 1 minus the acceptance rate of a token of mu in speculative sampling (arXiv 2211.17192, 3.5)."""
+    variation, which is 1 minus the acceptance rate of a token of mu in speculative sampling (arXiv 2211.17192, 3.5).
+    ``each`` [tokens] float32 is KL(mu || pi) token by token."""
 
     kl: float
     kl_reverse: float
     tv: float
     tokens: int
+    each: Tensor = field(repr=False, compare=False)
 
 
 def write(
@@ -100,6 +120,12 @@ def _packings(policy: Policy, text: Text) -> Iterator[Packing]:
         index = torch.tensor(batch)
         tokens, mask = text.tokens[index].to(policy.device), text.mask[index].to(policy.device)
         yield pack([text.prompts[i] for i in batch], tokens, mask)
+
+
+def completions(policy: Policy, text: Text) -> Tensor:
+    """[M] int64, the completion that each of the text's M tokens belongs to, in the order of ``states``."""
+    batches = micro_batches(text.prompts, text.mask, policy.token_limit)
+    return torch.cat([torch.tensor(batch)[text.mask[batch].cpu().nonzero()[:, 0]] for batch in batches])
 
 
 def _rotary(policy: Policy, packing: Packing) -> tuple[Tensor, Tensor]:
@@ -199,7 +225,7 @@ def compare(policy: Policy, target: Tensor, nested: Sequence[Tensor], temperatur
     """
     weight = policy.model.lm_head.weight.detach().to(policy.dtype).float()
     rows = max(1, _CHUNK // len(weight))
-    sums = np.zeros((len(nested), 3))
+    found = torch.zeros(len(nested), 3, len(target), device=target.device)
 
     def log_distribution(hidden: Tensor) -> Tensor:
         return product(hidden.to(policy.dtype).float(), weight).div_(temperature).log_softmax(-1)
@@ -210,6 +236,9 @@ def compare(policy: Policy, target: Tensor, nested: Sequence[Tensor], temperatur
         for n, hidden in enumerate(nested):
             log_mu = log_distribution(hidden[start : start + rows])
             mu, gap = log_mu.exp(), log_mu - log_pi
-            sums[n] += float((mu * gap).sum()), -float((pi * gap).sum()), float((mu - pi).abs().sum()) / 2
-    means = (sums / len(target)).tolist()
-    return [Divergence(kl, reverse, tv, len(target)) for kl, reverse, tv in means]
+            kinds = (mu * gap).sum(1), -(pi * gap).sum(1), (mu - pi).abs().sum(1) / 2
+            found[n, :, start : start + rows] = torch.stack(kinds)
+    means = found.double().mean(2).tolist()
+    return [
+        Divergence(kl, reverse, tv, len(target), one[0]) for (kl, reverse, tv), one in zip(means, found, strict=True)
+    ]

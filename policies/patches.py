@@ -25,6 +25,8 @@ from policies.policy import Policy
 from policies.subset import LayerSubset, halves
 from registry import UsageError, patches
 
+_ROWS = 512  # of a gram computed at a time
+
 
 class NormalEquations:
     """Least squares with an intercept from running sums: no features are stored.
@@ -35,7 +37,7 @@ class NormalEquations:
     """
 
     def __init__(self, features: int, targets: int, device: torch.device) -> None:
-        # the last feature is the constant one
+        # the last feature is the constant one; of the symmetric gram only what is on and above the diagonal is right
         self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=device)
         self.cross = torch.zeros(features + 1, targets, dtype=torch.float64, device=device)
         self.square = 0.0  # of the targets
@@ -47,8 +49,10 @@ class NormalEquations:
         if self.origin is None:
             self.origin = features.mean(0)
         f = F.pad(features - self.origin, (0, 1), value=1.0)
-        self.gram += (f.T @ f).double()
-        self.cross += (f.T @ targets).double()
+        for start in range(0, f.shape[1], _ROWS):
+            rows = slice(start, start + _ROWS)
+            self.gram[rows, start:] += f[:, rows].T @ f[:, start:]
+        self.cross += f.T @ targets
         self.square += float(targets.double().square().sum())
 
     def solve(self, ridge: float, before: Change | None = None) -> tuple[Change, float]:
@@ -57,7 +61,7 @@ class NormalEquations:
         assert self.origin is not None
         count = self.gram[-1, -1]
         mean, target = self.gram[:-1, -1] / count, self.cross[-1] / count
-        gram = self.gram[:-1, :-1] - count * torch.outer(mean, mean)
+        gram = self.gram[:-1, :-1].triu() + self.gram[:-1, :-1].triu(1).T - count * torch.outer(mean, mean)
         cross = self.cross[:-1] - count * torch.outer(mean, target)
         strength = ridge * gram.diagonal().mean().clamp_min(1e-12)
         anchored = cross if before is None else cross + strength * before.weight.double().T

@@ -70,13 +70,16 @@ def trained(folder: str, iterations: int = 2, **arguments: Any) -> Found:  # noq
         {"sampler": "fixed", "correction": "token-is*ppo-clip", "minibatches": 2, "epochs": 2},
         {"sampler": "fixed", "correction": "defensive", "minibatches": 2, "target_written": 2},
         {"sampler": "fixed", "correction": "sequence-is", "problems": "curriculum", "problems_per_batch": 3},
+        {"sampler": "lowest-kl", "patch": "heal"},  # measured before the first rollout, patched from the second on
+        {"sampler": {"id": "budget", "budget": 5.0}, "patch": {"id": "absorb", "every": 1}, "correction": "retrace"},
         {"problems_per_batch": 1, "group_size": 8, "aggregation": "sequence-mean"},  # one process has no group
     ],
-    ids=["reft", "batch-scope", "epochs", "defensive", "ragged", "one-group"],
+    ids=["reft", "batch-scope", "epochs", "defensive", "ragged", "heal", "budget-absorb", "one-group"],
 )
 def test_two_processes_give_the_numbers_of_one(folder: str, tmp_path: Path, arguments: dict[str, Any]) -> None:  # noqa: F811
     metrics, after = trained(folder, **arguments)
     assert any(metrics[f"{n} grad_norm"] > 1e-3 for n in range(2))
+    assert ("1 patch/residual" in metrics) == ("patch" in arguments)
     both = in_processes(2, lambda: trained(folder, **arguments), tmp_path)
     for found in both:
         assert not isinstance(found, str), found

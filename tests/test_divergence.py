@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from policies import Probe
-from policies.divergence import Length, compare, influence, states, states_without_each, write
+from policies.divergence import Length, compare, completions, influence, states, states_without_each, write
 from policies.subset import LayerSubset, without
 from registry import UsageError
 from tests.policy_checkpoints import FAMILIES, LAYERS, VOCABULARY, random_model, shared_policy
@@ -41,7 +41,22 @@ def test_divergences_equal_those_of_full_logits(family, layers, monkeypatch):
     for value, expected in zip((found.kl, found.kl_reverse, found.tv), wanted, strict=True):
         assert value == pytest.approx(float(expected.sum(-1)[text.mask].mean()), rel=1e-3)
     assert found.tokens == int(text.mask.sum())
+    sums = torch.zeros(len(PROMPTS)).index_add_(0, completions(policy, text), found.each)
+    torch.testing.assert_close(sums.double(), (wanted[0].sum(-1) * text.mask).sum(1), atol=1e-5, rtol=1e-3)
     assert (same.kl, same.kl_reverse, same.tv) == (0, 0, 0)
+
+
+def test_texts_add_up_and_share_their_prompts():
+    policy = shared_policy()
+    one, two = (write(policy, FULL, PROMPTS, Length(tokens), seed=tokens) for tokens in (3, 5))
+    both = one + two
+    assert both.mask.shape == (6, 5)
+    assert both.size == 3 * 3 + 3 * 5 + 7
+    torch.testing.assert_close(
+        policy.logprobs(both.prompts, both.tokens, both.mask)[3:], policy.logprobs(two.prompts, two.tokens, two.mask)
+    )
+    assert torch.equal(both.first(3).tokens[:, :3], one.tokens)
+    assert both.first(2).prompts == PROMPTS[:2]
 
 
 def test_the_mean_log_ratio_of_sampled_tokens_estimates_the_exact_divergence():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.divergence import default_samplers, main, sampler_of
-from benchmarks.divergence_report import arms, pareto, recommend
+from benchmarks.divergence_report import against_uniform, arms, pareto, ratio_interval, recommend
 from policies import Policy, check_subset
 from policies.subset import halves
 from registry import UsageError
@@ -58,6 +59,44 @@ def test_patches_are_one_more_axis_over_the_same_sets(rows: list[dict]) -> None:
         assert row["speedup_measured"] == before["speedup_measured"]
         assert row["fit_seconds"] > 0
         assert row["kl_per_token"] != before["kl_per_token"]
+
+
+def test_fits_have_texts_of_their_own(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "rows.json"
+    sets = ["--samplers", "fixed:layers=2,5,border=0", "uniform", "--skips", "2", "--no-layers", "--pairs", "0"]
+    fits = ["--patches", "heal:ridge=0.5", "--patched", "fixed:layers=2,5,border=0", "--fits", "2", "--both-texts"]
+    assert main([*SMALL, *sets, *fits, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    plain, patched = ([row for row in rows if (row["patch"] == "none") == bare] for bare in (True, False))
+    assert [row["sampler"] for row in plain] == ["fixed:layers=2,5,border=0", "uniform", "uniform"]
+    assert [(row["layers_skipped"], row["fit"]) for row in patched] == [([2, 5], 0), ([2, 5], 1)]
+    assert patched[0]["kl_per_token"] != patched[1]["kl_per_token"]
+    for row in rows:
+        assert len(row["kl_of_prompts"]) == len(row["tokens_of_prompts"]) == 4
+        assert sum(row["kl_of_prompts"]) / sum(row["tokens_of_prompts"]) == pytest.approx(row["kl_per_token"], rel=1e-4)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "KL per token of fixed:layers=2,5,border=0, patch heal:ridge=0.5, at 2 layers:" in said
+
+
+def test_the_interval_of_a_ratio_covers_the_planted_one() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for trial in range(100):
+        difficulty, tokens = rng.gamma(4, 0.25, 60), rng.integers(5, 40, 60)
+
+        def row(sampler: str, kl: float, of=difficulty, length=tokens) -> dict:
+            sums = kl * of * length * rng.gamma(8, 1 / 8, 60)
+            own = {"sampler": sampler, "patch": "none", "ratio": 0.1, "skipped": 3.0}
+            found = {"kl_of_prompts": sums.tolist(), "tokens_of_prompts": length.tolist()}
+            return own | found | {"kl_per_token": sums.sum() / length.sum()}
+
+        ours, theirs = [row("ours", 0.2) for _ in range(8)], [row("uniform", x) for x in rng.gamma(16, 1 / 16, 24)]
+        value, low, high = ratio_interval(ours, theirs, resamples=500, seed=trial)
+        assert low < value < high
+        covered += low < 0.2 < high
+    assert covered >= 85
+    lines = against_uniform([*ours, *theirs])
+    assert len(lines) == 1
+    assert f"ours, patch none, at 3 layers: {value:.3f}" in lines[0]
 
 
 def test_speeds_are_shared_by_sets_of_one_shape(rows: list[dict]) -> None:
