@@ -146,43 +146,70 @@ void mix(const Blocks& kv, int64_t tokens, const T* weights, int64_t count, int6
     TILES(count, 6, (mix_channels<T, (Q > 6 ? 6 : Q)>(kv, steps, p + first * stride, stride, out + first * d)))
 }
 
-// exp(score - max) over n tokens (a multiple of 16) into p; returns the sum.
+// Tokens [begin, end) of a line of scores count, from `begin` on in blocks of 16; what else lies in those blocks does not.
+struct Seen {
+    int64_t from, begin, end, to;  // from and to: the blocks' ends
+};
+
+inline Lanes mask_scores(float* line, int64_t at, const Seen& seen) {
+    const Lanes x = load_lanes(line + at);
+    if (seen.begin <= at && at + 16 <= seen.end) return x;
+    const Integers place = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(at);
+    const Integers inside = (place >= static_cast<int32_t>(seen.begin)) & (place < static_cast<int32_t>(seen.end));
+    const Lanes masked = inside ? x : Lanes{} - std::numeric_limits<float>::infinity();
+    save_lanes(line + at, masked);
+    return masked;
+}
+
+// exp(score - max) of the tokens of the prompt and of a row's own into p, 0 elsewhere; returns the sum.
 template <typename T>
-float exponentials(const float* scores, int64_t n, T* p) {
-    Lanes top = load_lanes(scores);
-    for (int64_t t = 16; t < n; t += 16) {
-        const Lanes x = load_lanes(scores + t);
-        top = x > top ? x : top;
-    }
-    const float peak = reduce_lanes(top, [](auto a, auto b) { return a > b ? a : b; });
+float exponentials(float* line, const Seen& prompt, const Seen& own, T* p) {
+    const auto larger = [](auto a, auto b) { return a > b ? a : b; };
+    Lanes top = Lanes{} - std::numeric_limits<float>::infinity();
+    for (const Seen* seen : {&prompt, &own})
+        for (int64_t t = seen->from; t < seen->to; t += 16) top = larger(mask_scores(line, t, *seen), top);
+    const float peak = reduce_lanes(top, larger);
     Lanes sum = {};
-    for (int64_t t = 0; t < n; t += 16) {
-        const Lanes e = exp_lanes(load_lanes(scores + t) - peak);
+    for (int64_t t = prompt.from; t < own.to; t += 16) {
+        const Lanes e = exp_lanes(load_lanes(line + t) - peak);
         save_lanes(p + t, e);
         sum += e;
     }
     return reduce_lanes(sum, [](auto a, auto b) { return a + b; });
 }
 
-void normalise_head(float* x, const float* weight, int64_t d, float eps) {
-    float square = 0.0f;
-    for (int64_t j = 0; j < d; ++j) square += x[j] * x[j];
-    const float scale = 1.0f / std::sqrt(square / d + eps);
-    for (int64_t j = 0; j < d; ++j) x[j] *= scale * weight[j];
+typedef float Eight __attribute__((vector_size(32)));
+typedef uint16_t EightHalves __attribute__((vector_size(16)));
+typedef uint32_t EightWords __attribute__((vector_size(32)));
+
+inline Eight load_eight(const float* x) { Eight v; std::memcpy(&v, x, sizeof v); return v; }
+inline Eight load_eight(const bf16* x) {
+    EightHalves v;
+    std::memcpy(&v, x, sizeof v);
+    return (Eight)(__builtin_convertvector(v, EightWords) << 16);
+}
+inline void save_eight(float* to, Eight x) { std::memcpy(to, &x, sizeof x); }
+inline void save_eight(bf16* to, Eight x) {
+    const EightWords u = (EightWords)x;
+    const EightHalves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, EightHalves);
+    std::memcpy(to, &h, sizeof h);
 }
 
-// to [d] = rotated x [d] times `scale`, after the head's own norm if there is one
+// to [d] = rotated x [d] times `scale`, after the head's own norm if there is one; d is a multiple of 16
 template <typename T>
 void turn_head(const T* x, const float* norm, const float* cos, const float* sin, const DecodeStep& s, float scale, T* to) {
     const int64_t d = s.head_dim, half = d / 2;
-    float full[d];
-    for (int64_t j = 0; j < d; ++j) full[j] = load(x[j]);
-    if (norm) normalise_head(full, norm, d, s.eps);
-#pragma omp simd
-    for (int64_t j = 0; j < half; ++j) {
-        const float a = full[j], b = full[j + half];
-        save(to[j], (a * cos[j] - b * sin[j]) * scale);
-        save(to[j + half], (b * cos[j + half] + a * sin[j + half]) * scale);
+    float inverse = 1.0f;
+    if (norm) {
+        float square = 0.0f;
+        for (int64_t j = 0; j < d; ++j) square += load(x[j]) * load(x[j]);
+        inverse = 1.0f / std::sqrt(square / d + s.eps);
+    }
+    for (int64_t j = 0; j < half; j += 8) {
+        Eight a = load_eight(x + j), b = load_eight(x + j + half);
+        if (norm) a *= inverse * load_eight(norm + j), b *= inverse * load_eight(norm + j + half);
+        save_eight(to + j, (a * load_eight(cos + j) - b * load_eight(sin + j)) * scale);
+        save_eight(to + j + half, (b * load_eight(cos + j + half) + a * load_eight(sin + j + half)) * scale);
     }
 }
 
@@ -223,13 +250,12 @@ struct Scratch {
     std::vector<T> q, p, key;
     std::vector<float> scores, mixed, total;
 
-    void resize(int64_t queries, int64_t d, int64_t tokens) {
-        q.resize(queries * d);
-        key.resize(d);
-        p.resize(queries * tokens);
-        scores.resize(queries * tokens);
-        total.resize(queries);
-        mixed.assign(queries * d, 0.0f);
+    void room(int64_t queries, int64_t d, int64_t tokens) {
+        if (static_cast<int64_t>(key.size()) < d) key.resize(d);
+        if (static_cast<int64_t>(q.size()) < queries * d) q.resize(queries * d), mixed.resize(queries * d);
+        if (static_cast<int64_t>(p.size()) < queries * tokens) p.resize(queries * tokens), scores.resize(queries * tokens);
+        if (static_cast<int64_t>(total.size()) < queries) total.resize(queries);
+        std::fill_n(mixed.data(), queries * d, 0.0f);
     }
 };
 
@@ -256,15 +282,18 @@ void attend(const DecodeStep& s, const LayerStep& layer, const Together& rows, i
     const auto blocks_of = [&](int64_t row) { return (s.position[row] - s.prompt_tokens[row] + kBlock) / kBlock; };
     int64_t stride = own_at;
     for (int64_t i = 0; i < rows.count; ++i) stride = std::max(stride, own_at + blocks_of(rows.row[i]) * kBlock);
-    scratch.resize(queries, d, stride);
+    scratch.room(queries, d, stride);
     T *q = scratch.q.data(), *p = scratch.p.data();
     float *scores = scratch.scores.data(), *mixed = scratch.mixed.data(), *total = scratch.total.data();
+    // A row's own blocks arrive, and its key is written, while the prompt is looked at.
+    for (int64_t i = 0; i < rows.count; ++i) prefetch(own_blocks<T>(s, layer, rows.row[i], head), blocks_of(rows.row[i]));
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t row = rows.row[i], at = s.position[row];
-        prefetch(own_blocks<T>(s, layer, row, head), blocks_of(row));  // they arrive while the prompt is looked at
+        const T* in = qkv + rows.place[i] * width;
         for (int64_t r = 0; r < repeat; ++r)
-            turn_head(qkv + rows.place[i] * width + (head * repeat + r) * d, layer.query_norm, s.cos + at * d, s.sin + at * d, s,
-                      s.scale, q + (i * repeat + r) * d);
+            turn_head(in + (head * repeat + r) * d, layer.query_norm, s.cos + at * d, s.sin + at * d, s, s.scale,
+                      q + (i * repeat + r) * d);
+        store_key_value(s, layer, row, head, in, scratch.key.data());
     }
     Blocks prompt{};
     if (first) {
@@ -272,21 +301,16 @@ void attend(const DecodeStep& s, const LayerStep& layer, const Together& rows, i
         prompt = prompt_blocks<T>(const_cast<void*>(s.prompt[row]), s.prompt_blocks[row], s.key_heads, d, layer.number, head);
         score<T>(prompt, first_blocks, q, queries, scores, stride);
     }
-    const float none = -std::numeric_limits<float>::infinity();
-    for (int64_t i = 0; i < rows.count; ++i) {
-        const int64_t row = rows.row[i], own = s.position[row] - first + 1, size = own_at + blocks_of(row) * kBlock;
-        const int64_t seen_from = layer.window ? s.position[row] + 1 - layer.window : 0;
-        store_key_value(s, layer, row, head, qkv + rows.place[i] * width, scratch.key.data());
-        score<T>(own_blocks<T>(s, layer, row, head), blocks_of(row), q + i * repeat * d, repeat,
+    for (int64_t i = 0; i < rows.count; ++i)
+        score<T>(own_blocks<T>(s, layer, rows.row[i], head), blocks_of(rows.row[i]), q + i * repeat * d, repeat,
                  scores + i * repeat * stride + own_at, stride);
-        for (int64_t r = i * repeat; r < (i + 1) * repeat; ++r) {
-            float* line = scores + r * stride;
-            for (int64_t t = first; t < own_at; ++t) line[t] = none;
-            for (int64_t t = own_at + own; t < size; ++t) line[t] = none;
-            for (int64_t t = 0; t < std::min(seen_from, first); ++t) line[t] = none;
-            for (int64_t t = first; t < seen_from; ++t) line[own_at + t - first] = none;
-            total[r] = exponentials(line, size, p + r * stride);
-        }
+    for (int64_t i = 0; i < rows.count; ++i) {
+        const int64_t row = rows.row[i], at = s.position[row], last = own_at + at - first + 1;
+        const int64_t from = layer.window ? std::max<int64_t>(0, at + 1 - layer.window) : 0;
+        const Seen of_prompt{0, from, first, own_at};
+        const Seen of_own{own_at, own_at + std::max<int64_t>(0, from - first), last, own_at + blocks_of(row) * kBlock};
+        for (int64_t r = i * repeat; r < (i + 1) * repeat; ++r)
+            total[r] = exponentials(scores + r * stride, of_prompt, of_own, p + r * stride);
     }
     if (first) mix<T>(prompt, own_at, p, queries, stride, mixed);  // the last block is padded with zeros
     for (int64_t i = 0; i < rows.count; ++i) {

@@ -64,7 +64,7 @@ void attention_half(const DecodeStep& s, const LayerStep& layer, const int32_t* 
         if (column + 16 < projected) save_lanes(to + 16, second + bias_lanes(layer.qkv_bias, column + 16));
     });
     if (keys_alone) {
-        b.scratch.key.resize(s.head_dim);
+        b.scratch.room(1, s.head_dim, 1);
         for (int64_t i = 0; i < n; ++i)
             for (int64_t head = 0; head < s.key_heads; ++head)
                 store_key_value(s, layer, rows[i], head, &b.qkv[i * projected], b.scratch.key.data());
