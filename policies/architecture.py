@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ SUPPORTED = {
     "mistral": "Mistral",
     "qwen2": "Qwen2, Qwen2.5",
     "qwen3": "Qwen3",
+    "gemma3_text": "Gemma 3 without images",
 }
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -32,6 +34,10 @@ class Architecture:
         windows: per layer, how many positions a token attends to (itself included), or None for all before it.
         static_rope: whether the rotary table of a position never depends on the sequence length.
         gate: activation of the MLP's gate.
+        gemma: Gemma's norms and embeddings: a norm's weights are distances from 1, what half a layer adds is normed
+            once more, and embeddings are multiplied by the root of the width.
+        ropes: names of the two rotary tables of a model that has another one for layers with a window, that of the
+            layers without first; none where one table serves all.
     """
 
     layers: int
@@ -46,6 +52,8 @@ class Architecture:
     windows: tuple[int | None, ...]
     static_rope: bool
     gate: str
+    gemma: bool = False
+    ropes: tuple[str, ...] = ()
 
     @property
     def repeat(self) -> int:
@@ -80,8 +88,13 @@ def read_architecture(config: Any) -> Architecture:
     if kind not in SUPPORTED:
         known = ", ".join(f"{name} ({what})" for name, what in SUPPORTED.items())
         raise UsageError(f"unsupported architecture {kind!r}: supported are {known}")
+    gemma = kind == "gemma3_text"
+    if gemma:
+        _check_gemma(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    ropes = _two_ropes(config.layer_types) if gemma else ()
     rope = getattr(config, "rope_parameters", None) or {}
+    types = {table.get("rope_type", "default") for table in ([rope[name] for name in ropes] or [rope])}
     return Architecture(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
@@ -90,12 +103,27 @@ def read_architecture(config: Any) -> Architecture:
         key_heads=config.num_key_value_heads,
         head_dim=head_dim,
         eps=config.rms_norm_eps,
-        scale=head_dim**-0.5,
+        scale=(config.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
         vocabulary=config.vocab_size,
         windows=_windows(config),
-        static_rope=rope.get("rope_type", "default") in _STATIC_ROPE,
-        gate=config.hidden_act,
+        static_rope=types <= set(_STATIC_ROPE),
+        gate=config.hidden_activation if gemma else config.hidden_act,
+        gemma=gemma,
+        ropes=ropes,
     )
+
+
+def _check_gemma(config: Any) -> None:
+    """Raise ``UsageError`` for what a Gemma config can ask for and no checkpoint of Gemma 3's language model does."""
+    for name in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if getattr(config, name, None):
+            raise UsageError(f"unsupported architecture: this gemma3_text config sets {name}={getattr(config, name)}")
+
+
+def _two_ropes(kinds: Sequence[str]) -> tuple[str, str]:
+    """The rotary tables for layers without and with a window; a model without one kind of layers has no table of it."""
+    whole, local = "full_attention", "sliding_attention"
+    return (whole if whole in kinds else local), (local if local in kinds else whole)
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:

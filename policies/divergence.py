@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.gradients import product
-from policies.layers import LayerWeights, kept_weights
+from policies.layers import LayerWeights, gain, kept_weights
 from policies.patched import Nested, changes_of, layers_of
 from policies.policy import Policy
 from policies.scoring import Packing, first_stream, micro_batches, pack, score_hidden
@@ -143,7 +143,8 @@ def passes(policy: Policy, text: Text) -> list[tuple[Tensor, Callable[[Tensor, L
 
 
 def _final(policy: Policy, stream: Tensor) -> Tensor:
-    return F.rms_norm(stream, (policy.architecture.width,), policy.packed().norm, policy.architecture.eps)
+    a = policy.architecture
+    return F.rms_norm(stream, (a.width,), gain(policy.packed().norm, a), a.eps)
 
 
 def _weights(policy: Policy) -> list[LayerWeights]:

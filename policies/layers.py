@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ Attend = Callable[[Tensor, "int | None"], Tensor]
 @dataclass
 class LayerWeights:
     """What one layer computes with. ``qkv`` and ``gate_up`` are fused: their outputs are concatenated. Of a halved
-    layer only ``attends`` (its attention) or ``transforms`` (its MLP) is true; the other half's weights lie idle."""
+    layer only ``attends`` (its attention) or ``transforms`` (its MLP) is true; the other half's weights lie idle. The
+    two ``out`` norms are of what the halves add, where the architecture has them."""
 
     attention_norm: Tensor
     qkv: Linear
@@ -43,6 +45,8 @@ class LayerWeights:
     dtype: torch.dtype
     attends: bool = True
     transforms: bool = True
+    attention_out_norm: Tensor | None = None
+    mlp_out_norm: Tensor | None = None
 
 
 def kept_weights(weights: list[LayerWeights], layers: LayerSubset) -> list[LayerWeights]:
@@ -72,12 +76,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def rotated(heads: Tensor, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def rotated(
+    heads: Tensor, architecture: Architecture, rotary: tuple[Tensor, Tensor], window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries [N, Hq, D] and keys [N, Hk, D], and values [N, Hk, D], of what an ``Attend`` takes; ``rotary`` is
-    cos and sin of the N tokens' positions."""
+    cos and sin of the N tokens' positions, [N, tables, D] each."""
     a = architecture
     query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
-    return rotate(query, *rotary), rotate(key, *rotary), value
+    cos, sin = rotary
+    if a.ropes:
+        table = slice(0, 1) if window is None else slice(1, 2)
+        cos, sin = cos[:, table], sin[:, table]
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+
+def gain(norm: Tensor, architecture: Architecture) -> Tensor:
+    """What an RMS norm multiplies by."""
+    return norm + 1 if architecture.gemma else norm
+
+
+def embed(ids: Tensor, embedding: Tensor, architecture: Architecture) -> Tensor:
+    """The residual stream [N, width] float32 of ``ids`` [N] before the first layer."""
+    x = F.embedding(ids, embedding).float()
+    return x * architecture.width**0.5 if architecture.gemma else x
 
 
 def layer(x: Tensor, weights: LayerWeights, architecture: Architecture, attend: Attend) -> Tensor:
@@ -90,27 +111,39 @@ def layer(x: Tensor, weights: LayerWeights, architecture: Architecture, attend: 
 
 
 def attention_half(x: Tensor, weights: LayerWeights, architecture: Architecture, attend: Attend) -> Tensor:
-    """What a layer's attention adds to the residual stream, [N, width] in the compute dtype."""
+    """What a layer's attention adds to the residual stream, [N, width] in the compute dtype (float32 after a norm)."""
     a = architecture
-    qkv = weights.qkv(rms_norm(x, weights.attention_norm, a.eps, weights.dtype))
+    qkv = weights.qkv(rms_norm(x, gain(weights.attention_norm, a), a.eps, weights.dtype))
     heads = qkv.view(len(x), a.query_heads + 2 * a.key_heads, a.head_dim)
     if weights.query_norm is not None and weights.key_norm is not None:
         query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
-        query = F.rms_norm(query, (a.head_dim,), weights.query_norm.to(query.dtype), a.eps)
-        key = F.rms_norm(key, (a.head_dim,), weights.key_norm.to(key.dtype), a.eps)
+        query = F.rms_norm(query, (a.head_dim,), gain(weights.query_norm, a).to(query.dtype), a.eps)
+        key = F.rms_norm(key, (a.head_dim,), gain(weights.key_norm, a).to(key.dtype), a.eps)
         heads = torch.cat((query, key, value), dim=1)
-    return weights.out(attend(heads, weights.window))
+    return _out(weights.out(attend(heads, weights.window)), weights.attention_out_norm, a)
 
 
 def mlp_half(x: Tensor, weights: LayerWeights, architecture: Architecture) -> Tensor:
-    """What a layer's MLP adds to the residual stream, [N, width] in the compute dtype."""
-    gate_up = weights.gate_up(rms_norm(x, weights.mlp_norm, architecture.eps, weights.dtype))
-    return weights.down(GATES[architecture.gate](gate_up))
+    """What a layer's MLP adds to the residual stream, as ``attention_half``."""
+    a = architecture
+    gate_up = weights.gate_up(rms_norm(x, gain(weights.mlp_norm, a), a.eps, weights.dtype))
+    return _out(weights.down(GATES[a.gate](gate_up)), weights.mlp_out_norm, a)
 
 
-def rotary_table(rotary_embedding: torch.nn.Module, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, 1, D] float32 of positions 0..length-1 from the model's own rotary module, with the sign of
-    the half rotation folded into sin."""
+def _out(x: Tensor, norm: Tensor | None, architecture: Architecture) -> Tensor:
+    a = architecture
+    return x if norm is None else rms_norm(x.float(), gain(norm, a), a.eps, torch.float32)
+
+
+def rotary_table(
+    rotary_embedding: Callable[..., Any], length: int, device: torch.device, ropes: tuple[str, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, tables, D] float32 of positions 0..length-1 from the model's own rotary module, the sign of
+    the half rotation folded into sin; ``ropes`` names its tables if it has several."""
+    if ropes:
+        tables = (rotary_table(partial(rotary_embedding, layer_type=name), length, device) for name in ropes)
+        cos, sin = zip(*tables, strict=True)
+        return torch.cat(cos, dim=1), torch.cat(sin, dim=1)
     positions = torch.arange(length, device=device)[None]
     cos, sin = rotary_embedding(torch.zeros(1, dtype=torch.float32, device=device), position_ids=positions)
     half = sin.shape[-1] // 2

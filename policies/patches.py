@@ -175,7 +175,9 @@ class Absorb:
 
     @torch.no_grad()
     def fit(self, policy: Policy, text: Text, layers: LayerSubset, before: PatchedSubset | None = None) -> Fit:
-        """As ``Patch.fit``. Raises ``UsageError`` for a policy that runs on transformers' own layers."""
+        """As ``Patch.fit``. Raises ``UsageError`` for Gemma, and for a policy on transformers' own layers."""
+        if policy.architecture.gemma:
+            raise UsageError("Gemma norms what its layers add, so no linear patch makes up for them: use patch='none'")
         numbers = halves(layers)
         last = 2 * policy.num_layers
         following = [*numbers[1:], last]

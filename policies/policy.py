@@ -18,7 +18,7 @@ from policies.checkpoint import load_checkpoint
 from policies.decoders import CachedDecoder, UncachedDecoder
 from policies.gradients import rms_norm
 from policies.head import chunked_logp
-from policies.layers import kept_weights, rotary_table
+from policies.layers import gain, kept_weights, rotary_table
 from policies.patched import Nested, PatchedSubset, changes_of, layers_of
 from policies.reference import reference_hidden
 from policies.sampling import SamplingSpec
@@ -71,7 +71,7 @@ class Policy:
         """A policy from a local folder, a hub id or the built-in name ``tiny``.
 
         Args:
-            name_or_path: of a Llama, SmolLM2, Mistral, Qwen2, Qwen2.5 or Qwen3 checkpoint in safetensors.
+            name_or_path: of a Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3 or Gemma 3 checkpoint in safetensors.
             device: such as ``cpu`` or ``cuda``.
             dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
 
@@ -236,7 +236,8 @@ class Policy:
             kept = kept_weights(changed, layers_of(nested))
             embedding = self.model.model.embed_tokens.weight
             hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.recompute)
-            hidden = rms_norm(hidden, self.model.model.norm.weight, self.architecture.eps, torch.float32)
+            norm = gain(self.model.model.norm.weight, self.architecture)
+            hidden = rms_norm(hidden, norm, self.architecture.eps, torch.float32)
         else:
             ids = torch.nn.utils.rnn.pad_sequence(
                 [torch.cat((prompt.to(tokens.device), row)) for prompt, row in zip(prompts, tokens, strict=True)],
@@ -272,11 +273,11 @@ class Policy:
         return self._packed
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [>= length, 1, D] of ``layers.rotary_table``."""
+        """cos and sin [>= length, tables, D] of ``layers.rotary_table``."""
         if self._tables is None or len(self._tables[0]) < length:
             size = max(length, 2 * len(self._tables[0]) if self._tables else 256)
             with torch.inference_mode(False):  # whoever asks first, updates will differentiate through them
-                self._tables = rotary_table(self.model.model.rotary_emb, size, self.device)
+                self._tables = rotary_table(self.model.model.rotary_emb, size, self.device, self.architecture.ropes)
         return self._tables
 
     def _weights_stamp(self) -> int:

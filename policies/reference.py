@@ -23,6 +23,11 @@ def causal_mask(length: int, window: int | None, device: torch.device) -> Tensor
     return seen[None, None]
 
 
+def _normed_after(layer: Any) -> bool:
+    """Whether what its halves add is normed, as in Gemma."""
+    return hasattr(layer, "pre_feedforward_layernorm")
+
+
 def reference_hidden(model: Any, ids: Tensor, layers: LayerSubset, windows: tuple[int | None, ...]) -> Tensor:
     """Final hidden states [B, N, width] of right-padded ``ids`` [B, N] through ``layers`` of a transformers CausalLM.
 
@@ -30,15 +35,21 @@ def reference_hidden(model: Any, ids: Tensor, layers: LayerSubset, windows: tupl
     decoder = model.model
     hidden = decoder.embed_tokens(ids)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    rotary = decoder.rotary_emb(hidden, position_ids=positions)
+    kinds = getattr(decoder.rotary_emb, "layer_types", None)  # Gemma has a table for each
+    named = [{"layer_type": kind} for kind in decoder.config.layer_types] if kinds else [{}] * len(windows)
     masks = {window: causal_mask(ids.shape[1], window, ids.device) for window in set(windows)}
     for index, attends, transforms in kept_blocks(layers):
         layer = decoder.layers[index]
+        rotary = decoder.rotary_emb(hidden, position_ids=positions, **named[index])
         context = {"attention_mask": masks[windows[index]], "position_embeddings": rotary, "past_key_values": None}
         if attends and transforms:
             hidden = layer(hidden, position_ids=positions, use_cache=False, **context)
         elif attends:
-            hidden = hidden + layer.self_attn(layer.input_layernorm(hidden), **context)[0]
+            added = layer.self_attn(layer.input_layernorm(hidden), **context)[0]
+            hidden = hidden + (layer.post_attention_layernorm(added) if _normed_after(layer) else added)
+        elif _normed_after(layer):
+            added = layer.mlp(layer.pre_feedforward_layernorm(hidden))
+            hidden = hidden + layer.post_feedforward_layernorm(added)
         else:
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return decoder.norm(hidden)

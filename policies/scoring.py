@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from policies.architecture import Architecture
 from policies.attention import CausalAttention, SharedPromptAttention
-from policies.layers import LayerWeights, layer, rotated
+from policies.layers import LayerWeights, embed, layer, rotated
 from policies.varlen import Spans, UnpaddedAttention, shared_spans
 
 
@@ -94,12 +93,12 @@ def first_stream(
     positions = (rotary[0][packing.position], rotary[1][packing.position])
 
     def attend(heads: Tensor, window: int | None) -> Tensor:
-        return shared(*rotated(heads, architecture, positions), window)
+        return shared(*rotated(heads, architecture, positions, window), window)
 
     def apply(x: Tensor, weights: LayerWeights) -> Tensor:
         return layer(x, weights, architecture, attend)
 
-    return F.embedding(packing.ids, embedding).float(), apply
+    return embed(packing.ids, embedding, architecture), apply
 
 
 def _spans(packing: Packing) -> Spans:

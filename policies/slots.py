@@ -13,12 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from policies.architecture import Architecture
 from policies.attention import CausalAttention
-from policies.layers import kept_weights, layer, rotated
+from policies.layers import embed, kept_weights, layer, rotated
 from policies.subset import LayerSubset
 from policies.varlen import UnpaddedAttention, causal_spans
 from policies.weights import PackedWeights
@@ -179,14 +178,14 @@ class Prefill:
         positions = torch.cat([torch.arange(size) for size in sizes]).to(device)
         sequence = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
         ids = torch.from_numpy(np.concatenate(prompts)).to(device)
-        x = F.embedding(ids, self.weights.embedding).float()
+        x = embed(ids, self.weights.embedding, a)
         rotary = (self.rotary[0][positions], self.rotary[1][positions])
         padded = CausalAttention(sequence, positions, a.scale)
         attention = UnpaddedAttention(padded, a.scale, lambda: causal_spans(torch.tensor(sizes, device=device)))
         stored: list[Tensor] = []
 
         def attend(heads: Tensor, window: int | None) -> Tensor:
-            query, key, value = rotated(heads, a, rotary)
+            query, key, value = rotated(heads, a, rotary, window)
             stored.append(torch.cat((key, value), dim=1).view(len(key), a.kv_width))
             return attention(query, key, value, window)
 

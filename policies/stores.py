@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policies.architecture import Architecture
 from policies.graphs import LENGTH, ROWS, Replays, bucket
-from policies.layers import kept_weights, layer, rotated
+from policies.layers import embed, gain, kept_weights, layer, rotated
 from policies.native import BLOCK, Kernels
 from policies.native.step import DecodeStep, LayerStep
 from policies.subset import LayerSubset
@@ -95,13 +95,13 @@ class TorchStore:
         a = self.architecture
         token, where, flat = inputs
         n = len(token)
-        x = F.embedding(token, self.weights.embedding).float()
+        x = embed(token, self.weights.embedding, a)
         rotary = (self.rotary[0][where], self.rotary[1][where])
         masks = {window: self._mask(where, size, window) for window in {w.window for w in self.layers}}
         stores = iter(self.kv)
 
         def attend(heads: Tensor, window: int | None) -> Tensor:
-            query, key, value = rotated(heads, a, rotary)
+            query, key, value = rotated(heads, a, rotary, window)
             kv = next(stores)
             kv.index_copy_(0, flat, torch.cat((key, value), dim=1).view(n, a.kv_width))
             past = kv.view(-1, self.longest, 2, a.key_heads, a.head_dim)[:n, :size]
@@ -112,7 +112,7 @@ class TorchStore:
 
         for weights in self.layers:
             x = layer(x, weights, a, attend)
-        return F.rms_norm(x, (a.width,), self.weights.norm, a.eps)
+        return F.rms_norm(x, (a.width,), gain(self.weights.norm, a), a.eps)
 
     def _mask(self, where: Tensor, size: int, window: int | None) -> Tensor:
         key = torch.arange(size, device=self.device)
@@ -264,4 +264,4 @@ class NativeStore:
 def fits_kernels(architecture: Architecture, weights: PackedWeights) -> bool:
     """Whether the compiled kernels cover this model: on a CPU, silu gates, heads of a multiple of 16 channels."""
     a = architecture
-    return weights.embedding.device.type == "cpu" and a.gate == "silu" and a.head_dim % BLOCK == 0
+    return weights.embedding.device.type == "cpu" and a.gate == "silu" and not a.gemma and a.head_dim % BLOCK == 0

@@ -97,17 +97,20 @@ def _trainable(modules: list[nn.Linear], dtype: torch.dtype) -> Linear:
 
 def _layer_weights(block: Any, window: int | None, make: Any, dtype: torch.dtype) -> LayerWeights:
     attention, mlp = block.self_attn, block.mlp
+    normed_after = hasattr(block, "pre_feedforward_layernorm")  # Gemma
     return LayerWeights(
         attention_norm=block.input_layernorm.weight,
         qkv=make([attention.q_proj, attention.k_proj, attention.v_proj]),
         query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
         out=make([attention.o_proj]),
-        mlp_norm=block.post_attention_layernorm.weight,
+        mlp_norm=(block.pre_feedforward_layernorm if normed_after else block.post_attention_layernorm).weight,
         gate_up=make([mlp.gate_proj, mlp.up_proj]),
         down=make([mlp.down_proj]),
         window=window,
         dtype=dtype,
+        attention_out_norm=block.post_attention_layernorm.weight if normed_after else None,
+        mlp_out_norm=block.post_feedforward_layernorm.weight if normed_after else None,
     )
 
 

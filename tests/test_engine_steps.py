@@ -86,7 +86,7 @@ def check_paths(monkeypatch, policy: Policy, layers) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layers", SUBSETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma3"}))  # which the kernels do not cover
 def test_whole_steps_equal_the_other_paths(native, monkeypatch, family, layers, dtype):
     if dtype == "bfloat16" and not native.fused_head:
         pytest.skip("no bfloat16 dot product on this processor")

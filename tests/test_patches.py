@@ -216,6 +216,8 @@ def test_nothing_skipped_needs_no_patch(id):
 
 
 def test_what_cannot_be_patched_is_refused():
+    with pytest.raises(UsageError, match="Gemma norms what its layers add"):
+        patches.make("absorb").fit(shared_policy("gemma3"), None, (0, 2, 3))
     policy = Policy(random_model("qwen2"))
     change = copy.copy(random_patches(policy, FULL).changes[0])
     with pytest.raises(UsageError, match="half layers \\[2\\]"):

@@ -86,6 +86,13 @@ def test_dynamic_rotary_tables_fall_back():
         assert not Policy(random_model(rope_parameters=rope)).functional
 
 
+def test_what_no_gemma_3_sets_is_refused():
+    with pytest.raises(UsageError, match="this gemma3_text config sets final_logit_softcapping=30"):
+        Policy(random_model("gemma3", final_logit_softcapping=30.0))
+    with pytest.raises(UsageError, match="use_bidirectional_attention=True"):
+        Policy(random_model("gemma3", use_bidirectional_attention=True))
+
+
 def test_parameters_are_float32_whatever_the_compute_dtype():
     policy = Policy(random_model(), dtype="bfloat16")
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}

@@ -55,7 +55,7 @@ def test_padding_of_the_completions_has_no_influence():
     assert torch.equal(policy.logprobs(prompts, tokens, mask), policy.logprobs(prompts, other, mask))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma3"])
 def test_gradients_equal_plain_autograd_with_shared_and_with_separate_prompts(family):
     model = random_model(family)
     policy = shared_policy(family)
