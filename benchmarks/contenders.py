@@ -52,6 +52,7 @@ class Parts:
     head: float = 0.0
     steps: int = 0
     tokens: int = 0
+    prompt_tokens: int = 0  # of prompts that were prefilled
     slots: int = field(default=1)
 
     @property
@@ -91,6 +92,7 @@ class Engine:
         for name in timed:
             delattr(decoder, name)  # they refer to the decoder, whose slots would outlive the block
         parts.total += seconds
+        parts.prompt_tokens += sum(len(self.work.prompt(problem)) for problem in self.work.problems)
         parts.layers += layers.seconds()
         parts.head += head.seconds()
         return Block(int(rollout.mask.sum()), seconds)

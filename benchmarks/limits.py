@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
 from policies import Policy
+from policies.fused import FusedStore
 
 
 def wait(device: torch.device) -> None:
@@ -32,9 +35,8 @@ def best_seconds(call: Callable[[], object], device: torch.device, repeats: int 
 @torch.inference_mode()
 def product_limit(policy: Policy, rows: int) -> float:
     """Tokens per second of one decode step's packed matrix products on ``rows`` rows, all layers and the head, and
-    nothing else."""
-    assert policy._packed is not None
-    weights, a = policy._packed, policy.architecture
+    nothing else: by the kernels, the layout and the threads that the engine uses. A compiled head draws on the way."""
+    weights, a = policy.packed(), policy.architecture
     x = torch.randn(rows, a.width, device=policy.device).to(policy.dtype)
     mixed = torch.randn(rows, a.query_heads * a.head_dim, device=policy.device).to(policy.dtype)
     inner = torch.randn(rows, policy.config.intermediate_size, device=policy.device).to(policy.dtype)
@@ -46,13 +48,16 @@ def product_limit(policy: Policy, rows: int) -> float:
             layer.gate_up(x)
             layer.down(inner)
 
+    decoder: Any = policy.nested(tuple(range(a.layers)), rows, 1)._decoder
+    store = decoder.slots.store
+    call = partial(store.products, rows) if isinstance(store, FusedStore) else step
     uniform = torch.rand(rows, dtype=torch.float64)
     hidden = x.float()
     if weights.head.fused:
         head = best_seconds(lambda: weights.head.draw(hidden, uniform, 1.0), policy.device)
     else:
         head = best_seconds(lambda: weights.head.logits(hidden), policy.device)
-    return rows / (best_seconds(step, policy.device) + head)
+    return rows / (best_seconds(call, policy.device) + head)
 
 
 def bandwidth(device: torch.device) -> float:

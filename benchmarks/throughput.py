@@ -29,7 +29,7 @@ from registry import UsageError
 
 SKIPS = (1, 2, 4, 8)
 COLUMNS = ("name", "workload", "tokens_per_second", "ratio", "ratio_low", "ratio_high", "against")
-FIGURES = ("of_ideal", "of_products", "of_bandwidth", "occupancy", "head_share", "peak_gb")
+FIGURES = ("of_ideal", "of_products", "outside", "of_bandwidth", "occupancy", "head_share", "peak_gb")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,11 +128,14 @@ def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str
 
 
 def limits(policy: Policy, work: Work, full: Engine, rate: float) -> dict[str, float]:
-    """The engine's figures beside its rate."""
+    """The engine's figures beside its rate; ``outside`` is the share of a rollout, prefill, environment and verdicts
+    included, that is not spent in matrix products."""
     busy = max(1, round(full.parts.occupancy * work.env.num_envs))
     context = float(np.mean([len(work.prompt(p)) for p in work.problems])) + work.new_tokens / 2
+    products = product_limit(policy, busy)
     return {
-        "of_products": rate / product_limit(policy, busy),
+        "of_products": rate / products,
+        "outside": 1 - (full.parts.tokens + full.parts.prompt_tokens) / products / full.parts.total,
         "of_bandwidth": rate / bandwidth_limit(policy, busy, context),
         "occupancy": full.parts.occupancy,
         "head_share": full.parts.head / full.parts.total,

@@ -68,13 +68,18 @@ class FusedStore(NativeStore):
         """As ``slots.Store.decode``."""
         token, position = np.ascontiguousarray(token), np.ascontiguousarray(position)
         hidden = torch.empty(len(token), self.architecture.width)
-        parts = min(len(token), torch.get_num_threads())
-        bounds = np.arange(parts + 1) * len(token) // parts
-        self._run(self._step(self._order(len(token)), token, position), self.table, bounds, hidden)
+        self._run(self._step(self._order(len(token)), token, position), self.table, _bounds(len(token)), hidden)
         return hidden
 
-    def _run(self, step: DecodeStep, table: Any, bounds: np.ndarray, hidden: Tensor | None) -> None:
-        self.kernels.steps.run(step, table, bounds, (self.weights.embedding, self.weights.norm), hidden)
+    def products(self, rows: int) -> None:
+        """The matrix products of a step of ``rows`` rows and nothing else, for whoever wants to know their time."""
+        zeros = np.zeros(rows, dtype=np.int64)
+        self._run(self._step(self._order(rows), zeros, zeros), self.table, _bounds(rows), None, products=True)
+
+    def _run(
+        self, step: DecodeStep, table: Any, bounds: np.ndarray, hidden: Tensor | None, products: bool = False
+    ) -> None:
+        self.kernels.steps.run(step, table, bounds, (self.weights.embedding, self.weights.norm), hidden, products)
 
     def remember(self, kv: SharedPrompt) -> SharedPrompt:  # type: ignore[override]
         """As it is."""
@@ -108,6 +113,12 @@ class FusedStore(NativeStore):
         return [
             SharedPrompt(kv[:, b : b + n], int(size), room) for b, n, size in zip(begin, blocks, sizes, strict=True)
         ]
+
+
+def _bounds(rows: int) -> np.ndarray:
+    """Where each thread's rows begin, and the end."""
+    parts = min(rows, torch.get_num_threads())
+    return np.arange(parts + 1) * rows // parts
 
 
 def fits_reach(kernels: Kernels, architecture: Architecture, weights: PackedWeights) -> bool:

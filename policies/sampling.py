@@ -46,7 +46,7 @@ class SamplingSpec:
 
 def _mix(x: np.ndarray) -> np.ndarray:
     """The SplitMix64 finaliser (Steele, Lea, Flood 2014), a bijection of 64-bit words."""
-    x = (x + _ODD[0]).astype(np.uint64)
+    x = x + _ODD[0]
     x = (x ^ (x >> np.uint64(30))) * _ODD[1]
     x = (x ^ (x >> np.uint64(27))) * _ODD[2]
     return x ^ (x >> np.uint64(31))
@@ -55,7 +55,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def uniforms(seed: int, episode: np.ndarray, position: np.ndarray) -> np.ndarray:
     """One float64 in [0, 1) per pair of int64 ``episode`` and ``position``: a pure function of the three arguments."""
     with np.errstate(over="ignore"):
-        word = _mix(np.uint64(seed % 2**64) + np.zeros(len(episode), np.uint64))
+        word = _mix(np.array([seed % 2**64], dtype=np.uint64))
         word = _mix(word ^ episode.astype(np.uint64))
         word = _mix(word ^ position.astype(np.uint64))
     return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53

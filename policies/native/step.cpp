@@ -42,6 +42,8 @@ void normalise(const float* x, const float* weight, T* to, int64_t d, float eps)
 
 inline Lanes bias_lanes(const float* bias, int64_t column) { return bias ? load_lanes(bias + column) : Lanes{}; }
 
+enum class Wanted { hidden, keys, products };  // final hidden states; keys and values alone; the time of the products alone
+
 // x [rows][padded(width)] += input times a weight that maps back to the residual stream
 template <typename T>
 void add_product(const DecodeStep& s, const T* input, int64_t stride, int64_t rows, int64_t k, const void* panels, const float* bias,
@@ -54,23 +56,24 @@ void add_product(const DecodeStep& s, const T* input, int64_t stride, int64_t ro
 }
 
 template <typename T>
-void attention_half(const DecodeStep& s, const LayerStep& layer, const int32_t* rows, int64_t n, bool keys_alone, Buffers<T>& b) {
+void attention_half(const DecodeStep& s, const LayerStep& layer, const int32_t* rows, int64_t n, Wanted wanted, Buffers<T>& b) {
     const int64_t width = padded(s.width), projected = (s.query_heads + 2 * s.key_heads) * s.head_dim;
-    for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.attention_norm, &b.normed[i * width], s.width, s.eps);
+    if (wanted != Wanted::products)
+        for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.attention_norm, &b.normed[i * width], s.width, s.eps);
     product(b.normed.data(), width, n, s.width, layer.qkv, projected, [&](int64_t row, int64_t panel, Lanes first, Lanes second) {
         const int64_t column = panel * kPanelColumns;
         T* to = &b.qkv[row * projected + column];
         save_lanes(to, first + bias_lanes(layer.qkv_bias, column));
         if (column + 16 < projected) save_lanes(to + 16, second + bias_lanes(layer.qkv_bias, column + 16));
     });
-    if (keys_alone) {
+    if (wanted == Wanted::keys) {
         b.scratch.room(1, s.head_dim, 1);
         for (int64_t i = 0; i < n; ++i)
             for (int64_t head = 0; head < s.key_heads; ++head)
                 store_key_value(s, layer, rows[i], head, &b.qkv[i * projected], b.scratch.key.data());
         return;
     }
-    for (int64_t i = 0, count; i < n; i += count) {
+    for (int64_t i = 0, count; i < n && wanted == Wanted::hidden; i += count) {
         count = together(s, rows + i, n - i);
         for (int64_t head = 0; head < s.key_heads; ++head)
             attend(s, layer, {rows + i, &b.place[i], count}, head, b.qkv.data(), b.mixed.data(), b.scratch);
@@ -80,45 +83,49 @@ void attention_half(const DecodeStep& s, const LayerStep& layer, const int32_t* 
 }
 
 template <typename T>
-void mlp_half(const DecodeStep& s, const LayerStep& layer, int64_t n, Buffers<T>& b) {
+void mlp_half(const DecodeStep& s, const LayerStep& layer, int64_t n, Wanted wanted, Buffers<T>& b) {
     const int64_t width = padded(s.width), inner = padded(s.inner);
-    for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.mlp_norm, &b.normed[i * width], s.width, s.eps);
+    if (wanted != Wanted::products)
+        for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.mlp_norm, &b.normed[i * width], s.width, s.eps);
     // A panel holds 16 gates and the 16 numbers that they multiply.
     product(b.normed.data(), width, n, s.width, layer.gate_up, 2 * s.inner, [&](int64_t row, int64_t panel, Lanes gate, Lanes up) {
         gate += bias_lanes(layer.gate_up_bias, panel * kPanelColumns);
         up += bias_lanes(layer.gate_up_bias, panel * kPanelColumns + 16);
-        save_lanes(&b.inner[row * inner + panel * 16], gate / (1.0f + exp_lanes(-gate)) * up);
+        const Lanes value = wanted == Wanted::products ? gate + up : gate / (1.0f + exp_lanes(-gate)) * up;
+        save_lanes(&b.inner[row * inner + panel * 16], value);
     });
     add_product(s, b.inner.data(), inner, n, s.inner, layer.down, layer.down_bias, b.x.data());
 }
 
-// `hidden` null: for the keys and values alone.
 template <typename T>
 void run_rows(const DecodeStep& s, const LayerStep* layers, int64_t count, const int32_t* rows, int64_t n, const float* embedding,
-              const float* norm, float* hidden, Buffers<T>& b) {
+              const float* norm, Wanted wanted, float* hidden, Buffers<T>& b) {
     int64_t last = count - 1;
     while (!layers[last].attention_norm) --last;
     for (int64_t i = 0; i < n; ++i)
         std::memcpy(&b.x[i * padded(s.width)], embedding + s.token[rows[i]] * s.width, s.width * sizeof(float));
     for (int64_t l = 0; l < count; ++l) {
-        const bool keys_alone = !hidden && l == last;
-        if (layers[l].attention_norm) attention_half(s, layers[l], rows, n, keys_alone, b);
-        if (keys_alone) return;
-        if (layers[l].mlp_norm) mlp_half(s, layers[l], n, b);
+        const bool stop = wanted == Wanted::keys && l == last;
+        if (layers[l].attention_norm)
+            attention_half(s, layers[l], rows, n, wanted == Wanted::keys && !stop ? Wanted::hidden : wanted, b);
+        if (stop) return;
+        if (layers[l].mlp_norm) mlp_half(s, layers[l], n, wanted, b);
     }
+    if (wanted == Wanted::products) return;
     for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * padded(s.width)], norm, hidden + rows[i] * s.width, s.width, s.eps);
 }
 
 template <typename T>
 void run(const DecodeStep& s, const LayerStep* layers, int64_t count, const int64_t* bounds, int64_t parts, const float* embedding,
-         const float* norm, float* hidden) {
+         const float* norm, Wanted wanted, float* hidden) {
 #pragma omp parallel
     {
         Buffers<T> buffers(s);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t part = 0; part < parts; ++part)
             for (int64_t i = bounds[part]; i < bounds[part + 1]; i += kAtOnce)
-                run_rows(s, layers, count, s.order + i, std::min(kAtOnce, bounds[part + 1] - i), embedding, norm, hidden, buffers);
+                run_rows(s, layers, count, s.order + i, std::min(kAtOnce, bounds[part + 1] - i), embedding, norm, wanted, hidden,
+                         buffers);
     }
 }
 
@@ -203,11 +210,12 @@ void nr_pack_panels(const void* weight, void* packed, int64_t columns, int64_t k
 }
 
 // Rows order[bounds[i]] to order[bounds[i + 1] - 1] go one after the other: a row may attend to what an earlier one stored.
-// hidden [rows][width], or null where only keys and values are wanted.
+// hidden [rows][width], or null where keys and values are all that is wanted. products: compute nothing but those, to be timed.
 void nr_run(const DecodeStep* step, const LayerStep* layers, int64_t count, const int64_t* bounds, int64_t parts,
-            const float* embedding, const float* norm, float* hidden) {
-    if (step->is_bf16) run<bf16>(*step, layers, count, bounds, parts, embedding, norm, hidden);
-    else run<float>(*step, layers, count, bounds, parts, embedding, norm, hidden);
+            const float* embedding, const float* norm, float* hidden, int products) {
+    const Wanted wanted = products ? Wanted::products : hidden ? Wanted::hidden : Wanted::keys;
+    if (step->is_bf16) run<bf16>(*step, layers, count, bounds, parts, embedding, norm, wanted, hidden);
+    else run<float>(*step, layers, count, bounds, parts, embedding, norm, wanted, hidden);
 }
 
 // As nr_head_draw, from float32 and for a head that stays in a core's reach.

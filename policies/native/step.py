@@ -12,7 +12,7 @@ from torch import Tensor
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "nr_pack_panels": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int, ctypes.c_int],
-    "nr_run": [_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER, _POINTER],
+    "nr_run": [_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER, _POINTER, ctypes.c_int],
     "nr_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT, _POINTER, _POINTER, _POINTER],
 }
 COLUMNS = 32  # of a panel, as in products.h
@@ -78,13 +78,20 @@ class StepKernels:
         return Panels(self._library, weight, bias, halves)
 
     def run(
-        self, step: DecodeStep, layers: Any, bounds: np.ndarray, ends: tuple[Tensor, Tensor], hidden: Tensor | None
+        self,
+        step: DecodeStep,
+        layers: Any,
+        bounds: np.ndarray,
+        ends: tuple[Tensor, Tensor],
+        hidden: Tensor | None,
+        products: bool = False,
     ) -> None:
         """Rows ``bounds[i]`` to ``bounds[i + 1]`` (int64) of ``step.order``, one part per thread, through ``layers``,
         an array of ``LayerStep``.
 
         ``ends`` are the embedding [V, width] and the last norm's weight [width]; ``hidden`` [rows, width] receives the
-        final hidden states, or is None where keys and values are all that is wanted. All three are float32."""
+        final hidden states, or is None where keys and values are all that is wanted. All three are float32. With
+        ``products`` nothing is computed but the matrix products, on whatever numbers there are: to time them."""
         embedding, norm = ends
         self._library.nr_run(
             ctypes.byref(step),
@@ -95,6 +102,7 @@ class StepKernels:
             embedding.data_ptr(),
             norm.data_ptr(),
             None if hidden is None else hidden.data_ptr(),
+            products,
         )
 
     def draw(self, hidden: Tensor, head: Panels, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
