@@ -5,9 +5,14 @@ Shape letters: N packed tokens, Hq query heads, Hk key heads, D channels per hea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from policies.native import Kernels
+from policies.native.packed import Layout
 
 
 class Padding:
@@ -117,3 +122,41 @@ class SharedPromptAttention:
 
     def _past(self, x: Tensor, n: int) -> Tensor:
         return torch.cat((self.prompts.padding.pad(x[:n])[self.prompt_of], self.own.pad(x[n:])), dim=2)
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, native: Kernels, layout: Layout, window: int | None) -> Tensor:
+        out, normaliser = native.packed_attention(layout.struct(window), qkv)
+        ctx.save_for_backward(qkv, out, normaliser)
+        ctx.native, ctx.layout, ctx.window = native, layout, window
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, out, normaliser = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        return (
+            ctx.native.packed_attention_backward(ctx.layout.struct(ctx.window), qkv, out, normaliser, grad),
+            None,
+            None,
+            None,
+        )
+
+
+class CompiledAttention:
+    """What ``SharedPromptAttention`` computes, and the rotation before it, by the compiled kernels: without padding,
+    and with no scores kept for the backward.
+
+    Args:
+        native: the kernels.
+        layout: of the packed tokens.
+    """
+
+    def __init__(self, native: Kernels, layout: Layout) -> None:
+        self.native = native
+        self.layout = layout
+
+    def __call__(self, heads: Tensor, window: int | None) -> Tensor:
+        """[N, Hq * D] from unrotated ``heads`` [N, Hq + 2 Hk, D]; a token sees the ``window`` last ones."""
+        return _PackedAttention.apply(heads.flatten(1).contiguous(), self.native, self.layout, window)

@@ -129,8 +129,7 @@ def completions(policy: Policy, text: Text) -> Tensor:
 
 
 def _rotary(policy: Policy, packing: Packing) -> tuple[Tensor, Tensor]:
-    cos, sin = policy.rotary(int(packing.position.max()) + 1)
-    return cos.to(policy.dtype), sin.to(policy.dtype)
+    return policy.rotary(int(packing.position.max()) + 1)
 
 
 def passes(policy: Policy, text: Text) -> list[tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]]:

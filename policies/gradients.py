@@ -7,6 +7,7 @@ one pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,28 +35,55 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
+def outer_product(grad: Tensor, x: Tensor) -> Tensor:
+    """grad.T @ x [M, K] for ``grad`` [N, M] and ``x`` [N, K] of one dtype; no gradient."""
+    if packs(x.device) and x.dtype == torch.float32:
+        return product(grad.t(), x.t())
+    return grad.t() @ x  # oneDNN reads transposed bfloat16 as it lies
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        y = product(x, weight.to(x.dtype))
-        return y if bias is None else y.add_(bias)
+    def forward(ctx: Any, x: Tensor, biased: bool, *weights: Tensor) -> Tensor:
+        biases = weights[len(weights) // 2 :] if biased else ()
+        weights = weights[: len(weights) - len(biases)]
+        ctx.save_for_backward(x, *weights)
+        ctx.biased = biased
+        y = product(x, _side_by_side(weights, x.dtype))
+        return y.add_(torch.cat(biases)) if biased else y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, *weights = ctx.saved_tensors
         grad = grads[0].contiguous()
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        return (
-            product(grad, weight.to(x.dtype).t()) if need_x else None,
-            product(grad.t(), x.t()).to(weight.dtype) if need_weight else None,
-            grad.sum(0, dtype=weight.dtype) if need_bias else None,
-        )
+        need_x, _, *need = ctx.needs_input_grad
+        sizes = [len(weight) for weight in weights]
+        found: list[Tensor | None] = [product(grad, _side_by_side(weights, x.dtype).t()) if need_x else None, None]
+        if any(need[: len(weights)]):
+            parts = outer_product(grad, x).split(sizes)
+            found += [part.to(w.dtype) for part, w in zip(parts, weights, strict=True)]
+        else:
+            found += [None] * len(weights)
+        if ctx.biased:
+            found += grad.sum(0, dtype=weights[0].dtype).split(sizes)
+        return tuple(found)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias in the dtype of ``x`` [N, K], with gradients in that of ``weight`` [M, K] (float32)."""
-    return _Linear.apply(x, weight, bias)
+def _side_by_side(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    if len(weights) == 1:
+        return weights[0].to(dtype)
+    fused = torch.empty(
+        sum(len(weight) for weight in weights), weights[0].shape[1], dtype=dtype, device=weights[0].device
+    )
+    for part, weight in zip(fused.split([len(weight) for weight in weights]), weights, strict=True):
+        part.copy_(weight)
+    return fused
+
+
+def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> Tensor:
+    """[N, M] in the dtype of ``x`` [N, K]: x @ weight.T of each of the ``weights`` [M_i, K], next to each other, plus
+    ``biases`` (one [M_i] for each, or none); their gradients are in their own dtype (float32)."""
+    return _Linear.apply(x, bool(biases), *weights, *biases)
 
 
 class _RMSNorm(torch.autograd.Function):

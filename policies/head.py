@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens from hidden states, without ever holding all logits.
 
 Full logits of 8k tokens and a vocabulary of 152k take 5 GB in float32, and as much again for their gradient. Here some
-rows at a time are projected and reduced, forward and backward, so memory does not grow with tokens times vocabulary.
-Logits are float32 whatever the compute dtype, as in rollouts: bfloat16 ones are 0.125 apart at 16 to 32.
+rows at a time are projected and reduced, and in the backward some columns, so memory does not grow with tokens times
+vocabulary. Logits are float32 whatever the compute dtype, as in rollouts: bfloat16 ones are 0.125 apart at 16 to 32.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.gradients import product
-from policies.native import Kernels, kernels
+from policies.gradients import outer_product, product
+from policies.native import PANEL, Kernels, kernels
 
 _CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
 
@@ -35,18 +35,19 @@ class _ChunkedLogp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, token, normaliser = ctx.saved_tensors
-        compute = weight.to(ctx.dtype)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
         scale = (grads[0] / ctx.temperature).contiguous()
-        for rows in _chunks(hidden, weight):
-            slope = ctx.projection.slope(hidden[rows], normaliser[rows], scale[rows])
-            slope.scatter_add_(1, token[rows, None], scale[rows, None].to(slope.dtype))
+        operand = hidden.to(ctx.dtype)
+        for begin, end in _columns(len(hidden), len(weight)):
+            slope = ctx.projection.slope(operand, normaliser, scale, begin, end)
+            rows = ((token >= begin) & (token < end)).nonzero()[:, 0]
+            slope[rows, token[rows] - begin] += scale[rows].to(slope.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = product(slope, compute.t()).to(hidden.dtype)
+                grad_hidden += product(slope, weight[begin:end].to(ctx.dtype).t())
             if grad_weight is not None:
-                grad_weight += product(slope.t(), hidden[rows].to(ctx.dtype).t())
+                grad_weight[begin:end] = outer_product(slope, operand)
         return grad_hidden, grad_weight, None, None, None
 
 
@@ -58,16 +59,16 @@ class _TorchProjection:
         self.temperature = temperature
         self.dtype = dtype
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return product(hidden.to(self.dtype).float(), self.weight).div_(self.temperature)
+    def _logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return product(hidden.to(self.dtype).float(), weight).div_(self.temperature)
 
     def logp(self, hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._logits(hidden)
+        logits = self._logits(hidden, self.weight)
         normaliser = logits.logsumexp(-1)
         return logits.gather(1, token[:, None])[:, 0] - normaliser, normaliser
 
-    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor) -> Tensor:
-        softmax = self._logits(hidden).sub_(normaliser[:, None]).exp_()
+    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
+        softmax = self._logits(hidden, self.weight[begin:end]).sub_(normaliser[:, None]).exp_()
         return softmax.mul_(-scale[:, None]).to(self.dtype)
 
 
@@ -84,9 +85,10 @@ class _CompiledProjection:
         rows = hidden.bfloat16().contiguous()
         return self.native.head_logp(rows, self.panels, self.vocabulary, self.temperature, token.contiguous())
 
-    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor) -> Tensor:
+    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
         rows, factors = hidden.bfloat16().contiguous(), (normaliser.contiguous(), scale.contiguous())
-        return self.native.head_slope(rows, self.panels, self.vocabulary, self.temperature, factors)
+        panels = self.panels[begin // PANEL : -(-end // PANEL)]
+        return self.native.head_slope(rows, panels, end - begin, self.temperature, factors)
 
 
 def _projection(
@@ -102,6 +104,12 @@ def _projection(
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     step = max(1, _CHUNK_LOGITS // len(weight))
     return [slice(start, start + step) for start in range(0, len(hidden), step)]
+
+
+def _columns(rows: int, vocabulary: int) -> list[tuple[int, int]]:
+    """Parts of the vocabulary for the backward: a part's weights then have their whole gradient at once."""
+    step = max(1, _CHUNK_LOGITS // rows // PANEL) * PANEL
+    return [(begin, min(begin + step, vocabulary)) for begin in range(0, vocabulary, step)]
 
 
 def chunked_logp(hidden: Tensor, weight: Tensor, token: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:

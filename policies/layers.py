@@ -87,6 +87,7 @@ def rotated(
     if a.ropes:
         table = slice(0, 1) if window is None else slice(1, 2)
         cos, sin = cos[:, table], sin[:, table]
+    cos, sin = cos.to(heads.dtype), sin.to(heads.dtype)
     return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 

@@ -230,8 +230,7 @@ class Policy:
         """[M] float32, the scored tokens of one micro-batch in row-major order."""
         if self.functional:
             packing = pack(prompts, tokens, mask)
-            table = self.rotary(int(packing.position.max()) + 1)
-            rotary = (table[0].to(self.dtype), table[1].to(self.dtype))
+            rotary = self.rotary(int(packing.position.max()) + 1)
             changed = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
             kept = kept_weights(changed, layers_of(nested))
             embedding = self.model.model.embed_tokens.weight

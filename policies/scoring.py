@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from policies.architecture import Architecture
-from policies.attention import CausalAttention, SharedPromptAttention
-from policies.layers import LayerWeights, embed, layer, rotated
+from policies.attention import CausalAttention, CompiledAttention, SharedPromptAttention
+from policies.layers import Attend, LayerWeights, embed, layer, rotated
+from policies.native import kernels
+from policies.native.packed import LANES, Layout
 from policies.varlen import Spans, UnpaddedAttention, shared_spans
 
 
@@ -80,7 +82,21 @@ def pack(prompts: Sequence[Tensor], tokens: Tensor, mask: Tensor) -> Packing:
 def first_stream(
     packing: Packing, architecture: Architecture, embedding: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]:
-    """The residual stream [N, width] float32 before the first layer, and the function that takes it through one."""
+    """The residual stream [N, width] float32 before the first layer, and the function that takes it through one.
+
+    ``rotary`` is the table of at least all positions."""
+    attend = _attention(packing, architecture, rotary)
+
+    def apply(x: Tensor, weights: LayerWeights) -> Tensor:
+        return layer(x, weights, architecture, attend)
+
+    return embed(packing.ids, embedding, architecture), apply
+
+
+def _attention(packing: Packing, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> Attend:
+    native = kernels() if packing.ids.device.type == "cpu" and architecture.head_dim % LANES == 0 else None
+    if native is not None:
+        return CompiledAttention(native, Layout(packing, architecture, rotary))
     n = packing.prompt_tokens
     padded = SharedPromptAttention(
         CausalAttention(packing.sequence[:n], packing.position[:n], architecture.scale),
@@ -95,10 +111,7 @@ def first_stream(
     def attend(heads: Tensor, window: int | None) -> Tensor:
         return shared(*rotated(heads, architecture, positions, window), window)
 
-    def apply(x: Tensor, weights: LayerWeights) -> Tensor:
-        return layer(x, weights, architecture, attend)
-
-    return embed(packing.ids, embedding, architecture), apply
+    return attend
 
 
 def _spans(packing: Packing) -> Spans:

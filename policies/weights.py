@@ -77,22 +77,27 @@ def _bias(module: nn.Linear) -> Tensor:
 
 def _adapted(x: Tensor, module: nn.Linear, change: Change | None = None) -> Tensor:
     if change is None:
-        y = linear(x, module.weight, module.bias)
+        y = linear(x, [module.weight], _biases([module]))
     else:
-        y = linear(x, module.weight + change.weight, (module.bias if module.bias is not None else 0) + change.bias)
+        bias = (module.bias if module.bias is not None else 0) + change.bias
+        y = linear(x, [module.weight + change.weight], [bias])
     adapter = factors(module)
     if adapter is None:
         return y
     down, up, scale = adapter
-    return y + linear(linear(x, down, None), up, None) * scale
+    return y + linear(linear(x, [down]), [up]) * scale
+
+
+def _biases(modules: list[nn.Linear]) -> list[Tensor]:
+    if all(module.bias is None for module in modules):
+        return []
+    return [module.bias if module.bias is not None else _bias(module) for module in modules]
 
 
 def _trainable(modules: list[nn.Linear], dtype: torch.dtype) -> Linear:
-    def apply(x: Tensor) -> Tensor:
-        parts = [_adapted(x.to(dtype), module) for module in modules]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-    return apply
+    if any(factors(module) is not None for module in modules):
+        return lambda x: torch.cat([_adapted(x.to(dtype), module) for module in modules], dim=-1)
+    return lambda x: linear(x.to(dtype), [module.weight for module in modules], _biases(modules))
 
 
 def _layer_weights(block: Any, window: int | None, make: Any, dtype: torch.dtype) -> LayerWeights:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from policies import Policy
+from policies.attention import CompiledAttention
 from policies.fused import FusedStore
 from policies.gradients import linear, rms_norm, silu_mul
+from policies.layers import rotated
 from policies.native import build, kernels
+from policies.native.packed import Layout
 from policies.sampling import draw, uniforms
+from policies.scoring import pack
 from policies.stores import TorchStore
 from tests.policy_checkpoints import FAMILIES, LAYERS, random_model, shared_policy, without_layers
 from tests.test_engine_slots import LONGEST, check_greedy, roll_out
@@ -140,6 +146,57 @@ def test_the_library_is_keyed_by_what_it_depends_on(monkeypatch, tmp_path):
     assert build.library_path() != here
 
 
+def whole_sequence_attention(heads, packing, shape, tables, window):
+    """Attention [N, Hq * D] of each prompt and completion by itself, in the dtype of ``heads``."""
+    out = torch.zeros(len(heads), shape.query_heads * shape.head_dim, dtype=heads.dtype)
+    prompt, n = packing.prompt_tokens, len(heads)
+    where = torch.arange(n)
+    runs = [(where[:prompt][packing.sequence[:prompt] == p], where[:0]) for p in range(len(packing.prompt_size))]
+    for b, p in enumerate(packing.prompt_of.tolist()):
+        runs.append((runs[p][0], where[prompt:][packing.sequence[prompt:] == b]))
+    for before, own in runs:
+        index = torch.cat((before, own))
+        query, key, value = (
+            part.transpose(0, 1) for part in rotated(heads[index], shape, [table[: len(index)] for table in tables])
+        )
+        distance = torch.arange(len(index))[:, None] - torch.arange(len(index))
+        seen = (distance >= 0) & (distance < (window or len(index)))
+        key, value = (part.repeat_interleave(shape.repeat, 0) for part in (key, value))
+        scores = (query @ key.transpose(1, 2) * shape.scale).masked_fill(~seen, -torch.inf)
+        mixed = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
+        kept = own if len(own) else before
+        out = out.index_copy(0, kept, mixed[len(index) - len(kept) :])
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize(("query_heads", "key_heads", "head_dim"), [(9, 3, 64), (4, 2, 16), (5, 1, 48)])
+def test_packed_attention_equals_each_sequence_by_itself(native, query_heads, key_heads, head_dim, window):
+    shape = SimpleNamespace(
+        query_heads=query_heads, key_heads=key_heads, head_dim=head_dim, repeat=query_heads // key_heads, scale=0.3
+    )
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.zeros(size, dtype=torch.int64) for size in (3, 70, 1)]
+    which, sizes = [1, 0, 1, 2, 2, 0], [40, 1, 17, 90, 2, 66]  # a completion of one token has no input of its own
+    mask = torch.arange(90) < torch.tensor(sizes)[:, None]
+    packing = pack([prompts[p] for p in which], torch.zeros(6, 90, dtype=torch.int64), mask)
+    angle = torch.randn(200, 1, head_dim // 2, generator=generator)
+    tables = angle.cos().repeat(1, 1, 2), torch.cat((-angle.sin(), angle.sin()), -1)
+    heads = torch.randn(len(packing.ids), query_heads + 2 * key_heads, head_dim, generator=generator)
+    slope = torch.randn(len(heads), query_heads * head_dim, generator=generator)
+    attend = CompiledAttention(native, Layout(packing, shape, tables))
+    exact = heads.double().requires_grad_()
+    expected = whole_sequence_attention(exact, packing, shape, [table.double() for table in tables], window)
+    (expected_slope,) = torch.autograd.grad((expected * slope).sum(), exact)
+    for dtype, tight in ((torch.float32, 2e-5), (torch.bfloat16, 3e-2)):
+        given = heads.to(dtype).requires_grad_()
+        found = attend(given, window)
+        (found_slope,) = torch.autograd.grad((found * slope.to(dtype)).sum(), given)
+        torch.testing.assert_close(found.double(), expected, atol=tight, rtol=tight)
+        scale = expected_slope.abs().amax((1, 2), keepdim=True)
+        torch.testing.assert_close(found_slope.double() / scale, expected_slope / scale, atol=tight, rtol=tight)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_own_backwards_equal_autograd(monkeypatch, compiled, dtype):
@@ -164,4 +221,6 @@ def test_own_backwards_equal_autograd(monkeypatch, compiled, dtype):
     check(silu_mul(y), F.silu(gate) * up, y)
     weight = (torch.randn(24, 40, generator=generator) * 0.1).to(dtype).float().requires_grad_()
     bias = torch.randn(24, generator=generator).to(dtype).float().requires_grad_()
-    check(linear(y, weight, bias), F.linear(y.float(), weight, bias), y, weight, bias)
+    check(linear(y, [weight], [bias]), F.linear(y.float(), weight, bias), y, weight, bias)
+    halves = [part.detach().requires_grad_() for part in weight.split((16, 8))]
+    check(linear(y, halves), F.linear(y.float(), torch.cat(halves)), y, *halves)

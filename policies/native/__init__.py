@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from policies.native.build import build_library
+from policies.native.packed import PackedLayout
 from policies.native.step import DecodeStep, LayerStep, StepKernels
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -24,6 +25,8 @@ _SIGNATURES = {
     "nr_decode_attention": [_POINTER] * 4,
     "nr_large_pages": [_POINTER, _INT],
     "nr_store_prompt": [_POINTER, _POINTER] + [_INT] * 5 + [ctypes.c_int],
+    "nr_packed_attention": [_POINTER] * 4 + [ctypes.c_int],
+    "nr_packed_attention_backward": [_POINTER] * 6 + [ctypes.c_int],
     "nr_norm_forward": [_POINTER] * 4 + [_INT, _INT, _FLOAT, ctypes.c_int],
     "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
     "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
@@ -107,6 +110,28 @@ class Kernels:
             grad.dtype == torch.bfloat16,
         )
         return grad_x, grad_weight.sum(0)
+
+    def packed_attention(self, layout: PackedLayout, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Causal attention [N, Hq D] of an update's packed tokens, and the scores' logsumexp [N, Hq] float32, from the
+        unrotated ``qkv`` [N, (Hq + 2 Hk) D]."""
+        out = qkv.new_empty(len(qkv), layout.query_heads * layout.head_dim)
+        normaliser = torch.empty(len(qkv), layout.query_heads)
+        tensors = (qkv, out, normaliser)
+        self._library.nr_packed_attention(
+            ctypes.byref(layout), *(tensor.data_ptr() for tensor in tensors), qkv.dtype == torch.bfloat16
+        )
+        return out, normaliser
+
+    def packed_attention_backward(
+        self, layout: PackedLayout, qkv: Tensor, out: Tensor, normaliser: Tensor, grad: Tensor
+    ) -> Tensor:
+        """The gradient of ``qkv`` from that of ``out``, ``grad`` [N, Hq D]."""
+        grad_qkv = torch.empty_like(qkv)
+        tensors = (qkv, out, normaliser, grad, grad_qkv)
+        self._library.nr_packed_attention_backward(
+            ctypes.byref(layout), *(tensor.data_ptr() for tensor in tensors), qkv.dtype == torch.bfloat16
+        )
+        return grad_qkv
 
     def decode_attention(self, step: DecodeStep, layer: LayerStep, qkv: Tensor) -> Tensor:
         """Rotate, store and attend: [n, Hq D] from the fused projections ``qkv`` [n, (Hq + 2 Hk) D] of one layer."""

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "head.cpp", "update.cpp", "step.cpp")
+    Path(__file__).with_name(f"{name}.cpp")
+    for name in ("kernels", "attention", "packed_attention", "head", "update", "step")
 )
 _HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17")
