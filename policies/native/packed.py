@@ -1,0 +1,66 @@
+"""The layout of an update's packed tokens as packed_attention.cpp reads it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from policies.architecture import Architecture
+    from policies.scoring import Packing
+
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+LANES = 16  # heads are of a multiple of so many channels
+
+
+class PackedLayout(ctypes.Structure):
+    """Mirrors the struct of the same name in packed_attention.cpp."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("query_heads", "key_heads", "head_dim", "window", "prompts")),
+        *((name, _POINTER) for name in ("prompt_start", "prompt_size", "first", "start", "size", "cos", "sin")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Layout:
+    """``PackedLayout`` structs of one micro-batch, one for each window, and the memory that they point to.
+
+    Args:
+        packing: the micro-batch.
+        architecture: of the model.
+        rotary: cos and sin [positions, 1, D] float32 of ``layers.rotary_table``.
+    """
+
+    def __init__(self, packing: Packing, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> None:
+        self.architecture = architecture
+        prompts, n = len(packing.prompt_size), packing.prompt_tokens
+        sizes = torch.bincount(packing.sequence[n:], minlength=len(packing.prompt_of))
+        starts = n + sizes.cumsum(0) - sizes
+        order = packing.prompt_of.argsort(stable=True)
+        members = torch.bincount(packing.prompt_of, minlength=prompts)
+        self.memory = {
+            "prompt_start": packing.prompt_size.cumsum(0) - packing.prompt_size,
+            "prompt_size": packing.prompt_size,
+            "first": torch.cat((torch.zeros(1, dtype=torch.int64), members.cumsum(0))),
+            "start": starts[order],
+            "size": sizes[order],
+            "cos": rotary[0].reshape(-1, architecture.head_dim).float().contiguous(),
+            "sin": rotary[1].reshape(-1, architecture.head_dim).float().contiguous(),
+        }
+
+    def struct(self, window: int | None) -> PackedLayout:
+        """What the kernels take, for attention to the ``window`` last tokens; valid as long as this object."""
+        a = self.architecture
+        return PackedLayout(
+            query_heads=a.query_heads,
+            key_heads=a.key_heads,
+            head_dim=a.head_dim,
+            window=window or 0,
+            prompts=len(self.memory["prompt_size"]),
+            scale=a.scale,
+            **{name: tensor.data_ptr() for name, tensor in self.memory.items()},
+        )
