@@ -20,6 +20,7 @@ from policies.native.step import DecodeStep, LayerStep, StepKernels
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
+    "nr_keep_freed_memory": [],
     "nr_add_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT, ctypes.c_int],
     "nr_silu_mul": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int],
     "nr_decode_attention": [_POINTER] * 4,
@@ -49,6 +50,7 @@ class Kernels:
         self._library = library
         self.fused_head = bool(library.nr_head_available())
         self.steps = StepKernels(library)
+        library.nr_keep_freed_memory()
 
     def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """Add ``delta`` [N, d] of ``dtype`` to the float32 ``x`` [N, d] in place; the sum's RMS norm in ``dtype``."""

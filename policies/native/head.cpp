@@ -157,18 +157,21 @@ void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t
     const float scale = 1.0f / temperature;
     const auto* rows = reinterpret_cast<const uint32_t*>(x);
     const auto* weights = reinterpret_cast<const uint32_t*>(packed);
-#pragma omp parallel for schedule(static)
-    for (int64_t p = 0; p < panels; ++p) {
-        const uint32_t* panel = weights + p * pairs * kPanel;
-        const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
-        int64_t i = 0;
-        for (; i + kRows <= n; i += kRows)
-            slope_panel<kRows>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
+    constexpr int64_t kFew = 20 * kRows;  // rows at a time: a panel of all of them would touch a page for each
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t begin = 0; begin < n; begin += kFew)
+        for (int64_t p = 0; p < panels; ++p) {
+            const uint32_t* panel = weights + p * pairs * kPanel;
+            const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
+            const int64_t end = std::min(n, begin + kFew);
+            int64_t i = begin;
+            for (; i + kRows <= end; i += kRows)
+                slope_panel<kRows>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
+                                   out + i * vocabulary + p * kPanel, vocabulary);
+            for (; i < end; ++i)
+                slope_panel<1>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
                                out + i * vocabulary + p * kPanel, vocabulary);
-        for (; i < n; ++i)
-            slope_panel<1>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
-                           out + i * vocabulary + p * kPanel, vocabulary);
-    }
+        }
 }
 
 // Draws one token per row of x [n][width] bfloat16. temperature 0: greedy, log-probability of the untempered softmax.
