@@ -157,7 +157,8 @@ def whole_sequence_attention(heads, packing, shape, tables, window):
     for before, own in runs:
         index = torch.cat((before, own))
         query, key, value = (
-            part.transpose(0, 1) for part in rotated(heads[index], shape, [table[: len(index)] for table in tables])
+            part.transpose(0, 1)
+            for part in rotated(heads[index], shape, [table[: len(index)] for table in tables], window)
         )
         distance = torch.arange(len(index))[:, None] - torch.arange(len(index))
         seen = (distance >= 0) & (distance < (window or len(index)))
@@ -173,7 +174,12 @@ def whole_sequence_attention(heads, packing, shape, tables, window):
 @pytest.mark.parametrize(("query_heads", "key_heads", "head_dim"), [(9, 3, 64), (4, 2, 16), (5, 1, 48)])
 def test_packed_attention_equals_each_sequence_by_itself(native, query_heads, key_heads, head_dim, window):
     shape = SimpleNamespace(
-        query_heads=query_heads, key_heads=key_heads, head_dim=head_dim, repeat=query_heads // key_heads, scale=0.3
+        query_heads=query_heads,
+        key_heads=key_heads,
+        head_dim=head_dim,
+        repeat=query_heads // key_heads,
+        scale=0.3,
+        ropes=(),
     )
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.zeros(size, dtype=torch.int64) for size in (3, 70, 1)]

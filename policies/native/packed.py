@@ -32,7 +32,7 @@ class Layout:
     Args:
         packing: the micro-batch.
         architecture: of the model.
-        rotary: cos and sin [positions, 1, D] float32 of ``layers.rotary_table``.
+        rotary: cos and sin [positions, tables, D] of ``layers.rotary_table``.
     """
 
     def __init__(self, packing: Packing, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> None:
@@ -48,19 +48,21 @@ class Layout:
             "first": torch.cat((torch.zeros(1, dtype=torch.int64), members.cumsum(0))),
             "start": starts[order],
             "size": sizes[order],
-            "cos": rotary[0].reshape(-1, architecture.head_dim).float().contiguous(),
-            "sin": rotary[1].reshape(-1, architecture.head_dim).float().contiguous(),
         }
+        self.tables = [[part.float().contiguous() for part in table.unbind(1)] for table in rotary]
 
     def struct(self, window: int | None) -> PackedLayout:
         """What the kernels take, for attention to the ``window`` last tokens; valid as long as this object."""
         a = self.architecture
+        table = 1 if a.ropes and window is not None else 0
         return PackedLayout(
             query_heads=a.query_heads,
             key_heads=a.key_heads,
             head_dim=a.head_dim,
             window=window or 0,
             prompts=len(self.memory["prompt_size"]),
+            cos=self.tables[0][table].data_ptr(),
+            sin=self.tables[1][table].data_ptr(),
             scale=a.scale,
             **{name: tensor.data_ptr() for name, tensor in self.memory.items()},
         )
