@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.gradients import product
 from policies.layers import LayerWeights, gain, kept_weights
 from policies.patched import Nested, changes_of, layers_of
 from policies.policy import Policy
 from policies.scoring import Packing, first_stream, micro_batches, pack, score_hidden
 from policies.subset import HALVES, LayerSubset
+from policies.wide import float_product, operand
 from registry import UsageError
 
 _CHUNK = 2**24  # logits held at a time, of each of the two policies
@@ -223,12 +223,12 @@ def compare(policy: Policy, target: Tensor, nested: Sequence[Tensor], temperatur
         nested: those of one or several mu, [M, width] each, after the same prefixes.
         temperature: of both distributions.
     """
-    weight = policy.model.lm_head.weight.detach().to(policy.dtype).float()
+    weight = operand(policy.model.lm_head.weight, policy.dtype)
     rows = max(1, _CHUNK // len(weight))
     found = torch.zeros(len(nested), 3, len(target), device=target.device)
 
     def log_distribution(hidden: Tensor) -> Tensor:
-        return product(hidden.to(policy.dtype).float(), weight).div_(temperature).log_softmax(-1)
+        return float_product(hidden.to(policy.dtype), weight).div_(temperature).log_softmax(-1)
 
     for start in range(0, len(target), rows):
         log_pi = log_distribution(target[start : start + rows])

@@ -111,7 +111,9 @@ class Slots:
         to, back = torch.from_numpy(order), torch.from_numpy(rows)
 
         def permuted(step: int, token: Tensor) -> Tensor:
-            return run(step, token[to.to(token.device)])[back.to(token.device)]
+            nonlocal to, back  # copied to the device once: a copy waits for it
+            to, back = to.to(token.device), back.to(token.device)
+            return run(step, token[to])[back]
 
         return permuted
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from policies.layers import LayerWeights, Linear
 from policies.native import Kernels, kernels
 from policies.native.step import Panels
 from policies.patched import Change
+from policies.wide import float_product, operand
 
 _SMALL_HEAD = 2**20  # weights of a float32 head that each core reads for its own rows
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
@@ -152,7 +154,7 @@ class PackedHead:
     """The inference form of the output projection; its logits are float32 whatever the compute dtype.
 
     bfloat16 logits are 0.125 apart at 16 to 32, too coarse for ratios of probabilities. So bfloat16 weights go either
-    through the compiled head, which accumulates and keeps float32, or through a float32 product of the rounded weights.
+    through the compiled head, which accumulates and keeps float32, or through ``wide.float_product``.
     ``fused``: the compiled kernels project and draw in one call, bfloat16 heads of any size and small float32 ones.
     """
 
@@ -171,7 +173,7 @@ class PackedHead:
     def refresh(self) -> None:
         """Copy the module's present weights."""
         weight = self.module.weight.detach()
-        self._plain: PackedLinear | None = None
+        self._plain: Linear | None = None
         if self._native is not None and self.fused:
             self._packed: Tensor | Panels = (
                 self._native.steps.pack(weight)
@@ -182,10 +184,16 @@ class PackedHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, V] float32 from ``hidden`` [n, width] float32."""
         if self._plain is None:
-            rounded = nn.Linear(self.module.in_features, self.module.out_features, bias=False, device="meta")
-            rounded.weight = nn.Parameter(self.module.weight.detach().to(self.dtype).float(), requires_grad=False)
-            self._plain = PackedLinear([rounded], torch.float32)
+            self._plain = self._product()
         return self._plain(hidden.to(self.dtype))
+
+    def _product(self) -> Linear:
+        weight = operand(self.module.weight, self.dtype)
+        if weight.dtype != torch.float32:
+            return partial(float_product, weight=weight)
+        rounded = nn.Linear(self.module.in_features, self.module.out_features, bias=False, device="meta")
+        rounded.weight = nn.Parameter(weight, requires_grad=False)
+        return PackedLinear([rounded], torch.float32)
 
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Tokens [n] and log-probabilities [n] float32 without the logits in memory; only where ``fused``."""

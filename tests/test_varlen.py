@@ -76,7 +76,7 @@ def stand_in(monkeypatch):
 
     monkeypatch.setattr(torch_varlen, "varlen_attn", counted)
     monkeypatch.setattr(varlen, "fits", lambda query: True)
-    monkeypatch.setattr("policies.scoring.kernels", lambda: None, raising=False)  # compiled attention needs none of this
+    monkeypatch.setattr("policies.scoring.kernels", lambda: None, raising=False)  # not by compiled attention
     varlen.trusted.cache_clear()
     yield calls
     varlen.trusted.cache_clear()
