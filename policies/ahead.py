@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.graphs import upload
 from policies.sampling import SamplingSpec, uniforms
 
 
@@ -95,12 +96,10 @@ class Ahead:
         moves = np.diff(position, axis=0) > 0
         lengths = np.zeros(len(self.known), np.int64)
         lengths[active] = begin + 1
-        token = torch.from_numpy(self.ids[active, begin])
 
         hidden = self.decoder.hidden(self.ids, lengths, start, active)
         planned = np.stack([uniforms(self.sampling.seed, self.episode[active], where + 1) for where in position])
-        uniform, moved = (torch.from_numpy(x).to(hidden.device) for x in (planned, moves))
-        token = token.to(hidden.device)
+        uniform, moved, token = (upload(x, self.decoder.device) for x in (planned, moves, self.ids[active, begin]))
         drawn, logp = self.decoder.draw(hidden, uniform[0], self.sampling)
         tokens, logps = [drawn], [logp]
         if len(position) > 1:

@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,12 @@ def bucket(value: int, multiple: int, largest: int) -> int:
     return min(-(-value // multiple) * multiple, largest)
 
 
+def upload(array: np.ndarray, device: torch.device) -> Tensor:
+    """``array`` on ``device``, without waiting for what a GPU is at."""
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
 def cuda_capture(step: Step, inputs: Tensor, size: int, pool: Any) -> tuple[Callable[[], None], Tensor]:
     """A captured ``step(inputs, size)``: what replays it, and the tensor that a replay writes."""
     graph = torch.cuda.CUDAGraph()
@@ -37,17 +44,15 @@ def cuda_capture(step: Step, inputs: Tensor, size: int, pool: Any) -> tuple[Call
 
 
 class Replays:
-    """``step`` by replay. Shape letter: R rows.
+    """Decode steps by replay. Shape letter: R rows.
 
     Args:
-        step: ``(inputs [3, R] int64, size)`` to final hidden states [R, width]; reads no tensor on the host.
         rows: the largest R.
         device: of the inputs.
         capture: as ``cuda_capture``.
     """
 
-    def __init__(self, step: Step, rows: int, device: torch.device, capture: Any = cuda_capture) -> None:
-        self.step = step
+    def __init__(self, rows: int, device: torch.device, capture: Any = cuda_capture) -> None:
         self.capture = capture
         self.inputs = torch.zeros(3, rows, dtype=torch.int64, device=device)
         self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
@@ -55,35 +60,41 @@ class Replays:
         self.captured: OrderedDict[tuple[int, int], tuple[Callable[[], None], Tensor]] = OrderedDict()
         self.trusted = True
 
-    def __call__(self, inputs: Tensor, size: int) -> Tensor:
-        """[R, width] of ``inputs`` [3, R] and the longest prefix ``size``."""
+    def __call__(self, step: Step, inputs: Tensor, size: int) -> Tensor:
+        """[R, width] of ``inputs`` [3, R] int64 and the longest prefix ``size``, as ``step`` gives it: always the same
+        one, which reads no tensor on the host. (It is not kept, since its store, which it keeps, keeps these.)"""
         key = (inputs.shape[1], size)
         given = self.inputs[:, : inputs.shape[1]]
         given.copy_(inputs)
         self.visits[key] += 1
         if not self.trusted or self.visits[key] < CAPTURE_AT:
-            return self.step(given, size)
+            return step(given, size)
         if key not in self.captured:
-            return self._try(key, given)
+            return self._try(step, key, given)
         self.captured.move_to_end(key)
         replay, out = self.captured[key]
         replay()
         return out.clone()
 
-    def _try(self, key: tuple[int, int], given: Tensor) -> Tensor:
+    def _try(self, step: Step, key: tuple[int, int], given: Tensor) -> Tensor:
         """Capture a bucket; the result is the plain step's, which the replay has to equal."""
-        plain = self.step(given, key[1])
-        replay, out = self.capture(self.step, given, key[1], self.pool)
+        plain = step(given, key[1])
+        try:
+            replay, out = self.capture(step, given, key[1], self.pool)
+        except RuntimeError as error:
+            return self._distrust(key, f"cannot be captured ({str(error).strip().split(chr(10))[0]})", plain)
         replay()
         if not (out - plain).abs().max() <= TOLERANCE * plain.abs().max():
-            self.trusted = False
-            warnings.warn(
-                f"a CUDA graph of {key[0]} rows and length {key[1]} does not reproduce the plain step: decoding goes "
-                "on without graphs, slower",
-                stacklevel=2,
-            )
-            return plain
+            return self._distrust(key, "does not reproduce the plain step", plain)
         self.captured[key] = (replay, out)
         if len(self.captured) > LIMIT:
             self.captured.popitem(last=False)
+        return plain
+
+    def _distrust(self, key: tuple[int, int], why: str, plain: Tensor) -> Tensor:
+        self.trusted = False
+        warnings.warn(
+            f"a CUDA graph of {key[0]} rows and length {key[1]} {why}: decoding goes on without graphs, slower",
+            stacklevel=3,
+        )
         return plain

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from policies.architecture import Architecture
 from policies.attention import CausalAttention
+from policies.graphs import upload
 from policies.layers import embed, kept_weights, layer, rotated
 from policies.subset import LayerSubset
 from policies.varlen import UnpaddedAttention, causal_spans
@@ -28,6 +29,8 @@ Fill = Callable[[list[np.ndarray]], list[Any]]  # prompts -> what ``Store.rememb
 
 class Store(Protocol):
     """Where keys and values lie, and how one token is decoded over them. Rows are numbered 0 to S-1."""
+
+    device: torch.device
 
     def remember(self, kv: Any) -> Any:
         """A prompt as ``Prefill`` gives it, or the store's own prefill, in the store's own form."""
@@ -98,7 +101,7 @@ class Slots:
         hidden = self.store.decode(token[order], before[order])
         if np.array_equal(rows, np.arange(len(rows))):
             return hidden
-        return hidden[torch.from_numpy(rows).to(hidden.device)]
+        return hidden[upload(rows, self.store.device)]
 
     def plan(self, active: np.ndarray, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
         """Further steps of the slots of the last ``step``, which feed tokens at ``position`` [m, n]: a function of a
@@ -108,14 +111,9 @@ class Slots:
         run = self.store.plan(position[:, order])
         if np.array_equal(rows, np.arange(len(rows))):
             return run
-        to, back = torch.from_numpy(order), torch.from_numpy(rows)
-
-        def permuted(step: int, token: Tensor) -> Tensor:
-            nonlocal to, back  # copied to the device once: a copy waits for it
-            to, back = to.to(token.device), back.to(token.device)
-            return run(step, token[to])[back]
-
-        return permuted
+        device = self.store.device
+        to, back = upload(order, device), upload(rows, device)
+        return lambda step, token: run(step, token[to])[back]
 
     def hold(self, ids: np.ndarray, size: np.ndarray, active: np.ndarray) -> None:
         """The ``active`` slots hold the KV of the first ``size`` [n] tokens of ``ids`` [S, >= max size]."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.architecture import Architecture
-from policies.graphs import LENGTH, ROWS, Replays, bucket
+from policies.graphs import LENGTH, ROWS, Replays, bucket, upload
 from policies.layers import embed, gain, kept_weights, layer, rotated
 from policies.native import BLOCK, Kernels
 from policies.native.step import DecodeStep, LayerStep
@@ -40,7 +40,7 @@ class TorchStore:
         # One row more than there are slots: padded inputs write there.
         shape = ((rows + 1) * self.longest, architecture.kv_width)
         self.kv = [torch.zeros(shape, dtype=weights.dtype, device=self.device) for w in self.layers if w.attends]
-        self.replays = Replays(self._step, rows, self.device) if self.device.type == "cuda" else None
+        self.replays = Replays(rows, self.device) if self.device.type == "cuda" else None
 
     def remember(self, kv: list[Tensor]) -> list[Tensor]:
         """As it is."""
@@ -62,12 +62,12 @@ class TorchStore:
         """As ``slots.Store.decode``."""
         inputs, sizes = self._inputs(position[None])
         inputs[0, 0, : len(token)] = token
-        return self._run(torch.from_numpy(inputs[0]), sizes[0])[: len(token)]
+        return self._run(upload(inputs[0], self.device), sizes[0])[: len(token)]
 
     def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
         """As ``slots.Store.plan``; all positions go to the device at once."""
         planned, sizes = self._inputs(position)
-        inputs, n = torch.from_numpy(planned).to(self.device), position.shape[1]
+        inputs, n = upload(planned, self.device), position.shape[1]
 
         def step(number: int, token: Tensor) -> Tensor:
             inputs[number, 0, :n] = token
@@ -88,7 +88,7 @@ class TorchStore:
         return inputs, sizes
 
     def _run(self, inputs: Tensor, size: int) -> Tensor:
-        return self._step(inputs.to(self.device), size) if self.replays is None else self.replays(inputs, size)
+        return self._step(inputs, size) if self.replays is None else self.replays(self._step, inputs, size)
 
     def _step(self, inputs: Tensor, size: int) -> Tensor:
         """[R, width] from ``inputs`` [3, R]: tokens, positions, and the places in the store where their KV goes."""
@@ -150,6 +150,7 @@ class NativeStore:
     ) -> None:
         a = self.architecture = architecture
         self.kernels = kernels
+        self.device = torch.device("cpu")
         self.weights = weights
         self.layers = kept_weights(weights.layers, layers)
         cos, sin = rotary

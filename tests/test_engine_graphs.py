@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from policies import Policy, stores
 from policies.graphs import Replays, bucket
 from tests.policy_checkpoints import random_model
-from tests.test_engine_slots import roll_out
+from tests.test_engine_slots import observe, roll_out
 
 DECK = [[4, 5, 6], [4, 5, 6], [9], *[list(range(n)) for n in (17, 17, 2)]]
 
@@ -25,6 +28,10 @@ def wrong(step, inputs, size, pool):
     return (lambda: out.mul_(1.5)), out
 
 
+def impossible(step, inputs, size, pool):
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
 def replayed(monkeypatch, capture) -> list[Replays]:
     """Makes every pure store decode through ``Replays`` in small buckets; the stores' replays, as they are made."""
     made: list[Replays] = []
@@ -36,7 +43,7 @@ def replayed(monkeypatch, capture) -> list[Replays]:
 
     def init(self, *arguments):
         begin(self, *arguments)
-        self.replays = Replays(self._step, self.rows, self.device, capture)
+        self.replays = Replays(self.rows, self.device, capture)
         made.append(self.replays)
 
     monkeypatch.setattr(stores.TorchStore, "__init__", init)
@@ -57,16 +64,34 @@ def test_padded_and_replayed_steps_write_the_same_episodes(family, monkeypatch):
         np.testing.assert_allclose(logp_again, logp, atol=1e-4)
 
 
-def test_a_graph_that_computes_something_else_is_not_used(monkeypatch):
+@pytest.mark.parametrize(
+    ("capture", "why"), [(wrong, "not reproduce"), (impossible, r"captured \(operation not .*g\):")]
+)
+def test_a_graph_that_computes_something_else_is_not_used(monkeypatch, capture, why):
     model = random_model("llama")
     expected = roll_out(Policy(model), 5, DECK, 4, seed=1)
-    made = replayed(monkeypatch, wrong)
-    with pytest.warns(UserWarning, match="without graphs"):
+    made = replayed(monkeypatch, capture)
+    with pytest.warns(UserWarning, match=f"{why}.*without graphs"):
         found = roll_out(Policy(model), 5, DECK, 4, seed=1)
     assert not any(replays.captured or replays.trusted for replays in made if replays.visits)
     assert {e: [t for t, _ in steps] for e, steps in found.items()} == {
         e: [t for t, _ in steps] for e, steps in expected.items()
     }
+
+
+def test_a_behaviour_that_is_dropped_frees_its_store_at_once(monkeypatch):
+    """On a GPU it has gigabytes, and the next iteration makes another."""
+    made = replayed(monkeypatch, recompute)
+    behavior = Policy(random_model("llama")).nested((0, 1), 2, 8)
+    store = weakref.ref(behavior._decoder.slots.store)
+    behavior.act(observe([[1, 2, 3], []]), np.ones(2, bool), np.arange(2))
+    made.clear()
+    gc.disable()
+    try:
+        del behavior
+        assert store() is None
+    finally:
+        gc.enable()
 
 
 def test_buckets():
