@@ -65,6 +65,7 @@ def test_forced_length_writes_exactly_that_many_tokens(policy):
     assert engine().tokens == 2 * 2 * 5
     assert engine.parts.tokens == 20 and engine.parts.steps == 10  # 3 slots and 4 episodes: a wave of 3, a wave of 1
     assert engine.parts.occupancy == pytest.approx(20 / 30)
+    assert engine.parts.prompt_tokens == sum(len(work.prompt(problem)) for problem in (0, 1))
     assert 0 < engine.parts.head + engine.parts.layers < engine.parts.total
     assert Generate(policy, work, batch=3)().tokens == 3 * 5
 
@@ -98,6 +99,7 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert throughput.main([*words.split(), "--json", str(table), "--picture", str(picture)]) == 0
     rows = json.loads(table.read_text())
     assert [row["name"] for row in rows][:2] == ["engine, again (A/A)", "engine"]
+    assert 0 < rows[1]["outside"] < 1
     for row in rows:
         assert set(throughput.COLUMNS) <= set(row) and row["provenance"]["packages"]["torch"]
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["workload"] == "forced"
