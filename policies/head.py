@@ -14,6 +14,7 @@ from torch import Tensor
 
 from policies.gradients import outer_product, product
 from policies.native import PANEL, Kernels, kernels
+from policies.wide import float_product, operand
 
 _CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
 
@@ -55,12 +56,12 @@ class _TorchProjection:
     """Logits in float32 from operands rounded to the compute dtype."""
 
     def __init__(self, weight: Tensor, temperature: float, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype).float()
+        self.weight = operand(weight, dtype)
         self.temperature = temperature
         self.dtype = dtype
 
     def _logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return product(hidden.to(self.dtype).float(), weight).div_(self.temperature)
+        return float_product(hidden.to(self.dtype), weight).div_(self.temperature)
 
     def logp(self, hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._logits(hidden, self.weight)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from policies import Policy, wide
+from policies.head import chunked_logp
 from tests.policy_checkpoints import random_model
 from tests.test_engine_slots import roll_out
 
@@ -46,6 +47,19 @@ def test_rollouts_and_scores_by_half_products_are_those_by_float_products(stand_
         for (token, logp), (again, logp_again) in zip(steps, found[episode], strict=True):
             assert again == token
             assert logp_again == pytest.approx(logp, abs=1e-4)
+
+
+def test_the_chunked_head_by_half_products(stand_in, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (43, 97))
+    token, slope = torch.randint(0, 97, (43,), generator=generator), torch.randn(43, generator=generator)
+    results = []
+    for fits in (True, False):
+        monkeypatch.setattr(wide, "fits", lambda weight, fits=fits: fits)
+        logp = chunked_logp(hidden, weight, token, 0.7, torch.bfloat16)
+        results.append([logp.detach(), *torch.autograd.grad((logp * slope).sum(), (hidden, weight))])
+    assert 43 in stand_in
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("fault", [*ROUNDED, "raises"])
