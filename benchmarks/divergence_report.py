@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.statistics import Interval
+from benchmarks.statistics import Interval, resampled_weights
 
 Row = dict[str, Any]
 WIDTH = 150  # of the tables where there is no terminal
@@ -52,14 +52,12 @@ def ratio_interval(ours: Sequence[Row], theirs: Sequence[Row], resamples: int = 
     the same for all rows, and over the rows of each side (sets drawn, fits); a single row stands for itself."""
     rng = np.random.default_rng(seed)
     prompts = len(ours[0]["kl_of_prompts"])
-    weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+    weights = resampled_weights(prompts, resamples, rng)
 
     def resampled(rows: Sequence[Row]) -> NDArray[np.float64]:
         sums, tokens = (np.array([row[name] for row in rows]) for name in ("kl_of_prompts", "tokens_of_prompts"))
         of_rows = (weights @ sums.T) / (weights @ tokens.T)
-        return (of_rows * rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=resamples)).sum(1) / len(
-            rows
-        )
+        return (of_rows * resampled_weights(len(rows), resamples, rng)).sum(1)
 
     low, high = np.quantile(resampled(ours) / resampled(theirs), [0.025, 0.975])
     value = fmean(row["kl_per_token"] for row in ours) / fmean(row["kl_per_token"] for row in theirs)

@@ -50,13 +50,13 @@ def mean_interval(outcomes: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
     means = []
     for start in range(0, resamples, _CHUNK):
         count = min(_CHUNK, resamples - start)
-        by_seed, by_question = (_weights(n, count, rng) for n in table.shape)
+        by_seed, by_question = (resampled_weights(n, count, rng) for n in table.shape)
         means.append(((by_seed @ table) * by_question).sum(1))
     low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(table.mean()), float(low), float(high))
 
 
-def _weights(units: int, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def resampled_weights(units: int, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """[count, units] weights of resampled units; each row sums to 1."""
     drawn = max(1, units - 1)
     chosen = rng.integers(units, size=(count, drawn)) + units * np.arange(count)[:, None]
