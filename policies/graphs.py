@@ -32,7 +32,7 @@ def bucket(value: int, multiple: int, largest: int) -> int:
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """``array`` on ``device``, without waiting for what a GPU is at."""
     host = torch.from_numpy(array)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def cuda_capture(step: Step, inputs: Tensor, size: int, pool: Any) -> tuple[Callable[[], None], Tensor]:
