@@ -90,6 +90,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.single_action_space = self.task.action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._stops = np.isin(np.arange(self.task.vocab_size), list(self.task.stop_token_ids))  # [V] bool
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._ids = np.full((num_envs, self.task.max_length), self.task.pad_token_id, dtype=np.int64)
         self._length = np.zeros(num_envs, dtype=np.int64)
@@ -269,7 +270,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             candidates = live
         else:
             full = self._length[live] - self._prompt[live] >= self.task.spec.max_new_tokens
-            candidates = live[full | np.isin(tokens, list(self.task.stop_token_ids))]
+            candidates = live[full | self._stops[tokens]]
         reasons = [(int(slot), self.task.finish_reason(self._completion(slot))) for slot in candidates]
         return [(slot, reason) for slot, reason in reasons if reason is not None]
 

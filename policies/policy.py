@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from policies.weights import PackedWeights, changed_trainable, trainable_layers
 from registry import UsageError
 
 _AHEAD = 16  # decode steps between two reads of a GPU, at most; on a CPU there is nothing to wait for
+_version = attrgetter("_version")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -280,7 +282,7 @@ class Policy:
         return self._tables
 
     def _weights_stamp(self) -> int:
-        return sum(parameter._version for parameter in self._parameters)
+        return sum(map(_version, self._parameters))  # at every token: no Python loop
 
     def _require_fresh(self) -> None:
         if self._weights_stamp() != self._stamp:
