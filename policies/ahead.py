@@ -42,10 +42,10 @@ class Ahead:
 
     A window is as many steps as are taken at a time. All active slots take part, so that their number, and with it the
     graphs to replay, stays the same; those that are ahead of others wait in their place. That costs a step whenever an
-    episode begins while others go on, and a step costs more than a read. So windows are short after such a time, and grow
-    by one with every ``patience`` tokens without. (By simulation, episodes of 150 to 1,000 tokens in 64 to 8 slots then
-    take at most 2.4 % more steps for 0 to 75 % less reads, and 93 % less reads where episodes end together. Windows that
-    double when used up and halve when cut short take 5 to 67 % more steps.)
+    episode begins while others go on, and a step costs more than a read. So windows are short after such a time, and
+    grow by one with every ``patience`` tokens without. (By simulation, episodes of 150 to 1,000 tokens in 64 to 8
+    slots then take at most 2.4 % more steps for 0 to 75 % less reads, and 93 % less reads where episodes end together.
+    Windows that double when used up and halve when cut short take 5 to 67 % more steps.)
 
     Args:
         decoder: writes the tokens.
