@@ -36,7 +36,7 @@ _SIGNATURES = {
     "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 3,
     "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
 }
-BLOCK = 16  # tokens per block of keys, as in attend.h
+BLOCK = 16  # tokens per block of keys, as in blocks.h
 PANEL = 32  # tokens of the vocabulary per panel, as in head.cpp
 
 

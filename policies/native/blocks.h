@@ -1,0 +1,117 @@
+// Blocks of keys and values, and the products of queries with them.
+//
+// 16 tokens of one key head are a block: keys [D / pack words][16 tokens], so that their scores are one vector; then values
+// [16 / pack words][D]. Blocks lie as [block][key head][row], in a prompt's store [layer][block][key head]: what a step reads
+// is dense wherever rows are about as long as each other, and the memory of blocks that no row has reached is never touched.
+#pragma once
+
+#include "arithmetic.h"
+#include "words.h"
+
+namespace {
+
+constexpr int kBlock = 16;
+
+// Words of one head's blocks, `step` words apart.
+struct Blocks {
+    uint32_t* at;
+    int64_t step, words;  // words of one token's key
+    uint32_t* keys(int64_t block) const { return at + block * step; }
+    uint32_t* values(int64_t block) const { return at + block * step + words * kBlock; }
+};
+
+// scores of Q queries [Q][words] with B blocks of keys from block `first`
+template <typename T, int Q, int B>
+inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float* scores, int64_t stride) {
+    const int64_t words = kv.words;
+    const uint32_t* keys[B];
+    for (int b = 0; b < B; ++b) keys[b] = kv.keys(first + b);
+    Lanes sum[Q][B] = {};
+    for (int64_t w = 0; w < words; ++w) {
+        Words key[B];
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) key[b] = load_words(keys[b] + w * kBlock);
+#pragma GCC unroll 16
+        for (int i = 0; i < Q; ++i)
+#pragma GCC unroll 8
+            for (int b = 0; b < B; ++b) sum[i][b] = multiply_add<T>(sum[i][b], q[i * words + w], key[b]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Q; ++i)
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) save_lanes(scores + i * stride + b * kBlock, sum[i][b]);
+}
+
+template <typename T, int Q>
+void score_blocks(const Blocks& kv, int64_t blocks, const uint32_t* q, float* scores, int64_t stride) {
+    constexpr int kWide = Q > 6 ? 1 : Q > 3 ? 3 : 4;  // enough independent sums to hide the latency of one
+    int64_t b = 0;
+    for (; b + kWide <= blocks; b += kWide) score_tile<T, Q, kWide>(kv, b, q, scores + b * kBlock, stride);
+    for (; b < blocks; ++b) score_tile<T, Q, 1>(kv, b, q, scores + b * kBlock, stride);
+}
+
+// out [Q][d] += p [Q][stride] times C * 16 channels, from channel `from`, of the values of `steps` words of tokens
+template <typename T, int Q, int C>
+inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
+    constexpr int64_t kSteps = kBlock / kPack<T>;
+    const int64_t d = kv.words * kPack<T>;
+    Lanes sum[Q][C];
+    for (int i = 0; i < Q; ++i) std::memcpy(sum[i], out + i * d + from, sizeof sum[i]);
+    for (int64_t begin = 0; begin < steps; begin += kSteps) {
+        const uint32_t* values = kv.values(begin / kSteps) + from;
+        for (int64_t t = 0; t < std::min(kSteps, steps - begin); ++t) {
+            Words value[C];
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) value[c] = load_words(values + t * d + c * 16);
+#pragma GCC unroll 8
+            for (int i = 0; i < Q; ++i)
+#pragma GCC unroll 4
+                for (int c = 0; c < C; ++c) sum[i][c] = multiply_add<T>(sum[i][c], p[i * stride + begin + t], value[c]);
+        }
+    }
+    for (int i = 0; i < Q; ++i) std::memcpy(out + i * d + from, sum[i], sizeof sum[i]);
+}
+
+template <typename T, int Q>
+void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
+    const int64_t d = kv.words * kPack<T>;
+    int64_t c = 0;
+    for (; c + 64 <= d; c += 64) mix_tile<T, Q, 4>(kv, c, steps, p, stride, out);
+    for (; c < d; c += 16) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out);
+}
+
+// Calls f<Q>(first) on `count` queries in tiles that fit the registers.
+#define TILES(count, largest, call)                                      \
+    for (int64_t first = 0; first < (count);) {                          \
+        const int64_t left = std::min<int64_t>((count)-first, largest);  \
+        switch (left) {                                                  \
+            case 1: { constexpr int Q = 1; call; first += Q; break; }    \
+            case 2: { constexpr int Q = 2; call; first += Q; break; }    \
+            case 3: { constexpr int Q = 3; call; first += Q; break; }    \
+            case 4: { constexpr int Q = 4; call; first += Q; break; }    \
+            case 5: { constexpr int Q = 5; call; first += Q; break; }    \
+            case 6:                                                      \
+            case 7:                                                      \
+            case 8:                                                      \
+            case 9:                                                      \
+            case 10:                                                     \
+            case 11: { constexpr int Q = 6; call; first += Q; break; }   \
+            default: { constexpr int Q = 12; call; first += Q; break; }  \
+        }                                                                \
+    }
+
+template <typename T>
+void score(const Blocks& kv, int64_t blocks, const T* queries, int64_t count, float* scores, int64_t stride) {
+    const auto* q = reinterpret_cast<const uint32_t*>(queries);
+    TILES(count, 12, (score_blocks<T, Q>(kv, blocks, q + first * kv.words, scores + first * stride, stride)))
+}
+
+template <typename T>
+void mix(const Blocks& kv, int64_t tokens, const T* weights, int64_t count, int64_t stride, float* out) {
+    const auto* p = reinterpret_cast<const uint32_t*>(weights);
+    const int64_t steps = (tokens + kPack<T> - 1) / kPack<T>, d = kv.words * kPack<T>;
+    stride /= kPack<T>;
+    TILES(count, 6, (mix_channels<T, (Q > 6 ? 6 : Q)>(kv, steps, p + first * stride, stride, out + first * d)))
+}
+
+}  // namespace
