@@ -2,15 +2,23 @@
 
 Every completion has the forced length and a coin for a reward, so that nearly all groups carry a gradient and neither
 side may skip work. TRL gets its fastest settings on this model: weights in the compute dtype, no gradient
-checkpointing, no reference model; ours keeps float32 weights. Both step AdamW.
+checkpointing, no reference model; ours keeps float32 weights. Both step AdamW. TRL's iterations run in a process of
+their own, without our kernels, which also make freed memory stay with their process: that alone speeds TRL's step up.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
+
+import torch
 
 from agents.reft import ReFT
 from benchmarks.contenders import Generate, Work
@@ -96,3 +104,71 @@ class TrlIteration:
         """One step; making the data loader and the optimizer anew is not counted."""
         self.trainer.train()
         return Block(self.tokens, self._clock[1] - self._clock[0])
+
+
+class TrlProcess:
+    """``TrlIteration`` in a child process, which waits while others are measured.
+
+    Args:
+        options: of ``benchmarks.throughput``; the work is that of ``iteration_work``.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        given = {name: getattr(options, name) for name in ("policy", "device", "dtype", "group_size", "new_tokens")}
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.iteration", json.dumps(given | {"threads": torch.get_num_threads()})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"NESTED_REFT_NATIVE": "0"},
+        )
+
+    def __call__(self) -> Block:
+        """The child's next step."""
+        assert self.child.stdin is not None and self.child.stdout is not None
+        try:
+            self.child.stdin.write("\n")
+            self.child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended early, and its last line says why
+        line = self.child.stdout.readline()
+        if not line:
+            raise UsageError(f"TRL's process ended with exit code {self.child.wait()}; its messages are above")
+        found = json.loads(line)
+        if "error" in found:
+            raise UsageError(found["error"])
+        return Block(**found)
+
+    def close(self) -> None:
+        """End the child."""
+        self.child.kill()
+        self.child.communicate()
+
+
+def iteration_work(options: argparse.Namespace, policy: Policy) -> Work:
+    """8 problems, completions of at most 64 tokens, a coin for a reward."""
+    from benchmarks.throughput import make_work
+
+    changed = argparse.Namespace(**vars(options) | {"prompts": 8, "slots": 8 * options.group_size})
+    return make_work(changed, policy, False, max_new_tokens=min(64, options.new_tokens), reward="random")
+
+
+def main(arguments: list[str]) -> int:
+    """The child: a step of TRL for each line of stdin, told as a line of JSON; everything else goes to stderr."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    options = argparse.Namespace(**json.loads(arguments[0]))
+    torch.set_num_threads(options.threads)
+    try:
+        policy = Policy.load(options.policy, options.device, options.dtype)
+        step = TrlIteration(policy, iteration_work(options, policy))
+    except UsageError as error:
+        print(json.dumps({"error": str(error)}), file=answers, flush=True)
+        return 2
+    for _ in sys.stdin:
+        block = step()
+        print(json.dumps({"tokens": block.tokens, "seconds": block.seconds}), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -113,16 +113,18 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
 
 
 def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The row of a whole iteration against TRL's: 8 problems of at most 64 tokens."""
-    from benchmarks.iteration import OurIteration, TrlIteration
+    """The row of a whole iteration against TRL's."""
+    from benchmarks.iteration import OurIteration, TrlProcess, iteration_work
 
-    options = argparse.Namespace(**vars(options) | {"prompts": 8, "slots": 8 * options.group_size})
-    work = make_work(options, policy, False, max_new_tokens=min(64, options.new_tokens), reward="random")
-    theirs = TrlIteration(policy, work)
-    ours = OurIteration(policy, work)
-    for warm in (ours, theirs):
-        warm()
-    pairs = abba(ours, theirs, min(options.pairs, 4))
+    work = iteration_work(options, policy)
+    theirs = TrlProcess(options)
+    try:
+        theirs()  # the first of each warms up; without trl, this says so at once
+        ours = OurIteration(policy, work)
+        ours()
+        pairs = abba(ours, theirs, min(options.pairs, 4))
+    finally:
+        theirs.close()
     name = f"GRPO iteration, 8 x {options.group_size} x {work.new_tokens}"
     yield row(name, "forced", [block for block, _ in pairs], pairs, "TRL's GRPOTrainer step")
 

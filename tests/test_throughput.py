@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 
@@ -12,7 +13,7 @@ import torch
 
 from benchmarks import gpu, throughput
 from benchmarks.contenders import Engine, Generate
-from benchmarks.iteration import OurIteration, TrlIteration
+from benchmarks.iteration import OurIteration, TrlIteration, TrlProcess
 from benchmarks.limits import bandwidth_limit, product_limit
 from benchmarks.pairing import Block, abba, median_ratio
 from policies import Policy
@@ -132,6 +133,18 @@ def test_without_trl_its_row_says_what_to_install(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(UsageError, match="pip install"):
         TrlIteration(policy, throughput.make_work(options(), policy, natural=False))
+
+
+def test_trl_steps_in_a_process_of_its_own(policy):
+    theirs = TrlProcess(options(device="cpu", dtype=None))
+    try:
+        if importlib.util.find_spec("trl"):
+            assert [theirs().tokens for _ in range(2)] == [8 * 2 * 5] * 2
+        else:
+            with pytest.raises(UsageError, match="pip install"):
+                theirs()
+    finally:
+        theirs.close()
 
 
 def test_the_gpu_command_says_that_there_is_none(monkeypatch, capsys, tmp_path):
