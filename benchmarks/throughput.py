@@ -28,6 +28,7 @@ from policies import LayerSubset, Policy
 from registry import UsageError
 
 SKIPS = (1, 2, 4, 8)
+BATCHES = (32, 64, 128)
 COLUMNS = ("name", "workload", "tokens_per_second", "ratio", "ratio_low", "ratio_high", "against")
 FIGURES = ("of_ideal", "of_products", "outside", "of_bandwidth", "occupancy", "head_share", "peak_gb")
 
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--new-tokens", type=int, default=64, help="longest completion")
     found.add_argument("--slots", type=int, default=64)
     found.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
-    found.add_argument("--batch", type=int, default=32, help="batch size of transformers' generate")
+    found.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")
     found.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
     found.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
     found.add_argument("--workload", choices=("forced", "natural", "both", "none"), default="both")
@@ -94,9 +95,10 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
     full.parts = Parts(slots=options.slots)
     control = abba(full, full, options.pairs)
     yield row("engine, again (A/A)", workload, [b for b, _ in control], control, "engine")
-    peers = {f"generate (batch {options.batch})": Generate(policy, work, options.batch)}
+    batch = options.batch or fastest_batch(policy, work)
+    peers = {f"generate (batch {batch})": Generate(policy, work, batch)}
     if options.continuous:
-        peers[f"continuous batching ({options.batch})"] = ContinuousBatching(policy, work, options.batch)
+        peers[f"continuous batching ({batch})"] = ContinuousBatching(policy, work, batch)
     for name, peer in peers.items():
         pairs = abba(full, peer, options.pairs)
         found = row("engine", workload, [ours for ours, _ in pairs], pairs, name)
@@ -110,6 +112,15 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         found = row(f"engine, {skips} of {policy.num_layers} skipped", workload, [b for b, _ in pairs], pairs, "engine")
         ideal = 1 / (1 - share * skips / policy.num_layers)
         yield found | {"of_ideal": found["ratio"] / ideal, "occupancy": nested.parts.occupancy}
+
+
+def fastest_batch(policy: Policy, work: Work) -> int:
+    """Of generate, by one block each; none larger than the work."""
+    possible = [size for size in BATCHES if size <= len(work.problems) * work.group_size] or BATCHES[:1]
+    if len(possible) == 1:
+        return possible[0]
+    Generate(policy, work, possible[0])()  # warms up
+    return max(possible, key=lambda size: Generate(policy, work, size)().rate)
 
 
 def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -215,9 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
     options.skips = (2, 4) if options.quick else SKIPS
     if options.quick:
         options.pairs = min(options.pairs, 3)
+        options.batch = options.batch or 64
     try:
         for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch"):
-            if getattr(options, name) < 1:
+            if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
         torch.set_num_threads(options.threads or torch.get_num_threads())
         policy = Policy.load(options.policy, options.device, options.dtype)
