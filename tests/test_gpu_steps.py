@@ -1,5 +1,5 @@
-"""What runs on a GPU, on the meta device instead: its tensors have no numbers, so whatever reads one on the host fails,
-and so does whatever mixes devices. Prefill and packing may read sizes; decode steps and layers may not."""
+"""What runs on a GPU. On the meta device, whose tensors have no numbers, whatever reads one on the host fails, and so does
+whatever mixes devices: prefill and packing may read sizes, decode steps and layers may not. On a CPU, with stand-ins."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import varlen as torch_varlen
 
-from policies import Policy, varlen, wide
+from policies import Behavior, Policy, varlen, wide
+from policies.ahead import Ahead
 from policies.graphs import Replays
 from policies.layers import embed, layer, rotated
 from policies.scoring import pack
 from policies.stores import TorchStore
+from registry import skip_samplers
 from tests.policy_checkpoints import LAYERS, random_batch, random_model
+from tests.test_engine_graphs import recompute, replayed
 from tests.test_engine_slots import LONGEST
+from tests.test_reft import folder, gradient_of, make  # noqa: F401 (a fixture)
+from tests.test_varlen import plain_varlen
 
 META = torch.device("meta")
 FAMILIES = ["llama-rope-scaled", "qwen2-window", "qwen3", "gemma3"]
@@ -82,3 +88,32 @@ def test_layers_of_an_update_read_nothing_on_the_host(family, trusting):
         for name, parameter in block.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.shape == parameter.shape
+
+
+def test_an_iteration_by_all_of_it_is_that_of_a_cpu(folder, monkeypatch):  # noqa: F811
+    """On the CPU with stand-ins: replayed windows of steps, attention without padding."""
+    arguments = {"slots": 7, "sampler": skip_samplers.make("even", ratio=0.25)}
+    nested = make(folder, **arguments)
+    expected = gradient_of(nested, nested.iterate)
+    with monkeypatch.context() as patch:
+        for module in ("decoders", "weights", "head", "scoring", "gradients"):
+            patch.setattr(f"policies.{module}.kernels", lambda: None)
+        patch.setattr(torch_varlen, "varlen_attn", plain_varlen)
+        patch.setattr(varlen, "fits", lambda query: True)
+        patch.setattr(varlen, "trusted", lambda *_: True)
+        made = replayed(patch, recompute)
+        begin, windows = Behavior.__init__, []
+
+        def ahead(self, decoder, layers, slots, sampling, current, ahead=None):
+            windows.append(Ahead(decoder, slots, sampling, 16, patience=2))
+            begin(self, decoder, layers, slots, sampling, current, windows[-1])
+
+        patch.setattr(Behavior, "__init__", ahead)
+        again = make(folder, **arguments)
+        found = gradient_of(again, again.iterate)
+    assert any(replays.captured for replays in made)
+    assert max(one.calm for one in windows) > 2
+    for name in ("tokens", "rollout_reward", "finish/length"):
+        assert again.metrics[name] == nested.metrics[name]
+    assert again.metrics["kl_k1"] == pytest.approx(nested.metrics["kl_k1"], rel=1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
