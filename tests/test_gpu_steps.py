@@ -1,5 +1,5 @@
 """What runs on a GPU. On the meta device, whose tensors have no numbers, whatever reads one on the host fails, and so
-does whatever mixes devices: prefill and packing may read sizes, decode steps and layers may not. On a CPU, stand-ins."""
+does whatever mixes devices: prefill and packing may read sizes, steps and layers may not. On a CPU, with stand-ins."""
 
 from __future__ import annotations
 
