@@ -17,36 +17,35 @@ from policies.native import PANEL, Kernels, kernels
 from policies.wide import float_product, operand
 
 _CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
+_KEPT = 2**27  # most exponentials kept for the backward of one micro-batch: 256 MB
 
 
 class _ChunkedLogp(torch.autograd.Function):
-    """Forward keeps the rows' logsumexp; backward projects again and uses d logp = onehot - softmax."""
+    """Forward keeps the rows' logsumexp and, where compiled, a bounded number of exponentials; backward projects again
+    for the others and uses d logp = onehot - softmax."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, token: Tensor, temperature: float, dtype: torch.dtype
-    ) -> Tensor:
-        projection = _projection(hidden, weight, temperature, dtype)
-        parts = [projection.logp(hidden[rows], token[rows]) for rows in _chunks(hidden, weight)]
-        logp, normaliser = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, token: Tensor, projection: _Projection, keep: bool) -> Tensor:
+        logp, normaliser = projection.logp(hidden, token, keep)
         ctx.save_for_backward(hidden, weight, token, normaliser)
-        ctx.projection, ctx.temperature, ctx.dtype = projection, temperature, dtype
+        ctx.projection = projection
         return logp
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, token, normaliser = ctx.saved_tensors
+        projection: _Projection = ctx.projection
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
-        scale = (grads[0] / ctx.temperature).contiguous()
-        operand = hidden.to(ctx.dtype)
+        scale = (grads[0] / projection.temperature).contiguous()
+        operand = hidden.to(projection.dtype)
         for begin, end in _columns(len(hidden), len(weight)):
-            slope = ctx.projection.slope(operand, normaliser, scale, begin, end)
+            slope = projection.slope(operand, normaliser, scale, begin, end)
             rows = ((token >= begin) & (token < end)).nonzero()[:, 0]
             slope[rows, token[rows] - begin] += scale[rows].to(slope.dtype)
             if grad_hidden is not None:
-                grad_hidden += product(slope, weight[begin:end].to(ctx.dtype).t())
+                grad_hidden += product(slope, weight[begin:end].to(projection.dtype).t())
             if grad_weight is not None:
                 grad_weight[begin:end] = outer_product(slope, operand)
         return grad_hidden, grad_weight, None, None, None
@@ -63,10 +62,15 @@ class _TorchProjection:
     def _logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return float_product(hidden.to(self.dtype), weight).div_(self.temperature)
 
-    def logp(self, hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._logits(hidden, self.weight)
-        normaliser = logits.logsumexp(-1)
-        return logits.gather(1, token[:, None])[:, 0] - normaliser, normaliser
+    def logp(self, hidden: Tensor, token: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        found = torch.empty(2, len(hidden), device=hidden.device)
+        step = max(1, _CHUNK_LOGITS // len(self.weight))
+        for begin in range(0, len(hidden), step):
+            rows = slice(begin, begin + step)
+            logits = self._logits(hidden[rows], self.weight)
+            found[1, rows] = logits.logsumexp(-1)
+            found[0, rows] = logits.gather(1, token[rows, None])[:, 0] - found[1, rows]
+        return found[0], found[1]
 
     def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
         softmax = self._logits(hidden, self.weight[begin:end]).sub_(normaliser[:, None]).exp_()
@@ -76,35 +80,39 @@ class _TorchProjection:
 class _CompiledProjection:
     """The same for bfloat16 on a CPU, float32 accumulators reduced in registers."""
 
+    dtype = torch.bfloat16
+
     def __init__(self, native: Kernels, weight: Tensor, temperature: float) -> None:
         self.native = native
         self.vocabulary = len(weight)
         self.panels = native.pack_head(weight.detach().bfloat16().contiguous())
         self.temperature = temperature
 
-    def logp(self, hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    def logp(self, hidden: Tensor, token: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         rows = hidden.bfloat16().contiguous()
-        return self.native.head_logp(rows, self.panels, self.vocabulary, self.temperature, token.contiguous())
+        panels = min(len(self.panels), _KEPT // (len(rows) * PANEL)) if keep else 0
+        self.kept = rows.new_empty(panels, len(rows), PANEL)
+        logp, normaliser, self.peak = self.native.head_logp(
+            rows, self.panels, self.vocabulary, self.temperature, token.contiguous(), self.kept
+        )
+        return logp, normaliser
 
     def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
         rows, factors = hidden.bfloat16().contiguous(), (normaliser.contiguous(), scale.contiguous())
-        panels = self.panels[begin // PANEL : -(-end // PANEL)]
-        return self.native.head_slope(rows, panels, end - begin, self.temperature, factors)
+        panels = slice(begin // PANEL, -(-end // PANEL))
+        kept = self.kept[panels], self.peak[:, panels]
+        return self.native.head_slope(rows, self.panels[panels], end - begin, self.temperature, factors, kept)
 
 
-def _projection(
-    hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype
-) -> _TorchProjection | _CompiledProjection:
+_Projection = _TorchProjection | _CompiledProjection
+
+
+def _projection(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> _Projection:
     if dtype == torch.bfloat16 and hidden.device.type == "cpu" and hidden.shape[1] % 2 == 0:
         native = kernels()
         if native is not None and native.fused_head:
             return _CompiledProjection(native, weight, temperature)
     return _TorchProjection(weight, temperature, dtype)
-
-
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    step = max(1, _CHUNK_LOGITS // len(weight))
-    return [slice(start, start + step) for start in range(0, len(hidden), step)]
 
 
 def _columns(rows: int, vocabulary: int) -> list[tuple[int, int]]:
@@ -126,4 +134,5 @@ def chunked_logp(hidden: Tensor, weight: Tensor, token: Tensor, temperature: flo
     Returns:
         [N] float32.
     """
-    return _ChunkedLogp.apply(hidden, weight, token, temperature, dtype)
+    keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _ChunkedLogp.apply(hidden, weight, token, _projection(hidden, weight, temperature, dtype), keep)

@@ -32,8 +32,8 @@ _SIGNATURES = {
     "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
     "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
     "nr_pack_head": [_POINTER, _POINTER, _INT, _INT],
-    "nr_head_logp": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
-    "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 3,
+    "nr_head_logp": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 6 + [_INT],
+    "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 4 + [_INT, _POINTER, _INT],
     "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
 }
 BLOCK = 16  # tokens per block of keys, as in blocks.h
@@ -169,13 +169,15 @@ class Kernels:
         return packed
 
     def head_logp(
-        self, hidden: Tensor, packed: Tensor, vocabulary: int, temperature: float, token: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [n] of ``token`` [n] and normalisers [n], float32, from ``hidden`` [n, width] bfloat16."""
+        self, hidden: Tensor, packed: Tensor, vocabulary: int, temperature: float, token: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities [n] of ``token`` [n], normalisers [n] and the panels' maxima [n, panels], float32, from
+        ``hidden`` [n, width] bfloat16. Into ``kept`` [at most panels, n, PANEL] bfloat16 go the first panels'
+        exponentials, which are what ``head_slope`` need not compute again."""
         rows, width = hidden.shape
         logp, normaliser = torch.empty(2, rows).unbind()
-        peak, total = torch.empty(2, rows, len(packed)).unbind()
-        tensors = (token, logp, normaliser, peak, total)
+        peak, total = torch.empty(rows, len(packed)), torch.empty(rows, len(packed))
+        tensors = (token, logp, normaliser, peak, total, kept)
         self._library.nr_head_logp(
             hidden.data_ptr(),
             packed.data_ptr(),
@@ -184,15 +186,24 @@ class Kernels:
             width,
             temperature,
             *(tensor.data_ptr() for tensor in tensors),
+            len(kept),
         )
-        return logp, normaliser
+        return logp, normaliser, peak
 
     def head_slope(
-        self, hidden: Tensor, packed: Tensor, vocabulary: int, temperature: float, rows: tuple[Tensor, Tensor]
+        self,
+        hidden: Tensor,
+        packed: Tensor,
+        vocabulary: int,
+        temperature: float,
+        rows: tuple[Tensor, Tensor],
+        kept: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """-factor softmax(logits / temperature) [n, V] bfloat16; ``rows`` are the normalisers [n] and factors [n]."""
+        """-factor softmax(logits / temperature) [n, V] bfloat16; ``rows`` are the normalisers [n] and factors [n],
+        ``kept`` the exponentials of the first panels of ``packed`` and the maxima [n, panels] of all of them."""
         count, width = hidden.shape
         out = hidden.new_empty(count, vocabulary)
+        exponentials, peak = kept
         self._library.nr_head_slope(
             hidden.data_ptr(),
             packed.data_ptr(),
@@ -200,7 +211,10 @@ class Kernels:
             vocabulary,
             width,
             temperature,
-            *(tensor.data_ptr() for tensor in (*rows, out)),
+            *(tensor.data_ptr() for tensor in (*rows, out, exponentials)),
+            len(exponentials),
+            peak.data_ptr(),
+            peak.stride(0),
         )
         return out
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #ifdef __AVX512BF16__
@@ -72,36 +73,50 @@ void slope_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int va
     }
 }
 
+// the same of one row from its kept exponentials
+inline void slope_kept(const uint16_t* kept, int valid, float shift, float factor, uint16_t* out) {
+    const __m512 scale = _mm512_mul_ps(exp512(_mm512_set1_ps(shift)), _mm512_set1_ps(-factor));
+    const __m512i both = _mm512_loadu_si512(kept);
+    const __m512 first = _mm512_cvtpbh_ps((__m256bh)_mm512_castsi512_si256(both));
+    const __m512 second = _mm512_cvtpbh_ps((__m256bh)_mm512_extracti64x4_epi64(both, 1));
+    const __m512i slopes =
+        (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(second, scale), _mm512_mul_ps(first, scale));
+    _mm512_mask_storeu_epi16(out, valid >= kPanel ? 0xffffffffu : (1u << valid) - 1, slopes);
+}
+
+// `kept`, if any: exp(z - maximum) of the panel, [rows][32] bfloat16
 template <int R>
 void reduce_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, float* peak, float* sum,
-                  int64_t stride) {
+                  int64_t stride, uint16_t* kept) {
     __m512 z[R][2];
     project<R>(x, pairs, panel, valid, scale, z);
     for (int r = 0; r < R; ++r) {
         const float top = _mm512_reduce_max_ps(_mm512_max_ps(z[r][0], z[r][1]));
         const __m512 shift = _mm512_set1_ps(top);
         const __m512 e0 = exp512(_mm512_sub_ps(z[r][0], shift)), e1 = exp512(_mm512_sub_ps(z[r][1], shift));
+        if (kept) _mm512_storeu_si512(kept + r * kPanel, (__m512i)_mm512_cvtne2ps_pbh(e1, e0));
         peak[r * stride] = top;
         sum[r * stride] = _mm512_reduce_add_ps(_mm512_add_ps(e0, e1));
     }
 }
 
-// maximum and sum of every panel [n][panels]
+// maximum and sum of every panel [n][panels]; `kept` [kept_panels][n][32] of the first panels
 void reduce_all(const uint32_t* rows, const uint32_t* weights, int64_t n, int64_t vocabulary, int64_t pairs, float scale,
-                float* peak, float* sum) {
+                float* peak, float* sum, uint16_t* kept = nullptr, int64_t kept_panels = 0) {
     const int64_t panels = (vocabulary + kPanel - 1) / kPanel;
 #pragma omp parallel for schedule(static)
     for (int64_t p = 0; p < panels; ++p) {
         const uint32_t* panel = weights + p * pairs * kPanel;
         const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
+        uint16_t* keep = p < kept_panels ? kept + p * n * kPanel : nullptr;
+        const auto reduce = [&](auto r, int64_t i) {
+            reduce_panel<decltype(r)::value>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p,
+                                             sum + i * panels + p, panels, keep ? keep + i * kPanel : nullptr);
+        };
         int64_t i = 0;
-        for (; i + kRows <= n; i += kRows)
-            reduce_panel<kRows>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p, sum + i * panels + p,
-                                panels);
-        for (; i + 4 <= n; i += 4)
-            reduce_panel<4>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p, sum + i * panels + p, panels);
-        for (; i < n; ++i)
-            reduce_panel<1>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p, sum + i * panels + p, panels);
+        for (; i + kRows <= n; i += kRows) reduce(std::integral_constant<int, kRows>{}, i);
+        for (; i + 4 <= n; i += 4) reduce(std::integral_constant<int, 4>{}, i);
+        for (; i < n; ++i) reduce(std::integral_constant<int, 1>{}, i);
     }
 }
 
@@ -125,14 +140,15 @@ void nr_pack_head(const uint16_t* weight, uint16_t* packed, int64_t vocabulary, 
             }
 }
 
-// logp [n] and normaliser [n] of the given tokens; peak, sum: scratch [n][panels].
+// logp [n] and normaliser [n] of the given tokens; peak [n][panels]; sum: scratch [n][panels]; kept: of `reduce_all`.
 void nr_head_logp(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t vocabulary, int64_t width, float temperature,
-                  const int64_t* token, float* logp, float* normaliser, float* peak, float* sum) {
+                  const int64_t* token, float* logp, float* normaliser, float* peak, float* sum, uint16_t* kept,
+                  int64_t kept_panels) {
     const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
     const float scale = 1.0f / temperature;
     const auto* rows = reinterpret_cast<const uint32_t*>(x);
     const auto* weights = reinterpret_cast<const uint32_t*>(packed);
-    reduce_all(rows, weights, n, vocabulary, pairs, scale, peak, sum);
+    reduce_all(rows, weights, n, vocabulary, pairs, scale, peak, sum, kept, kept_panels);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; ++i) {
         const float *tops = peak + i * panels, *sums = sum + i * panels;
@@ -150,9 +166,11 @@ void nr_head_logp(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t 
     }
 }
 
-// out [n][vocabulary] bfloat16 = -factor_i softmax(logits_i / temperature).
+// out [n][vocabulary] bfloat16 = -factor_i softmax(logits_i / temperature); from what `nr_head_logp` kept of the first panels,
+// and computed again for the others. peak is [n][peak_stride], with the maxima of these panels.
 void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t vocabulary, int64_t width, float temperature,
-                   const float* normaliser, const float* factor, uint16_t* out) {
+                   const float* normaliser, const float* factor, uint16_t* out, const uint16_t* kept, int64_t kept_panels,
+                   const float* peak, int64_t peak_stride) {
     const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
     const float scale = 1.0f / temperature;
     const auto* rows = reinterpret_cast<const uint32_t*>(x);
@@ -165,6 +183,9 @@ void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t
             const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
             const int64_t end = std::min(n, begin + kFew);
             int64_t i = begin;
+            for (; i < end && p < kept_panels; ++i)
+                slope_kept(kept + (p * n + i) * kPanel, valid, peak[i * peak_stride + p] - normaliser[i], factor[i],
+                           out + i * vocabulary + p * kPanel);
             for (; i + kRows <= end; i += kRows)
                 slope_panel<kRows>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
                                    out + i * vocabulary + p * kPanel, vocabulary);
@@ -237,8 +258,9 @@ extern "C" {
 int nr_head_available() { return 0; }
 void nr_pack_head(const uint16_t*, uint16_t*, int64_t, int64_t) {}
 void nr_head_logp(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const int64_t*, float*, float*, float*,
-                  float*) {}
-void nr_head_slope(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const float*, const float*, uint16_t*) {}
+                  float*, uint16_t*, int64_t) {}
+void nr_head_slope(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const float*, const float*, uint16_t*,
+                   const uint16_t*, int64_t, const float*, int64_t) {}
 void nr_head_draw(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const double*, int64_t*, float*, float*,
                   float*) {}
 }
