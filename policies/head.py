@@ -40,10 +40,11 @@ class _ChunkedLogp(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if need_weight else None
         scale = (grads[0] / projection.temperature).contiguous()
         operand = hidden.to(projection.dtype)
+        every = torch.arange(len(hidden), device=hidden.device)
         for begin, end in _columns(len(hidden), len(weight)):
             slope = projection.slope(operand, normaliser, scale, begin, end)
-            rows = ((token >= begin) & (token < end)).nonzero()[:, 0]
-            slope[rows, token[rows] - begin] += scale[rows].to(slope.dtype)
+            here = torch.where((token >= begin) & (token < end), scale, 0).to(slope.dtype)
+            slope[every, (token - begin).clamp(0, end - begin - 1)] += here
             if grad_hidden is not None:
                 grad_hidden += product(slope, weight[begin:end].to(projection.dtype).t())
             if grad_weight is not None:
