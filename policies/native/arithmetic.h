@@ -45,6 +45,12 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 typedef int32_t Integers __attribute__((vector_size(64)));
 
 inline Lanes load_lanes(const float* x) { Lanes v; std::memcpy(&v, x, sizeof v); return v; }
+inline Lanes load_lanes(const bf16* x) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    Halves h;
+    std::memcpy(&h, x, sizeof h);
+    return (Lanes)(__builtin_convertvector(h, Words) << 16);
+}
 inline void save_lanes(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
 inline void save_lanes(bf16* to, Lanes x) {
 #ifdef __AVX512BF16__

@@ -38,8 +38,12 @@ void silu_mul(const T* gate_up, T* out, int64_t n, int64_t inner) {
     for (int64_t i = 0; i < n; ++i) {
         const T *gate = gate_up + i * 2 * inner, *up = gate + inner;
         T* to = out + i * inner;
-#pragma omp simd
-        for (int64_t j = 0; j < inner; ++j) {
+        int64_t j = 0;
+        for (; j + 16 <= inner; j += 16) {
+            const Lanes g = load_lanes(gate + j);
+            save_lanes(to + j, g / (1.0f + exp_lanes(-g)) * load_lanes(up + j));
+        }
+        for (; j < inner; ++j) {
             const float g = load(gate[j]);
             save(to[j], g / (1.0f + fast_exp(-g)) * load(up[j]));
         }

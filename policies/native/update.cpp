@@ -51,8 +51,13 @@ void silu_mul_backward(const T* gate_up, const T* grad, T* out, int64_t n, int64
     for (int64_t i = 0; i < n; ++i) {
         const T *gate = gate_up + i * 2 * inner, *up = gate + inner, *g = grad + i * inner;
         T *grad_gate = out + i * 2 * inner, *grad_up = grad_gate + inner;
-#pragma omp simd
-        for (int64_t j = 0; j < inner; ++j) {
+        int64_t j = 0;
+        for (; j + 16 <= inner; j += 16) {
+            const Lanes z = load_lanes(gate + j), slope = load_lanes(g + j), s = 1.0f / (1.0f + exp_lanes(-z));
+            save_lanes(grad_up + j, slope * z * s);
+            save_lanes(grad_gate + j, slope * load_lanes(up + j) * s * (1.0f + z * (1.0f - s)));
+        }
+        for (; j < inner; ++j) {
             const float z = load(gate[j]), slope = load(g[j]), s = 1.0f / (1.0f + fast_exp(-z));
             save(grad_up[j], slope * z * s);
             save(grad_gate[j], slope * load(up[j]) * s * (1.0f + z * (1.0f - s)));
