@@ -40,7 +40,7 @@ class Update:
     Attributes:
         temperature: log pi is that of the tempered distribution, the one that rollouts are sampled from.
         max_grad_norm: clip.
-        microbatch_tokens: most tokens, prompts counted per completion, in one forward and backward.
+        microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
         consistency: the auxiliary loss that keeps the nested policy near the target.
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
     """
@@ -133,15 +133,25 @@ class Update:
         return logp.to(batch.tokens.device)  # rollouts stay on the host: corrections are small beside the forward
 
     def _microbatches(self, batch: Rollout, index: Tensor) -> list[Tensor]:
-        """This process's part of ``index`` in runs of at most ``microbatch_tokens``, in order, so that most groups stay
-        together and share their prompt."""
-        tokens_of = batch.mask.sum(1) + torch.tensor([len(prompt) for prompt in batch.prompts])
-        index = self.ranks.part(index, tokens_of[index])
-        runs: list[Tensor] = []
-        begin, total = 0, 0
-        for end, tokens in enumerate(tokens_of[index].tolist()):
-            if total and total + tokens > self.microbatch_tokens:
-                runs.append(index[begin:end])
-                begin, total = end, 0
-            total += tokens
-        return [*runs, index[begin:]] if len(index) else []
+        """This process's part of ``index`` in runs of at most ``microbatch_tokens``, in order: whole groups, which
+        share their prompt, where they fit."""
+        length = batch.mask.sum(1)
+        prompt = torch.tensor([len(prompt) for prompt in batch.prompts])
+        index = self.ranks.part(index, (length + prompt)[index])
+        runs: list[list[int]] = []
+        room = 0
+        _, counts = torch.unique_consecutive(batch.group[index], return_counts=True)
+        for members in index.split(counts.tolist()):
+            shared = int(prompt[members[0]])
+            if int(length[members].sum()) + shared > room:
+                runs.append([])
+                room = self.microbatch_tokens - shared
+            else:
+                room -= shared
+            for i, tokens in zip(members.tolist(), length[members].tolist(), strict=True):
+                if runs[-1] and tokens > room:
+                    runs.append([])
+                    room = self.microbatch_tokens - shared
+                runs[-1].append(i)
+                room -= tokens
+        return [torch.tensor(run) for run in runs]

@@ -262,3 +262,26 @@ def test_a_skip_ratio_that_leaves_no_layer_fails_before_anything_runs(folder: st
 def test_the_policy_may_be_an_object(folder: str) -> None:
     policy = Policy.load(folder)
     assert ReFT(policy, CoinFlips(4), group_size=2, problems_per_batch=2).target is policy
+
+
+def test_microbatches_keep_groups_whole_where_they_fit(folder: str) -> None:
+    agent = make(folder, sampler="fixed")
+    sizes, members, lengths = (10, 40, 5, 30), (3, 3, 3, 2), (20, 20, 20, 20, 5, 5, 1, 1, 1, 90, 90)
+    prompts = [torch.zeros(size, dtype=torch.int64) for size in sizes]
+    group = torch.repeat_interleave(torch.arange(4), torch.tensor(members))
+    mask = torch.arange(90) < torch.tensor(lengths)[:, None]
+    rollout = Rollout(
+        prompts=tuple(prompts[g] for g in group),
+        tokens=mask.long(),
+        mask=mask,
+        behavior_logp=torch.zeros(mask.shape),
+        reward=torch.zeros(len(mask)),
+        group=group,
+        episodes=tuple({} for _ in mask),
+    )
+    agent.update.microbatch_tokens = 100
+    runs = agent.update._microbatches(rollout, torch.arange(len(mask)))
+    assert [run.tolist() for run in runs] == [[0, 1, 2], [3, 4, 5, 6, 7, 8], [9], [10]]  # 70, 70 + 8, 120, 120 tokens
+    agent.update.microbatch_tokens = 60
+    runs = agent.update._microbatches(rollout, torch.tensor([0, 1, 2, 6, 7]))
+    assert [run.tolist() for run in runs] == [[0, 1], [2, 6, 7]]  # 50, 30 + 7
