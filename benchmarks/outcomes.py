@@ -20,6 +20,7 @@ from benchmarks.statistics import (
     mean_interval,
     pass_at_k,
     probability_of_improvement,
+    time_ratio,
     time_to_target,
 )
 from benchmarks.summary import evaluation_rows, training_rows
@@ -187,5 +188,9 @@ def against(arm: ArmOutcome, baseline: ArmOutcome) -> dict[str, Any]:
     found["speed_up_rollout"] = arm.over_runs("rollout_tokens_per_second") / baseline.over_runs(
         "rollout_tokens_per_second"
     )
+    curves = [
+        [(r.spent("seconds"), r.greedy) for r in one.runs if r.result["seed"] in seeds] for one in (arm, baseline)
+    ]
+    found["time_ratio"] = time_ratio(*curves)
     found["speed_up"] = baseline.over_runs("seconds") / arm.over_runs("seconds")
     return found

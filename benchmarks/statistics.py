@@ -115,3 +115,35 @@ def time_to_target(target: float, spent: Sequence[float], accuracy: Sequence[flo
             share = (target - accuracy[n - 1]) / (value - accuracy[n - 1])
             return float(spent[n - 1] + share * (spent[n] - spent[n - 1]))
     return None
+
+
+def time_ratio(
+    ours: Sequence[tuple[Sequence[float], Sequence[float]]],
+    theirs: Sequence[tuple[Sequence[float], Sequence[float]]],
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Interval:
+    """Seconds until our mean curve reaches the accuracy that theirs ends with, over the seconds that theirs takes to.
+
+    Curves are (spent, accuracy) of S runs, ours and theirs paired by seed; a mean curve takes the n-th evaluation of
+    all runs together, as far as the shortest goes. The interval resamples seeds, as ``mean_interval`` does. Infinite
+    where ours never gets there.
+    """
+    arms = []
+    for runs in (ours, theirs):
+        shortest = min(len(spent) for spent, _ in runs)
+        arms.append(np.array([[spent[:shortest], accuracy[:shortest]] for spent, accuracy in runs], dtype=float))
+
+    def ratio(weights: NDArray[np.float64]) -> float:
+        (our_spent, our_accuracy), (their_spent, their_accuracy) = (np.tensordot(weights, arm, 1) for arm in arms)
+        target = float(their_accuracy[-1])
+        needed = time_to_target(target, our_spent.tolist(), our_accuracy.tolist())
+        theirs_needed = time_to_target(target, their_spent.tolist(), their_accuracy.tolist())
+        assert theirs_needed is not None  # at the latest at its end
+        return np.inf if needed is None else needed / theirs_needed if theirs_needed > 0 else np.nan
+
+    count = len(ours)
+    weights = resampled_weights(count, resamples, np.random.default_rng(seed))
+    drawn = np.array([ratio(one) for one in weights])
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="nearest")
+    return Interval(ratio(np.full(count, 1 / count)), float(low), float(high))

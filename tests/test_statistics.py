@@ -16,6 +16,7 @@ from benchmarks.statistics import (
     mean_interval,
     pass_at_k,
     probability_of_improvement,
+    time_ratio,
     time_to_target,
 )
 
@@ -147,3 +148,16 @@ def test_time_to_target_is_the_first_crossing(accuracy, target):
         assert not len(reached)
     elif len(reached):
         assert found == pytest.approx(reached[0], abs=spent[-1] / 4000 + 1e-9)
+
+
+def test_time_ratio_of_mean_curves():
+    theirs = [([0, 10, 20, 30], [0.2, 0.4, 0.6, 0.8]), ([0, 10, 20, 30], [0.2, 0.3, 0.4, 0.6])]  # mean ends at 0.7
+    twice = [([0, 5, 10, 15, 20], [*accuracy, 0.9]) for _, accuracy in theirs]
+    found = time_ratio(twice, theirs)
+    assert found == pytest.approx((0.5, 0.5, 0.5))
+    above = [([0, 10, 20], [0.1, 0.2, 0.8]), ([0, 10, 20], [0.2, 0.5, 0.7])]  # mean reaches 0.7 at 10 + 10 * 0.35 / 0.4
+    found = time_ratio(above, theirs)
+    assert found.value == pytest.approx(18.75 / 30) and found.low < found.value < found.high
+    assert np.isinf(time_ratio([([0, 30], [0.2, 0.5])] * 2, theirs).value)
+    early = [([0, 10, 20], [0.2, 0.7, 0.7])]  # reaches what it ends with at 10
+    assert time_ratio(early, early).value == 1 and time_ratio([([0, 20], [0.2, 0.7])], early).value == 2

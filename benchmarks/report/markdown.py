@@ -9,7 +9,7 @@ from benchmarks.board import clock
 from benchmarks.outcomes import AXES, AXIS_WORDS
 from benchmarks.report.comparison import Comparison, Group
 from benchmarks.report.table import HEADS, NOTES, cells
-from benchmarks.report.words import percent, points, summary
+from benchmarks.report.words import percent, points, ratio, summary
 
 RIVALS = "Against the full model with fewer completions"
 
@@ -44,12 +44,13 @@ def table(heads: Any, rows: list[list[str]]) -> list[str]:
 
 def pair_table(pairs: Iterable[dict[str, Any]], named: bool = False) -> tuple[list[str], list[list[str]]]:
     """Heads and rows: paired differences, in points, at each kind of budget; ``named`` says what from in each row."""
-    heads = ["agent", *(AXIS_WORDS[axis] for axis in AXES), "P(better run)", "rollout speed-up", "wall-clock speed-up"]
+    heads = ["agent", *(AXIS_WORDS[axis] for axis in AXES), "P(better run)"]
+    heads += ["rollout speed-up", "wall-clock speed-up", "its time to the other's final accuracy, ratio"]
     rows = []
     for pair in pairs:
         label = f"{pair['label']} against {pair['baseline']}" if named else pair["label"]
         if not pair["seeds"]:
-            rows.append([label, *["no common seed"] * 3, "-", "-", "-"])
+            rows.append([label, *["no common seed"] * 3, "-", "-", "-", "-"])
             continue
         rows.append(
             [
@@ -58,6 +59,7 @@ def pair_table(pairs: Iterable[dict[str, Any]], named: bool = False) -> tuple[li
                 f"{pair['probability_of_improvement']:.2f}",
                 f"{pair['speed_up_rollout']:.2f}x",
                 f"{pair['speed_up']:.2f}x",
+                ratio(pair["time_ratio"]),
             ]
         )
     return heads, rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from benchmarks.outcomes import AXES, AXIS_WORDS
 from benchmarks.report.comparison import Comparison, Group
 from benchmarks.statistics import Interval
@@ -26,6 +28,12 @@ def points(value: Interval, unit: str = " points") -> str:
 def interval(value: Interval) -> str:
     """An accuracy with its interval in percent, such as ``41.2 [37.0, 45.5]``."""
     return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def ratio(value: Interval) -> str:
+    """A ratio of times with its interval, such as ``0.92 [0.85, 1.04]``; ``never`` where it is infinite."""
+    middle, low, high = (f"{part:.2f}" if np.isfinite(part) else "never" for part in value)
+    return f"{middle} [{low}, {high}]"
 
 
 def summary(comparison: Comparison) -> list[str]:
