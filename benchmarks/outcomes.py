@@ -188,9 +188,10 @@ def against(arm: ArmOutcome, baseline: ArmOutcome) -> dict[str, Any]:
     found["speed_up_rollout"] = arm.over_runs("rollout_tokens_per_second") / baseline.over_runs(
         "rollout_tokens_per_second"
     )
-    curves = [
-        [(r.spent("seconds"), r.greedy) for r in one.runs if r.result["seed"] in seeds] for one in (arm, baseline)
-    ]
-    found["time_ratio"] = time_ratio(*curves)
+    ours, theirs = (
+        [(run.spent("seconds"), run.greedy) for run in one.runs if run.result["seed"] in seeds]
+        for one in (arm, baseline)
+    )
+    found["time_ratio"] = time_ratio(ours, theirs)
     found["speed_up"] = baseline.over_runs("seconds") / arm.over_runs("seconds")
     return found
