@@ -39,16 +39,16 @@ class _ChunkedLogp(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         scale = (grads[0] / projection.temperature).contiguous()
-        operand = hidden.to(projection.dtype)
+        rounded = hidden.to(projection.dtype)
         every = torch.arange(len(hidden), device=hidden.device)
         for begin, end in _columns(len(hidden), len(weight)):
-            slope = projection.slope(operand, normaliser, scale, begin, end)
+            slope = projection.slope(rounded, normaliser, scale, begin, end)
             here = torch.where((token >= begin) & (token < end), scale, 0).to(slope.dtype)
             slope[every, (token - begin).clamp(0, end - begin - 1)] += here
             if grad_hidden is not None:
                 grad_hidden += product(slope, weight[begin:end].to(projection.dtype).t())
             if grad_weight is not None:
-                grad_weight[begin:end] = outer_product(slope, operand)
+                grad_weight[begin:end] = outer_product(slope, rounded)
         return grad_hidden, grad_weight, None, None, None
 
 

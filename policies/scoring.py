@@ -19,7 +19,7 @@ from policies.attention import CausalAttention, CompiledAttention, SharedPromptA
 from policies.layers import Attend, LayerWeights, embed, layer, rotated
 from policies.native import kernels
 from policies.native.packed import LANES, Layout
-from policies.varlen import Spans, UnpaddedAttention, shared_spans
+from policies.varlen import UnpaddedAttention, shared_spans
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Packing:
     prompt_of: Tensor
     prompt_size: Tensor
     before: Tensor
+
+    @property
+    def own_size(self) -> Tensor:
+        """[B] int64, packed tokens of each completion."""
+        return torch.bincount(self.sequence[self.prompt_tokens :], minlength=len(self.prompt_of))
 
 
 def pack(prompts: Sequence[Tensor], tokens: Tensor, mask: Tensor) -> Packing:
@@ -105,18 +110,15 @@ def _attention(packing: Packing, architecture: Architecture, rotary: tuple[Tenso
         packing.prompt_of,
         packing.prompt_size,
     )
-    shared = UnpaddedAttention(padded, architecture.scale, lambda: _spans(packing))
+    shared = UnpaddedAttention(
+        padded, architecture.scale, lambda: shared_spans(packing.prompt_size, packing.prompt_of, packing.own_size)
+    )
     positions = (rotary[0][packing.position], rotary[1][packing.position])
 
     def attend(heads: Tensor, window: int | None) -> Tensor:
         return shared(*rotated(heads, architecture, positions, window), window)
 
     return attend
-
-
-def _spans(packing: Packing) -> Spans:
-    own = torch.bincount(packing.sequence[packing.prompt_tokens :], minlength=len(packing.prompt_of))
-    return shared_spans(packing.prompt_size, packing.prompt_of, own)
 
 
 def score_hidden(

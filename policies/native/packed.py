@@ -38,7 +38,7 @@ class Layout:
     def __init__(self, packing: Packing, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> None:
         self.architecture = architecture
         prompts, n = len(packing.prompt_size), packing.prompt_tokens
-        sizes = torch.bincount(packing.sequence[n:], minlength=len(packing.prompt_of))
+        sizes = packing.own_size
         starts = n + sizes.cumsum(0) - sizes
         order = packing.prompt_of.argsort(stable=True)
         members = torch.bincount(packing.prompt_of, minlength=prompts)
