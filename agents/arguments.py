@@ -33,3 +33,10 @@ def check_counts(
         raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
     if not 0 <= target_written <= group_size:
         raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
+
+
+def check_rollout_dtype(name: str | None) -> bool:
+    """Whether rollouts are by int8 products. Raises UsageError for a name that is not known."""
+    if name not in (None, "int8"):
+        raise UsageError(f"rollout_dtype={name!r} is unknown: use 'int8', or leave it out to roll out in dtype")
+    return name == "int8"

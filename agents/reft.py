@@ -31,7 +31,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from agents import checkpoint
-from agents.arguments import check_counts
+from agents.arguments import check_counts, check_rollout_dtype
 from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import warn_collapse
@@ -44,7 +44,7 @@ from agents.preparation import check_sampler, prepare_sampler
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps, rollout_metrics
 from agents.update import Update, microbatch_budget
 from envs.sb3 import SB3VecEnv
-from policies import Behavior, LayerSubset, Nested, Policy
+from policies import Behavior, LayerSubset, Nested, Policy, with_int8
 from registry import (
     advantages,
     agents,
@@ -89,6 +89,9 @@ class ReFT(BaseAlgorithm):
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
         slots: env slots, when ``env`` does not say.
+        dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
+        rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.int8``): faster, and off-policy by a
+            little, as a nested rollout is; what the full model writes for defensive groups stays in ``dtype``.
         seed: of everything drawn; equal seeds deal equal problems to every agent.
     """
 
@@ -118,6 +121,7 @@ class ReFT(BaseAlgorithm):
         microbatch_tokens: int | None = None,
         slots: int | None = None,
         dtype: str | None = None,
+        rollout_dtype: str | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         device: str = "cpu",
@@ -146,6 +150,7 @@ class ReFT(BaseAlgorithm):
         self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
+        self.int8 = check_rollout_dtype(rollout_dtype)
         self._warned = False
         self.metrics: dict[str, float] = {}
         self.layers: LayerSubset = ()
@@ -264,6 +269,7 @@ class ReFT(BaseAlgorithm):
         drawn = self.sampler.sample(self.target.num_layers, rng)
         self.layers, nested = self.patcher(self.target, drawn, self.iteration)
         self.consistency.nested = nested if self.layers != self.all_layers else None
+        nested = with_int8(nested, self.int8)
         mu: Acts = self.behavior(nested, seed)
         if self.target_written:
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)

@@ -13,7 +13,7 @@ import torch
 from agents.rollout import collect
 from benchmarks.limits import wait
 from benchmarks.pairing import Block
-from policies import LayerSubset, Policy
+from policies import Nested, Policy
 from registry import UsageError
 
 
@@ -62,9 +62,9 @@ class Parts:
 
 
 class Engine:
-    """Rollouts of a layer subset through the environment: prefill, decode, refill, drain, verdicts."""
+    """Rollouts of a (patched, int8) layer subset through the environment: prefill, decode, refill, drain, verdicts."""
 
-    def __init__(self, policy: Policy, work: Work, layers: LayerSubset) -> None:
+    def __init__(self, policy: Policy, work: Work, layers: Nested) -> None:
         self.policy = policy
         self.work = work
         self.layers = layers

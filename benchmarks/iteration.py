@@ -32,11 +32,12 @@ LEARNING_RATE = 1e-7  # the weights hardly move, so that all blocks do the same 
 class OurIteration:
     """An iteration of the ReFT loop on the work's environment."""
 
-    def __init__(self, policy: Policy, work: Work) -> None:
+    def __init__(self, policy: Policy, work: Work, rollout_dtype: str | None = None) -> None:
         self.agent = ReFT(
             policy,
             work.env,
             learning_rate=LEARNING_RATE,
+            rollout_dtype=rollout_dtype,
             group_size=work.group_size,
             problems_per_batch=len(work.problems),
         )
@@ -114,7 +115,8 @@ class TrlProcess:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        given = {name: getattr(options, name) for name in ("policy", "device", "dtype", "group_size", "new_tokens")}
+        names = ("policy", "device", "dtype", "problems", "split", "template", "group_size", "new_tokens")
+        given = {name: getattr(options, name) for name in names}
         self.child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.iteration", json.dumps(given | {"threads": torch.get_num_threads()})],
             stdin=subprocess.PIPE,

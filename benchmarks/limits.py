@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from policies import Policy
+from policies import Policy, with_int8
 from policies.fused import FusedStore
 
 
@@ -33,10 +33,10 @@ def best_seconds(call: Callable[[], object], device: torch.device, repeats: int 
 
 
 @torch.inference_mode()
-def product_limit(policy: Policy, rows: int) -> float:
+def product_limit(policy: Policy, rows: int, int8: bool = False) -> float:
     """Tokens per second of one decode step's packed matrix products on ``rows`` rows, all layers and the head, and
     nothing else: by the kernels, the layout and the threads that the engine uses. A compiled head draws on the way."""
-    weights, a = policy.packed(), policy.architecture
+    weights, a = policy.packed(int8), policy.architecture
     x = torch.randn(rows, a.width, device=policy.device).to(policy.dtype)
     mixed = torch.randn(rows, a.query_heads * a.head_dim, device=policy.device).to(policy.dtype)
     inner = torch.randn(rows, policy.config.intermediate_size, device=policy.device).to(policy.dtype)
@@ -48,7 +48,7 @@ def product_limit(policy: Policy, rows: int) -> float:
             layer.gate_up(x)
             layer.down(inner)
 
-    decoder: Any = policy.nested(tuple(range(a.layers)), rows, 1)._decoder
+    decoder: Any = policy.nested(with_int8(tuple(range(a.layers)), int8), rows, 1)._decoder
     store = decoder.slots.store
     call = partial(store.products, rows) if isinstance(store, FusedStore) else step
     uniform = torch.rand(rows, dtype=torch.float64)
@@ -66,11 +66,11 @@ def bandwidth(device: torch.device) -> float:
     return data.numel() * data.element_size() / best_seconds(data.sum, device)
 
 
-def bandwidth_limit(policy: Policy, rows: int, context: float) -> float:
+def bandwidth_limit(policy: Policy, rows: int, context: float, int8: bool = False) -> float:
     """Tokens per second if a step only read all weights once and ``rows`` rows' keys and values of ``context``
     tokens each."""
     a = policy.architecture
     size = torch.finfo(policy.dtype).bits // 8
-    weights = sum(parameter.numel() for parameter in policy.model.parameters()) * size
+    weights = sum(parameter.numel() for parameter in policy.model.parameters()) * (1 if int8 else size)
     kv = rows * context * a.layers * a.kv_width * size
     return rows / ((weights + kv) / bandwidth(policy.device))

@@ -24,11 +24,12 @@ from benchmarks.contenders import ContinuousBatching, Engine, Generate, Parts, W
 from benchmarks.limits import bandwidth_limit, product_limit
 from benchmarks.pairing import Block, abba, median_ratio
 from benchmarks.provenance import provenance
-from policies import LayerSubset, Policy
+from policies import LayerSubset, Policy, with_int8
 from registry import UsageError
 
 SKIPS = (1, 2, 4, 8)
 BATCHES = (32, 64, 128)
+WARM_UPS = 2  # iterations: the first ones of a process are slower, until memory has been touched
 COLUMNS = ("name", "workload", "tokens_per_second", "ratio", "ratio_low", "ratio_high", "against")
 FIGURES = ("of_ideal", "of_products", "outside", "of_bandwidth", "occupancy", "head_share", "peak_gb")
 
@@ -39,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
     found.add_argument("--device", default="cpu", help="cpu or cuda")
     found.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default float32)")
+    found.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
+    found.add_argument("--split", default="train", help="of the problems (default train)")
+    found.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
     found.add_argument("--prompts", type=int, default=32, help="problems a block")
     found.add_argument("--group-size", type=int, default=8, help="completions a problem")
     found.add_argument("--new-tokens", type=int, default=64, help="longest completion")
@@ -63,7 +67,8 @@ def make_work(options: argparse.Namespace, policy: Policy, natural: bool, **give
 
     tokenizer = "builtin" if options.policy == "tiny" else options.policy
     task: dict[str, Any] = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens}
-    task |= {"vocab_size": policy.vocab_size} | given
+    task |= {"vocab_size": policy.vocab_size, "problems": options.problems, "split": options.split}
+    task |= {"template": options.template} | given
     if not natural:
         task["stop_token_ids"] = ()
     env: Any = gym.make_vec("MathReason-v0", num_envs=options.slots, copy=False, **task)
@@ -105,6 +110,7 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         yield found | limits(policy, work, full, found["tokens_per_second"])
         reverse = [(theirs, ours) for ours, theirs in pairs]
         yield row(name, workload, [b for b, _ in reverse], reverse, "engine")
+    yield from by_bytes(policy, work, workload, full, next(iter(peers.items())), options.pairs)
     share = full.parts.layers / full.parts.total
     for skips in (s for s in options.skips if s < policy.num_layers - 1):
         nested = Engine(policy, work, kept_layers(policy, skips))
@@ -112,6 +118,23 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         found = row(f"engine, {skips} of {policy.num_layers} skipped", workload, [b for b, _ in pairs], pairs, "engine")
         ideal = 1 / (1 - share * skips / policy.num_layers)
         yield found | {"of_ideal": found["ratio"] / ideal, "occupancy": nested.parts.occupancy}
+
+
+def by_bytes(
+    policy: Policy, work: Work, workload: str, full: Engine, peer: tuple[str, Generate], pairs: int
+) -> Iterator[dict[str, Any]]:
+    """Rows of all layers with products on bytes, against the engine and against a peer, where the model allows them."""
+    try:
+        engine = Engine(policy, work, with_int8(kept_layers(policy, 0)))
+        engine()
+    except UsageError as error:
+        print(f"no int8 rows: {error}", file=sys.stderr)
+        return
+    engine.parts = Parts(slots=work.env.num_envs)
+    for against, other in (("engine", full), peer):
+        found = abba(engine, other, pairs)
+        line = row("engine, int8", workload, [b for b, _ in found], found, against)
+        yield line | limits(policy, work, engine, line["tokens_per_second"], int8=True)
 
 
 def fastest_batch(policy: Policy, work: Work) -> int:
@@ -124,32 +147,35 @@ def fastest_batch(policy: Policy, work: Work) -> int:
 
 
 def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The row of a whole iteration against TRL's."""
+    """The rows of a whole iteration against TRL's, with rollouts in the compute dtype and on bytes."""
     from benchmarks.iteration import OurIteration, TrlProcess, iteration_work
 
     work = iteration_work(options, policy)
     theirs = TrlProcess(options)
+    name = f"GRPO iteration, 8 x {options.group_size} x {work.new_tokens}"
     try:
-        theirs()  # the first of each warms up; without trl, this says so at once
-        ours = OurIteration(policy, work)
-        ours()
-        pairs = abba(ours, theirs, min(options.pairs, 4))
+        for _ in range(WARM_UPS):  # without trl, the first says so at once
+            theirs()
+        for title, rollout_dtype in ((name, None), (f"{name}, int8 rollouts", "int8")):
+            ours = OurIteration(policy, work, rollout_dtype)
+            for _ in range(WARM_UPS):
+                ours()
+            pairs = abba(ours, theirs, min(options.pairs, 4))
+            yield row(title, "forced", [block for block, _ in pairs], pairs, "TRL's GRPOTrainer step")
     finally:
         theirs.close()
-    name = f"GRPO iteration, 8 x {options.group_size} x {work.new_tokens}"
-    yield row(name, "forced", [block for block, _ in pairs], pairs, "TRL's GRPOTrainer step")
 
 
-def limits(policy: Policy, work: Work, full: Engine, rate: float) -> dict[str, float]:
+def limits(policy: Policy, work: Work, full: Engine, rate: float, int8: bool = False) -> dict[str, float]:
     """The engine's figures beside its rate; ``outside`` is the share of a rollout, prefill, environment and verdicts
     included, that is not spent in matrix products."""
     busy = max(1, round(full.parts.occupancy * work.env.num_envs))
     context = float(np.mean([len(work.prompt(p)) for p in work.problems])) + work.new_tokens / 2
-    products = product_limit(policy, busy)
+    products = product_limit(policy, busy, int8)
     return {
         "of_products": rate / products,
         "outside": 1 - (full.parts.tokens + full.parts.prompt_tokens) / products / full.parts.total,
-        "of_bandwidth": rate / bandwidth_limit(policy, busy, context),
+        "of_bandwidth": rate / bandwidth_limit(policy, busy, context, int8),
         "occupancy": full.parts.occupancy,
         "head_share": full.parts.head / full.parts.total,
         "layer_share": full.parts.layers / full.parts.total,

@@ -13,7 +13,7 @@ from policies.behavior import Behavior
 from policies.budget import BudgetAllowsNothing, BudgetSkip
 from policies.divergence import Length
 from policies.measured import AttentionOnly, BlockInfluence, LowestKL, MLPOnly, SoftmaxSkip
-from policies.patched import Nested, PatchedSubset
+from policies.patched import Nested, PatchedSubset, with_int8
 from policies.patches import Absorb, Heal, NoPatch
 from policies.policy import Policy
 from policies.probe import Probe
@@ -45,4 +45,5 @@ __all__ = [
     "SoftmaxSkip",
     "UniformSkip",
     "check_subset",
+    "with_int8",
 ]

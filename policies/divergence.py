@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.layers import LayerWeights, gain, kept_weights
-from policies.patched import Nested, changes_of, layers_of
+from policies.patched import Nested, changes_of, is_int8, layers_of
 from policies.policy import Policy
 from policies.scoring import Packing, first_stream, micro_batches, pack, score_hidden
 from policies.subset import HALVES, LayerSubset
@@ -159,7 +159,7 @@ def _weights(policy: Policy) -> list[LayerWeights]:
 def states(policy: Policy, text: Text, layers: Nested) -> Tensor:
     """Final hidden states [M, width] float32 through ``layers``, from which the text's M tokens are predicted."""
     _weights(policy)
-    kept = kept_weights(policy.packed().changed(changes_of(layers)).layers, layers_of(layers))
+    kept = kept_weights(policy.packed(is_int8(layers)).changed(changes_of(layers)).layers, layers_of(layers))
     embedding = policy.packed().embedding
     return torch.cat(
         [

@@ -19,7 +19,7 @@ from policies.layers import LayerWeights
 from policies.native import BLOCK, Kernels
 from policies.native.step import DecodeStep, Panels
 from policies.stores import NativeStore, SharedPrompt
-from policies.weights import PackedWeights
+from policies.weights import PackedLinear, PackedWeights
 
 _MOST_BYTES = 2**24  # of all layers' matrices: half of the last-level cache of a small machine
 _MOST_KEPT = 2**28  # bytes of a store that are kept for the next one
@@ -125,4 +125,5 @@ def fits_reach(kernels: Kernels, architecture: Architecture, weights: PackedWeig
     """Whether a model that the kernels cover is small enough for whole steps, and its dtype multiplied here."""
     size = architecture.layers * architecture.layer_weights * weights.dtype.itemsize
     multiplies = weights.dtype == torch.float32 or kernels.fused_head
-    return multiplies and size <= _MOST_BYTES and weights.embedding.dtype == torch.float32
+    plain = weights.linear is PackedLinear and weights.embedding.dtype == torch.float32
+    return multiplies and plain and size <= _MOST_BYTES

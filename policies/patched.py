@@ -8,7 +8,7 @@ the old ones, so a patched rollout costs what a plain skip costs, but for packin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from torch import Tensor
@@ -34,10 +34,12 @@ class PatchedSubset:
         layers: what is kept.
         changes: of the output maps of half layers kept, by the half's number (``subset.halves``). They are added to the
             target's present weights, so they stay in force, if not exact, when the target moves.
+        int8: whether the products are on bytes (``policies.int8``); such a policy has no gradient.
     """
 
     layers: LayerSubset
-    changes: Mapping[int, Change]
+    changes: Mapping[int, Change] = field(default_factory=dict)
+    int8: bool = False
 
     def __post_init__(self) -> None:
         skipped = set(self.changes) - set(halves(self.layers))
@@ -56,3 +58,15 @@ def layers_of(nested: Nested) -> LayerSubset:
 def changes_of(nested: Nested) -> Mapping[int, Change]:
     """The changes of a patched subset, none of a plain one."""
     return nested.changes if isinstance(nested, PatchedSubset) else {}
+
+
+def is_int8(nested: Nested) -> bool:
+    """Whether the products are on bytes."""
+    return isinstance(nested, PatchedSubset) and nested.int8
+
+
+def with_int8(nested: Nested, int8: bool = True) -> Nested:
+    """The same subset and changes, the products on bytes or not."""
+    if isinstance(nested, PatchedSubset):
+        return replace(nested, int8=int8)
+    return PatchedSubset(nested, int8=True) if int8 else nested

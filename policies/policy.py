@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,16 @@ from policies.behavior import Behavior
 from policies.checkpoint import load_checkpoint
 from policies.decoders import CachedDecoder, UncachedDecoder
 from policies.gradients import rms_norm
-from policies.head import chunked_logp
+from policies.head import chunked_logp, logp_of
+from policies.int8 import Int8Head, Int8Linear
 from policies.layers import gain, kept_weights, rotary_table
-from policies.patched import Nested, PatchedSubset, changes_of, layers_of
+from policies.patched import Nested, PatchedSubset, changes_of, is_int8, layers_of
 from policies.reference import reference_hidden
 from policies.sampling import SamplingSpec
 from policies.scoring import micro_batches, pack, score_hidden
 from policies.selfcheck import agrees
 from policies.subset import LayerSubset, check_subset, layers_skipped
-from policies.weights import PackedWeights, changed_trainable, trainable_layers
+from policies.weights import PackedHead, PackedLinear, PackedWeights, changed_trainable, trainable_layers
 from registry import UsageError
 
 _AHEAD = 16  # decode steps between two reads of a GPU, at most; on a CPU there is nothing to wait for
@@ -53,7 +55,8 @@ class Policy:
         self.token_limit = token_limit
         self.recompute = recompute
         self.version = 0
-        self._packed: PackedWeights | None = None
+        self._packed: dict[bool, PackedWeights] = {}  # by whether they are bytes
+        self._stale: set[bool] = set()
         self._tables: tuple[Tensor, Tensor] | None = None
         self._parameters = tuple(model.parameters())  # walking the modules at every token would cost as much as a layer
         self._stamp = self._weights_stamp()
@@ -130,15 +133,14 @@ class Policy:
         add_adapters(self.model, rank, alpha)
         self._parameters = tuple(self.model.parameters())
         self._use(self.dtype)
-        self._packed = None
+        self._packed = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Call after optimizer steps: rollouts use the new weights, behaviours made before refuse to act."""
         self.version += 1
         self._stamp = self._weights_stamp()
-        if self._packed is not None:
-            self._packed.refresh()
+        self._stale = set(self._packed)
 
     def nested(  # noqa: PLR0913 - the sampling fields are spelt out for the reader of a rollout
         self,
@@ -170,7 +172,8 @@ class Policy:
         if self.functional:
             cos, sin = self.rotary(max_length)
             rotary = (cos[:max_length], sin[:max_length])
-            decoder = CachedDecoder(self.packed().changed(changes_of(nested)), self.architecture, subset, slots, rotary)
+            weights = self.packed(is_int8(nested)).changed(changes_of(nested))
+            decoder = CachedDecoder(weights, self.architecture, subset, slots, rotary)
             if self.device.type == "cuda":
                 ahead = Ahead(decoder, slots, sampling, _AHEAD)
         else:
@@ -213,6 +216,8 @@ class Policy:
         if temperature <= 0:
             raise UsageError(f"temperature={temperature}: log-probabilities need a positive one")
         nested = self._checked(layers if layers is not None else tuple(range(self.num_layers)))
+        if is_int8(nested) and torch.is_grad_enabled():
+            raise UsageError("int8 log-probabilities have no gradient: ask for them under torch.no_grad()")
         tokens, mask = tokens.to(self.device), mask.to(self.device).bool()
         if not mask.any():
             return torch.zeros(mask.shape, device=self.device)
@@ -233,7 +238,10 @@ class Policy:
         if self.functional:
             packing = pack(prompts, tokens, mask)
             rotary = self.rotary(int(packing.position.max()) + 1)
-            changed = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
+            if is_int8(nested):
+                changed = self.packed(True).changed(changes_of(nested)).layers
+            else:
+                changed = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
             kept = kept_weights(changed, layers_of(nested))
             embedding = self.model.model.embed_tokens.weight
             hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.recompute)
@@ -248,6 +256,8 @@ class Policy:
             row, column = mask.nonzero(as_tuple=True)
             size = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)
             hidden = states[row, size[row] + column - 1]
+        if is_int8(nested):
+            return logp_of(self.packed(True).head.logits, hidden, tokens[mask], temperature)
         return chunked_logp(hidden, self.model.lm_head.weight, tokens[mask], temperature, self.dtype)
 
     def _use(self, dtype: torch.dtype) -> None:
@@ -262,16 +272,21 @@ class Policy:
         if not self.functional:
             raise UsageError(
                 "this checkpoint runs on transformers' own layers (the project's do not reproduce it), which take no "
-                "patches: use patch='none'"
+                "patches and no int8: use patch='none' and leave rollout_dtype out"
             )
-        return PatchedSubset(subset, nested.changes)
+        return replace(nested, layers=subset)
 
-    def packed(self) -> PackedWeights:
-        """The inference form of the present weights, made at the first call; only of a functional policy."""
+    def packed(self, int8: bool = False) -> PackedWeights:
+        """The inference form of the present weights, made or rewritten when first asked for; only of a functional
+        policy. ``int8``: on bytes (``policies.int8``)."""
         self._require_fresh()
-        if self._packed is None:
-            self._packed = PackedWeights(self.model, self.architecture, self.dtype)
-        return self._packed
+        if int8 not in self._packed:
+            maps = (Int8Linear, Int8Head) if int8 else (PackedLinear, PackedHead)
+            self._packed[int8] = PackedWeights(self.model, self.architecture, self.dtype, *maps)
+        elif int8 in self._stale:
+            self._packed[int8].refresh()
+        self._stale.discard(int8)
+        return self._packed[int8]
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [>= length, tables, D] of ``layers.rotary_table``."""

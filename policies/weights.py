@@ -46,22 +46,27 @@ class PackedLinear:
     def refresh(self) -> None:
         """Copy the modules' present weights."""
         self._panels: Panels | None = None
-        fused = self._fused()
+        fused = self._fused(self.dtype)
         self.packed = packs(fused.device)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(fused, _ROWS_HINT) if self.packed else fused
-        if self.change is not None or any(module.bias is not None for module in self.modules):
-            bias = torch.cat([_bias(module) for module in self.modules])
-            self.bias = (bias if self.change is None else bias + self.change.bias).to(self.dtype)
+        bias = self._bias()
+        self.bias = None if bias is None else bias.to(self.dtype)
 
-    def _fused(self) -> Tensor:
+    def _fused(self, dtype: torch.dtype) -> Tensor:
         fused = torch.cat([merged_weight(module) for module in self.modules])
-        return (fused if self.change is None else fused + self.change.weight).to(self.dtype)
+        return (fused if self.change is None else fused + self.change.weight).to(dtype)
+
+    def _bias(self) -> Tensor | None:
+        if self.change is None and all(module.bias is None for module in self.modules):
+            return None
+        bias = torch.cat([_bias(module) for module in self.modules])
+        return bias if self.change is None else bias + self.change.bias
 
     @torch.no_grad()
     def panels(self, kernels: Kernels, halves: bool) -> Panels:
         """The same map for whole steps (``Panels``), made when first asked for."""
         if self._panels is None:
-            self._panels = kernels.steps.pack(self._fused(), self.bias, halves)
+            self._panels = kernels.steps.pack(self._fused(self.dtype), self.bias, halves)
         return self._panels
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -207,8 +212,16 @@ class PackedHead:
 class PackedWeights:
     """The inference shadow of a whole transformers CausalLM."""
 
-    def __init__(self, model: Any, architecture: Architecture, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        architecture: Architecture,
+        dtype: torch.dtype,
+        linear: type[PackedLinear] = PackedLinear,
+        head: type[PackedHead] = PackedHead,
+    ) -> None:
         self.dtype = dtype
+        self.linear = linear
         self._linears: list[PackedLinear] = []
         self.embedding = model.model.embed_tokens.weight
         self.norm = model.model.norm.weight
@@ -216,7 +229,7 @@ class PackedWeights:
             _layer_weights(block, window, self._pack, dtype)
             for block, window in zip(model.model.layers, architecture.windows, strict=True)
         ]
-        self.head = PackedHead(model.lm_head, dtype)
+        self.head = head(model.lm_head, dtype)
 
     def changed(self, changes: Mapping[int, Change]) -> PackedWeights:
         """These weights with ``changes`` (by half layer) added to their output maps; all others are shared. The changed
@@ -228,12 +241,12 @@ class PackedWeights:
         for half, change in changes.items():
             weights = found.layers[half // 2]
             old: Any = weights.down if half % 2 else weights.out
-            output = PackedLinear(old.modules, self.dtype, change)
+            output = self.linear(old.modules, self.dtype, change)
             found.layers[half // 2] = _with_output(weights, half, output)
         return found
 
     def _pack(self, modules: list[nn.Linear]) -> PackedLinear:
-        linear = PackedLinear(modules, self.dtype)
+        linear = self.linear(modules, self.dtype)
         self._linears.append(linear)
         return linear
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from policies.native.build import build_library
+from policies.native.int8 import Int8Kernels
 from policies.native.packed import PackedLayout
 from policies.native.step import DecodeStep, LayerStep, StepKernels
 
@@ -50,6 +51,7 @@ class Kernels:
         self._library = library
         self.fused_head = bool(library.nr_head_available())
         self.steps = StepKernels(library)
+        self.int8 = Int8Kernels(library) if library.nr_int8_available() else None
         library.nr_keep_freed_memory()
 
     def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:

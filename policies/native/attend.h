@@ -110,11 +110,6 @@ Blocks own_blocks(const DecodeStep& s, const LayerStep& layer, int64_t row, int6
     return {static_cast<uint32_t*>(layer.store) + s.own[row] + head * s.head_step, s.block_step, s.head_dim / kPack<T>};
 }
 
-inline void prefetch(const Blocks& kv, int64_t blocks) {
-    for (int64_t b = 0; b < blocks; ++b)
-        for (int64_t w = 0; w < 2 * kv.words * kBlock; w += 16) __builtin_prefetch(kv.keys(b) + w, 0, 2);
-}
-
 template <typename T>
 Blocks prompt_blocks(void* store, int64_t blocks, int64_t heads, int64_t d, int64_t layer, int64_t head) {
     const int64_t words = d / kPack<T>, size = 2 * kBlock * words;
@@ -141,6 +136,7 @@ template <typename T>
 struct Scratch {
     std::vector<T> q, p, key;
     std::vector<float> scores, mixed, total;
+    Soon soon;
 
     void room(int64_t queries, int64_t d, int64_t tokens) {
         if (static_cast<int64_t>(key.size()) < d) key.resize(d);
@@ -165,20 +161,31 @@ void store_key_value(const DecodeStep& s, const LayerStep& layer, int64_t row, i
     store_token(own_blocks<T>(s, layer, row, head), key, in + s.key_heads * d, at - s.prompt_tokens[row]);
 }
 
+inline int64_t own_count(const DecodeStep& s, int64_t row) { return (s.position[row] - s.prompt_tokens[row] + kBlock) / kBlock; }
+
+// What the next call of `attend` will read.
+template <typename T>
+void announce(const DecodeStep& s, const LayerStep& layer, const Together& rows, int64_t head, Soon& soon) {
+    soon.clear(2 * kBlock * s.head_dim / kPack<T>);
+    const int64_t row = rows.row[0], blocks = (s.prompt_tokens[row] + kBlock - 1) / kBlock;
+    if (blocks)
+        soon.add(prompt_blocks<T>(const_cast<void*>(s.prompt[row]), s.prompt_blocks[row], s.key_heads, s.head_dim, layer.number, head),
+                 blocks);
+    for (int64_t i = 0; i < rows.count; ++i) soon.add(own_blocks<T>(s, layer, rows.row[i], head), own_count(s, rows.row[i]));
+}
+
 template <typename T>
 void attend(const DecodeStep& s, const LayerStep& layer, const Together& rows, int64_t head, const T* qkv, T* out,
             Scratch<T>& scratch) {
     const int64_t d = s.head_dim, repeat = s.query_heads / s.key_heads, queries = rows.count * repeat;
     const int64_t width = (s.query_heads + 2 * s.key_heads) * d, first = s.prompt_tokens[rows.row[0]];
     const int64_t first_blocks = (first + kBlock - 1) / kBlock, own_at = first_blocks * kBlock;
-    const auto blocks_of = [&](int64_t row) { return (s.position[row] - s.prompt_tokens[row] + kBlock) / kBlock; };
+    const auto blocks_of = [&](int64_t row) { return own_count(s, row); };
     int64_t stride = own_at;
     for (int64_t i = 0; i < rows.count; ++i) stride = std::max(stride, own_at + blocks_of(rows.row[i]) * kBlock);
     scratch.room(queries, d, stride);
     T *q = scratch.q.data(), *p = scratch.p.data();
     float *scores = scratch.scores.data(), *mixed = scratch.mixed.data(), *total = scratch.total.data();
-    // A row's own blocks arrive, and its key is written, while the prompt is looked at.
-    for (int64_t i = 0; i < rows.count; ++i) prefetch(own_blocks<T>(s, layer, rows.row[i], head), blocks_of(rows.row[i]));
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t row = rows.row[i], at = s.position[row];
         const T* in = qkv + rows.place[i] * width;
@@ -191,11 +198,11 @@ void attend(const DecodeStep& s, const LayerStep& layer, const Together& rows, i
     if (first) {
         const int64_t row = rows.row[0];
         prompt = prompt_blocks<T>(const_cast<void*>(s.prompt[row]), s.prompt_blocks[row], s.key_heads, d, layer.number, head);
-        score<T>(prompt, first_blocks, q, queries, scores, stride);
+        score<T>(prompt, first_blocks, q, queries, scores, stride, scratch.soon);
     }
     for (int64_t i = 0; i < rows.count; ++i)
         score<T>(own_blocks<T>(s, layer, rows.row[i], head), blocks_of(rows.row[i]), q + i * repeat * d, repeat,
-                 scores + i * repeat * stride + own_at, stride);
+                 scores + i * repeat * stride + own_at, stride, scratch.soon);
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t row = rows.row[i], at = s.position[row], last = own_at + at - first + 1;
         const int64_t from = layer.window ? std::max<int64_t>(0, at + 1 - layer.window) : 0;
@@ -204,11 +211,11 @@ void attend(const DecodeStep& s, const LayerStep& layer, const Together& rows, i
         for (int64_t r = i * repeat; r < (i + 1) * repeat; ++r)
             total[r] = exponentials(scores + r * stride, of_prompt, of_own, p + r * stride);
     }
-    if (first) mix<T>(prompt, own_at, p, queries, stride, mixed);  // the last block is padded with zeros
+    if (first) mix<T>(prompt, own_at, p, queries, stride, mixed, scratch.soon);  // the last block is padded with zeros
     for (int64_t i = 0; i < rows.count; ++i) {
         const int64_t row = rows.row[i], at = i * repeat;
         mix<T>(own_blocks<T>(s, layer, row, head), s.position[row] - first + 1, p + at * stride + own_at, repeat, stride,
-               mixed + at * d);
+               mixed + at * d, scratch.soon);
         T* to = out + (rows.place[i] * s.query_heads + head * repeat) * d;
         for (int64_t r = 0; r < repeat; ++r) {
             const float scale = 1.0f / total[at + r];

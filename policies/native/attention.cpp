@@ -19,9 +19,13 @@ void decode_attention(const DecodeStep& s, const LayerStep& layer, const T* qkv,
         Scratch<T> scratch;
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < tasks; ++task) {
-            const int64_t part = task / s.key_heads, head = task % s.key_heads;
-            const int32_t* rows = s.order + bounds[part];
-            attend(s, layer, {rows, rows, bounds[part + 1] - bounds[part]}, head, qkv, out, scratch);
+            const auto rows_of = [&](int64_t part) {
+                const int32_t* rows = s.order + bounds[part];
+                return Together{rows, rows, bounds[part + 1] - bounds[part]};
+            };
+            const int64_t part = task / s.key_heads, head = task % s.key_heads, next = task + 1;
+            if (next < tasks) announce<T>(s, layer, rows_of(next / s.key_heads), next % s.key_heads, scratch.soon);
+            attend(s, layer, rows_of(part), head, qkv, out, scratch);
         }
     }
 }

@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int kBlock = 16;
+constexpr int kFetched = 2;  // lines at a time
 
 // Words of one head's blocks, `step` words apart.
 struct Blocks {
@@ -20,14 +21,36 @@ struct Blocks {
     uint32_t* values(int64_t block) const { return at + block * step + words * kBlock; }
 };
 
+// Blocks that will be needed soon, brought into the cache a line at a time between other work: all at once, they would make it
+// wait for them.
+struct Soon {
+    std::vector<const uint32_t*> blocks;
+    int64_t words = 0;  // of a block
+    size_t block = 0;
+    int64_t word = 0;
+
+    void clear(int64_t size) { blocks.clear(), words = size, block = 0, word = 0; }
+    void add(const Blocks& kv, int64_t count) {
+        for (int64_t b = 0; b < count; ++b) blocks.push_back(kv.keys(b));
+    }
+    template <int Lines>
+    inline void fetch() {
+        if (block == blocks.size()) return;
+#pragma GCC unroll 4
+        for (int i = 0; i < Lines; ++i) __builtin_prefetch(blocks[block] + word + 16 * i, 0, 2);
+        if ((word += 16 * Lines) >= words) word = 0, ++block;
+    }
+};
+
 // scores of Q queries [Q][words] with B blocks of keys from block `first`
 template <typename T, int Q, int B>
-inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float* scores, int64_t stride) {
+inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float* scores, int64_t stride, Soon& soon) {
     const int64_t words = kv.words;
     const uint32_t* keys[B];
     for (int b = 0; b < B; ++b) keys[b] = kv.keys(first + b);
     Lanes sum[Q][B] = {};
     for (int64_t w = 0; w < words; ++w) {
+        soon.fetch<kFetched>();
         Words key[B];
 #pragma GCC unroll 8
         for (int b = 0; b < B; ++b) key[b] = load_words(keys[b] + w * kBlock);
@@ -43,16 +66,16 @@ inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float
 }
 
 template <typename T, int Q>
-void score_blocks(const Blocks& kv, int64_t blocks, const uint32_t* q, float* scores, int64_t stride) {
+void score_blocks(const Blocks& kv, int64_t blocks, const uint32_t* q, float* scores, int64_t stride, Soon& soon) {
     constexpr int kWide = Q > 6 ? 1 : Q > 3 ? 3 : 4;  // enough independent sums to hide the latency of one
     int64_t b = 0;
-    for (; b + kWide <= blocks; b += kWide) score_tile<T, Q, kWide>(kv, b, q, scores + b * kBlock, stride);
-    for (; b < blocks; ++b) score_tile<T, Q, 1>(kv, b, q, scores + b * kBlock, stride);
+    for (; b + kWide <= blocks; b += kWide) score_tile<T, Q, kWide>(kv, b, q, scores + b * kBlock, stride, soon);
+    for (; b < blocks; ++b) score_tile<T, Q, 1>(kv, b, q, scores + b * kBlock, stride, soon);
 }
 
 // out [Q][d] += p [Q][stride] times C * 16 channels, from channel `from`, of the values of `steps` words of tokens
 template <typename T, int Q, int C>
-inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
+inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32_t* p, int64_t stride, float* out, Soon& soon) {
     constexpr int64_t kSteps = kBlock / kPack<T>;
     const int64_t d = kv.words * kPack<T>;
     Lanes sum[Q][C];
@@ -60,6 +83,7 @@ inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32
     for (int64_t begin = 0; begin < steps; begin += kSteps) {
         const uint32_t* values = kv.values(begin / kSteps) + from;
         for (int64_t t = 0; t < std::min(kSteps, steps - begin); ++t) {
+            soon.fetch<kFetched>();
             Words value[C];
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) value[c] = load_words(values + t * d + c * 16);
@@ -73,11 +97,11 @@ inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32
 }
 
 template <typename T, int Q>
-void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t stride, float* out) {
+void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t stride, float* out, Soon& soon) {
     const int64_t d = kv.words * kPack<T>;
     int64_t c = 0;
-    for (; c + 64 <= d; c += 64) mix_tile<T, Q, 4>(kv, c, steps, p, stride, out);
-    for (; c < d; c += 16) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out);
+    for (; c + 64 <= d; c += 64) mix_tile<T, Q, 4>(kv, c, steps, p, stride, out, soon);
+    for (; c < d; c += 16) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out, soon);
 }
 
 // Calls f<Q>(first) on `count` queries in tiles that fit the registers.
@@ -101,17 +125,17 @@ void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t st
     }
 
 template <typename T>
-void score(const Blocks& kv, int64_t blocks, const T* queries, int64_t count, float* scores, int64_t stride) {
+void score(const Blocks& kv, int64_t blocks, const T* queries, int64_t count, float* scores, int64_t stride, Soon& soon) {
     const auto* q = reinterpret_cast<const uint32_t*>(queries);
-    TILES(count, 12, (score_blocks<T, Q>(kv, blocks, q + first * kv.words, scores + first * stride, stride)))
+    TILES(count, 12, (score_blocks<T, Q>(kv, blocks, q + first * kv.words, scores + first * stride, stride, soon)))
 }
 
 template <typename T>
-void mix(const Blocks& kv, int64_t tokens, const T* weights, int64_t count, int64_t stride, float* out) {
+void mix(const Blocks& kv, int64_t tokens, const T* weights, int64_t count, int64_t stride, float* out, Soon& soon) {
     const auto* p = reinterpret_cast<const uint32_t*>(weights);
     const int64_t steps = (tokens + kPack<T> - 1) / kPack<T>, d = kv.words * kPack<T>;
     stride /= kPack<T>;
-    TILES(count, 6, (mix_channels<T, (Q > 6 ? 6 : Q)>(kv, steps, p + first * stride, stride, out + first * d)))
+    TILES(count, 6, (mix_channels<T, (Q > 6 ? 6 : Q)>(kv, steps, p + first * stride, stride, out + first * d, soon)))
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ import torch
 
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp")
-    for name in ("kernels", "attention", "packed_attention", "head", "update", "step")
+    for name in ("kernels", "attention", "packed_attention", "head", "update", "step", "int8")
 )
 _HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17")

@@ -10,6 +10,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "int8.h"
+
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 
@@ -33,34 +35,71 @@ inline __m512 exp512(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-// logits of R rows and one panel, times `scale`; columns beyond the vocabulary are -inf.
+// Rows of hidden states and the panels of the head that they are multiplied with; logits are products times `scale`.
+struct HalfOperands {
+    const uint32_t *rows, *weights;
+    int64_t pairs;
+    float scale;
+};
+
+struct ByteOperands {
+    ByteRows rows;
+    const uint32_t* weights;
+    const float* column_scale;
+    float scale;
+};
+
+// Cuts columns beyond the vocabulary off: their logits are -inf.
 template <int R>
-inline void project(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, __m512 (&z)[R][2]) {
+inline void keep_valid(int valid, __m512 (&z)[R][2]) {
+    const __m512 none = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    const __mmask16 first = valid >= 16 ? 0xffff : static_cast<__mmask16>((1u << valid) - 1);
+    const __mmask16 second = valid >= 32 ? 0xffff : valid <= 16 ? 0 : static_cast<__mmask16>((1u << (valid - 16)) - 1);
+    for (int r = 0; r < R; ++r) {
+        z[r][0] = _mm512_mask_mov_ps(none, first, z[r][0]);
+        z[r][1] = _mm512_mask_mov_ps(none, second, z[r][1]);
+    }
+}
+
+// logits of R rows from `row` on with one panel
+template <int R>
+inline void project(const HalfOperands& o, int64_t row, int64_t number, int valid, __m512 (&z)[R][2]) {
+    const uint32_t *x = o.rows + row * o.pairs, *panel = o.weights + number * o.pairs * kPanel;
     for (int r = 0; r < R; ++r) z[r][0] = z[r][1] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < pairs; ++k) {
+    for (int64_t k = 0; k < o.pairs; ++k) {
         const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + k * kPanel);
         const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + k * kPanel + 16);
         for (int r = 0; r < R; ++r) {
-            const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r * pairs + k]));
+            const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r * o.pairs + k]));
             z[r][0] = _mm512_dpbf16_ps(z[r][0], a, w0);
             z[r][1] = _mm512_dpbf16_ps(z[r][1], a, w1);
         }
     }
-    const __m512 factor = _mm512_set1_ps(scale), none = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-    const __mmask16 first = valid >= 16 ? 0xffff : static_cast<__mmask16>((1u << valid) - 1);
-    const __mmask16 second = valid >= 32 ? 0xffff : valid <= 16 ? 0 : static_cast<__mmask16>((1u << (valid - 16)) - 1);
+    for (int r = 0; r < R; ++r)
+        for (int half = 0; half < 2; ++half) z[r][half] = _mm512_mul_ps(z[r][half], _mm512_set1_ps(o.scale));
+    keep_valid<R>(valid, z);
+}
+
+template <int R>
+inline void project(const ByteOperands& o, int64_t row, int64_t number, int valid, __m512 (&z)[R][2]) {
+    ByteSums<R> sums;
+    multiply_bytes<R>(o.rows, row, o.weights + number * o.rows.words * kPanel, &sums);
     for (int r = 0; r < R; ++r) {
-        z[r][0] = _mm512_mask_mul_ps(none, first, z[r][0], factor);
-        z[r][1] = _mm512_mask_mul_ps(none, second, z[r][1], factor);
+        const __m512 scale = _mm512_set1_ps(o.rows.scale[row + r] * o.scale);
+        for (int half = 0; half < 2; ++half) {
+            const __m512 column = _mm512_loadu_ps(o.column_scale + number * kPanel + 16 * half);  // padded to whole panels
+            z[r][half] = _mm512_mul_ps(_mm512_mul_ps(byte_sums(sums, o.rows, row, r, half), scale), column);
+        }
     }
+    keep_valid<R>(valid, z);
 }
 
 // log-probability slopes: -factor_i softmax(z_i), as bfloat16
 template <int R>
-void slope_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, const float* normaliser,
-                 const float* factor, uint16_t* out, int64_t stride) {
+void slope_panel(const HalfOperands& o, int64_t row, int64_t number, int valid, const float* normaliser, const float* factor,
+                 uint16_t* out, int64_t stride) {
     __m512 z[R][2];
-    project<R>(x, pairs, panel, valid, scale, z);
+    project<R>(o, row, number, valid, z);
     for (int r = 0; r < R; ++r) {
         const __m512 shift = _mm512_set1_ps(normaliser[r]), minus = _mm512_set1_ps(-factor[r]);
         for (int half = 0; half < 2; ++half) {
@@ -85,11 +124,11 @@ inline void slope_kept(const uint16_t* kept, int valid, float shift, float facto
 }
 
 // `kept`, if any: exp(z - maximum) of the panel, [rows][32] bfloat16
-template <int R>
-void reduce_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int valid, float scale, float* peak, float* sum,
-                  int64_t stride, uint16_t* kept) {
+template <int R, typename O>
+void reduce_panel(const O& o, int64_t row, int64_t number, int valid, float* peak, float* sum, int64_t stride,
+                  uint16_t* kept) {
     __m512 z[R][2];
-    project<R>(x, pairs, panel, valid, scale, z);
+    project<R>(o, row, number, valid, z);
     for (int r = 0; r < R; ++r) {
         const float top = _mm512_reduce_max_ps(_mm512_max_ps(z[r][0], z[r][1]));
         const __m512 shift = _mm512_set1_ps(top);
@@ -101,22 +140,89 @@ void reduce_panel(const uint32_t* x, int64_t pairs, const uint32_t* panel, int v
 }
 
 // maximum and sum of every panel [n][panels]; `kept` [kept_panels][n][32] of the first panels
-void reduce_all(const uint32_t* rows, const uint32_t* weights, int64_t n, int64_t vocabulary, int64_t pairs, float scale,
-                float* peak, float* sum, uint16_t* kept = nullptr, int64_t kept_panels = 0) {
+template <typename O>
+void reduce_all(const O& o, int64_t n, int64_t vocabulary, float* peak, float* sum, uint16_t* kept = nullptr,
+                int64_t kept_panels = 0) {
     const int64_t panels = (vocabulary + kPanel - 1) / kPanel;
 #pragma omp parallel for schedule(static)
     for (int64_t p = 0; p < panels; ++p) {
-        const uint32_t* panel = weights + p * pairs * kPanel;
         const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
         uint16_t* keep = p < kept_panels ? kept + p * n * kPanel : nullptr;
         const auto reduce = [&](auto r, int64_t i) {
-            reduce_panel<decltype(r)::value>(rows + i * pairs, pairs, panel, valid, scale, peak + i * panels + p,
-                                             sum + i * panels + p, panels, keep ? keep + i * kPanel : nullptr);
+            reduce_panel<decltype(r)::value>(o, i, p, valid, peak + i * panels + p, sum + i * panels + p, panels,
+                                             keep ? keep + i * kPanel : nullptr);
         };
         int64_t i = 0;
         for (; i + kRows <= n; i += kRows) reduce(std::integral_constant<int, kRows>{}, i);
         for (; i + 4 <= n; i += 4) reduce(std::integral_constant<int, 4>{}, i);
         for (; i < n; ++i) reduce(std::integral_constant<int, 1>{}, i);
+    }
+}
+
+// sums relative to the largest logit of all panels instead of their own
+inline void panel_masses(const float* tops, const float* sums, int64_t panels, float top, float* mass) {
+    for (int64_t p = 0; p < panels; p += 16) {
+        const __mmask16 valid = panels - p >= 16 ? 0xffff : static_cast<__mmask16>((1u << (panels - p)) - 1);
+        const __m512 e = exp512(_mm512_sub_ps(_mm512_maskz_loadu_ps(valid, tops + p), _mm512_set1_ps(top)));
+        _mm512_mask_storeu_ps(mass + p, valid, _mm512_mul_ps(e, _mm512_maskz_loadu_ps(valid, sums + p)));
+    }
+}
+
+inline float scale_of(float temperature) { return temperature > 0.0f ? 1.0f / temperature : 1.0f; }
+
+// Draws one token per row; temperature 0: greedy, log-probability of the untempered softmax. peak, sum: scratch [n][panels].
+template <typename O>
+void draw(const O& o, int64_t n, int64_t vocabulary, float temperature, const double* uniform, int64_t* token, float* logp,
+          float* peak, float* sum) {
+    const int64_t panels = (vocabulary + kPanel - 1) / kPanel;
+    const auto valid = [&](int64_t p) { return static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel)); };
+    reduce_all(o, n, vocabulary, peak, sum);
+#pragma omp parallel
+    {
+        std::vector<float> mass(panels);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n; ++i) {
+            const float *tops = peak + i * panels, *sums = sum + i * panels;
+            int64_t chosen = 0;
+            for (int64_t p = 1; p < panels; ++p)
+                if (tops[p] > tops[chosen]) chosen = p;
+            const float top = tops[chosen];
+            panel_masses(tops, sums, panels, top, mass.data());
+            double total = 0.0, before = 0.0;
+            for (int64_t p = 0; p < panels; ++p) total += mass[p];
+            const double target = uniform[i] * total;
+            if (temperature > 0.0f) {
+                int64_t last = 0;
+                for (int64_t p = 0; p < panels; ++p) {
+                    if (mass[p] > 0.0f) last = p;
+                    if (before + mass[p] > target && mass[p] > 0.0f) break;
+                    if (p + 1 < panels) before += mass[p];
+                }
+                chosen = last;
+                before = 0.0;
+                for (int64_t p = 0; p < chosen; ++p) before += mass[p];
+            }
+            __m512 z[1][2];
+            alignas(64) float logits[kPanel];
+            project<1>(o, i, chosen, valid(chosen), z);
+            _mm512_store_ps(logits, z[0][0]);
+            _mm512_store_ps(logits + 16, z[0][1]);
+            int pick = 0;
+            if (temperature > 0.0f) {
+                double reached = before;
+                for (int c = 0; c < valid(chosen); ++c) {
+                    const double mass = std::exp(logits[c] - top);
+                    if (mass > 0.0) pick = c;
+                    reached += mass;
+                    if (reached > target && mass > 0.0) break;
+                }
+            } else {
+                for (int c = 1; c < valid(chosen); ++c)
+                    if (logits[c] > logits[pick]) pick = c;
+            }
+            token[i] = chosen * kPanel + pick;
+            logp[i] = static_cast<float>(logits[pick] - top - std::log(total));
+        }
     }
 }
 
@@ -146,9 +252,8 @@ void nr_head_logp(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t 
                   int64_t kept_panels) {
     const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
     const float scale = 1.0f / temperature;
-    const auto* rows = reinterpret_cast<const uint32_t*>(x);
-    const auto* weights = reinterpret_cast<const uint32_t*>(packed);
-    reduce_all(rows, weights, n, vocabulary, pairs, scale, peak, sum, kept, kept_panels);
+    const HalfOperands o{reinterpret_cast<const uint32_t*>(x), reinterpret_cast<const uint32_t*>(packed), pairs, scale};
+    reduce_all(o, n, vocabulary, peak, sum, kept, kept_panels);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; ++i) {
         const float *tops = peak + i * panels, *sums = sum + i * panels;
@@ -158,7 +263,7 @@ void nr_head_logp(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t 
         const int64_t chosen = token[i] / kPanel;
         __m512 z[1][2];
         alignas(64) float logits[kPanel];
-        project<1>(rows + i * pairs, pairs, weights + chosen * pairs * kPanel, kPanel, scale, z);
+        project<1>(o, i, chosen, kPanel, z);
         _mm512_store_ps(logits, z[0][0]);
         _mm512_store_ps(logits + 16, z[0][1]);
         normaliser[i] = static_cast<float>(top + std::log(total));
@@ -173,13 +278,11 @@ void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t
                    const float* peak, int64_t peak_stride) {
     const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
     const float scale = 1.0f / temperature;
-    const auto* rows = reinterpret_cast<const uint32_t*>(x);
-    const auto* weights = reinterpret_cast<const uint32_t*>(packed);
+    const HalfOperands o{reinterpret_cast<const uint32_t*>(x), reinterpret_cast<const uint32_t*>(packed), pairs, scale};
     constexpr int64_t kFew = 20 * kRows;  // rows at a time: a panel of all of them would touch a page for each
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t begin = 0; begin < n; begin += kFew)
         for (int64_t p = 0; p < panels; ++p) {
-            const uint32_t* panel = weights + p * pairs * kPanel;
             const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
             const int64_t end = std::min(n, begin + kFew);
             int64_t i = begin;
@@ -187,11 +290,9 @@ void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t
                 slope_kept(kept + (p * n + i) * kPanel, valid, peak[i * peak_stride + p] - normaliser[i], factor[i],
                            out + i * vocabulary + p * kPanel);
             for (; i + kRows <= end; i += kRows)
-                slope_panel<kRows>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
-                                   out + i * vocabulary + p * kPanel, vocabulary);
+                slope_panel<kRows>(o, i, p, valid, normaliser + i, factor + i, out + i * vocabulary + p * kPanel, vocabulary);
             for (; i < end; ++i)
-                slope_panel<1>(rows + i * pairs, pairs, panel, valid, scale, normaliser + i, factor + i,
-                               out + i * vocabulary + p * kPanel, vocabulary);
+                slope_panel<1>(o, i, p, valid, normaliser + i, factor + i, out + i * vocabulary + p * kPanel, vocabulary);
         }
 }
 
@@ -199,58 +300,18 @@ void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t
 // peak, sum: scratch [n][panels].
 void nr_head_draw(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t vocabulary, int64_t width, float temperature,
                   const double* uniform, int64_t* token, float* logp, float* peak, float* sum) {
-    const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
-    const float scale = temperature > 0.0f ? 1.0f / temperature : 1.0f;
-    const auto* rows = reinterpret_cast<const uint32_t*>(x);
-    const auto* weights = reinterpret_cast<const uint32_t*>(packed);
-    const auto valid = [&](int64_t p) { return static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel)); };
-reduce_all(rows, weights, n, vocabulary, pairs, scale, peak, sum);
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < n; ++i) {
-            const float *tops = peak + i * panels, *sums = sum + i * panels;
-            int64_t chosen = 0;
-            for (int64_t p = 1; p < panels; ++p)
-                if (tops[p] > tops[chosen]) chosen = p;
-            const double top = tops[chosen];
-            double total = 0.0, before = 0.0;
-            for (int64_t p = 0; p < panels; ++p) total += sums[p] * std::exp(tops[p] - top);
-            const double target = uniform[i] * total;
-            if (temperature > 0.0f) {
-                int64_t last = 0;
-                for (int64_t p = 0; p < panels; ++p) {
-                    const double mass = sums[p] * std::exp(tops[p] - top);
-                    if (mass > 0.0) last = p;
-                    if (before + mass > target && mass > 0.0) break;
-                    if (p + 1 < panels) before += mass;
-                }
-                chosen = last;
-                before = 0.0;
-                for (int64_t p = 0; p < chosen; ++p) before += sums[p] * std::exp(tops[p] - top);
-            }
-            __m512 z[1][2];
-            alignas(64) float logits[kPanel];
-            project<1>(rows + i * pairs, pairs, weights + chosen * pairs * kPanel, valid(chosen), scale, z);
-            _mm512_store_ps(logits, z[0][0]);
-            _mm512_store_ps(logits + 16, z[0][1]);
-            int pick = 0;
-            if (temperature > 0.0f) {
-                double reached = before;
-                for (int c = 0; c < valid(chosen); ++c) {
-                    const double mass = std::exp(logits[c] - top);
-                    if (mass > 0.0) pick = c;
-                    reached += mass;
-                    if (reached > target && mass > 0.0) break;
-                }
-            } else {
-                for (int c = 1; c < valid(chosen); ++c)
-                    if (logits[c] > logits[pick]) pick = c;
-            }
-            token[i] = chosen * kPanel + pick;
-            logp[i] = static_cast<float>(logits[pick] - top - std::log(total));
-        }
-    }
+    draw(HalfOperands{reinterpret_cast<const uint32_t*>(x), reinterpret_cast<const uint32_t*>(packed), width / 2,
+                      scale_of(temperature)},
+         n, vocabulary, temperature, uniform, token, logp, peak, sum);
+}
+
+// The same of rows of bytes with a head of bytes (int8.cpp); column_scale is padded to whole panels.
+void nr_int8_head_draw(const int8_t* x, const float* row_scale, const int32_t* row_sum, const uint32_t* packed,
+                       const float* column_scale, int64_t n, int64_t vocabulary, int64_t width, float temperature,
+                       const double* uniform, int64_t* token, float* logp, float* peak, float* sum) {
+    const ByteRows rows{reinterpret_cast<const uint32_t*>(x), row_scale, row_sum, width / 4};
+    draw(ByteOperands{rows, packed, column_scale, scale_of(temperature)}, n, vocabulary, temperature, uniform, token, logp,
+         peak, sum);
 }
 }
 #else
@@ -263,5 +324,7 @@ void nr_head_slope(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, 
                    const uint16_t*, int64_t, const float*, int64_t) {}
 void nr_head_draw(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const double*, int64_t*, float*, float*,
                   float*) {}
+void nr_int8_head_draw(const int8_t*, const float*, const int32_t*, const uint32_t*, const float*, int64_t, int64_t, int64_t,
+                       float, const double*, int64_t*, float*, float*, float*) {}
 }
 #endif
