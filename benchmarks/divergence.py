@@ -28,7 +28,7 @@ from benchmarks.divergence_bench import Bench, made, make_bench
 from benchmarks.divergence_report import against_uniform, arms, draw, layer_table, recommend, table
 from benchmarks.durable import write_whole
 from benchmarks.provenance import provenance
-from policies import LayerSubset
+from policies import LayerSubset, with_int8
 from policies.subset import HALVES, without
 from registry import UsageError, patches, skip_samplers
 
@@ -113,6 +113,18 @@ def patched_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str
                 yield bench.row(row["sampler"], layers, found, row["ratio"]) | {"patch": patch}
 
 
+def byte_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of all layers, and of the sets of ``plain`` that are worth a patch, with products on bytes."""
+    sets = [("full", bench.full, 0.0), *((row["sampler"], tuple(row["layers"]), row["ratio"]) for row in plain)]
+    for sampler, layers, ratio in sets:
+        try:
+            found = bench.divergence(with_int8(layers))
+        except UsageError as error:
+            print(f"no int8 rows: {error}", file=sys.stderr)
+            return
+        yield bench.row(sampler, layers, found, ratio, int8=True)
+
+
 def worth_a_patch(plain: list[dict[str, Any]], samplers: list[str] | None) -> list[dict[str, Any]]:
     """The rows of ``samplers``; by default at each ratio those of the two samplers of whole layers nearest to the
     target, and of ``uniform``."""
@@ -167,13 +179,15 @@ def collect_rows(bench: Bench) -> list[dict[str, Any]]:
         if not bench.options.no_layers:
             yield single_layers(bench)
         yield measured_sets(bench)
+        plain = [row for row in rows if row["ratio"] is not None]
         if bench.options.patches:
-            yield patched_sets(bench, [row for row in rows if row["ratio"] is not None])
+            yield patched_sets(bench, plain)
+        yield byte_sets(bench, worth_a_patch(plain, bench.options.patched))
 
     for source in sources():
         for row in source:
             rows.append(row | {"provenance": facts} if not rows else row)
-            gone = " ".join(map(str, row["layers_skipped"]))
+            gone = " ".join(map(str, row["layers_skipped"])) or "nothing"
             print(
                 f"{time.perf_counter() - began:6.0f} s  {row['sampler']}, patch {row['patch']}: without {gone}: "
                 f"{row['kl_per_token']:.3f} nats per token, D {row['D']:.2f}",

@@ -13,8 +13,9 @@ import torch
 
 from benchmarks.pairing import Block, abba, median_ratio
 from envs.task import Task, TaskSpec
-from policies import LayerSubset, Length, Nested, Policy, Probe
+from policies import LayerSubset, Length, Nested, Policy, Probe, with_int8
 from policies.divergence import Text, compare, completions, states, write
+from policies.patched import is_int8
 from policies.subset import HALVES, kept_blocks
 from registry import Registry, UsageError, parse_value, patches
 
@@ -36,7 +37,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.full: LayerSubset = tuple(range(self.policy.num_layers))
-        self._speed: dict[tuple[int, int], float] = {}
+        self._speed: dict[tuple[int, int, bool], float] = {}
         self._texts: dict[int, Text] = {}
 
     def _fit_text(self, number: int) -> Text:
@@ -68,7 +69,7 @@ class Bench:
         """KL, TV, D and mean length of ``mu`` on its own completions of the held-out prompts."""
         text = write(self.policy, mu, self.prompts, self.length, seed=self.options.seed)
         target, nested = (states(self.policy, text, subset) for subset in (self.full, mu))
-        found = compare(self.policy, target, [nested])[0]
+        found = compare(self.policy, target, [nested], int8=is_int8(mu))[0]
         of_prompt = torch.zeros(len(text.mask)).index_add_(0, completions(self.policy, text), found.each.cpu())
         return {
             "kl_per_token": found.kl,
@@ -81,25 +82,28 @@ class Bench:
             "tokens_of_prompts": text.mask.sum(1).tolist(),
         }
 
-    def speed(self, layers: LayerSubset) -> dict[str, Any]:
-        """The speed-up of rollouts by weights, and measured; which layers are skipped makes no difference to it."""
+    def speed(self, layers: LayerSubset, int8: bool = False) -> dict[str, Any]:
+        """The speed-up of rollouts by weights skipped, and measured; which layers are skipped makes no difference to
+        it."""
         a, skipped = self.policy.architecture, self.policy.layers_skipped(layers)
-        blocks = kept_blocks(layers)
-        shape = (sum(block.attention for block in blocks), sum(block.mlp for block in blocks))
+        blocks, mu = kept_blocks(layers), with_int8(layers, int8)
+        shape = (sum(block.attention for block in blocks), sum(block.mlp for block in blocks), int8)
         if shape not in self._speed and self.options.pairs:
-            pairs = abba(lambda: self._block(layers), lambda: self._block(self.full), self.options.pairs)
+            pairs = abba(lambda: self._block(mu), lambda: self._block(self.full), self.options.pairs)
             self._speed[shape] = median_ratio(pairs).value
         ideal = 1 / (1 - a.layers_share * skipped / a.layers)
         return {"speedup_ideal": ideal, "speedup_measured": self._speed.get(shape)}
 
-    def _block(self, layers: LayerSubset) -> Block:
+    def _block(self, layers: Nested) -> Block:
         tokens, began, seconds = 0, time.perf_counter(), 0.0
         while seconds < SHORTEST_BLOCK:
             text = write(self.policy, layers, self.prompts * GROUP, Length(self.length.tokens))
             tokens, seconds = tokens + int(text.mask.sum()), time.perf_counter() - began
         return Block(tokens, seconds)
 
-    def row(self, sampler: str, layers: LayerSubset, found: dict[str, float], ratio: float | None) -> dict[str, Any]:
+    def row(
+        self, sampler: str, layers: LayerSubset, found: dict[str, float], ratio: float | None, int8: bool = False
+    ) -> dict[str, Any]:
         """One line of the JSON: a set of layers, where it comes from, and its figures. Patches cost nothing in
         rollouts, so their speed-up is that of the plain skip."""
         kept, total = set(kept_blocks(layers)), self.policy.num_layers
@@ -107,7 +111,7 @@ class Bench:
         halves = [f"{b.layer}.{HALVES[b.attention]}" for b in sorted(kept) if not (b.attention and b.mlp)]
         return {
             "sampler": sampler,
-            "patch": "none",
+            "patch": "int8" if int8 else "none",
             "skipped": self.policy.layers_skipped(layers),
             "num_layers": total,
             "layers": list(layers),
@@ -115,7 +119,7 @@ class Bench:
             "ratio": ratio,
             "written_by": "full model" if ratio is None else "nested policy",
             **found,
-            **self.speed(layers),
+            **self.speed(layers, int8),
         }
 
 

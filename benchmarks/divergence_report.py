@@ -142,7 +142,7 @@ def recommend(found: Sequence[Row], budget: float) -> str:
     """The fastest arm within the budget, or what is nearest to it, in words."""
 
     def words(arm: Row) -> str:
-        patch = "" if arm["patch"] == "none" else f" with patch {arm['patch']}"
+        patch = {"none": "", "int8": " with rollout_dtype=int8"}.get(arm["patch"], f" with patch {arm['patch']}")
         return (
             f"{arm['sampler']}{patch} at {arm['skipped']:.3g} of {arm['num_layers']} layers "
             f"(its ratio {arm['ratio']:.3f}): D {arm['D']:.2f}, {speedup(arm):.2f} times the tokens a second"

@@ -215,26 +215,34 @@ def influence(policy: Policy, text: Text) -> list[float]:
 
 
 @torch.inference_mode()
-def compare(policy: Policy, target: Tensor, nested: Sequence[Tensor], temperature: float = 1.0) -> list[Divergence]:
+def compare(
+    policy: Policy, target: Tensor, nested: Sequence[Tensor], temperature: float = 1.0, int8: bool = False
+) -> list[Divergence]:
     """The divergence of each nested policy from the target.
 
     Args:
         target: final hidden states [M, width] of pi, from ``states``.
         nested: those of one or several mu, [M, width] each, after the same prefixes.
         temperature: of both distributions.
+        int8: whether the nested ones' products are on bytes; so is their head then.
     """
     weight = operand(policy.model.lm_head.weight, policy.dtype)
     rows = max(1, _CHUNK // len(weight))
     found = torch.zeros(len(nested), 3, len(target), device=target.device)
 
-    def log_distribution(hidden: Tensor) -> Tensor:
-        return float_product(hidden.to(policy.dtype), weight).div_(temperature).log_softmax(-1)
+    def logits(hidden: Tensor) -> Tensor:
+        return float_product(hidden.to(policy.dtype), weight)
+
+    def log_distribution(hidden: Tensor, head: Callable[[Tensor], Tensor] = logits) -> Tensor:
+        return head(hidden).div_(temperature).log_softmax(-1)
+
+    theirs = policy.packed(True).head.logits if int8 else logits
 
     for start in range(0, len(target), rows):
         log_pi = log_distribution(target[start : start + rows])
         pi = log_pi.exp()
         for n, hidden in enumerate(nested):
-            log_mu = log_distribution(hidden[start : start + rows])
+            log_mu = log_distribution(hidden[start : start + rows], theirs)
             mu, gap = log_mu.exp(), log_mu - log_pi
             kinds = (mu * gap).sum(1), -(pi * gap).sum(1), (mu - pi).abs().sum(1) / 2
             found[n, :, start : start + rows] = torch.stack(kinds)

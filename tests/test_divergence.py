@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies import Probe
+from policies import Probe, with_int8
 from policies.divergence import Length, compare, completions, influence, states, states_without_each, write
 from policies.subset import LayerSubset, without
 from registry import UsageError
@@ -59,13 +59,14 @@ def test_texts_add_up_and_share_their_prompts():
     assert both.first(2).prompts == PROMPTS[:2]
 
 
-def test_the_mean_log_ratio_of_sampled_tokens_estimates_the_exact_divergence():
-    policy, layers = shared_policy(), (0, 1, 3)
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_mean_log_ratio_of_sampled_tokens_estimates_the_exact_divergence(int8):
+    policy, layers = shared_policy(), with_int8((0, 1, 3), int8)
     text = write(policy, layers, [PROMPTS[0]] * 400, Length(10), seed=1)
     with torch.no_grad():
         log_mu = policy.logprobs(text.prompts, text.tokens, text.mask, layers)
         ratio = log_mu - policy.logprobs(text.prompts, text.tokens, text.mask)
-    found = compare(policy, states(policy, text, FULL), [states(policy, text, layers)])[0]
+    found = compare(policy, states(policy, text, FULL), [states(policy, text, layers)], int8=int8)[0]
     error = float(ratio[text.mask].std()) / text.mask.sum() ** 0.5
     assert found.kl > 10 * error
     assert abs(found.kl - float(ratio[text.mask].mean())) < 4 * error

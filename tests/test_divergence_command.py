@@ -61,13 +61,24 @@ def test_patches_are_one_more_axis_over_the_same_sets(rows: list[dict]) -> None:
         assert row["kl_per_token"] != before["kl_per_token"]
 
 
+def test_products_on_bytes_are_compared_too(rows: list[dict]) -> None:
+    found = [row for row in rows if row["patch"] == "int8"]
+    assert {row["sampler"] for row in found} == {"full", "uniform", "lowest-kl:joint=true"}
+    full = found[0]
+    assert (full["sampler"], full["skipped"], full["speedup_ideal"]) == ("full", 0, 1.0)
+    assert 0 < full["kl_per_token"] < min(row["kl_per_token"] for row in rows if row["skipped"] >= 2)
+    plain = {(row["sampler"], tuple(row["layers"])): row["kl_per_token"] for row in rows if row["patch"] == "none"}
+    for row in found[1:]:
+        assert row["kl_per_token"] == pytest.approx(plain[row["sampler"], tuple(row["layers"])], rel=0.5)
+
+
 def test_fits_have_texts_of_their_own(tmp_path: Path, capsys) -> None:
     file = tmp_path / "rows.json"
     sets = ["--samplers", "fixed:layers=2,5,border=0", "uniform", "--skips", "2", "--no-layers", "--pairs", "0"]
     fits = ["--patches", "heal:ridge=0.5", "--patched", "fixed:layers=2,5,border=0", "--fits", "2", "--both-texts"]
     assert main([*SMALL, *sets, *fits, "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
-    plain, patched = ([row for row in rows if (row["patch"] == "none") == bare] for bare in (True, False))
+    plain, patched = ([row for row in rows if row["patch"] == patch] for patch in ("none", "heal:ridge=0.5"))
     assert [row["sampler"] for row in plain] == ["fixed:layers=2,5,border=0", "uniform", "uniform"]
     assert [(row["layers_skipped"], row["fit"]) for row in patched] == [([2, 5], 0), ([2, 5], 1)]
     assert patched[0]["kl_per_token"] != patched[1]["kl_per_token"]
