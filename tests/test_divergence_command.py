@@ -111,8 +111,9 @@ def test_the_interval_of_a_ratio_covers_the_planted_one() -> None:
 
 
 def test_speeds_are_shared_by_sets_of_one_shape(rows: list[dict]) -> None:
-    speeds = {row["speedup_measured"] for row in rows if row["skipped"] == 2 and row["written_by"] == "nested policy"}
-    assert len(speeds) == 1
+    two = [row for row in rows if row["skipped"] == 2 and row["written_by"] == "nested policy"]
+    for int8 in (False, True):
+        assert len({row["speedup_measured"] for row in two if (row["patch"] == "int8") == int8}) == 1
 
 
 def test_the_front_and_the_recommendation_follow_the_rows() -> None:
