@@ -133,8 +133,8 @@ class Training:
         self.evaluator = Evaluator(agent.envs.unwrapped.task, chosen, self.ranks)
         if not self.rows:
             yield self._evaluate(agent, whole=True)
-        # What imports have left lives as long as the process: to look through it again and again takes up to a fifth of a
-        # small model's rollouts.
+        # What imports have left lives as long as the process: to look through it again and again takes up to a fifth of
+        # a small model's rollouts.
         gc.collect()
         gc.freeze()
         last = self._over(agent)
