@@ -28,6 +28,7 @@ from policies import LayerSubset, Policy, with_int8
 from registry import UsageError
 
 SKIPS = (1, 2, 4, 8)
+QUICK_SKIPS = (2, 4)
 BATCHES = (32, 64, 128)
 WARM_UPS = 2  # iterations: the first ones of a process are slower, until memory has been touched
 COLUMNS = ("name", "workload", "tokens_per_second", "ratio", "ratio_low", "ratio_high", "against")
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--new-tokens", type=int, default=64, help="longest completion")
     found.add_argument("--slots", type=int, default=64)
     found.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
+    found.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
     found.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")
     found.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
     found.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
@@ -83,6 +85,16 @@ def kept_layers(policy: Policy, skips: int) -> LayerSubset:
     return tuple(sorted(set(range(policy.num_layers)) - {int(layer) for layer in skipped}))
 
 
+def chosen_skips(options: argparse.Namespace, layers: int) -> tuple[int, ...]:
+    """Numbers of skipped layers: those given, else those of the default that the model has room for."""
+    if options.skips is None:
+        return tuple(skips for skips in (QUICK_SKIPS if options.quick else SKIPS) if skips < layers - 1)
+    for skips in options.skips:
+        if not 0 < skips < layers - 1:
+            raise UsageError(f"--skips {skips}: give 1 to {layers - 2}, the first and the last layer are kept")
+    return tuple(options.skips)
+
+
 def row(
     name: str, workload: str, blocks: list[Block], pairs: list[tuple[Block, Block]], against: str
 ) -> dict[str, Any]:
@@ -112,7 +124,7 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         yield row(name, workload, [b for b, _ in reverse], reverse, "engine")
     yield from by_bytes(policy, work, workload, full, next(iter(peers.items())), options.pairs)
     share = full.parts.layers / full.parts.total
-    for skips in (s for s in options.skips if s < policy.num_layers - 1):
+    for skips in options.skips:
         nested = Engine(policy, work, kept_layers(policy, skips))
         pairs = abba(nested, full, options.pairs)
         found = row(f"engine, {skips} of {policy.num_layers} skipped", workload, [b for b, _ in pairs], pairs, "engine")
@@ -249,7 +261,6 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 for bad input."""
     options = parser().parse_args(arguments)
-    options.skips = (2, 4) if options.quick else SKIPS
     if options.quick:
         options.pairs = min(options.pairs, 3)
         options.batch = options.batch or 64
@@ -259,6 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
         torch.set_num_threads(options.threads or torch.get_num_threads())
         policy = Policy.load(options.policy, options.device, options.dtype)
+        options.skips = chosen_skips(options, policy.num_layers)
         rows = written(all_rows(policy, options), options.json)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

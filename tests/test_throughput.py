@@ -108,7 +108,15 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert "2 of 12 skipped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "said"), [("--slots 0", "--slots 0: give at least 1"), ("--policy ./no", "no such")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--slots 0", "--slots 0: give at least 1"),
+        ("--policy ./no", "no such"),
+        ("--skips 11", "--skips 11: give 1 to 10"),
+        ("--problems gsm9k", "gsm8k"),
+    ],
+)
 def test_bad_input_is_named_and_exits_with_2(words, said, capsys):
     assert throughput.main(words.split()) == 2
     assert said in capsys.readouterr().err
