@@ -61,6 +61,46 @@ class GRPO:
         return centred / (variance.sqrt() + self.eps)
 
 
+@advantages.register("down-sampled")
+@dataclass(frozen=True)
+class DownSampled:
+    """GRPO on the ``keep`` completions of each group whose rewards vary most; the others get 0, so that the update
+    drops them (PODS, arXiv 2504.13818): for where a completion costs more to learn from than to write.
+
+    Which of equally rewarded completions are kept is a matter of order. So with rewards 0 and 1 and completions of one
+    policy a group's expected gradient is that of ``grpo``, up to a positive factor that depends on how many are right.
+
+    Attributes:
+        keep: completions per group that the update sees; a group of no more is kept whole.
+        eps: as in ``grpo``.
+    """
+
+    keep: int = 8
+    eps: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.keep < 2:
+            raise UsageError(f"down-sampled: keep={self.keep} must be at least 2")
+
+    def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
+        """[B] of reward [B] and group [B]."""
+        kept = torch.cat([self._kept(reward, (group == one).nonzero()[:, 0]) for one in torch.unique(group)])
+        advantage = torch.zeros_like(reward)
+        advantage[kept] = GRPO(self.eps)(reward[kept], group[kept])
+        return advantage
+
+    def _kept(self, reward: Tensor, members: Tensor) -> Tensor:
+        """The [keep] of ``members`` with the lowest and the highest rewards, as many of each as vary most: a subset of
+        largest variance leaves a gap only in the middle."""
+        if len(members) <= self.keep:
+            return members
+        ordered = members[reward[members].argsort(stable=True)]
+        place = torch.arange(self.keep)
+        lowest = torch.arange(self.keep + 1)[:, None]
+        choices = ordered[torch.where(place < lowest, place, place + len(members) - self.keep)]
+        return choices[reward[choices].double().var(1).argmax()]
+
+
 @advantages.register("whitened")
 @dataclass(frozen=True)
 class Whitened:

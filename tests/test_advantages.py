@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,13 +48,48 @@ def test_order_and_group_numbers_change_nothing(id, data):
     assert torch.isfinite(found).all() and found.shape == reward.shape
 
 
-@pytest.mark.parametrize("id", ["rloo", "dr-grpo", "grpo"])
+@pytest.mark.parametrize("id", ["rloo", "dr-grpo", "grpo", "down-sampled"])
 def test_a_group_that_agrees_teaches_nothing(id):
     found = advantages.make(id)(torch.ones(4), torch.tensor([0, 0, 1, 1]))
     assert torch.equal(found, torch.zeros(4))
 
 
-@pytest.mark.parametrize("id", ["rloo", "dr-grpo", "grpo"])
+@given(
+    reward=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=7),
+    keep=st.integers(2, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_down_sampling_keeps_the_completions_of_largest_variance(reward, keep):
+    values = torch.tensor(reward)
+    found = advantages.make("down-sampled", keep=keep, eps=0.0 if len(set(reward)) > 1 else 1.0)(
+        torch.cat([values, 1 - values]), torch.tensor([4] * len(reward) + [1] * len(reward))
+    )
+    for rewards, advantage in ((values, found[: len(reward)]), (1 - values, found[len(reward) :])):
+        kept = advantage.nonzero()[:, 0]
+        largest = max(torch.var(torch.tensor(some)) for some in combinations(rewards.tolist(), min(keep, len(reward))))
+        if largest == 0:
+            assert len(kept) == 0
+            continue
+        # kept completions at their own mean have advantage 0: the others are a lower bound of the sum of squares
+        torch.testing.assert_close(advantage.square().sum(), torch.tensor(min(keep, len(reward)) - 1.0))
+        slope = (rewards[kept].max() - rewards[kept].min()) / (advantage[kept].max() - advantage[kept].min())
+        torch.testing.assert_close(slope.square(), largest)
+
+
+def test_down_sampling_one_right_of_many_keeps_it():
+    reward = torch.zeros(64)
+    reward[41] = 1.0
+    found = advantages.make("down-sampled", keep=8, eps=0.0)(reward, torch.zeros(64))
+    assert int((found != 0).sum()) == 8
+    torch.testing.assert_close(found[41], torch.tensor(7 / 8**0.5))
+
+
+def test_down_sampling_to_one_is_refused():
+    with pytest.raises(UsageError, match="keep=1"):
+        advantages.make("down-sampled", keep=1)
+
+
+@pytest.mark.parametrize("id", ["rloo", "dr-grpo", "grpo", "down-sampled"])
 def test_a_lone_completion_is_refused(id):
     with pytest.raises(UsageError, match="at least 2"):
         advantages.make(id)(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 1]))
