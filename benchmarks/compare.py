@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", default="smoke", help="smoke, corrections, samplers, paper, or a TOML file")
+    parser.add_argument("--preset", default="smoke", help="smoke, wallclock, samplers, paper, ... or a TOML file")
     parser.add_argument("--agents", nargs="+", metavar="ID", help="agent ids or quoted patterns of them")
     parser.add_argument("--seeds", help="how many (5), or which (0,3,7; one seed alone as '3,')")
     parser.add_argument("--policy", nargs="+", help="tiny (built in), Hugging Face folders or hub ids")
