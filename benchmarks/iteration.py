@@ -135,7 +135,11 @@ class TrlProcess:
             pass  # it ended early, and its last line says why
         line = self.child.stdout.readline()
         if not line:
-            raise UsageError(f"TRL's process ended with exit code {self.child.wait()}; its messages are above")
+            code = self.child.wait()
+            memory = " (killed: most likely it ran out of memory, so take shorter prompts or a smaller --group-size)"
+            raise UsageError(
+                f"TRL's process ended with exit code {code}{memory if code == -9 else ''}; its messages are above"
+            )
         found = json.loads(line)
         if "error" in found:
             raise UsageError(found["error"])
