@@ -253,7 +253,7 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_format(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.axvline(1.0, color="grey", linewidth=0.8)
-    axes.set_xlabel("ratio of tokens per second (median of paired blocks, 95 % interval)")
+    axes.set_xlabel("ratio of tokens a second")
     figure.tight_layout()
     figure.savefig(target, dpi=150)
 
