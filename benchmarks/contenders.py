@@ -187,7 +187,7 @@ class Generate:
 class ContinuousBatching(Generate):
     """transformers' generate_batch: paged keys and values, admission as requests end."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self) -> Block:
         """The next ``batch`` completions as one call."""
         from transformers import GenerationConfig
