@@ -84,13 +84,19 @@ def pack(prompts: Sequence[Tensor], tokens: Tensor, mask: Tensor) -> Packing:
     )
 
 
+def pack_prompts(prompts: Sequence[Tensor]) -> Packing:
+    """The layout of ``prompts`` ([tokens] int64 each) that no completion follows."""
+    nothing = torch.zeros(len(prompts), 1, dtype=torch.int64, device=prompts[0].device)
+    return pack(prompts, nothing, nothing.bool())
+
+
 def first_stream(
     packing: Packing, architecture: Architecture, embedding: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]:
     """The residual stream [N, width] float32 before the first layer, and the function that takes it through one.
 
     ``rotary`` is the table of at least all positions."""
-    attend = _attention(packing, architecture, rotary)
+    attend = packed_attention(packing, architecture, rotary)
 
     def apply(x: Tensor, weights: LayerWeights) -> Tensor:
         return layer(x, weights, architecture, attend)
@@ -98,7 +104,8 @@ def first_stream(
     return embed(packing.ids, embedding, architecture), apply
 
 
-def _attention(packing: Packing, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> Attend:
+def packed_attention(packing: Packing, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> Attend:
+    """Attention of a micro-batch's tokens, by the fastest kernel that there is for them."""
     native = kernels() if packing.ids.device.type == "cpu" and architecture.head_dim % LANES == 0 else None
     if native is not None:
         return CompiledAttention(native, Layout(packing, architecture, rotary))

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from policies.architecture import Architecture
-from policies.attention import CausalAttention
 from policies.graphs import upload
 from policies.layers import embed, kept_weights, layer, rotated
+from policies.scoring import pack_prompts, packed_attention
 from policies.subset import LayerSubset
-from policies.varlen import UnpaddedAttention, causal_spans
 from policies.weights import PackedWeights
 
 _PREFILL_TOKENS = 2048  # per pass: bounds the activations, and larger passes are no faster
@@ -169,29 +168,25 @@ class Prefill:
         self.weights = weights
         self.layers = kept_weights(weights.layers, layers)
         self.architecture = architecture
-        self.rotary = (rotary[0].to(weights.dtype), rotary[1].to(weights.dtype))
+        self.rotary = rotary
 
     def __call__(self, prompts: Sequence[np.ndarray]) -> list[list[Tensor]]:
         """Per prompt ([tokens] int64), per attention kept: its KV [tokens, kv_width], keys before values."""
         a, device = self.architecture, self.weights.embedding.device
-        sizes = [len(prompt) for prompt in prompts]
-        positions = torch.cat([torch.arange(size) for size in sizes]).to(device)
-        sequence = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
-        ids = torch.from_numpy(np.concatenate(prompts)).to(device)
-        x = embed(ids, self.weights.embedding, a)
-        rotary = (self.rotary[0][positions], self.rotary[1][positions])
-        padded = CausalAttention(sequence, positions, a.scale)
-        attention = UnpaddedAttention(padded, a.scale, lambda: causal_spans(torch.tensor(sizes, device=device)))
+        packing = pack_prompts([torch.from_numpy(prompt).to(device) for prompt in prompts])
+        positions = (self.rotary[0][packing.position], self.rotary[1][packing.position])
+        attention = packed_attention(packing, a, self.rotary)
         stored: list[Tensor] = []
 
         def attend(heads: Tensor, window: int | None) -> Tensor:
-            query, key, value = rotated(heads, a, rotary, window)
+            _, key, value = rotated(heads, a, positions, window)
             stored.append(torch.cat((key, value), dim=1).view(len(key), a.kv_width))
-            return attention(query, key, value, window)
+            return attention(heads, window)
 
+        x = embed(packing.ids, self.weights.embedding, a)
         for weights in self.layers:
             x = layer(x, weights, a, attend)
-        return [list(parts) for parts in zip(*(kv.split(sizes) for kv in stored), strict=True)]
+        return [list(parts) for parts in zip(*(kv.split([len(p) for p in prompts]) for kv in stored), strict=True)]
 
 
 def _batches(chosen: list[int], sizes: np.ndarray) -> list[list[int]]:

@@ -44,17 +44,6 @@ class Spans:
     longest: tuple[int, int]
 
 
-def _spans(queries: Tensor, keys: Tensor, index: Tensor | None) -> Spans:
-    """From lengths [R] of the sequences."""
-    ends = [F.pad(size.cumsum(0), (1, 0)).int() for size in (queries, keys)]
-    return Spans(ends[0], ends[1], index, (int(queries.max()), int(keys.max())))
-
-
-def causal_spans(sizes: Tensor) -> Spans:
-    """Of R sequences of ``sizes`` [R] tokens that see themselves."""
-    return _spans(sizes, sizes, None)
-
-
 def shared_spans(prompt_size: Tensor, prompt_of: Tensor, own: Tensor) -> Spans:
     """Of prompts with ``prompt_size`` [P] tokens, which lie first, and completions with ``own`` [B] tokens (perhaps
     none) of the prompts ``prompt_of`` [B]."""
@@ -68,7 +57,9 @@ def shared_spans(prompt_size: Tensor, prompt_of: Tensor, own: Tensor) -> Spans:
     row = torch.repeat_interleave(torch.arange(len(keys), device=keys.device), keys)
     place = torch.arange(len(row), device=keys.device) - (keys.cumsum(0) - keys)[row]
     index = place + torch.where(place < shared[row], starts[0][row], starts[1][row])
-    return _spans(torch.cat((prompt_size, own[written])), keys, index)
+    queries = torch.cat((prompt_size, own[written]))
+    ends = [F.pad(size.cumsum(0), (1, 0)).int() for size in (queries, keys)]
+    return Spans(ends[0], ends[1], index if len(of) else None, (int(queries.max()), int(keys.max())))
 
 
 def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, window: int | None) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies import Behavior, Policy
+from policies import Behavior, Policy, decoders
+from policies.native import kernels
 from registry import UsageError
 from tests.policy_checkpoints import (
     FAMILIES,
@@ -128,6 +129,21 @@ def test_the_slot_count_and_refills_change_no_episode():
             np.testing.assert_allclose([p for _, p in few[episode]], [p for _, p in expected], atol=1e-4)
     other = roll_out(policy, 12, deck, 8, seed=4)
     assert other != many
+
+
+@pytest.mark.skipif(kernels() is None, reason="needs the compiled kernels")
+@pytest.mark.parametrize("whole_steps", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_slot_count_changes_no_bit(dtype, whole_steps, monkeypatch):
+    """Prompts are computed alone or with others, rows stand among few or many: the sums are the same."""
+    monkeypatch.setattr(decoders, "fits_reach", lambda *model: whole_steps)
+    policy = Policy(random_model(hidden_size=128, intermediate_size=320), dtype=dtype)
+    rng = np.random.default_rng(0)
+    distinct = [rng.integers(0, VOCABULARY, size).tolist() for size in (3, 13, 1, 7)]
+    deck = [distinct[i // 4] for i in range(16)]
+    many = roll_out(policy, 16, deck, 6, seed=3)
+    for slots in (1, 3, 7):
+        assert roll_out(policy, slots, deck, 6, seed=3) == many
 
 
 def test_behavior_logp_equals_policy_logprobs_with_all_layers():
