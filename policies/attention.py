@@ -75,6 +75,40 @@ class CausalAttention:
         return self.padding.unpad(mixed)
 
 
+class SlotAttention:
+    """Attention of one token of each row to what the row holds.
+
+    Args:
+        used: [R] int64, the tokens that each of R rows holds, its last one included.
+        size: at least as many.
+        scale: multiplies the scores.
+    """
+
+    def __init__(self, used: Tensor, size: int, scale: float) -> None:
+        self.used = used
+        self.size = size
+        self.scale = scale
+        self.masks: dict[int | None, Tensor] = {}
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        if window not in self.masks:
+            key, used = torch.arange(self.size, device=self.used.device), self.used[:, None]
+            seen = key < used
+            if window is not None:
+                seen &= key >= used - window
+            mask = torch.zeros(seen.shape, dtype=dtype, device=key.device).masked_fill_(~seen, -torch.inf)
+            self.masks[window] = mask[:, None, None]
+        return self.masks[window]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        """[R, Hq * D] from query [R, Hq, D] and the rows' key, value [R, >= size, Hk, D]."""
+        grouped = query.view(len(query), key.shape[2], -1, query.shape[2])
+        keys, values = (x[:, : self.size].transpose(1, 2) for x in (key, value))
+        mask = self._mask(window, query.dtype)
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scale)
+        return mixed.reshape(len(query), -1)
+
+
 class SharedPromptAttention:
     """Causal attention of completions to their prompt, which several may share, and to themselves.
 

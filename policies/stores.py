@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.architecture import Architecture
+from policies.attention import SlotAttention
 from policies.graphs import LENGTH, ROWS, Replays, bucket, upload
 from policies.layers import embed, gain, kept_weights, layer, rotated
 from policies.native import BLOCK, Kernels
 from policies.native.step import DecodeStep, LayerStep
 from policies.subset import LayerSubset
+from policies.varlen import UnpaddedSlots
 from policies.weights import PackedWeights
 
 
@@ -97,30 +99,19 @@ class TorchStore:
         n = len(token)
         x = embed(token, self.weights.embedding, a)
         rotary = (self.rotary[0][where], self.rotary[1][where])
-        masks = {window: self._mask(where, size, window) for window in {w.window for w in self.layers}}
+        attention = UnpaddedSlots(SlotAttention(where + 1, size, a.scale), self.longest)
         stores = iter(self.kv)
 
         def attend(heads: Tensor, window: int | None) -> Tensor:
             query, key, value = rotated(heads, a, rotary, window)
             kv = next(stores)
             kv.index_copy_(0, flat, torch.cat((key, value), dim=1).view(n, a.kv_width))
-            past = kv.view(-1, self.longest, 2, a.key_heads, a.head_dim)[:n, :size]
-            keys, values = past[:, :, 0].transpose(1, 2), past[:, :, 1].transpose(1, 2)
-            grouped = query.view(n, a.key_heads, a.repeat, a.head_dim)
-            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=masks[window], scale=a.scale)
-            return mixed.reshape(n, a.query_heads * a.head_dim)
+            past = kv.view(-1, self.longest, 2, a.key_heads, a.head_dim)[:n]
+            return attention(query, past[:, :, 0], past[:, :, 1], window)
 
         for weights in self.layers:
             x = layer(x, weights, a, attend)
         return F.rms_norm(x, (a.width,), gain(self.weights.norm, a), a.eps)
-
-    def _mask(self, where: Tensor, size: int, window: int | None) -> Tensor:
-        key = torch.arange(size, device=self.device)
-        seen = key <= where[:, None]
-        if window is not None:
-            seen &= key > where[:, None] - window
-        mask = torch.zeros(seen.shape, dtype=self.weights.dtype, device=self.device).masked_fill_(~seen, -torch.inf)
-        return mask[:, None, None]
 
 
 class SharedPrompt:

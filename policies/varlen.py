@@ -1,4 +1,4 @@
-"""Attention over packed tokens without padding, by torch's variable-length kernel on a GPU.
+"""Attention without padding, by torch's variable-length kernel on a GPU: of packed tokens, and of decode steps.
 
 Each sequence of queries sees a sequence of keys that ends with it: a prompt itself, or a completion its prompt and
 itself. Keys and values of a prompt are gathered once per completion, and autograd sums their gradients. The kernel is
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.attention import CausalAttention, SharedPromptAttention
+from policies.attention import CausalAttention, SharedPromptAttention, SlotAttention
 
 TOLERANCE = 3e-2  # of values and gradients in half precision, relative to the largest; rounding makes about 0.6 %
 
@@ -98,25 +98,79 @@ class UnpaddedAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
         """As an ``Attention``."""
-        if fits(query) and trusted(query.device, query.dtype, query.shape[1:], key.shape[1], window is not None):
+        if fits(query) and trusted(disagreement, *_kind(query, key), window is not None):
             return span_attention(query, key, value, self.spans(), self.scale, window)
         return self.padded(query, key, value, window)
 
 
+class UnpaddedSlots:
+    """What ``padded`` computes, reading only what each row holds, where the kernel can be had and trusted.
+
+    Args:
+        padded: the attention.
+        room: places of a row's keys and values.
+    """
+
+    def __init__(self, padded: SlotAttention, room: int) -> None:
+        self.padded = padded
+        self.queries = torch.arange(len(padded.used) + 1, dtype=torch.int32, device=padded.used.device)
+        self.keys = self.queries * room
+        self.used = padded.used.int()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        """As a ``SlotAttention``."""
+        if fits(query) and trusted(slot_disagreement, *_kind(query, key), window is not None):
+            return self.kernel(query, key, value, window)
+        return self.padded(query, key, value, window)
+
+    def kernel(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
+        """As a ``SlotAttention``, by the kernel. Keys are not split among blocks of threads: how they are split would
+        depend on the other rows, and so would the rounding."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(
+            query,
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            self.queries,
+            self.keys,
+            1,
+            self.padded.size,
+            scale=self.padded.scale,
+            window_size=(-1 if window is None else window - 1, 0),
+            enable_gqa=True,
+            seqused_k=self.used,
+            num_splits=1,
+        )
+        assert isinstance(out, Tensor)
+        return out.flatten(1)
+
+
+def _kind(query: Tensor, key: Tensor) -> tuple[torch.device, torch.dtype, torch.Size, int]:
+    """What a check is made for: device, dtype, the query's heads and channels, and the key's heads."""
+    return query.device, query.dtype, query.shape[1:], key.shape[-2]
+
+
+Check = Callable[[torch.device, torch.dtype, torch.Size, int, "int | None"], float]
+
+
 @cache
-def trusted(device: torch.device, dtype: torch.dtype, heads: torch.Size, key_heads: int, windowed: bool) -> bool:
+def trusted(
+    check: Check, device: torch.device, dtype: torch.dtype, heads: torch.Size, key_heads: int, windowed: bool
+) -> bool:
     """Whether the kernel agrees with the padded attention for queries of ``heads`` [Hq, D]; warns if it does not."""
     try:
-        error = disagreement(device, dtype, heads, key_heads, 7 if windowed else None)
+        error = check(device, dtype, heads, key_heads, 7 if windowed else None)
     except (ImportError, RuntimeError, TypeError, ValueError) as raised:
         reason = str(raised).strip().split("\n")[0]
     else:
         if error <= TOLERANCE:
             return True
         reason = f"it differs from padded attention by {error:.1%} of the largest number"
+    use = "to decode " if check is slot_disagreement else ""
     warnings.warn(
-        f"torch's variable-length attention is not used for {heads[0]} and {key_heads} heads of {heads[1]} in {dtype}"
-        f"{' with a window' if windowed else ''} ({reason}): padded attention is, slower and with more memory",
+        f"torch's variable-length attention is not used {use}for {heads[0]} and {key_heads} heads of {heads[1]} in "
+        f"{dtype}{' with a window' if windowed else ''} ({reason}): padded attention is, slower and with more memory",
         stacklevel=2,
     )
     return False
@@ -158,3 +212,19 @@ def disagreement(
         float((ours.float() - theirs).abs().max() / theirs.abs().max())
         for ours, theirs in zip(found, expected, strict=True)
     )
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def slot_disagreement(
+    device: torch.device, dtype: torch.dtype, heads: torch.Size, key_heads: int, window: int | None
+) -> float:
+    """As ``disagreement``, of values alone, for rows that hold 1 to 90 of 96 places."""
+    generator = torch.Generator().manual_seed(0)
+    used = torch.tensor([1, 90, 7, 64, 8, 33, 1]).to(device)
+    query = torch.randn(len(used), *heads, generator=generator).to(device, dtype)
+    kv = torch.randn(len(used), 96, 2, key_heads, heads[1], generator=generator).to(device, dtype)
+    padded = SlotAttention(used, 90, heads[1] ** -0.5)
+    expected = padded(query.float(), kv[:, :, 0].float(), kv[:, :, 1].float(), window)
+    found = UnpaddedSlots(padded, 96).kernel(query, kv[:, :, 0], kv[:, :, 1], window)
+    return float((found.float() - expected).abs().max() / expected.abs().max())

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 
 from policies import Policy, varlen
-from policies.attention import CausalAttention, SharedPromptAttention
+from policies.attention import CausalAttention, SharedPromptAttention, SlotAttention
 from tests.policy_checkpoints import random_batch, random_model, shared_policy
 from tests.test_engine_slots import roll_out
 
@@ -46,13 +46,17 @@ def plain_varlen(
     assert query.shape[1] % key.shape[1] == 0
     assert enable_gqa or query.shape[1] == key.shape[1]
     assert len(query) == cu_seq_q[-1] and len(key) == len(value) == cu_seq_k[-1]
-    assert (max_q, max_k) == (cu_seq_q.diff().max(), cu_seq_k.diff().max())
+    assert key.stride(-1) == value.stride(-1) == 1
+    sizes = cu_seq_k.diff() if seqused_k is None else seqused_k
+    assert sizes.dtype == torch.int32 and (sizes <= cu_seq_k.diff()).all()
+    assert max_q == cu_seq_q.diff().max()
+    assert max_k == sizes.max() if seqused_k is None else max_k >= sizes.max()
     repeat, left, right = query.shape[1] // key.shape[1], *window_size
     out = []
-    for q0, q1, k0, k1 in zip(
-        *(x.tolist() for x in (cu_seq_q[:-1], cu_seq_q[1:], cu_seq_k[:-1], cu_seq_k[1:])), strict=True
-    ):
-        assert q1 > q0, "the kernel may not take a sequence without queries"
+    bounds = (x.tolist() for x in (cu_seq_q[:-1], cu_seq_q[1:], cu_seq_k[:-1], sizes))
+    for q0, q1, k0, size in zip(*bounds, strict=True):
+        k1 = k0 + size
+        assert q1 > q0 and size > 0, "the kernel may not take a sequence without queries or keys"
         where = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0)
         distance = where - torch.arange(k1 - k0)
         seen = (distance <= left if left >= 0 else True) & (-distance <= right if right >= 0 else distance == distance)
@@ -112,6 +116,26 @@ def test_the_stand_in_equals_torch_s_dense_attention(window, key_heads):
         at = [at[0] + rows, at[1] + columns]
 
 
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_attention_of_slots_equals_each_row_s_own(window, key_heads, stand_in):
+    """With what rows hold beyond their tokens as large as can be."""
+    generator = torch.Generator().manual_seed(0)
+    used = torch.tensor([1, 6, 4, 9])
+    query = torch.randn(4, 4, 16, generator=generator)
+    kv = torch.randn(4, 12, 2, key_heads, 16, generator=generator)
+    kv[torch.arange(12) >= used[:, None]] = 1e4
+    padded = SlotAttention(used, 10, 0.3)
+    found = varlen.UnpaddedSlots(padded, 12)(query, kv[:, :, 0], kv[:, :, 1], window)
+    assert len(stand_in) == 2  # and the check's
+    for row, size in enumerate(used.tolist()):
+        begin = 0 if window is None else max(0, size - window)
+        key, value = kv[row, begin:size].movedim(0, 2)[:, None]
+        expected = F.scaled_dot_product_attention(query[row, None, :, None], key, value, scale=0.3, enable_gqa=True)
+        torch.testing.assert_close(found[row], expected.flatten())
+    torch.testing.assert_close(found, padded(query, kv[:, :, 0], kv[:, :, 1], window))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     prompts=st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=3)), min_size=1, max_size=4),
@@ -161,11 +185,14 @@ def test_scores_and_gradients_without_padding_are_those_with_padding(family, sta
     assert ((4, 0) in stand_in) == (family == "qwen2-window")
 
 
-def test_prefill_without_padding_writes_the_same_episodes(stand_in, monkeypatch):
+def test_rollouts_without_padding_write_the_same_episodes(stand_in, monkeypatch):
     monkeypatch.setattr("policies.decoders.kernels", lambda: None)
+    decoded = []
+    kernel = varlen.UnpaddedSlots.kernel
+    monkeypatch.setattr(varlen.UnpaddedSlots, "kernel", lambda *given: decoded.append(1) or kernel(*given))
     deck = [[4, 5, 6], [9], list(range(11)), [1, 2]]
     found = roll_out(shared_policy("qwen2-window"), 3, deck, 5, seed=1)
-    assert stand_in
+    assert 0 < len(decoded) < len(stand_in)  # decode steps, and prefill
     varlen.fits = lambda query: False
     expected = roll_out(shared_policy("qwen2-window"), 3, deck, 5, seed=1)
     for episode, steps in expected.items():
@@ -199,21 +226,46 @@ def test_a_kernel_that_computes_something_else_is_not_used(fault, says, stand_in
     torch.testing.assert_close(found, policy.logprobs(prompts, tokens, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_the_check_holds_in_half_precision(stand_in):
+@pytest.mark.parametrize("fault", ["raises", "reads on", "another window"])
+def test_a_kernel_that_decodes_something_else_is_not_used(fault, stand_in, monkeypatch):
+    def faulty(*given, seqused_k=None, window_size, **options):
+        if seqused_k is not None and fault == "raises":
+            raise TypeError("no such argument: seqused_k")
+        if seqused_k is not None and fault == "reads on":
+            seqused_k = (seqused_k + 1).clamp(max=given[6])
+        if seqused_k is not None and fault == "another window" and window_size[0] > 0:
+            window_size = (window_size[0] - 1, 0)
+        return plain_varlen(*given, seqused_k=seqused_k, window_size=window_size, **options)
+
+    monkeypatch.setattr("policies.decoders.kernels", lambda: None)
+    monkeypatch.setattr(torch_varlen, "varlen_attn", faulty)
+    deck = [[4, 5, 6], list(range(11))]
+    with pytest.warns(UserWarning, match="to decode for"):
+        found = roll_out(shared_policy("qwen2-window"), 2, deck, 5, seed=1)
+    varlen.fits = lambda query: False
+    expected = roll_out(shared_policy("qwen2-window"), 2, deck, 5, seed=1)
+    for episode, steps in expected.items():
+        np.testing.assert_allclose([p for _, p in found[episode]], [p for _, p in steps], atol=1e-4)
+
+
+@pytest.mark.parametrize("check", [varlen.disagreement, varlen.slot_disagreement])
+def test_the_check_holds_in_half_precision(check, stand_in):
     for dtype in (torch.bfloat16, torch.float16):
         for window in (None, 7):
-            assert 0 < varlen.disagreement(CPU, dtype, torch.Size((4, 16)), 2, window) < varlen.TOLERANCE
+            assert 0 < check(CPU, dtype, torch.Size((4, 16)), 2, window) < varlen.TOLERANCE
 
 
+@pytest.mark.parametrize("check", [varlen.disagreement, varlen.slot_disagreement])
 @torch.inference_mode()
-def test_the_first_use_may_be_a_rollout_s(stand_in):
-    assert varlen.trusted(CPU, torch.float32, torch.Size((2, 8)), 1, False)
+def test_the_first_use_may_be_a_rollout_s(check, stand_in):
+    assert varlen.trusted(check, CPU, torch.float32, torch.Size((2, 8)), 1, False)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("check", [varlen.disagreement, varlen.slot_disagreement])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize(("heads", "key_heads"), [((12, 128), 2), ((9, 64), 3), ((4, 256), 1)])
-def test_torch_s_kernel_agrees_with_padding(heads, key_heads, window):
-    error = varlen.disagreement(torch.device("cuda"), torch.bfloat16, torch.Size(heads), key_heads, window)
+def test_torch_s_kernel_agrees_with_padding(heads, key_heads, window, check):
+    error = check(torch.device("cuda"), torch.bfloat16, torch.Size(heads), key_heads, window)
     assert error <= varlen.TOLERANCE
