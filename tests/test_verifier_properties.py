@@ -124,6 +124,11 @@ def test_verdicts_do_not_depend_on_order(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [shuffled[order.index(n)] for n in range(len(pairs))] == expected
 
 
+@pytest.mark.parametrize("text", ["**42**.", "_42_:", '"42", ', "$**42**$.", "`42`;", "*42.*", "42\\,"])
+def test_emphasis_and_punctuation_come_off_in_any_order(text: str) -> None:
+    assert normalise(text) == "42"
+
+
 @given(st.text(string.printable, max_size=60))
 def test_normalising_twice_changes_nothing_that_matters(text: str) -> None:
     once = normalise(text)

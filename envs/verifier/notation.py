@@ -27,6 +27,7 @@ _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
 _DOUBLED = re.compile(r" {2,}")
+_TRAILING = ".,;: "
 _ASCII_OPERATORS = (
     (":=", "="),
     ("<=", "≤"),
@@ -63,17 +64,18 @@ def normalise(text: str) -> str:
         .replace("\\{ \\}", "∅")
         .replace("\\{\\}", "∅")
         .replace("$,$", ", ")
-        .replace("...", "…")
         .replace("$", "")
+        .replace("...", "…")
     )
     return _trim(_DOUBLED.sub(" ", text))
 
 
 def _unwrap_emphasis(text: str) -> str:
-    text = text.strip()
-    while len(text) > 2 and text[0] == text[-1] and text[0] in '*_`"':
-        text = text[1:-1].strip()
-    return text
+    while True:
+        bare = text.rstrip(_TRAILING + "$").lstrip("$ ")  # **42**. and $_x_$ are emphasis, too
+        if len(bare) < 3 or bare[0] != bare[-1] or bare[0] not in '*_`"':
+            return text
+        text = bare[1:-1].strip()
 
 
 def _words(match: re.Match[str]) -> str:
@@ -112,6 +114,4 @@ def _command(match: re.Match[str]) -> str:
 
 def _trim(text: str) -> str:
     text = text.replace("\x01", "\\text{").replace("\x02", "}").strip()
-    while text and text[-1] in ".,;: ":
-        text = text[:-1]
-    return text.strip()
+    return text.rstrip(_TRAILING).strip()
