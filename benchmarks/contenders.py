@@ -16,6 +16,8 @@ from benchmarks.pairing import Block
 from policies import Nested, Policy
 from registry import UsageError
 
+PAGE = 256  # tokens of a page of transformers' continuous batching, its default
+
 
 @dataclass(frozen=True)
 class Work:
@@ -190,15 +192,18 @@ class ContinuousBatching(Generate):
     @torch.no_grad()
     def __call__(self) -> Block:
         """The next ``batch`` completions as one call."""
-        from transformers import GenerationConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
         stop = self.work.stop[0] if self.work.stop else -1
         config = GenerationConfig(
             max_new_tokens=self.work.new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=stop, pad_token_id=0
         )
         prompts = [prompt.tolist() for prompt in self._prompts()]
+        # Left to itself it takes most of the machine's memory for its cache, and most of its time to clear that.
+        pages = sum(-(-(len(prompt) + self.work.new_tokens) // PAGE) for prompt in prompts)
+        cache = ContinuousBatchingConfig(page_size=PAGE, num_blocks=pages + 1)
         began = time.perf_counter()
-        out = self.model.generate_batch(prompts, generation_config=config)
+        out = self.model.generate_batch(prompts, generation_config=config, continuous_batching_config=cache)
         seconds = time.perf_counter() - began
         written = sum(len(request.generated_tokens) for request in out.values())
         if not written:

@@ -56,11 +56,6 @@ class Architecture:
     ropes: tuple[str, ...] = ()
 
     @property
-    def repeat(self) -> int:
-        """Query heads per key head."""
-        return self.query_heads // self.key_heads
-
-    @property
     def kv_width(self) -> int:
         """Numbers per token and layer that the KV slots hold: keys and values of all key heads."""
         return 2 * self.key_heads * self.head_dim

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, throughput
-from benchmarks.contenders import Engine, Generate
+from benchmarks.contenders import ContinuousBatching, Engine, Generate
 from benchmarks.iteration import OurIteration, TrlIteration, TrlProcess
 from benchmarks.limits import bandwidth_limit, product_limit
 from benchmarks.pairing import Block, abba, median_ratio
@@ -69,6 +69,11 @@ def test_forced_length_writes_exactly_that_many_tokens(policy):
     assert engine.parts.prompt_tokens == sum(len(work.prompt(problem)) for problem in (0, 1))
     assert 0 < engine.parts.head + engine.parts.layers < engine.parts.total
     assert Generate(policy, work, batch=3)().tokens == 3 * 5
+
+
+def test_continuous_batching_writes_as_many(policy):
+    work = throughput.make_work(options(), policy, natural=False)
+    assert ContinuousBatching(policy, work, batch=3)().tokens == 3 * 5
 
 
 def test_natural_length_counts_up_to_the_stop(policy):
