@@ -141,10 +141,10 @@ def test_a_machine_without_a_compiler_warns_and_goes_on(monkeypatch, tmp_path):
 
 def test_the_library_is_keyed_by_what_it_depends_on(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    here = build.library_path()
-    assert here == build.library_path() and here.is_relative_to(tmp_path)
+    here = build.built_at()
+    assert here == build.built_at() and here.is_relative_to(tmp_path)
     monkeypatch.setattr(build, "_processor", lambda: "another")
-    assert build.library_path() != here
+    assert build.built_at() != here
 
 
 def whole_sequence_attention(heads, packing, shape, tables, window):

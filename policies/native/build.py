@@ -30,7 +30,7 @@ def _processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def library_path() -> Path:
+def built_at() -> Path:
     """Where the built library of these sources, this torch and this processor lies."""
     key = hashlib.sha256()
     for part in (*(source.read_text() for source in SOURCES + _HEADERS), *_FLAGS, torch.__version__, _processor()):
@@ -55,7 +55,7 @@ def build_library() -> Path:
 
     Built in a folder of its own and moved into place, so that concurrent or killed builds leave no lock and no half
     file. Raises ``RuntimeError`` or ``OSError`` where there is no compiler or no ninja."""
-    target = library_path()
+    target = built_at()
     if target.exists():
         return target
     from torch.utils import cpp_extension
