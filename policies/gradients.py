@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.native import Kernels, kernels
+from policies.native.packed import LANES
 
 
 def _compiled(x: Tensor) -> Kernels | None:
@@ -37,9 +38,12 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def outer_product(grad: Tensor, x: Tensor) -> Tensor:
     """grad.T @ x [M, K] for ``grad`` [N, M] and ``x`` [N, K] of one dtype; no gradient."""
-    if packs(x.device) and x.dtype == torch.float32:
-        return product(grad.t(), x.t())
-    return grad.t() @ x  # oneDNN reads transposed bfloat16 as it lies
+    if x.dtype != torch.float32 or not packs(x.device):
+        return grad.t() @ x  # oneDNN reads transposed bfloat16 as it lies
+    native = kernels()
+    if native is not None and x.shape[1] % LANES == 0:
+        return native.outer_product(grad.contiguous(), x.contiguous())
+    return product(grad.t(), x.t())
 
 
 class _Linear(torch.autograd.Function):

@@ -44,11 +44,12 @@ class PackedLinear:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the modules' present weights."""
+        """Copy the modules' present weights; where there are several forms of them, each when first asked for."""
         self._panels: Panels | None = None
-        fused = self._fused(self.dtype)
-        self.packed = packs(fused.device)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(fused, _ROWS_HINT) if self.packed else fused
+        self._blocked: Tensor | None = None
+        self.packed = packs(self.modules[0].weight.device)
+        if not self.packed:
+            self.weight = self._fused(self.dtype)
         bias = self._bias()
         self.bias = None if bias is None else bias.to(self.dtype)
 
@@ -63,6 +64,13 @@ class PackedLinear:
         return bias if self.change is None else bias + self.change.bias
 
     @torch.no_grad()
+    def blocked(self) -> Tensor:
+        """The weights in oneDNN's layout, made when first asked for."""
+        if self._blocked is None:
+            self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._fused(self.dtype), _ROWS_HINT)
+        return self._blocked
+
+    @torch.no_grad()
     def panels(self, kernels: Kernels, halves: bool) -> Panels:
         """The same map for whole steps (``Panels``), made when first asked for."""
         if self._panels is None:
@@ -72,7 +80,7 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self.blocked(), self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 
 

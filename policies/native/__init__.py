@@ -32,6 +32,7 @@ _SIGNATURES = {
     "nr_norm_forward": [_POINTER] * 4 + [_INT, _INT, _FLOAT, ctypes.c_int],
     "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
     "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
+    "nr_outer_product": [_POINTER] * 3 + [_INT] * 3,
     "nr_pack_head": [_POINTER, _POINTER, _INT, _INT],
     "nr_head_logp": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 6 + [_INT],
     "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 4 + [_INT, _POINTER, _INT],
@@ -114,6 +115,12 @@ class Kernels:
             grad.dtype == torch.bfloat16,
         )
         return grad_x, grad_weight.sum(0)
+
+    def outer_product(self, grad: Tensor, x: Tensor) -> Tensor:
+        """grad.T @ x [M, K] for float32 ``grad`` [N, M] and ``x`` [N, K]; K is a multiple of 16."""
+        out = x.new_empty(grad.shape[1], x.shape[1])
+        self._library.nr_outer_product(grad.data_ptr(), x.data_ptr(), out.data_ptr(), len(x), *out.shape)
+        return out
 
     def packed_attention(self, layout: PackedLayout, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Causal attention [N, Hq D] of an update's packed tokens, and the scores' logsumexp [N, Hq] float32, from the

@@ -63,6 +63,23 @@ inline void save_lanes(bf16* to, Lanes x) {
 #endif
 }
 
+typedef float Eight __attribute__((vector_size(32)));
+typedef uint16_t EightHalves __attribute__((vector_size(16)));
+typedef uint32_t EightWords __attribute__((vector_size(32)));
+
+inline Eight load_eight(const float* x) { Eight v; std::memcpy(&v, x, sizeof v); return v; }
+inline Eight load_eight(const bf16* x) {
+    EightHalves v;
+    std::memcpy(&v, x, sizeof v);
+    return (Eight)(__builtin_convertvector(v, EightWords) << 16);
+}
+inline void save_eight(float* to, Eight x) { std::memcpy(to, &x, sizeof x); }
+inline void save_eight(bf16* to, Eight x) {
+    const EightWords u = (EightWords)x;
+    const EightHalves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, EightHalves);
+    std::memcpy(to, &h, sizeof h);
+}
+
 template <typename F>
 inline float reduce_lanes(Lanes x, F join) {
     typedef float Half __attribute__((vector_size(32)));

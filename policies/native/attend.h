@@ -70,23 +70,6 @@ float exponentials(float* line, const Seen& prompt, const Seen& own, T* p) {
     return reduce_lanes(sum, [](auto a, auto b) { return a + b; });
 }
 
-typedef float Eight __attribute__((vector_size(32)));
-typedef uint16_t EightHalves __attribute__((vector_size(16)));
-typedef uint32_t EightWords __attribute__((vector_size(32)));
-
-inline Eight load_eight(const float* x) { Eight v; std::memcpy(&v, x, sizeof v); return v; }
-inline Eight load_eight(const bf16* x) {
-    EightHalves v;
-    std::memcpy(&v, x, sizeof v);
-    return (Eight)(__builtin_convertvector(v, EightWords) << 16);
-}
-inline void save_eight(float* to, Eight x) { std::memcpy(to, &x, sizeof x); }
-inline void save_eight(bf16* to, Eight x) {
-    const EightWords u = (EightWords)x;
-    const EightHalves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, EightHalves);
-    std::memcpy(to, &h, sizeof h);
-}
-
 // to [d] = rotated x [d] times `scale`, after the head's own norm if there is one; d is a multiple of 16
 template <typename T>
 void turn_head(const T* x, const float* norm, const float* cos, const float* sin, const DecodeStep& s, float scale, T* to) {

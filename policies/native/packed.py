@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from policies.scoring import Packing
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-LANES = 16  # heads are of a multiple of so many channels
+LANES = 16  # floats of a vector, as in tiles.h: heads and the widths of gradients are of a multiple of so many channels
 
 
 class PackedLayout(ctypes.Structure):

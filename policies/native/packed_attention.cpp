@@ -4,7 +4,7 @@
 // summed without locks and in one order. No scores are kept: the backward computes them again from the saved logsumexp.
 // Heads come unrotated in the compute dtype; everything here is float.
 
-#include "arithmetic.h"
+#include "tiles.h"
 
 extern "C" {
 
@@ -22,72 +22,18 @@ struct PackedLayout {
 
 namespace {
 
-constexpr int kLanes = 16;
 constexpr int64_t kRows = 48;  // queries attended at a time
 
 inline int64_t up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// c [R][C * 16] (+)= a b: element (i, j) of a is a[i * row + j * column], b is [k][ldb].
-template <int R, int C>
-inline void product_tile(const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c, int64_t ldc,
-                         int64_t k, bool add) {
-    Lanes sum[R][C] = {};
-    if (add)
-        for (int i = 0; i < R; ++i)
-            for (int j = 0; j < C; ++j) sum[i][j] = load_lanes(c + i * ldc + j * kLanes);
-    for (int64_t t = 0; t < k; ++t) {
-        Lanes y[C];
-#pragma GCC unroll 8
-        for (int j = 0; j < C; ++j) y[j] = load_lanes(b + t * ldb + j * kLanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < R; ++i) {
-            const float x = a[i * row + t * column];
-#pragma GCC unroll 8
-            for (int j = 0; j < C; ++j) sum[i][j] += x * y[j];
-        }
-    }
-    for (int i = 0; i < R; ++i)
-        for (int j = 0; j < C; ++j) save_lanes(c + i * ldc + j * kLanes, sum[i][j]);
-}
-
-template <int R, int C>
-inline int64_t product_rows(int64_t i, int64_t m, const float* a, int64_t row, int64_t column, const float* b, int64_t ldb,
-                            float* c, int64_t ldc, int64_t k, bool add) {
-    for (; i + R <= m; i += R) product_tile<R, C>(a + i * row, row, column, b, ldb, c + i * ldc, ldc, k, add);
-    return i;
-}
-
-template <int C>
-inline void product_columns(int64_t m, const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c,
-                            int64_t ldc, int64_t k, bool add) {
-    int64_t i = 0;
-    if constexpr (C == 1) i = product_rows<12, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
-    i = product_rows<6, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
-    i = product_rows<3, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
-    product_rows<1, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
-}
-
-// c [m][n] (+)= a [m][k] b [k][n]; n is a multiple of 16
-void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c,
-             int64_t ldc, bool add = false) {
-    int64_t j = 0;
-    for (; j + 4 * kLanes <= n; j += 4 * kLanes) product_columns<4>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
-    if (j + 2 * kLanes <= n) {
-        product_columns<2>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
-        j += 2 * kLanes;
-    }
-    if (j < n) product_columns<1>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
-}
-
-// to = rotated x, times `scale`
+// to = rotated x, times `scale`; d is a multiple of 16
 template <typename T>
 inline void turn(const T* x, const float* cos, const float* sin, int64_t d, float scale, float* to) {
     const int64_t half = d / 2;
-#pragma omp simd
-    for (int64_t j = 0; j < half; ++j) {
-        const float a = load(x[j]), b = load(x[j + half]);
-        to[j] = (a * cos[j] + b * sin[j]) * scale;
-        to[j + half] = (b * cos[j + half] + a * sin[j + half]) * scale;
+    for (int64_t j = 0; j < half; j += 8) {
+        const Eight a = load_eight(x + j), b = load_eight(x + j + half);
+        save_eight(to + j, (a * load_eight(cos + j) + b * load_eight(sin + j)) * scale);
+        save_eight(to + j + half, (b * load_eight(cos + j + half) + a * load_eight(sin + j + half)) * scale);
     }
 }
 
@@ -95,12 +41,26 @@ inline void turn(const T* x, const float* cos, const float* sin, int64_t d, floa
 template <typename T>
 inline void turn_back(const float* g, const float* cos, const float* sin, int64_t d, float scale, T* to) {
     const int64_t half = d / 2;
-#pragma omp simd
-    for (int64_t j = 0; j < half; ++j) {
-        const float a = g[j] * scale, b = g[j + half] * scale;
-        save(to[j], a * cos[j] + b * sin[j + half]);
-        save(to[j + half], b * cos[j + half] + a * sin[j]);
+    for (int64_t j = 0; j < half; j += 8) {
+        const Eight a = load_eight(g + j) * scale, b = load_eight(g + j + half) * scale;
+        save_eight(to + j, a * load_eight(cos + j) + b * load_eight(sin + j + half));
+        save_eight(to + j + half, b * load_eight(cos + j + half) + a * load_eight(sin + j));
     }
+}
+
+// what stands in the blocks of `line` that tokens [begin, end) lie in, but is none of them, becomes `none`
+inline void keep_seen(float* line, int64_t begin, int64_t end, float none) {
+    const Integers place = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int64_t first = begin / kLanes * kLanes, last = (end - 1) / kLanes * kLanes;
+    const Lanes blank = Lanes{} + none;
+    save_lanes(line + last, place < static_cast<int32_t>(end - last) ? load_lanes(line + last) : blank);
+    if (begin > first) save_lanes(line + first, place < static_cast<int32_t>(begin - first) ? blank : load_lanes(line + first));
+}
+
+// zeros in [0, first) and [last, n), multiples of 16
+inline void clear_outside(float* line, int64_t first, int64_t last, int64_t n) {
+    for (int64_t t = 0; t < first; t += kLanes) save_lanes(line + t, Lanes{});
+    for (int64_t t = last; t < n; t += kLanes) save_lanes(line + t, Lanes{});
 }
 
 template <typename T>
@@ -111,14 +71,14 @@ struct Task {
     std::vector<float> keys, keys_across, values, values_across;  // [longest][d] and [d][longest]
     std::vector<float> grad_keys, grad_values;
     std::vector<float> q, scores, mixed, slopes, grad_mixed, turned;
-    std::vector<float> total;
+    std::vector<float> total, peaks;
 
     explicit Task(const PackedLayout& layout)
         : s(layout), d(layout.head_dim), repeat(layout.query_heads / layout.key_heads),
           width((layout.query_heads + 2 * layout.key_heads) * layout.head_dim), tile(std::max<int64_t>(1, kRows / repeat)) {
         const int64_t rows = tile * repeat;
         for (auto* one : {&q, &mixed, &grad_mixed}) one->resize(rows * d);
-        total.resize(rows);
+        for (auto* one : {&total, &peaks}) one->resize(rows);
         turned.resize(d);
     }
 
@@ -169,28 +129,30 @@ struct Task {
             for (int64_t row = 0; row < tokens * repeat; ++row) {
                 const int64_t position = place + begin + row / repeat, from = seen_from(position);
                 float* line = scores.data() + row * longest;
-                std::fill(line, line + from, none);
-                std::fill(line + position + 1, line + n, none);
-                Lanes top = load_lanes(line), sum = {};
-                for (int64_t t = kLanes; t < n; t += kLanes) {
+                const int64_t first = from / kLanes * kLanes, last = up(position + 1);  // of blocks
+                keep_seen(line, from, position + 1, none);
+                Lanes top = load_lanes(line + first), sum = {};
+                for (int64_t t = first + kLanes; t < last; t += kLanes) {
                     const Lanes x = load_lanes(line + t);
                     top = x > top ? x : top;
                 }
                 const float peak = reduce_lanes(top, [](auto a, auto b) { return a > b ? a : b; });
-                for (int64_t t = 0; t < n; t += kLanes) {
+                for (int64_t t = first; t < last; t += kLanes) {
                     const Lanes e = exp_lanes(load_lanes(line + t) - peak);
                     save_lanes(line + t, e);
                     sum += e;
                 }
+                clear_outside(line, first, last, n);
                 total[row] = reduce_lanes(sum, [](auto a, auto b) { return a + b; });
-                normaliser[(at + begin + row / repeat) * s.query_heads + head * repeat + row % repeat] =
-                    peak + std::log(total[row]);
+                peaks[row] = peak;
             }
             product(tokens * repeat, d, n, scores.data(), longest, 1, values.data(), d, mixed.data(), d);
             for (int64_t row = 0; row < tokens * repeat; ++row) {
                 T* to = out + ((at + begin + row / repeat) * s.query_heads + head * repeat + row % repeat) * d;
                 const float scale = 1.0f / total[row];
                 for (int64_t j = 0; j < d; j += kLanes) save_lanes(to + j, load_lanes(mixed.data() + row * d + j) * scale);
+                normaliser[(at + begin + row / repeat) * s.query_heads + head * repeat + row % repeat] =
+                    peaks[row] + std::log(total[row]);
             }
         }
     }
@@ -216,11 +178,13 @@ struct Task {
                 const int64_t position = place + begin + row / repeat, from = seen_from(position);
                 const float shift = normaliser[(at + begin + row / repeat) * s.query_heads + head * repeat + row % repeat];
                 float *line = scores.data() + row * longest, *slope = slopes.data() + row * longest;
-                for (int64_t t = 0; t < n; t += kLanes) save_lanes(line + t, exp_lanes(load_lanes(line + t) - shift));
-                std::fill(line, line + from, 0.0f);
-                std::fill(line + position + 1, line + n, 0.0f);
-                for (int64_t t = 0; t < n; t += kLanes)
+                const int64_t first = from / kLanes * kLanes, last = up(position + 1);  // of blocks
+                for (int64_t t = first; t < last; t += kLanes) save_lanes(line + t, exp_lanes(load_lanes(line + t) - shift));
+                keep_seen(line, from, position + 1, 0.0f);
+                for (int64_t t = first; t < last; t += kLanes)
                     save_lanes(slope + t, load_lanes(line + t) * (load_lanes(slope + t) - total[row]));
+                clear_outside(line, first, last, n);
+                clear_outside(slope, first, last, n);
             }
             product(n, d, rows, slopes.data(), 1, longest, q.data(), d, grad_keys.data(), d, true);
             product(n, d, rows, scores.data(), 1, longest, grad_mixed.data(), d, grad_values.data(), d, true);

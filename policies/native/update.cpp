@@ -1,6 +1,8 @@
 // Forward and backward of the parts of an update that are not matrix products, one pass over their data each.
 
-#include "arithmetic.h"
+#include <omp.h>
+
+#include "tiles.h"
 
 namespace {
 
@@ -65,9 +67,24 @@ void silu_mul_backward(const T* gate_up, const T* grad, T* out, int64_t n, int64
     }
 }
 
+// out [m][k] = grad [n][m] transposed times x [n][k]; k is a multiple of 16
+void outer_product(const float* grad, const float* x, float* out, int64_t n, int64_t m, int64_t k) {
+    constexpr int64_t kMost = 48, kTokens = 256, kTile = 6;  // what stays in the first cache; rows of a tile
+    const int64_t threads = omp_get_max_threads(), parts = (m + kMost * threads - 1) / (kMost * threads) * threads;
+    const int64_t rows = (m + parts * kTile - 1) / (parts * kTile) * kTile;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < m; i += rows)
+        for (int64_t t = 0; t < n; t += kTokens)
+            product(std::min(rows, m - i), k, std::min(kTokens, n - t), grad + t * m + i, 1, m, x + t * k, k, out + i * k, k, t > 0);
+}
+
 }  // namespace
 
 extern "C" {
+
+void nr_outer_product(const float* grad, const float* x, float* out, int64_t n, int64_t m, int64_t k) {
+    outer_product(grad, x, out, n, m, k);
+}
 
 void nr_norm_forward(const float* x, const float* weight, void* out, float* inverse, int64_t n, int64_t d, float eps,
                      int is_bf16) {
