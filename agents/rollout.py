@@ -168,14 +168,13 @@ def collect(
         written[rows] += 1
         obs, rewards, terminated, truncated, info = envs.step(actions)
         done = terminated | truncated
+        infos: list[dict[str, Any]] = [{}] * len(done)
         for slot in np.flatnonzero(done):
             row = episode[slot] - first
             reward[row] = rewards[slot]
-            finals[row] = {key: value[slot] for key, value in info["final_info"].items() if key[0] != "_"}
-        if on_step is not None:
-            infos = [finals[e - first] if ended else {} for e, ended in zip(episode, done, strict=True)]
-            if not on_step(int(live.sum()), done, infos):
-                raise Interrupted
+            finals[row] = infos[slot] = {k: value[slot] for k, value in info["final_info"].items() if k[0] != "_"}
+        if on_step is not None and not on_step(int(live.sum()), done, infos):
+            raise Interrupted
         start = _begin(info, episode)
     for late, final in envs.settle() if defer else ():  # type: ignore[attr-defined]
         row = final["episode_id"] - first
