@@ -297,8 +297,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
                 self._add_infos(infos.setdefault(key, {}), dict(zip(slots, values, strict=True)))
             else:
                 if key not in infos:
-                    number = isinstance(first, bool | int | float)
-                    infos[key] = np.zeros(self.num_envs, type(first)) if number else np.full(self.num_envs, None, object)
+                    kind = type(first) if isinstance(first, bool | int | float) else object
+                    infos[key] = np.full(self.num_envs, None if kind is object else 0, kind)
                 infos[key][slots] = values
             infos.setdefault(f"_{key}", np.zeros(self.num_envs, dtype=np.bool_))[slots] = True
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from policies import Policy
 from policies.attention import CompiledAttention
 from policies.fused import FusedStore
-from policies.gradients import linear, rms_norm, silu_mul
+from policies.gradients import linear, outer_product, rms_norm, silu_mul
 from policies.layers import rotated
 from policies.native import build, kernels
 from policies.native.packed import Layout
@@ -171,7 +171,7 @@ def whole_sequence_attention(heads, packing, shape, tables, window):
     return out
 
 
-@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("window", [None, 7, 20])
 @pytest.mark.parametrize(("query_heads", "key_heads", "head_dim"), [(9, 3, 64), (4, 2, 16), (5, 1, 48)])
 def test_packed_attention_equals_each_sequence_by_itself(native, query_heads, key_heads, head_dim, window):
     shape = SimpleNamespace(
@@ -202,6 +202,15 @@ def test_packed_attention_equals_each_sequence_by_itself(native, query_heads, ke
         torch.testing.assert_close(found.double(), expected, atol=tight, rtol=tight)
         scale = expected_slope.abs().amax((1, 2), keepdim=True)
         torch.testing.assert_close(found_slope.double() / scale, expected_slope / scale, atol=tight, rtol=tight)
+
+
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 16), (300, 7, 64), (513, 100, 48), (40, 130, 176)])
+def test_outer_products(native, rows, columns, width):
+    generator = torch.Generator().manual_seed(0)
+    grad, x = (torch.randn(rows, size, generator=generator) for size in (columns, width))
+    expected = grad.double().t() @ x.double()
+    torch.testing.assert_close(native.outer_product(grad, x).double(), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(outer_product(grad[:, ::2], x).double(), expected[::2], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
