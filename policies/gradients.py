@@ -17,6 +17,8 @@ from torch import Tensor
 from policies.native import Kernels, kernels
 from policies.native.packed import LANES
 
+_SMALL = 2**17  # weights that stay in the second cache
+
 
 def _compiled(x: Tensor) -> Kernels | None:
     return kernels() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) else None
@@ -30,7 +32,14 @@ def packs(device: torch.device) -> bool:
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T for ``x`` [N, K] and ``weight`` [M, K] of one dtype; no gradient."""
+    """x @ weight.T for ``x`` [N, K] and ``weight`` [M, K] of one dtype; no gradient.
+
+    oneDNN makes code anew for each N, and every micro-batch has another: for small weights that takes as long as the
+    product."""
+    if x.dtype == torch.float32 and weight.numel() <= _SMALL and len(weight) % LANES == 0:
+        native = _compiled(x)
+        if native is not None:
+            return native.small_product(x.contiguous(), weight.t().contiguous())
     if packs(x.device):
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)
@@ -38,12 +47,12 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def outer_product(grad: Tensor, x: Tensor) -> Tensor:
     """grad.T @ x [M, K] for ``grad`` [N, M] and ``x`` [N, K] of one dtype; no gradient."""
-    if x.dtype != torch.float32 or not packs(x.device):
-        return grad.t() @ x  # oneDNN reads transposed bfloat16 as it lies
-    native = kernels()
+    native = _compiled(x) if x.dtype == torch.float32 else None
     if native is not None and x.shape[1] % LANES == 0:
         return native.outer_product(grad.contiguous(), x.contiguous())
-    return product(grad.t(), x.t())
+    if x.dtype == torch.float32 and packs(x.device):
+        return product(grad.t(), x.t())
+    return grad.t() @ x  # oneDNN reads transposed bfloat16 as it lies
 
 
 class _Linear(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from policies import Policy
 from policies.attention import CompiledAttention
 from policies.fused import FusedStore
-from policies.gradients import linear, outer_product, rms_norm, silu_mul
+from policies.gradients import linear, outer_product, product, rms_norm, silu_mul
 from policies.layers import rotated
 from policies.native import build, kernels
 from policies.native.packed import Layout
@@ -205,12 +205,17 @@ def test_packed_attention_equals_each_sequence_by_itself(native, query_heads, ke
 
 
 @pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 16), (300, 7, 64), (513, 100, 48), (40, 130, 176)])
-def test_outer_products(native, rows, columns, width):
+def test_float32_products(native, rows, columns, width):
     generator = torch.Generator().manual_seed(0)
     grad, x = (torch.randn(rows, size, generator=generator) for size in (columns, width))
     expected = grad.double().t() @ x.double()
     torch.testing.assert_close(native.outer_product(grad, x).double(), expected, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(outer_product(grad[:, ::2], x).double(), expected[::2], atol=1e-4, rtol=1e-5)
+    weight = torch.randn(width, columns, generator=generator)
+    expected = grad.double() @ weight.double().t()
+    torch.testing.assert_close(product(grad, weight).double(), expected, atol=1e-4, rtol=1e-5)
+    one_by_one = torch.cat([native.small_product(grad[i : i + 1], weight.t().contiguous()) for i in range(rows)])
+    assert torch.equal(native.small_product(grad, weight.t().contiguous()), one_by_one)
 
 
 @pytest.mark.parametrize("compiled", [True, False])

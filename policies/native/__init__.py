@@ -32,6 +32,7 @@ _SIGNATURES = {
     "nr_norm_forward": [_POINTER] * 4 + [_INT, _INT, _FLOAT, ctypes.c_int],
     "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
     "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
+    "nr_small_product": [_POINTER] * 3 + [_INT] * 3,
     "nr_outer_product": [_POINTER] * 3 + [_INT] * 3,
     "nr_pack_head": [_POINTER, _POINTER, _INT, _INT],
     "nr_head_logp": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 6 + [_INT],
@@ -115,6 +116,12 @@ class Kernels:
             grad.dtype == torch.bfloat16,
         )
         return grad_x, grad_weight.sum(0)
+
+    def small_product(self, x: Tensor, b: Tensor) -> Tensor:
+        """x @ b [N, M] for float32 ``x`` [N, K] and a small ``b`` [K, M]; M is a multiple of 16."""
+        out = x.new_empty(len(x), b.shape[1])
+        self._library.nr_small_product(x.data_ptr(), b.data_ptr(), out.data_ptr(), *out.shape, len(b))
+        return out
 
     def outer_product(self, grad: Tensor, x: Tensor) -> Tensor:
         """grad.T @ x [M, K] for float32 ``grad`` [N, M] and ``x`` [N, K]; K is a multiple of 16."""

@@ -67,6 +67,13 @@ void silu_mul_backward(const T* gate_up, const T* grad, T* out, int64_t n, int64
     }
 }
 
+// out [n][m] = x [n][k] b [k][m] for a b that stays in the second cache; m is a multiple of 16
+void small_product(const float* x, const float* b, float* out, int64_t n, int64_t m, int64_t k) {
+    constexpr int64_t kRows = 48;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += kRows) product(std::min(kRows, n - i), m, k, x + i * k, k, 1, b, m, out + i * m, m);
+}
+
 // out [m][k] = grad [n][m] transposed times x [n][k]; k is a multiple of 16
 void outer_product(const float* grad, const float* x, float* out, int64_t n, int64_t m, int64_t k) {
     constexpr int64_t kMost = 48, kTokens = 256, kTile = 6;  // what stays in the first cache; rows of a tile
@@ -81,6 +88,10 @@ void outer_product(const float* grad, const float* x, float* out, int64_t n, int
 }  // namespace
 
 extern "C" {
+
+void nr_small_product(const float* x, const float* b, float* out, int64_t n, int64_t m, int64_t k) {
+    small_product(x, b, out, n, m, k);
+}
 
 void nr_outer_product(const float* grad, const float* x, float* out, int64_t n, int64_t m, int64_t k) {
     outer_product(grad, x, out, n, m, k);
