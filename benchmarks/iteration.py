@@ -22,6 +22,7 @@ import torch
 
 from agents.reft import ReFT
 from benchmarks.contenders import Generate, Work
+from benchmarks.limits import product_limit, update_seconds
 from benchmarks.pairing import Block
 from policies import Policy
 from registry import UsageError
@@ -33,6 +34,7 @@ class OurIteration:
     """An iteration of the ReFT loop on the work's environment."""
 
     def __init__(self, policy: Policy, work: Work, rollout_dtype: str | None = None) -> None:
+        self.work = work
         self.agent = ReFT(
             policy,
             work.env,
@@ -47,7 +49,18 @@ class OurIteration:
         self.agent.iteration = max(1, self.agent.iteration % 10)
         began = time.perf_counter()
         metrics = self.agent.iterate()
+        self.used = int(metrics["sequences_used"])
         return Block(int(metrics["tokens"]), time.perf_counter() - began)
+
+    def product_seconds(self) -> float:
+        """What the matrix products of such an iteration take by themselves: the rollout's, and the update's of as many
+        sequences as in the last one."""
+        policy, new_tokens, group_size = self.agent.target, self.work.new_tokens, self.agent.group_size
+        prompts = [len(self.work.prompt(problem)) for problem in self.work.problems]
+        tokens = sum(prompts) + len(prompts) * group_size * new_tokens
+        rollout = tokens / product_limit(policy, self.work.env.num_envs, self.agent.int8)
+        packed = self.used * (new_tokens - 1) + sum(prompts) * self.used // (len(prompts) * group_size)
+        return rollout + update_seconds(policy, packed, self.used * new_tokens, self.agent.microbatch_tokens)
 
 
 class TrlIteration:
@@ -117,8 +130,9 @@ class TrlProcess:
     def __init__(self, options: argparse.Namespace) -> None:
         names = ("policy", "device", "dtype", "problems", "split", "template", "group_size", "new_tokens")
         given = {name: getattr(options, name) for name in names}
+        given |= {"trl": True, "prompts": 8, "threads": torch.get_num_threads()}
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.iteration", json.dumps(given | {"threads": torch.get_num_threads()})],
+            [sys.executable, "-m", "benchmarks.iteration", json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -152,11 +166,14 @@ class TrlProcess:
 
 
 def iteration_work(options: argparse.Namespace, policy: Policy) -> Work:
-    """8 problems, completions of at most 64 tokens, a coin for a reward."""
+    """A slot for each completion, and a coin for a reward; against TRL's 8 problems and at most 64 tokens."""
     from benchmarks.throughput import make_work
 
-    changed = argparse.Namespace(**vars(options) | {"prompts": 8, "slots": 8 * options.group_size})
-    return make_work(changed, policy, False, max_new_tokens=min(64, options.new_tokens), reward="random")
+    prompts, new_tokens = options.prompts, options.new_tokens
+    if options.trl:
+        prompts, new_tokens = 8, min(64, new_tokens)
+    changed = argparse.Namespace(**vars(options) | {"prompts": prompts, "slots": prompts * options.group_size})
+    return make_work(changed, policy, False, max_new_tokens=new_tokens, reward="random")
 
 
 def main(arguments: list[str]) -> int:

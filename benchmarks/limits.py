@@ -11,6 +11,7 @@ import torch
 
 from policies import Policy, with_int8
 from policies.fused import FusedStore
+from policies.gradients import outer_product, product
 
 
 def wait(device: torch.device) -> None:
@@ -58,6 +59,27 @@ def product_limit(policy: Policy, rows: int, int8: bool = False) -> float:
     else:
         head = best_seconds(lambda: weights.head.logits(hidden), policy.device)
     return rows / (best_seconds(call, policy.device) + head)
+
+
+@torch.inference_mode()
+def update_seconds(policy: Policy, tokens: int, scored: int, budget: int) -> float:
+    """Seconds of an update's matrix products alone, forward and both backwards: all layers' on ``tokens`` packed tokens
+    in micro-batches of ``budget``, and the head's on ``scored``, at the rate of the layers'. Attention is not part."""
+    a, rows, device = policy.architecture, min(tokens, budget), policy.device
+    heads, inner = (a.query_heads + 2 * a.key_heads) * a.head_dim, policy.config.intermediate_size
+    sizes = ((heads, a.width), (a.width, a.query_heads * a.head_dim), (2 * inner, a.width), (a.width, inner))
+    weights = [torch.randn(size, device=device).to(policy.dtype) for size in sizes]
+    inputs = [torch.randn(rows, size[1], device=device).to(policy.dtype) for size in sizes]
+    slopes = [torch.randn(rows, size[0], device=device).to(policy.dtype) for size in sizes]
+
+    def layer() -> None:
+        for weight, x, slope in zip(weights, inputs, slopes, strict=True):
+            product(x, weight)
+            product(slope, weight.t())
+            outer_product(slope, x)
+
+    one = best_seconds(layer, device) / rows
+    return one * (a.layers * tokens + scored * a.vocabulary * a.width / sum(weight.numel() for weight in weights))
 
 
 def bandwidth(device: torch.device) -> float:

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
     found.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")
     found.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
+    found.add_argument("--iteration", action="store_true", help="also a whole GRPO iteration")
     found.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
     found.add_argument("--workload", choices=("forced", "natural", "both", "none"), default="both")
     found.add_argument("--threads", type=int, help="of torch (default: all cores)")
@@ -159,12 +160,19 @@ def fastest_batch(policy: Policy, work: Work) -> int:
 
 
 def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of a whole iteration against TRL's, with rollouts in the compute dtype and on bytes."""
+    """The rows of a whole iteration, with rollouts in the compute dtype against itself or, if asked for, with rollouts
+    in the compute dtype and on bytes against TRL's."""
     from benchmarks.iteration import OurIteration, TrlProcess, iteration_work
 
     work = iteration_work(options, policy)
+    name = f"GRPO iteration, {len(work.problems)} x {options.group_size} x {work.new_tokens}"
+    if not options.trl:
+        ours = OurIteration(policy, work)
+        for _ in range(WARM_UPS):
+            ours()
+        yield iteration_row(name, ours, ours, options.pairs, "itself")
+        return
     theirs = TrlProcess(options)
-    name = f"GRPO iteration, 8 x {options.group_size} x {work.new_tokens}"
     try:
         for _ in range(WARM_UPS):  # without trl, the first says so at once
             theirs()
@@ -172,10 +180,17 @@ def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str
             ours = OurIteration(policy, work, rollout_dtype)
             for _ in range(WARM_UPS):
                 ours()
-            pairs = abba(ours, theirs, min(options.pairs, 4))
-            yield row(title, "forced", [block for block, _ in pairs], pairs, "TRL's GRPOTrainer step")
+            yield iteration_row(title, ours, theirs, min(options.pairs, 4), "TRL's GRPOTrainer step")
     finally:
         theirs.close()
+
+
+def iteration_row(name: str, ours: Any, theirs: Callable[[], Block], pairs: int, against: str) -> dict[str, Any]:
+    """Of an ``OurIteration``; ``outside`` is the share of it that is not matrix products of weights."""
+    found = abba(ours, theirs, pairs)
+    seconds = float(np.median([block.seconds for block, _ in found]))
+    line = row(name, "forced", [block for block, _ in found], found, against)
+    return line | {"outside": 1 - ours.product_seconds() / seconds}
 
 
 def limits(policy: Policy, work: Work, full: Engine, rate: float, int8: bool = False) -> dict[str, float]:
@@ -217,7 +232,7 @@ def all_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, 
     chosen = {"both": ("forced", "natural"), "none": ()}.get(options.workload, (options.workload,))
     for workload in chosen:
         yield from measure(policy, make_work(options, policy, workload == "natural"), workload, options)
-    if options.trl:
+    if options.iteration or options.trl:
         yield from iterations(policy, options)
 
 

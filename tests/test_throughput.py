@@ -14,7 +14,7 @@ import torch
 from benchmarks import gpu, throughput
 from benchmarks.contenders import ContinuousBatching, Engine, Generate
 from benchmarks.iteration import OurIteration, TrlIteration, TrlProcess
-from benchmarks.limits import bandwidth_limit, product_limit
+from benchmarks.limits import bandwidth_limit, product_limit, update_seconds
 from benchmarks.pairing import Block, abba, median_ratio
 from policies import Policy
 from registry import UsageError
@@ -133,6 +133,17 @@ def test_a_whole_iteration_writes_all_its_completions(policy):
     before = policy.version
     assert [iteration().tokens for _ in range(2)] == [2 * 2 * 5] * 2
     assert policy.version > before  # it updates
+
+
+def test_a_whole_iteration_s_row_says_how_much_is_not_products(policy):
+    (line,) = throughput.iterations(policy, options(device="cpu", dtype=None, pairs=2))
+    assert line["against"] == "itself" and line["ratio_low"] <= line["ratio"] <= line["ratio_high"]
+    assert 0 < line["outside"] < 1
+
+
+def test_an_update_s_products_take_longer_for_more_tokens(policy):
+    few, many = (update_seconds(policy, tokens, tokens, 2048) for tokens in (100, 4000))
+    assert 0 < few < many
 
 
 def test_a_whole_iteration_of_trl(policy):
