@@ -79,6 +79,7 @@ void outer_product(const float* grad, const float* x, float* out, int64_t n, int
     constexpr int64_t kMost = 48, kTokens = 256, kTile = 6;  // what stays in the first cache; rows of a tile
     const int64_t threads = omp_get_max_threads(), parts = (m + kMost * threads - 1) / (kMost * threads) * threads;
     const int64_t rows = (m + parts * kTile - 1) / (parts * kTile) * kTile;
+    if (n == 0) std::fill_n(out, m * k, 0.0f);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < m; i += rows)
         for (int64_t t = 0; t < n; t += kTokens)
