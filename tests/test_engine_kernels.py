@@ -204,7 +204,7 @@ def test_packed_attention_equals_each_sequence_by_itself(native, query_heads, ke
         torch.testing.assert_close(found_slope.double() / scale, expected_slope / scale, atol=tight, rtol=tight)
 
 
-@pytest.mark.parametrize(("rows", "columns", "width"), [(0, 3, 16), (1, 1, 16), (300, 7, 64), (513, 100, 48), (40, 130, 176)])
+@pytest.mark.parametrize(("rows", "columns", "width"), [(0, 3, 16), (1, 1, 16), (300, 7, 64), (513, 100, 48)])
 def test_float32_products(native, rows, columns, width):
     generator = torch.Generator().manual_seed(0)
     grad, x = (torch.randn(rows, size, generator=generator) for size in (columns, width))
