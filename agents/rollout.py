@@ -168,7 +168,7 @@ def collect(
         written[rows] += 1
         obs, rewards, terminated, truncated, info = envs.step(actions)
         done = terminated | truncated
-        infos: list[dict[str, Any]] = [{}] * len(done)
+        infos: list[dict[str, Any]] = [{} for _ in done]
         for slot in np.flatnonzero(done):
             row = episode[slot] - first
             reward[row] = rewards[slot]

@@ -1,8 +1,8 @@
 """The differentiable pieces of a layer, with backwards of their own where torch's are slow or keep too much.
 
-On a CPU every matrix product goes through oneDNN: torch sends float32 products to MKL, which has been seen to run at
-half oneDNN's speed on an AMD processor. Norms and gates keep their inputs alone; the compiled kernels make each of them
-one pass.
+On a CPU matrix products go through oneDNN: torch sends float32 ones to MKL, which has been seen to run at half
+oneDNN's speed on an AMD processor. Small float32 products and float32 gradients of weights go by the compiled tiles.
+Norms and gates keep their inputs alone; the compiled kernels make each of them one pass.
 """
 
 from __future__ import annotations

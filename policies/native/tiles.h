@@ -1,4 +1,4 @@
-// float32 products of strided matrices that lie in the cache: the scores of attention, and gradients of weights.
+// float32 products of strided matrices that lie in the cache: of attention, of small weights, and gradients of weights.
 #pragma once
 
 #include "arithmetic.h"

@@ -1,4 +1,4 @@
-// Forward and backward of the parts of an update that are not matrix products, one pass over their data each.
+// An update's norms and gates, forward and backward, one pass over their data each, and its float32 products.
 
 #include <omp.h>
 
