@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.language_model import PredictsWithSlots
+from agents.sb3_policy import PredictsWithSlots
 from policies import Behavior, Policy
 
 

@@ -31,17 +31,14 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from agents import checkpoint
-from agents.arguments import check_counts, check_rollout_dtype
+from agents.arguments import check_counts, check_rollout_dtype, slots_of, vector_env_of
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import warn_collapse
+from agents.diagnostics import NOISE_EVERY, measured_noise, warn_collapse
 from agents.distributed import join, local_device
-from agents.environment import slots_of, vector_env_of
-from agents.language_model import LanguageModelPolicy, target_of
-from agents.noise import NOISE_EVERY, measured_noise
-from agents.patching import Patcher
-from agents.preparation import check_sampler, prepare_sampler
+from agents.nesting import Patcher, check_sampler, prepare_sampler
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps, rollout_metrics
+from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.update import Update, microbatch_budget
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, with_int8
@@ -90,7 +87,7 @@ class ReFT(BaseAlgorithm):
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
         slots: env slots, when ``env`` does not say.
         dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
-        rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.int8``): faster, and off-policy by a
+        rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.model.int8``): faster, and off-policy by a
             little, as a nested rollout is; what the full model writes for defensive groups stays in ``dtype``.
         seed: of everything drawn; equal seeds deal equal problems to every agent.
     """

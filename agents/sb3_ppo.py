@@ -35,9 +35,9 @@ from torch import nn
 
 from agents import checkpoint
 from agents.actor_critic import LanguageModelActorCritic
-from agents.environment import slots_of, vector_env_of
-from agents.language_model import target_of
+from agents.arguments import slots_of, vector_env_of
 from agents.rollout import Interrupted
+from agents.sb3_policy import target_of
 from envs.sb3 import SB3VecEnv
 from policies import Policy
 from registry import UsageError, agents

@@ -17,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.run import BUDGETS, INTERRUPTED
+from benchmarks.experiment import BUDGETS
 from registry import UsageError, did_you_mean
+from registry.command import INTERRUPTED
 
 if TYPE_CHECKING:
-    from benchmarks.grid import Arm, Grid
-    from benchmarks.launch import Watched
+    from benchmarks.comparison.grid import Arm, Grid
+    from benchmarks.comparison.launch import Watched
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def compare(given: argparse.Namespace) -> int:
     """Run what the arguments declare and write the report."""
-    from benchmarks.grid import arms
-    from benchmarks.rehearse import rehearse
+    from benchmarks.comparison.grid import arms
+    from benchmarks.comparison.rehearse import rehearse
 
     grid = declared(given)
     compared = arms(grid)
@@ -89,7 +90,7 @@ def compare(given: argparse.Namespace) -> int:
         without = ", ".join(arm.label for arm in compared if text in arm.missed)
         print(f"note: {text} does not apply to {without}", file=sys.stderr)
     if given.dry_run:
-        from benchmarks.estimate import print_plan
+        from benchmarks.comparison.plan import print_plan
 
         print_plan(compared, given.runs, jobs, threads)
         return 0
@@ -100,7 +101,7 @@ def compare(given: argparse.Namespace) -> int:
 
 def declared(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
-    from benchmarks.grid import agent_ids, preset, recipe
+    from benchmarks.comparison.grid import agent_ids, preset, recipe
 
     grid = preset(given.preset)
     settings: dict[str, Any] = {**grid.set, **recipe(given.recipe)}
@@ -154,15 +155,15 @@ def resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
 
 def launch(compared: list[Arm], jobs: int, threads: int, given: argparse.Namespace) -> list[Watched]:
     """Run what has no result yet; returns every run's last state."""
-    from benchmarks.board import Board
-    from benchmarks.launch import Launcher
+    from benchmarks.comparison.board import Board
+    from benchmarks.comparison.launch import Launcher
 
     # Seed by seed, so that early on every arm has something to show.
     order = [spec for specs in zip(*(arm.specs for arm in compared), strict=True) for spec in specs]
     labels = {spec.hash: arm.label for arm in compared for spec in arm.specs}
     start = None
     if given.launcher == "ray":
-        from benchmarks.launch_ray import connect, ray_task
+        from benchmarks.comparison.on_ray import connect, ray_task
 
         connect()
         start = ray_task
@@ -176,8 +177,9 @@ def launch(compared: list[Arm], jobs: int, threads: int, given: argparse.Namespa
 
 
 def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argparse.Namespace) -> int:
-    from benchmarks.provenance import command_line
-    from benchmarks.report.comparison import Comparison, write
+    from benchmarks.measuring.provenance import command_line
+    from benchmarks.report.comparison import Comparison
+    from benchmarks.report.files import write
 
     failed = {run.spec.hash: run.error for run in runs if run.phase == "failed"}
     comparison = Comparison.read(grid, compared, given.runs, failed, command_line())

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.divergence_bench import Bench, made, make_bench
-from benchmarks.divergence_report import against_uniform, arms, draw, layer_table, recommend, table
-from benchmarks.durable import write_whole
-from benchmarks.provenance import provenance
+from benchmarks.layers.bench import Bench, made, make_bench
+from benchmarks.layers.report import against_uniform, arms, draw, layer_table, recommend, table
+from benchmarks.measuring.durable import write_whole
+from benchmarks.measuring.provenance import provenance
 from policies import LayerSubset, with_int8
-from policies.subset import HALVES, without
+from policies.nested import HALVES, without
 from registry import UsageError, patches, skip_samplers
 
 DEFAULT_VARIANTS = ("attention-only:by=kl", "mlp-only:by=kl")

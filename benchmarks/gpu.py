@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.provenance import provenance
+from benchmarks.measuring.provenance import provenance
 
 SHAPES: dict[str, Any] = {  # Qwen/Qwen2.5-1.5B, config.json
     "hidden_size": 1536,

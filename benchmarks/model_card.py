@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from agents.rollout import collect
-from envs.arithmetic import DEFAULT_LEVELS, LEVELS
+from envs.problems.arithmetic import DEFAULT_LEVELS, LEVELS
 from envs.vector import MathReasonVector
 from policies import LayerSubset, Policy, UniformSkip
 from registry import UsageError

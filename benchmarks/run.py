@@ -9,23 +9,23 @@ same numbers; ``--spec FILE`` repeats a run exactly. Several processes or GPUs s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiment import BUDGETS, follows
 from registry import UsageError
-
-INTERRUPTED = 130
-BUDGETS = ("iterations", "tokens", "seconds")
+from registry.command import INTERRUPTED
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 2 on bad input, 130 when interrupted."""
     given = _parser().parse_args(arguments)
     try:
-        from benchmarks.spec import RunSpec  # after the arguments: --help and typos in options need no torch
+        # After the arguments: --help and typos in options need no torch.
+        from benchmarks.experiment.spec import RunSpec
+        from benchmarks.experiment.training import run
 
         spec: RunSpec = _spec(given)
         result = run(spec, given.runs, given.quiet, given.threads, given.parent)
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    if not given.quiet and not _follows():
+    if not given.quiet and not follows():
         _print_result(result, given.runs / spec.hash)
     return 0
 
@@ -60,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _spec(given: argparse.Namespace) -> Any:
-    from benchmarks.resolve import resolve
-    from benchmarks.spec import RunSpec
+    from benchmarks.experiment.resolve import resolve
+    from benchmarks.experiment.spec import RunSpec
 
     own = {name: getattr(given, name) for name in ("policy", "env", "seed", *BUDGETS, "device")}
     if given.spec is not None:
@@ -72,52 +72,8 @@ def _spec(given: argparse.Namespace) -> Any:
     return resolve(given.agent or "reft", settings=given.set, **own)
 
 
-def run(
-    spec: Any, runs: Path, quiet: bool = True, threads: int | None = None, parent: int | None = None
-) -> dict[str, Any]:
-    """Train ``spec``'s agent in ``runs/<hash>``, going on from its checkpoint if there is one; returns the result.
-
-    ``parent`` is the process whose end also ends this run, after the iteration it is in.
-    """
-    folder = runs / spec.hash
-    finished = folder / "result.json"
-    if finished.is_file():
-        return read_result(finished)
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
-    from benchmarks.progress import RunProgress
-    from benchmarks.training import Training
-
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"--threads {threads} must be at least 1")
-        torch.set_num_threads(threads)
-    disable_progress_bar()
-    training = Training(spec, folder)
-    with RunProgress(spec, quiet or _follows()) as progress:
-        for row in training:
-            progress.show(row)
-            if parent is not None and os.getppid() != parent:
-                raise KeyboardInterrupt
-    return training.result
-
-
-def _follows() -> bool:
-    """Whether another process of this run, under torchrun, is the one that writes and tells."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and os.environ.get("RANK", "0") != "0"
-
-
 def _of_process() -> str:
-    return f" (process {os.environ['RANK']})" if _follows() else ""
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """A finished run's result; raises UsageError where the file is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged ({error}): remove that file's folder, and the run is done again") from None
+    return f" (process {os.environ['RANK']})" if follows() else ""
 
 
 def _print_result(result: dict[str, Any], folder: Path) -> None:

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.durable import read_rows
-from benchmarks.spec import RunSpec
+from benchmarks.experiment.spec import RunSpec
+from benchmarks.measuring.durable import read_rows
 from registry import UsageError
 
 

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contenders import ContinuousBatching, Engine, Generate, Parts, Work
-from benchmarks.limits import bandwidth_limit, product_limit
-from benchmarks.pairing import Block, abba, median_ratio
-from benchmarks.provenance import provenance
-from policies import LayerSubset, Policy, with_int8
+from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.measuring.provenance import provenance
+from benchmarks.speed.limits import bandwidth_limit, product_limit
+from benchmarks.speed.ours import Engine, Parts
+from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
+from benchmarks.speed.work import Work, kept_layers, make_work
+from policies import Policy, with_int8
 from registry import UsageError
 
 SKIPS = (1, 2, 4, 8)
@@ -60,30 +62,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--json", type=Path, help="write the rows here")
     found.add_argument("--picture", type=Path, help="write a picture here (png, svg)")
     return found
-
-
-def make_work(options: argparse.Namespace, policy: Policy, natural: bool, **given: Any) -> Work:
-    """The environment and its deck; forced length is an environment without stop tokens."""
-    import gymnasium as gym
-
-    import envs  # noqa: F401 - registers the ids
-
-    tokenizer = "builtin" if options.policy == "tiny" else options.policy
-    task: dict[str, Any] = {"tokenizer": tokenizer, "max_prompt_tokens": 256, "max_new_tokens": options.new_tokens}
-    task |= {"vocab_size": policy.vocab_size, "problems": options.problems, "split": options.split}
-    task |= {"template": options.template} | given
-    if not natural:
-        task["stop_token_ids"] = ()
-    env: Any = gym.make_vec("MathReason-v0", num_envs=options.slots, copy=False, **task)
-    stop = tuple(env.unwrapped.task.stop_token_ids)
-    return Work(env, tuple(range(options.prompts)), options.group_size, stop)
-
-
-def kept_layers(policy: Policy, skips: int) -> LayerSubset:
-    """All layers but ``skips`` spread evenly over the inner ones: speed does not depend on which."""
-    inner = np.arange(1, policy.num_layers - 1)
-    skipped = inner[np.linspace(0, len(inner) - 1, skips).round().astype(int)] if skips else ()
-    return tuple(sorted(set(range(policy.num_layers)) - {int(layer) for layer in skipped}))
 
 
 def chosen_skips(options: argparse.Namespace, layers: int) -> tuple[int, ...]:
@@ -162,7 +140,9 @@ def fastest_batch(policy: Policy, work: Work) -> int:
 def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of a whole iteration, with rollouts in the compute dtype against itself or, if asked for, with rollouts
     in the compute dtype and on bytes against TRL's."""
-    from benchmarks.iteration import OurIteration, TrlProcess, iteration_work
+    from benchmarks.speed.iteration import OurIteration
+    from benchmarks.speed.trl import TrlProcess
+    from benchmarks.speed.work import iteration_work
 
     work = iteration_work(options, policy)
     name = f"GRPO iteration, {len(work.problems)} x {options.group_size} x {work.new_tokens}"

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from envs.templates import TEMPLATES
+from envs.templates import TEMPLATES, template
 from envs.verifier import Verifier
 from registry import UsageError
 
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="write the agreement per kind instead")
     args = parser.parse_args(argv)
     try:
-        verifier = Verifier(args.template, deadline=args.deadline)
+        verifier = Verifier(template(args.template).extract, deadline=args.deadline)
         if args.table:
             print(table(list(rows_of(args.file)), verifier))
             return 0

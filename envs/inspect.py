@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from envs.problem import Problem, Problems
-from envs.problems import duplicates, load_problems, overlap
+from envs.problems.load import duplicates, load_problems, overlap
 from envs.templates import TEMPLATES, Template, template
 from envs.verifier.literal import Literal
 from envs.verifier.notation import normalise

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from envs.problem import Problem, Problems, Verdict
-from envs.problems import load_problems
+from envs.problems.load import load_problems
 from envs.templates import Template, template
 from envs.verifier import Verifier
 from registry import UsageError, did_you_mean
@@ -88,7 +88,7 @@ class Task:
         self.template: Template = template(spec.template)
         self.tokenizer = load_tokenizer(spec.tokenizer)
         self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
-        self.verifier = Verifier(template=spec.template)
+        self.verifier = Verifier(self.template.extract)
         self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
         self.vocab_size = spec.vocab_size or len(self.tokenizer)
         if self.vocab_size < len(self.tokenizer):

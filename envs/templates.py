@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from envs.extract import Extraction, extract, extract_tagged
+from envs.verifier.extract import Extraction, extract, extract_tagged
 from registry import UnknownName, UsageError
 
 BOX_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."

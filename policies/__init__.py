@@ -9,16 +9,15 @@
 Importing this package registers the skip samplers; transformers is imported only when a policy is loaded.
 """
 
-from policies.behavior import Behavior
-from policies.budget import BudgetAllowsNothing, BudgetSkip
-from policies.divergence import Length
-from policies.measured import AttentionOnly, BlockInfluence, LowestKL, MLPOnly, SoftmaxSkip
-from policies.patched import Nested, PatchedSubset, with_int8
-from policies.patches import Absorb, Heal, NoPatch
+from policies.engine.behavior import Behavior
+from policies.nested import LayerSubset, Nested, PatchedSubset, check_subset, with_int8
 from policies.policy import Policy
-from policies.probe import Probe
-from policies.samplers import EarlyExit, EvenSkip, FixedSkip, FullDepth, MiddleSkip, UniformSkip
-from policies.subset import LayerSubset, check_subset
+from policies.skipping.budget import BudgetAllowsNothing, BudgetSkip
+from policies.skipping.by_score import AttentionOnly, BlockInfluence, LowestKL, MLPOnly, SoftmaxSkip
+from policies.skipping.divergence import Length
+from policies.skipping.patches import Absorb, Heal, NoPatch
+from policies.skipping.probe import Probe
+from policies.skipping.samplers import EarlyExit, EvenSkip, FixedSkip, FullDepth, MiddleSkip, UniformSkip
 
 __all__ = [
     "Absorb",

@@ -12,23 +12,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.adapters import add_adapters, factors, merged_copy
-from policies.ahead import Ahead
-from policies.architecture import read_architecture
-from policies.behavior import Behavior
-from policies.checkpoint import load_checkpoint
-from policies.decoders import CachedDecoder, UncachedDecoder
-from policies.gradients import rms_norm
-from policies.head import chunked_logp, logp_of
-from policies.int8 import Int8Head, Int8Linear
-from policies.layers import gain, kept_weights, rotary_table
-from policies.patched import Nested, PatchedSubset, changes_of, is_int8, layers_of
-from policies.reference import reference_hidden
-from policies.sampling import SamplingSpec
-from policies.scoring import micro_batches, pack, score_hidden
-from policies.selfcheck import agrees
-from policies.subset import LayerSubset, check_subset, layers_skipped
-from policies.weights import PackedHead, PackedLinear, PackedWeights, changed_trainable, trainable_layers
+from policies.engine.ahead import Ahead
+from policies.engine.behavior import Behavior
+from policies.engine.decoder import CachedDecoder, UncachedDecoder
+from policies.engine.sampling import SamplingSpec
+from policies.model.head import chunked_logp, logp_of
+from policies.model.int8 import Int8Head, Int8Linear
+from policies.model.layers import gain, kept_weights, rms_norm, rotary_table
+from policies.model.packing import micro_batches, pack
+from policies.model.scoring import score_hidden
+from policies.model.weights import PackedHead, PackedLinear, PackedWeights, changed_trainable, trainable_layers
+from policies.nested import (
+    LayerSubset,
+    Nested,
+    PatchedSubset,
+    changes_of,
+    check_subset,
+    is_int8,
+    layers_of,
+    layers_skipped,
+)
+from policies.pretrained.adapters import add_adapters, factors, merged_copy
+from policies.pretrained.architecture import read_architecture
+from policies.pretrained.load import load_checkpoint
+from policies.pretrained.reference import reference_hidden
+from policies.pretrained.selfcheck import agrees
 from registry import UsageError
 
 _AHEAD = 16  # decode steps between two reads of a GPU, at most; on a CPU there is nothing to wait for
@@ -62,7 +70,7 @@ class Policy:
         self._stamp = self._weights_stamp()
         self._use(torch.float32)
         self.functional = self.architecture.static_rope
-        self.functional = self.functional and agrees(self)
+        self.functional = self.functional and agrees(model, self.architecture, self.logprobs)
         self._use(_compute_dtype(dtype))
         if not self.functional:
             warnings.warn(
@@ -278,7 +286,7 @@ class Policy:
 
     def packed(self, int8: bool = False) -> PackedWeights:
         """The inference form of the present weights, made or rewritten when first asked for; only of a functional
-        policy. ``int8``: on bytes (``policies.int8``)."""
+        policy. ``int8``: on bytes (``policies.model.int8``)."""
         self._require_fresh()
         if int8 not in self._packed:
             maps = (Int8Linear, Int8Head) if int8 else (PackedLinear, PackedHead)

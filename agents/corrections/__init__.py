@@ -1,6 +1,6 @@
 """The zoo of off-policy corrections and trust regions, each a detached weight; importing this registers all of them."""
 
-from agents.corrections import importance, scoped, traces, trust_regions
+from agents.corrections import group, importance, traces, trust_regions
 from agents.corrections.correction import (
     SCOPES,
     Correction,
@@ -24,11 +24,11 @@ __all__ = [
     "Traits",
     "ZeroWeights",
     "exp",
+    "group",
     "importance",
     "log_r",
     "log_rho",
     "sampled_logp",
-    "scoped",
     "traces",
     "traits",
     "trust_regions",

@@ -9,8 +9,8 @@ from statistics import fmean, median
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.estimators.mini import LAYERS
 from benchmarks.estimators.sweep import Row
+from benchmarks.estimators.transformer import LAYERS
 
 CAN_TELL = (
     "It can tell: the exact bias, variance and direction of the registered code's first gradient step (pi = pi_old), "

@@ -11,8 +11,8 @@ import torch
 
 from agents.corrections import traits
 from benchmarks.estimators.mdp import Cell, noised, random_reward, random_target, tree
-from benchmarks.estimators.mini import skipping, subsets
 from benchmarks.estimators.moments import Groups, Moments, moments
+from benchmarks.estimators.transformer import skipping, subsets
 from registry import advantages, corrections
 
 Row = dict[str, Any]

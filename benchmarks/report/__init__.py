@@ -1,1 +1,1 @@
-"""The report of a comparison: one page that opens offline, Markdown, JSON and a picture."""
+"""What a comparison says, as tables, pictures and pages. Nothing here computes a statistic."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.durable import storage_errors, write_whole
-from benchmarks.grid import Arm, Grid, fewer_completions
-from benchmarks.outcomes import ArmOutcome, Outcome, against, describe
+from benchmarks.comparison.grid import Arm, Grid, fewer_completions
+from benchmarks.comparison.outcomes import ArmOutcome, Outcome, against, describe
 from registry import UsageError
 
 
@@ -106,42 +104,3 @@ def _rivals(grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> tuple[dict[str
     nested = [(arm.specs[0].agent, outcome) for arm, outcome in members if arm.specs[0].agent["id"].count("/") == 2]
     found = ((outcome, full.get(fewer_completions(agent))) for agent, outcome in nested)
     return tuple(against(outcome, rival) for outcome, rival in found if rival is not None)
-
-
-def write(comparison: Comparison, out: Path) -> None:
-    """Write report.html, report.md, results.json and curves.png into ``out``."""
-    from benchmarks.report.figures import learning_curves_png
-    from benchmarks.report.html import html
-    from benchmarks.report.markdown import markdown
-
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "results.json", json.dumps(as_json(comparison), indent=2) + "\n")
-        (out / "curves.png").write_bytes(learning_curves_png(comparison))
-        write_whole(out / "report.md", markdown(comparison))
-        write_whole(out / "report.html", html(comparison))
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """The report's numbers; runs by their hash, so that every number can be traced to its folder."""
-    return {
-        "title": comparison.grid.title,
-        "source": comparison.grid.source,
-        "command": comparison.command,
-        "groups": [
-            {
-                "name": group.name,
-                "baseline": group.baseline,
-                "target": group.target,
-                "arms": [
-                    {**line, "runs": [run.result["hash"] for run in arm.runs]}
-                    for arm, line in zip(group.arms, group.lines, strict=True)
-                ],
-                "pairs": group.pairs,
-                "rivals": group.rivals,
-            }
-            for group in comparison.groups
-        ],
-        "failures": [asdict(failure) for failure in comparison.failures],
-        "provenance": next((arm.runs[0].provenance for group in comparison.groups for arm in group.arms), {}),
-    }

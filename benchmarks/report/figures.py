@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.outcomes import AXES, ArmOutcome, Outcome
+from benchmarks.comparison.outcomes import AXES, ArmOutcome, Outcome
+from benchmarks.measuring.plots import COLOURS, MARKERS
 from benchmarks.report.comparison import Comparison, Group
 
 matplotlib.use("Agg")
@@ -19,14 +20,12 @@ matplotlib.rcParams["font.family"] = "sans-serif"
 matplotlib.rcParams["axes.spines.top"] = False
 matplotlib.rcParams["axes.spines.right"] = False
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 COSTS = {
     "seconds_rollout": "rollout",
     "seconds_reward": "reward",
     "seconds_update": "update",
     "seconds_evaluation": "evaluation",
 }
-MARKERS = "osD^vPX*"
 AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds"}
 PANEL = (4.2, 3.1)
 MOST_INSIDE = 6  # arms whose legend fits into a panel

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from benchmarks.outcomes import AXES, AXIS_WORDS, ArmOutcome
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmOutcome
+from benchmarks.experiment.summary import evaluation_rows
 from benchmarks.report.comparison import Comparison, Group
 from benchmarks.report.figures import (
     cost_shares,
@@ -20,8 +21,7 @@ from benchmarks.report.figures import (
 from benchmarks.report.markdown import RIVALS, flat, pair_table, sampled_table, set_table
 from benchmarks.report.table import HEADS, NOTES, cells, number
 from benchmarks.report.words import percent, summary
-from benchmarks.summary import evaluation_rows
-from policies.subset import from_halves, halves
+from policies.nested import from_halves, halves
 
 STYLE = Path(__file__).parent / "style.css"
 MOST_SUBSETS = 8

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.board import clock
-from benchmarks.outcomes import AXES, AXIS_WORDS
+from benchmarks.comparison.board import clock
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS
 from benchmarks.report.comparison import Comparison, Group
 from benchmarks.report.table import HEADS, NOTES, cells
 from benchmarks.report.words import percent, points, ratio, summary

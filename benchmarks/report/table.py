@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.board import clock
+from benchmarks.comparison.board import clock
 from benchmarks.report.comparison import Comparison, Group
 from benchmarks.report.words import interval, points, summary
 

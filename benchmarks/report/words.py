@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.outcomes import AXES, AXIS_WORDS
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS
+from benchmarks.measuring.statistics import Interval
 from benchmarks.report.comparison import Comparison, Group
-from benchmarks.statistics import Interval
 
 FEW_SEEDS = 3
 COLLAPSED_ESS = 0.1

@@ -1,25 +1,24 @@
 """A verdict on a completion: never an exception, never a hang, the same whatever came before.
 
-Most answers are settled here, in process: one candidate is extracted (``envs.extract``), brought into one notation
-(``notation``) and compared as literal, text or structure (``compare``). Expressions that agree in double
-precision are settled by worker processes (``workers``) under a deadline and a memory limit. Settled comparisons
-are cached, timeouts never.
+Most answers are settled here, in process: one candidate is extracted (``extract``), brought into one notation
+(``notation``) and compared as literal, text or structure (``compare``). Expressions that agree in double precision are
+settled by worker processes (``pool``, ``child``) under a deadline and a memory limit. Settled comparisons are cached,
+timeouts never.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
 
 from envs.problem import Problem, Verdict
-from envs.templates import Template
-from envs.templates import template as named_template
 from envs.verifier.compare import Comparer, InProcess, NeedsWorker
+from envs.verifier.extract import Extraction, extract
 from envs.verifier.nodes import Unreadable
 from envs.verifier.notation import normalise
-from envs.verifier.workers import WorkerPool
+from envs.verifier.pool import WorkerPool
 from registry import UsageError
 
 MAX_CANDIDATE = 1024
@@ -34,37 +33,44 @@ _notation = lru_cache(maxsize=16384)(normalise)
 
 
 class Verifier:
-    """Verdicts on completions written for one template.
+    """Verdicts on completions.
 
     Args:
-        template: name in ``envs.templates.TEMPLATES``; it says where the answer stands.
+        extract: completion -> its one candidate answer, or why there is none (``extract``). A template has the one that
+            fits the completions written for it.
         deadline: seconds of processor time that a symbolic comparison may take once a worker has begun it; on the
             clock it ends after two and a half times that.
         workers: worker processes. With the defaults all verifiers of a process share one pool.
         megabytes: address space of a worker.
     """
 
-    def __init__(self, template: str = "plain", deadline: float = 2.0, workers: int = 1, megabytes: int = 1024) -> None:
+    def __init__(
+        self,
+        extract: Callable[[str], Extraction] = extract,
+        deadline: float = 2.0,
+        workers: int = 1,
+        megabytes: int = 1024,
+    ) -> None:
         if deadline <= 0 or workers < 1 or megabytes < 256:
             raise UsageError(
                 f"deadline={deadline!r}, workers={workers!r}, megabytes={megabytes!r}: "
                 "the deadline must be positive, with at least 1 worker of 256 megabytes"
             )
-        self.template: Template = named_template(template)
+        self.extract = extract
         self.pool = _shared_pool(workers, deadline, megabytes)
 
     def verify(self, completion: str, problem: Problem | str) -> Verdict:
         """The verdict on one completion; ``problem`` may be the bare gold answer."""
         return self.submit(completion, problem).result()
 
-    def verify_batch(self, pairs: Sequence[tuple[str, Problem]]) -> list[Verdict]:
+    def verify_batch(self, pairs: Sequence[tuple[str, Problem | str]]) -> list[Verdict]:
         """Verdicts of (completion, problem) pairs, in order; the symbolic ones run side by side in the workers."""
         return [future.result() for future in [self.submit(*pair) for pair in pairs]]
 
     def submit(self, completion: str, problem: Problem | str) -> Future[Verdict]:
         """The verdict as a future, which is already finished unless a worker is needed."""
         gold = problem.answer if isinstance(problem, Problem) else problem
-        candidate, why = self.template.extract(completion)
+        candidate, why = self.extract(completion)
         if why:
             return _finished(Verdict(0.0, "", why))
         shown = candidate[:MAX_SHOWN]
@@ -121,9 +127,15 @@ def settle_in_process(gold: str, answer: str) -> str:
         return "unsupported"
 
 
-def verify(completion: str, problem: Problem | str, template: str = "plain") -> Verdict:
-    """The verdict on one completion. Never raises on any text and returns within the workers' deadline."""
-    return _verifier(template).verify(completion, problem)
+def verify(completion: str, problem: Problem | str, extract: Callable[[str], Extraction] = extract) -> Verdict:
+    """The verdict on one completion. Never raises on any text and returns within the workers' deadline.
+
+    >>> verify("So the answer is 42.", "42").status
+    'right'
+    >>> verify("6 times 7 is 42", "42").status  # no last number is guessed at: the answer has to be marked
+    'no_answer'
+    """
+    return _verifier(extract).verify(completion, problem)
 
 
 def _remember(key: tuple[str, str], status: str) -> None:
@@ -149,5 +161,5 @@ def _shared_pool(workers: int, deadline: float, megabytes: int) -> WorkerPool:
 
 
 @lru_cache(maxsize=16)
-def _verifier(name: str) -> Verifier:
-    return Verifier(name)
+def _verifier(extract: Callable[[str], Extraction]) -> Verifier:
+    return Verifier(extract)

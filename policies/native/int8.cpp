@@ -1,5 +1,5 @@
 // Linear maps on bytes: each row is rotated by Hadamard matrices, which spreads its outliers, rounded to bytes with a scale
-// of its own, and multiplied with weights that were rotated and rounded alike (policies/int8.py).
+// of its own, and multiplied with weights that were rotated and rounded alike (policies/model/int8.py).
 
 #include "int8.h"
 

@@ -1,0 +1,226 @@
+"""A comparison as data: agents x policies x environments x variants x seeds, from presets and the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.spec import RunSpec, check_names
+from registry import UnknownField, UnknownName, UsageError
+from registry import agents as agent_registry
+from registry.errors import did_you_mean
+
+PRESETS = Path(__file__).parents[1] / "presets"
+CONTROLS = ("random-reward", "uncorrected", "fewer")
+
+
+Plan = tuple[str, str, list[str]]  # label, id, assignments
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Overrides that make matching agents once more. ``agents`` is a pattern."""
+
+    name: str
+    agents: str = "*"
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared.
+
+    Attributes:
+        title, source: for the report; where the settings come from.
+        agents: ids or shell patterns of ids.
+        baseline: the id that every other arm is compared with.
+        seeds, policies, envs: each agent runs on every combination.
+        recipe: the name of published settings (presets/recipes.toml), which ``set`` overrides.
+        set: assignments for every run that has the field.
+        variants: see ``Variant``; an agent that matches none of them runs once, as it is.
+        controls: ``random-reward``: the baseline with a coin for a reward; ``uncorrected``: each nested agent without
+            its correction; ``fewer``: the baseline with fewer completions, as many as the time that skipping saves
+            would pay for at best.
+        threads: CPU threads of a run; None leaves torch's default.
+    """
+
+    title: str = "Comparison"
+    source: str = ""
+    agents: tuple[str, ...] = ("reft",)
+    baseline: str = "reft"
+    seeds: tuple[int, ...] = (0,)
+    policies: tuple[str, ...] = ("tiny",)
+    envs: tuple[str, ...] = ("MathReason-v0",)
+    recipe: str = ""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
+    controls: tuple[str, ...] = ()
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for control in self.controls:
+            if control not in CONTROLS:
+                raise UsageError(f"unknown control {control!r}: {did_you_mean(control, CONTROLS)}")
+        for name in ("agents", "seeds", "policies", "envs"):
+            if not getattr(self, name):
+                raise UsageError(f"the comparison has no {name}: give at least one")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the comparison: what runs with every seed.
+
+    Attributes:
+        label: unique within the comparison.
+        specs: one a seed, in the order of the seeds.
+        missed: assignments that this arm's agent has no field for.
+    """
+
+    label: str
+    specs: tuple[RunSpec, ...]
+    missed: tuple[str, ...] = ()
+
+
+def preset(name: str) -> Grid:
+    """A committed grid by name, or a TOML file's. Raises UsageError where there is none or a name in it is unknown."""
+    known = sorted(path.stem for path in PRESETS.glob("*.toml") if path.stem != "recipes")
+    path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
+    if not name.endswith(".toml") and name not in known:
+        raise UnknownName("preset", name, known)
+    try:
+        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"preset {name!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"preset {name!r} is not TOML: {error}") from None
+    check_names(f"preset {name!r}", loaded, [f.name for f in fields(Grid)])
+    for variant in loaded.get("variants", ()):
+        check_names(f"a variant of preset {name!r}", variant, [f.name for f in fields(Variant)])
+    loaded["variants"] = [Variant(**variant) for variant in loaded.get("variants", ())]
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()}
+    return Grid(**given)
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The settings of a published recipe, none for the name ``""``. Raises ``UnknownName`` with the nearest names."""
+    if not name:
+        return {}
+    recipes = tomllib.loads((PRESETS / "recipes.toml").read_text(encoding="utf-8"))
+    if name not in recipes:
+        raise UnknownName("recipe", name, recipes)
+    return dict(recipes[name]["set"])
+
+
+def agent_ids(patterns: Iterable[str]) -> list[str]:
+    """The ids that each pattern names, without repeats. An id that can be made stands for itself, products included."""
+    found: dict[str, None] = {}
+    every = agent_registry.ids()
+    whole = [id for id in every if not any(other.startswith(f"{id}/") for other in every)]
+    for pattern in patterns:
+        if pattern in agent_registry:
+            found[pattern] = None
+            continue
+        matching = [id for id in whole if fnmatchcase(id, pattern)]
+        if not matching and not set(pattern) & set("*?["):
+            agent_registry.resolve(pattern)  # raises, and names the part that is unknown
+        if not matching:
+            raise UsageError(f"no agent id matches {pattern!r}: {did_you_mean(pattern, whole)}")
+        found.update(dict.fromkeys(matching))
+    return list(found)
+
+
+def arms(grid: Grid) -> list[Arm]:
+    """The arms of a grid; the baseline's first. Raises UsageError for an assignment that no agent has a field for."""
+    ids = agent_ids(grid.agents)
+    if grid.baseline in ids:
+        ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
+    common = assignments({**recipe(grid.recipe), **grid.set})
+    plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
+    plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
+    many = len(grid.policies) * len(grid.envs) > 1
+    made: dict[tuple[str, ...], Arm] = {}
+    for policy in grid.policies:
+        for env in grid.envs:
+            for label, id, wanted in plans:
+                arm = _arm(f"{label} @ {policy}, {env}" if many else label, id, wanted, (grid, policy, env))
+                made.setdefault(tuple(spec.hash for spec in arm.specs), arm)
+    for text in common:
+        if all(text in arm.missed for arm in made.values()):
+            resolve(ids[0], settings=[text])  # raises, and names the nearest field
+    return list(made.values())
+
+
+def _variants(id: str, declared: Sequence[Variant]) -> Sequence[Variant]:
+    """Those that an agent matches; one that matches none runs once as it is, so that no arm is lost."""
+    return [variant for variant in declared if fnmatchcase(id, variant.agents)] or [Variant("")]
+
+
+def _plan(id: str, variant: Variant, common: list[str]) -> Plan:
+    """An agent under a variant; one that has none of its fields stays as it is."""
+    kept, _ = applicable(id, assignments(variant.set))
+    return f"{id} {variant.name if kept else ''}".strip(), id, [*common, *kept]
+
+
+def _arm(label: str, id: str, wanted: list[str], where: tuple[Grid, str, str]) -> Arm:
+    grid, policy, env = where
+    kept, missed = applicable(id, wanted)
+    first = resolve(id, settings=kept, policy=policy, env=env)
+    return Arm(label, tuple(replace(first, seed=seed) for seed in grid.seeds), tuple(missed))
+
+
+def applicable(id: str, wanted: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The assignments that an agent has a field for, and the others. Raises UsageError for a bad value."""
+    kept: list[str] = []
+    missed: list[str] = []
+    for text in wanted:
+        try:
+            resolve(id, settings=[*kept, text])
+            kept.append(text)
+        except UnknownField:
+            missed.append(text)
+    return kept, missed
+
+
+def _controls(control: str, baseline: str, plans: list[Plan], common: list[str]) -> list[Plan]:
+    """The further arms of a control."""
+    base = [plan for plan in plans if plan[1] == baseline] or [(baseline, baseline, common)]
+    if control == "random-reward":
+        return [(f"{label} random reward", id, [*wanted, "env.reward=random"]) for label, id, wanted in base]
+    nested = [(label, id, wanted) for label, id, wanted in plans if id.count("/") == 2]
+    if control == "uncorrected":
+        bare = [(f"{id.rsplit('/', 1)[0]}/none", label.removeprefix(id), wanted) for label, id, wanted in nested]
+        return [
+            (id + variant, id, [text for text in wanted if not text.startswith("correction")])
+            for id, variant, wanted in bare
+        ]
+    found = {}
+    for _, id, wanted in nested:
+        agent = resolve(id, settings=applicable(id, wanted)[0]).agent
+        left = fewer_completions(agent)
+        found[f"{base[0][1]} {left} of {agent['group_size']} completions"] = (
+            base[0][1],
+            [*base[0][2], f"group_size={left}"],
+        )
+    return [(label, id, wanted) for label, (id, wanted) in found.items()]
+
+
+def fewer_completions(agent: Mapping[str, Any]) -> int:
+    """The group size of a nested agent's honest rival: as many completions of the full model as cost the same, if
+    skipping saved its whole share of the layers."""
+    return max(2, round(int(agent["group_size"]) * (1 - float(agent["sampler"].get("ratio", 0.0)))))
+
+
+def assignments(settings: Mapping[str, Any]) -> list[str]:
+    """A TOML table as ``name=value`` texts."""
+    return [f"{name}={_text(value)}" for name, value in settings.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

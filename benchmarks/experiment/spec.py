@@ -1,0 +1,197 @@
+"""A run as data: what is trained, on what, from which seed. Its hash names its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import agents  # noqa: F401 (registers the agents)
+import envs  # noqa: F401 (registers the env ids)
+from benchmarks.measuring.durable import write_whole
+from envs.task import TaskSpec
+from policies.pretrained.load import BUILT_IN
+from registry import (
+    Field,
+    Registry,
+    UnknownField,
+    UsageError,
+    advantages,
+    aggregations,
+    corrections,
+    fields_of,
+    patches,
+    problem_samplers,
+    skip_samplers,
+)
+from registry import agents as agent_registry
+
+# Arguments of an agent that name a component, and the prefix that `--set` reaches its fields by.
+PARTS: dict[str, Registry] = {
+    "sampler": skip_samplers,
+    "patch": patches,
+    "correction": corrections,
+    "advantage": advantages,
+    "aggregation": aggregations,
+    "problems": problem_samplers,
+}
+HASHED_BYTES = 4 << 20  # of each end of a file
+GIVEN_ELSEWHERE = {"policy", "env", "seed", "verbose", "tensorboard_log", "device"}
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """How accuracy is measured.
+
+    Attributes:
+        split: problems never trained on.
+        source: the problem set, a name or a file; None: the one that is trained on.
+        subset: of the source, ``start:stop``, for a single file that has no splits.
+        problems: how many of the split, its first ones; all of them if it has fewer.
+        every: iterations between evaluations of the learning curve; 0 for none between first and last.
+        samples: completions per problem of the sampled accuracy, avg@k and pass@k.
+        sets: further problem sets, names or files, measured before and after: public sets are contaminated for some
+            models, generated ones are not.
+    """
+
+    split: str = "test"
+    source: str | None = None
+    subset: str | None = None
+    problems: int = 256
+    every: int = 5
+    samples: int = 4
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run, JSON-able and complete: every default is resolved when it is made by ``benchmarks.experiment.resolve``.
+
+    Attributes:
+        agent: ``{"id": ..., hyper-parameter: value}``, components as ``{"id": ..., field: value}``.
+        policy: the target: ``tiny``, a folder or a hub id.
+        weights: fingerprint of the policy's files, so that a run is never taken for one from other weights; None for a
+            hub id.
+        env: ``{"id": ..., argument: value}``.
+        seed: of everything drawn.
+        iterations, tokens, seconds: budgets of the agent's loop, of rollout tokens and of training time without
+            evaluation. The iteration that reaches the first of them is the last; None: no such limit. What a budget of
+            seconds buys depends on the machine's speed, so such a run does not repeat exactly.
+        evaluation: fields of ``EvaluationSpec``.
+        checkpoint_every: iterations between checkpoints; what a killed run may lose.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    agent: dict[str, Any]
+    policy: str = "tiny"
+    weights: str | None = None
+    env: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    iterations: int | None = 20
+    tokens: int | None = None
+    seconds: float | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    checkpoint_every: int = 10
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "checkpoint_every", "tokens", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name}={value} must be positive")
+        if self.iterations is self.tokens is self.seconds is None:
+            raise UsageError("a run needs a budget: give iterations, tokens or seconds")
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits of the canonical JSON."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def used(self, iterations: int, tokens: int, seconds: float) -> float:
+        """How much of its budget a run has spent, by the one nearest to its end; at 1 it is over."""
+        spent = ((iterations, self.iterations), (tokens, self.tokens), (seconds, self.seconds))
+        return max(amount / limit for amount, limit in spent if limit is not None)
+
+    @property
+    def evaluated(self) -> EvaluationSpec:
+        """``evaluation`` with its types."""
+        return EvaluationSpec(**{**self.evaluation, "sets": tuple(self.evaluation.get("sets", ()))})
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> RunSpec:
+        """A spec from its file; raises UsageError where it is none, or where a name in it is unknown."""
+        try:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"spec {str(path)!r} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise UsageError(f"spec {str(path)!r} is not JSON: {error}") from None
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("agent"), dict) or "id" not in loaded["agent"]:
+            raise UsageError(f"spec {str(path)!r} has no 'agent' with an 'id'")
+        check_names(f"spec {path.name!r}", loaded, [f.name for f in fields(RunSpec)])
+        spec = RunSpec(**loaded)
+        agent_arguments(spec.agent)
+        check_names("env", [name for name in spec.env if name != "id"], fields_of(TaskSpec))
+        check_names("evaluation", spec.evaluation, fields_of(EvaluationSpec))
+        return spec
+
+
+def fingerprint(policy: str) -> str | None:
+    """12 hex digits of a local policy's config and weights (the two ends of large files); None if it is not local."""
+    folder = BUILT_IN.get(policy, Path(policy).expanduser())
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    if not files[0].is_file():
+        return None
+    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()))
+
+
+@lru_cache(maxsize=32)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {size}\n".encode() + file.read(HASHED_BYTES))
+            file.seek(max(0, size - HASHED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:12]
+
+
+def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ``UnknownField`` for the first name that is not known."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UnknownField(owner, name, known)
+
+
+def agent_arguments(agent: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The class that a spec's ``agent`` names, and its arguments as the class takes them (JSON has no tuples)."""
+    component, _ = agent_registry.resolve(agent["id"])
+    known = fields_of(component)
+    given = {name: value for name, value in agent.items() if name != "id"}
+    check_names(f"agent {agent['id']!r}", given, known)
+    arguments = {}
+    for name, value in given.items():
+        if name in PARTS and isinstance(value, Mapping):
+            parts = PARTS[name].fields(value["id"])
+            check_names(f"{name} {value['id']!r}", [part for part in value if part != "id"], parts)
+            value = {part: _typed(given_value, parts.get(part)) for part, given_value in value.items()}
+        arguments[name] = _typed(value, known[name])
+    return component, arguments
+
+
+def _typed(value: Any, declared: Field | None) -> Any:
+    """A JSON list as a tuple where the field is declared as one."""
+    if declared is not None and isinstance(value, list) and typing.get_origin(declared.type) is tuple:
+        return tuple(value)
+    return value

@@ -1,0 +1,94 @@
+"""The result of a run, from its rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.experiment.spec import RunSpec
+from registry import UsageError
+
+TIMES = ("time/rollout", "time/reward", "time/update", "time/iteration")
+NOT_AVERAGED = {"iteration", "timesteps", "layers", "learning_rate", *TIMES, "time/cpu"}
+
+
+def training_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of iterations."""
+    return [row for row in rows if "evaluation" not in row]
+
+
+def evaluation_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of held-out evaluations, the one before training first."""
+    return [row for row in rows if "evaluation" in row]
+
+
+def seconds_spent(rows: list[dict[str, Any]]) -> float:
+    """Wall-clock seconds of training, evaluations left out."""
+    return float(sum(row["time/iteration"] for row in training_rows(rows)))
+
+
+def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy before and after (with every question's outcome), cost, the learning curve, and the means over
+    iterations of everything else that was measured."""
+    evaluations, train = evaluation_rows(rows), training_rows(rows)
+    first, last = evaluations[0]["evaluation"], evaluations[-1]["evaluation"]
+    seconds = {name: float(sum(row.get(name, 0.0) for row in train)) for name in TIMES}
+    tokens = sum(row["tokens"] for row in train)
+    return {
+        "agent": spec.agent["id"],
+        "seed": spec.seed,
+        "hash": spec.hash,
+        "policy": spec.policy,
+        "env": spec.env["id"],
+        "iterations": len(train),
+        "accuracy_before": first["greedy"],
+        "accuracy_after": last["greedy"],
+        "sampled_before": first["sampled"],
+        "sampled_after": last["sampled"],
+        "right_before": first["right"],
+        "right_after": last["right"],
+        "sampled_right_before": first["sampled_right"],
+        "sampled_right_after": last["sampled_right"],
+        "samples": spec.evaluated.samples,
+        "sets_before": first.get("sets", {}),
+        "sets_after": last.get("sets", {}),
+        "tokens": tokens,
+        "rollout_tokens_per_second": tokens / max(seconds["time/rollout"] + seconds["time/reward"], 1e-9),
+        "seconds": seconds["time/iteration"],
+        "seconds_rollout": seconds["time/rollout"],
+        "seconds_reward": seconds["time/reward"],
+        "seconds_update": seconds["time/update"],
+        "seconds_evaluation": float(sum(row.get("time/evaluation", 0.0) for row in evaluations)),
+        "cpu_seconds": float(sum(row.get("time/cpu", 0.0) for row in rows)),
+        "curve": _curve(rows),
+        "means": _means(train),
+    }
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each evaluation with the iterations, tokens and training seconds spent until then."""
+    curve, spent = [], 0.0
+    for row in rows:
+        if "evaluation" in row:
+            point = {"iteration": row["iteration"], "tokens": row["timesteps"], "seconds": spent}
+            curve.append({**point, "greedy": row["evaluation"]["greedy"]})
+        else:
+            spent += row["time/iteration"]
+    return curve
+
+
+def _means(train: list[dict[str, Any]]) -> dict[str, float]:
+    names = sorted({name for row in train for name in row} - NOT_AVERAGED)
+    numeric = {name: [row[name] for row in train if isinstance(row.get(name), int | float)] for name in names}
+    return {name: float(np.mean(values)) for name, values in numeric.items() if values}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A finished run's result; raises UsageError where the file is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}): remove that file's folder, and the run is done again") from None

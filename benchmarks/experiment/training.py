@@ -1,0 +1,242 @@
+"""One run on disk: iterate, evaluate, write as it goes, resume from the last checkpoint to the same numbers."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from agents import checkpoint
+from agents.distributed import Ranks, join
+from benchmarks.experiment import follows
+from benchmarks.experiment.evaluation import Evaluator
+from benchmarks.experiment.progress import RunProgress
+from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
+from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
+from benchmarks.measuring.durable import locked, read_rows, storage_errors, write_whole
+from benchmarks.measuring.provenance import provenance
+from policies.pretrained.load import load_config
+from registry import UsageError
+
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+FINISHED = -1
+
+
+class Training:
+    """Iterating over it trains; each item is a row of metrics.jsonl as it is written.
+
+    A run is a function of its spec: what an interruption leaves half-done (rows after the last checkpoint, partial
+    files) is dropped and done again.
+    """
+
+    def __init__(self, spec: RunSpec, folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self.result: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.ranks = self._ranks()
+        # The same numbers again, on several threads too. CUDA lacks some deterministic kernels: there it warns.
+        torch.use_deterministic_algorithms(True, warn_only=self.spec.device != "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder) if self.ranks.leader else nullcontext():
+            iteration = self.ranks.agree(self._prepared() if self.ranks.leader else 0)
+            if iteration == FINISHED:
+                self.result = json.loads((self.folder / RESULT).read_text())
+                return
+            self.rows, _ = read_rows(self.folder / METRICS)
+            agent = self._agent(iteration)
+            with storage_errors(self.folder):
+                self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open(
+                    "a", encoding="utf-8"
+                )
+            with self._file:
+                yield from self._train(agent)
+            self._finish(agent)
+
+    def _ranks(self) -> Ranks:
+        ranks = join(self.spec.device)
+        if ranks.size > 1 and not getattr(agent_arguments(self.spec.agent)[0], "parallel", False):
+            raise UsageError(f"agent {self.spec.agent['id']!r} trains in one process: start it without torchrun")
+        return ranks
+
+    def _prepared(self) -> int:
+        """Make the folder ready; returns the iteration that its checkpoint goes on from, 0 to start, or FINISHED."""
+        if (self.folder / RESULT).is_file():  # another process finished it while this one waited
+            return FINISHED
+        with storage_errors(self.folder):
+            self._clear_partial()
+            self.spec.write(self.folder / "spec.json")
+            about = provenance() | ({"processes": self.ranks.size} if self.ranks.size > 1 else {})
+            write_whole(self.folder / "provenance.json", json.dumps(about, indent=2) + "\n")
+            iteration, rows = self._saved()
+            write_whole(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        return iteration
+
+    def _clear_partial(self) -> None:
+        """Drop what a kill left half-written; a checkpoint caught between its two renames is put back."""
+        saved = self.folder / "checkpoint"
+        for old in self.folder.glob("checkpoint.old-*"):
+            if saved.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(saved)
+        for scratch in [*self.folder.glob("*.partial-*"), *self.folder.glob("model.old-*")]:
+            shutil.rmtree(scratch)
+        for scratch in self.folder.glob(".*.partial"):
+            scratch.unlink()
+
+    def _saved(self) -> tuple[int, list[dict[str, Any]]]:
+        """The checkpoint's iteration and rows; 0 and none without a checkpoint whose rows are all there."""
+        saved = self.folder / "checkpoint"
+        if not (saved / checkpoint.STATE).is_file():
+            return 0, []
+        iteration = int(json.loads((saved / checkpoint.STATE).read_text())["iteration"])
+        rows, damaged = read_rows(self.folder / METRICS)
+        rows = [row for row in rows if row["iteration"] <= iteration]
+        if self._complete(rows, iteration):
+            return iteration, rows
+        where = f"line {damaged} of {METRICS} is damaged" if damaged else f"{METRICS} has lost rows"
+        warnings.warn(f"{self.folder}: {where}, so the run starts again from the beginning", stacklevel=4)
+        shutil.rmtree(saved)
+        return 0, []
+
+    def _agent(self, iteration: int) -> Any:
+        """The agent, at the checkpoint or at the start."""
+        if not iteration:
+            return make_agent(self.spec)
+        saved = self.folder / "checkpoint"
+        agent = make_agent(self.spec, str(saved))
+        checkpoint.restore(agent, saved)
+        return agent
+
+    def _complete(self, rows: list[dict[str, Any]], iteration: int) -> bool:
+        trained = [row["iteration"] for row in training_rows(rows)]
+        every = self.spec.evaluated.every
+        due = [n for n in range(iteration + 1) if n == 0 or (every and n % every == 0)]
+        return trained == list(range(1, iteration + 1)) and [r["iteration"] for r in evaluation_rows(rows)] == due
+
+    def _train(self, agent: Any) -> Iterator[dict[str, Any]]:
+        chosen = self.spec.evaluated
+        self.evaluator = Evaluator(agent.envs.unwrapped.task, chosen, self.ranks)
+        if not self.rows:
+            yield self._evaluate(agent, whole=True)
+        # What imports have left lives as long as the process: to look through it again and again takes up to a fifth of
+        # a small model's rollouts.
+        gc.collect()
+        gc.freeze()
+        last = self._over(agent)
+        while not last:
+            began, cpu = time.perf_counter(), time.process_time()
+            metrics = agent.iterate()
+            row = {"iteration": agent.iteration, **metrics, "layers": list(agent.layers)}
+            row["timesteps"] = agent.num_timesteps
+            row["time/iteration"] = time.perf_counter() - began
+            row["time/cpu"] = time.process_time() - cpu
+            yield self._write(row)
+            last = self._over(agent)
+            if last or (chosen.every and agent.iteration % chosen.every == 0):
+                yield self._evaluate(agent, whole=last)
+            if not last and agent.iteration % self.spec.checkpoint_every == 0:
+                with storage_errors(self.folder):
+                    agent.save(self.folder / "checkpoint")
+
+    def _over(self, agent: Any) -> bool:
+        """Whether a budget is used up; by the leader's clock."""
+        used = self.spec.used(agent.iteration, agent.num_timesteps, seconds_spent(self.rows))
+        return bool(self.ranks.agree(used >= 1))
+
+    def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
+        """Greedy accuracy; at both ends of a run also sampled accuracy, the further sets and sample completions."""
+        began, cpu = time.perf_counter(), time.process_time()
+        measured = (
+            self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
+        )
+        row = {"iteration": agent.iteration, "timesteps": agent.num_timesteps, "evaluation": measured}
+        row |= {"time/evaluation": time.perf_counter() - began, "time/cpu": time.process_time() - cpu}
+        return self._write(row)
+
+    def _write(self, row: dict[str, Any]) -> dict[str, Any]:
+        with storage_errors(self.folder):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        self.rows.append(row)
+        return row
+
+    def _finish(self, agent: Any) -> None:
+        """Save the model, then the result: a folder with a result is a finished run."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.result = {**summarise(self.spec, self.rows), "peak_bytes": peak * 1024}
+        if not self.ranks.leader:
+            return
+        with storage_errors(self.folder):
+            agent.save(self.folder / "model")
+            write_whole(self.folder / RESULT, json.dumps(self.result, indent=2) + "\n")
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+
+def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
+    """The spec's agent, from its policy or from a checkpoint's weights."""
+    component, arguments = agent_arguments(spec.agent)
+    if weights is None and spec.weights not in (None, fingerprint(spec.policy)):
+        raise UsageError(
+            f"policy {spec.policy!r} has other weights ({fingerprint(spec.policy)}) than the spec was made for "
+            f"({spec.weights}): restore those, or make the spec anew from --agent and --set"
+        )
+    env = dict(spec.env)
+    if spec.policy != "tiny" and env.get("tokenizer") == spec.policy and env.get("vocab_size") is None:
+        env["vocab_size"] = int(load_config(spec.policy).vocab_size)  # may be padded beyond the tokenizer
+    envs = make_envs(env, arguments)
+    return component(policy=weights or spec.policy, env=envs, seed=spec.seed, device=spec.device, **arguments)
+
+
+def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """The vector env of a spec's ``env``, with as many slots as the agent wants."""
+    import gymnasium as gym
+
+    from agents.arguments import slots_of
+
+    env = dict(env)
+    id = env.pop("id")
+    episodes = arguments.get("group_size", 1) * -(-arguments.get("problems_per_batch", 64) // join().size)
+    return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)
+
+
+def run(
+    spec: Any, runs: Path, quiet: bool = True, threads: int | None = None, parent: int | None = None
+) -> dict[str, Any]:
+    """Train ``spec``'s agent in ``runs/<hash>``, going on from its checkpoint if there is one; returns the result.
+
+    ``parent`` is the process whose end also ends this run, after the iteration it is in.
+    """
+    folder = runs / spec.hash
+    finished = folder / "result.json"
+    if finished.is_file():
+        return read_result(finished)
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads {threads} must be at least 1")
+        torch.set_num_threads(threads)
+    disable_progress_bar()
+    training = Training(spec, folder)
+    with RunProgress(spec, quiet or follows()) as progress:
+        for row in training:
+            progress.show(row)
+            if parent is not None and os.getppid() != parent:
+                raise KeyboardInterrupt
+    return training.result

@@ -1,0 +1,1 @@
+"""What any measurement needs: intervals, paired timing, files that survive kills, provenance. It knows no agent."""

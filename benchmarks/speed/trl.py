@@ -1,0 +1,145 @@
+"""TRL's GRPOTrainer step, timed in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.measuring.pairing import Block
+from benchmarks.speed.iteration import LEARNING_RATE
+from benchmarks.speed.transformers_generate import Generate
+from benchmarks.speed.work import Work, iteration_work
+from policies import Policy
+from registry import UsageError
+
+
+class TrlIteration:
+    """A training step of TRL's GRPOTrainer, timed from its beginning to the end of its optimizer step."""
+
+    def __init__(self, policy: Policy, work: Work) -> None:
+        try:
+            from trl import GRPOConfig, GRPOTrainer
+        except ImportError as error:
+            raise UsageError("--trl needs the package trl: pip install 'nested-reft[trl]'") from error
+        from datasets import Dataset
+        from transformers import TrainerCallback
+
+        tokenizer = work.env.unwrapped.task.tokenizer
+        texts = [tokenizer.decode(work.prompt(problem)) for problem in work.problems]
+        completions = len(texts) * work.group_size
+        clock = self._clock = [0.0, 0.0]
+
+        class Clock(TrainerCallback):
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                clock[0] = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock[1] = time.perf_counter()
+
+        settings = GRPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            learning_rate=LEARNING_RATE,
+            per_device_train_batch_size=completions,
+            num_generations=work.group_size,
+            max_completion_length=work.new_tokens,
+            generation_kwargs={"min_new_tokens": work.new_tokens},
+            temperature=1.0,
+            beta=0.0,
+            max_steps=1,
+            gradient_checkpointing=False,
+            bf16=False,  # of autocast; the weights are bfloat16 themselves where the policy computes in it
+            use_cpu=policy.device.type == "cpu",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        coin = random.Random(0)
+        self.trainer = GRPOTrainer(
+            model=Generate(policy, work, 1).model.train(),
+            args=settings,
+            reward_funcs=lambda completions, **_: [float(coin.random() < 0.5) for _ in completions],
+            train_dataset=Dataset.from_dict({"prompt": texts}),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
+        self.tokens = completions * work.new_tokens
+
+    def __call__(self) -> Block:
+        """One step; making the data loader and the optimizer anew is not counted."""
+        self.trainer.train()
+        return Block(self.tokens, self._clock[1] - self._clock[0])
+
+
+class TrlProcess:
+    """``TrlIteration`` in a child process, which waits while others are measured.
+
+    Args:
+        options: of ``benchmarks.throughput``; the work is that of ``iteration_work``.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        names = ("policy", "device", "dtype", "problems", "split", "template", "group_size", "new_tokens")
+        given = {name: getattr(options, name) for name in names}
+        given |= {"trl": True, "prompts": 8, "threads": torch.get_num_threads()}
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"NESTED_REFT_NATIVE": "0"},
+        )
+
+    def __call__(self) -> Block:
+        """The child's next step."""
+        assert self.child.stdin is not None and self.child.stdout is not None
+        try:
+            self.child.stdin.write("\n")
+            self.child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended early, and its last line says why
+        line = self.child.stdout.readline()
+        if not line:
+            code = self.child.wait()
+            memory = " (killed: most likely it ran out of memory, so take shorter prompts or a smaller --group-size)"
+            raise UsageError(
+                f"TRL's process ended with exit code {code}{memory if code == -9 else ''}; its messages are above"
+            )
+        found = json.loads(line)
+        if "error" in found:
+            raise UsageError(found["error"])
+        return Block(**found)
+
+    def close(self) -> None:
+        """End the child."""
+        self.child.kill()
+        self.child.communicate()
+
+
+def main(arguments: list[str]) -> int:
+    """The child: a step of TRL for each line of stdin, told as a line of JSON; everything else goes to stderr."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    options = argparse.Namespace(**json.loads(arguments[0]))
+    torch.set_num_threads(options.threads)
+    try:
+        policy = Policy.load(options.policy, options.device, options.dtype)
+        step = TrlIteration(policy, iteration_work(options, policy))
+    except UsageError as error:
+        print(json.dumps({"error": str(error)}), file=answers, flush=True)
+        return 2
+    for _ in sys.stdin:
+        block = step()
+        print(json.dumps({"tokens": block.tokens, "seconds": block.seconds}), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""The child process that settles symbolic comparisons: one JSON request a line in, one JSON reply a line out.
+
+A request is ``["compare", gold, answer]`` (normalised texts) or ``["score", scorer, candidate]``. The process limits
+its own memory and, per request, its own processor time, and ends when its standard input closes: none outlives the run
+that started it. The kernel enforces both limits, whatever the interpreter is busy with.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+import mpmath  # noqa: F401  (imported before the clock of the first request starts)
+
+from envs.verifier.compare import Comparer, NeedsWorker
+from envs.verifier.evaluate import equal, has_value, proportional
+from envs.verifier.expression import Tree, parse
+from envs.verifier.lexer import NotAnExpression
+from envs.verifier.nodes import Unreadable
+
+_COMMANDS = "π pi,· cdot,× times,÷ div,≤ le,≥ ge,≠ ne,≈ approx,∞ infty,∪ cup,∩ cap,∖ setminus,± pm,∓ mp,∈ in,∅ emptyset"
+_LATEX = str.maketrans({pair[0]: f"\\{pair[2:]} " for pair in _COMMANDS.split(",")} | {"°": "^{\\circ}", "%": "\\%"})
+
+
+class Symbolic:
+    """Settles every question about expressions.
+
+    Args:
+        announce: tells the parent about an import that takes its time.
+    """
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self.announce = announce
+
+    def equal(self, gold: Tree, answer: Tree) -> bool:
+        return equal(gold, answer)
+
+    def proportional(self, gold: Tree, answer: Tree, positive: bool) -> bool:
+        return proportional(gold, answer, positive)
+
+    def unparsed(self, gold: str, answer: str) -> bool:
+        """Golds outside of the grammar (integrals, sums, limits) are math-verify's, unless the answer is a number
+        beyond all bounds."""
+        with suppress(NotAnExpression):
+            if not has_value(parse(answer)):
+                return False
+        load("math_verify", self.announce, warm_up=lambda: math_verify_equal("\\frac{x}{2}", "0.5 x"))
+        return math_verify_equal(gold, answer)
+
+
+def math_verify_equal(gold: str, answer: str) -> bool:
+    """math-verify on two LaTeX texts, by its LaTeX parser alone (its plain-text parser evaluates Python)."""
+    import math_verify
+
+    parser = [math_verify.LatexExtractionConfig()]
+    gold_parsed, answer_parsed = (
+        math_verify.parse(f"${to_latex(text)}$", parser, fallback_mode="no_fallback", parsing_timeout=None)
+        for text in (gold, answer)
+    )
+    return bool(gold_parsed and answer_parsed) and math_verify.verify(gold_parsed, answer_parsed, timeout_seconds=None)
+
+
+def to_latex(text: str) -> str:
+    """Normalised text with its operators spelt as LaTeX commands again."""
+    return text.translate(_LATEX)
+
+
+def settle(comparer: Comparer, gold: str, answer: str) -> str:
+    """``right`` or ``wrong``, ``malformed`` if unreadable, ``unsupported`` if it cannot be computed here."""
+    try:
+        return "right" if comparer.compare(gold, answer) else "wrong"
+    except Unreadable:
+        return "malformed"
+    except (NeedsWorker, MemoryError, RecursionError, ArithmeticError, ValueError, TypeError, AttributeError):
+        return "unsupported"
+
+
+def judge(comparer: Comparer, announce: Callable[[str], None], request: list[str]) -> str:
+    """The status of a request."""
+    task, first, second = request
+    if task == "compare":
+        return settle(comparer, first, second)
+    load("reasoning_gym", announce)
+    from envs.verifier.scorers import score
+
+    try:
+        return "right" if score(first, second) else "wrong"
+    except Exception:  # third-party scorers raise anything on text they did not expect: no full score
+        return "malformed"
+
+
+def load(module: str, announce: Callable[[str], None], warm_up: Callable[[], object] | None = None) -> None:
+    """Import a slow module and let it do its first work. That time is not the answer's fault: the parent waits for it
+    apart, so that no verdict depends on whether its worker is new."""
+    if module not in sys.modules:
+        left = signal.setitimer(signal.ITIMER_PROF, 0)[0]
+        announce("loading")
+        importlib.import_module(module)
+        if warm_up:
+            warm_up()
+        announce("loaded")
+        signal.setitimer(signal.ITIMER_PROF, left)
+
+
+def serve(deadline: float, megabytes: int) -> None:
+    """Answer requests until standard input closes."""
+    limit = megabytes << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # nothing that a library prints may mix with the replies
+
+    def reply(line: str) -> None:
+        replies.write(line + "\n")
+
+    comparer = Comparer(Symbolic(announce=reply))
+    reply("ready")
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_PROF, deadline)
+        reply(judge(comparer, reply, json.loads(line)))
+        signal.setitimer(signal.ITIMER_PROF, 0)

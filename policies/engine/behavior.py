@@ -1,0 +1,117 @@
+"""A behaviour policy: a layer subset of a target, with slots of its own, that writes one token per slot and call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.engine.ahead import Ahead
+from policies.engine.sampling import SamplingSpec, uniforms
+from policies.nested import LayerSubset
+from registry import UsageError
+
+
+class Decoder(Protocol):
+    """What turns prefixes into next-token logits."""
+
+    longest: int
+
+    def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
+        """[n, width] float32, the final hidden states of the ``active`` slots' prefixes."""
+        ...
+
+    def draw(self, hidden: Tensor, uniform: Tensor, sampling: SamplingSpec) -> tuple[Tensor, Tensor]:
+        """Tokens [n] int64 and log-probabilities [n] float32 from ``hidden``, at ``uniform`` [n] float64."""
+        ...
+
+
+class Behavior:
+    """Made by ``Policy.nested``; valid for one weight version of the policy. Shape letter: S slots.
+
+    Attributes:
+        layers: the subset it keeps.
+        slots: S.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layers: LayerSubset,
+        slots: int,
+        sampling: SamplingSpec,
+        current: Callable[[], None],
+        ahead: Ahead | None = None,
+    ) -> None:
+        self.layers = layers
+        self.slots = slots
+        self.sampling = sampling
+        self._decoder = decoder
+        self._current = current
+        self._ahead = ahead
+
+    @torch.inference_mode()
+    def act(
+        self, obs: Mapping[str, np.ndarray], start: np.ndarray, episode: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One token per slot and its log-probability under exactly the distribution it was drawn from.
+
+        Args:
+            obs: ``input_ids`` [S, M] int64, the full prefixes, and ``length`` [S, 1] int64; length 0 is an idle slot.
+            start: [S] bool, true where a slot begins a new episode.
+            episode: [S] int64; a token depends on the seed, its episode, its position and its distribution alone.
+
+        Returns:
+            Tokens [S] int64 and log-probabilities [S] float32; 0 and 0.0 in idle slots.
+
+        Raises:
+            RuntimeError: the policy's weights have changed since this behaviour was made.
+            UsageError: shapes other than above, or a prefix longer than the slots hold.
+        """
+        ids, length = self._prefixes(obs, start, episode)
+        tokens, logp = np.zeros(self.slots, np.int64), np.zeros(self.slots, np.float32)
+        active = np.flatnonzero(length > 0)
+        if len(active) and self._ahead is not None:
+            tokens[active], logp[active] = self._ahead.next(ids, length, np.asarray(start, bool), episode, active)
+        elif len(active):
+            hidden = self._decoder.hidden(ids, length, np.asarray(start, bool), active)
+            uniform = torch.from_numpy(uniforms(self.sampling.seed, episode[active], length[active])).to(hidden.device)
+            token, chosen = self._decoder.draw(hidden, uniform, self.sampling)
+            tokens[active], logp[active] = token.cpu().numpy(), chosen.cpu().numpy()
+        return tokens, logp
+
+    @torch.inference_mode()
+    def states(self, obs: Mapping[str, np.ndarray]) -> Tensor:
+        """The final hidden states [S, width] float32 at the last token of each prefix, for a critic; 0 in idle slots.
+
+        Takes the observations that ``act`` takes, in any order; errors as there."""
+        start = np.zeros(self.slots, dtype=bool)  # a prefix that the slot does not hold is computed anew
+        ids, length = self._prefixes(obs, start, start)
+        active = np.flatnonzero(length > 0)
+        if len(active) == 0:
+            raise UsageError("every slot is idle: there is no prefix to compute a state of")
+        hidden = self._decoder.hidden(ids, length, start, active)
+        states = hidden.new_zeros(self.slots, hidden.shape[1])
+        states[torch.from_numpy(active).to(hidden.device)] = hidden
+        return states
+
+    def _prefixes(
+        self, obs: Mapping[str, np.ndarray], start: np.ndarray, episode: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` [S, M] and lengths [S] of an observation that fits this behaviour, or an error."""
+        self._current()
+        ids, length = np.asarray(obs["input_ids"]), np.asarray(obs["length"]).reshape(-1)
+        if not len(ids) == len(length) == len(start) == len(episode) == self.slots:
+            raise UsageError(
+                f"this behaviour has {self.slots} slots, but input_ids, length, start and episode have "
+                f"{len(ids)}, {len(length)}, {len(start)} and {len(episode)} rows"
+            )
+        if length.max(initial=0) > self._decoder.longest:
+            raise UsageError(
+                f"a prefix of {length.max()} tokens is longer than max_length={self._decoder.longest}: "
+                "make the behaviour with a larger max_length"
+            )
+        return ids, length

@@ -1,0 +1,111 @@
+"""Keys and values in pure torch, for any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from policies.engine.graphs import LENGTH, ROWS, Replays, bucket, upload
+from policies.model.attention import SlotAttention
+from policies.model.layers import embed, gain, kept_weights, layer, rotated
+from policies.model.unpadded import UnpaddedSlots
+from policies.model.weights import PackedWeights
+from policies.nested import LayerSubset
+from policies.pretrained.architecture import Architecture
+
+
+class TorchStore:
+    """One [row, position] tensor per attention, keys beside values; a shared prompt is copied into each row."""
+
+    def __init__(
+        self,
+        weights: PackedWeights,
+        architecture: Architecture,
+        layers: LayerSubset,
+        rows: int,
+        rotary: tuple[Tensor, Tensor],
+    ) -> None:
+        self.weights = weights
+        self.architecture = architecture
+        self.layers = kept_weights(weights.layers, layers)
+        self.longest = len(rotary[0])
+        self.rotary = (rotary[0].to(weights.dtype), rotary[1].to(weights.dtype))
+        self.device = weights.embedding.device
+        self.rows = rows
+        # One row more than there are slots: padded inputs write there.
+        shape = ((rows + 1) * self.longest, architecture.kv_width)
+        self.kv = [torch.zeros(shape, dtype=weights.dtype, device=self.device) for w in self.layers if w.attends]
+        self.replays = Replays(rows, self.device) if self.device.type == "cuda" else None
+
+    def remember(self, kv: list[Tensor]) -> list[Tensor]:
+        """As it is."""
+        return kv
+
+    def begin(self, row: int, prompt: list[Tensor] | None, size: int) -> None:
+        """Copy the prompt into the row."""
+        at = row * self.longest
+        for kv, part in zip(self.kv, prompt or (), strict=False):
+            kv[at : at + size] = part
+
+    def move(self, source: int, target: int, size: int) -> None:
+        """Copy the row."""
+        for kv in self.kv:
+            rows = kv.view(-1, self.longest, kv.shape[1])
+            rows[target, :size] = rows[source, :size]
+
+    def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
+        """As ``slots.Store.decode``."""
+        inputs, sizes = self._inputs(position[None])
+        inputs[0, 0, : len(token)] = token
+        return self._run(upload(inputs[0], self.device), sizes[0])[: len(token)]
+
+    def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
+        """As ``slots.Store.plan``; all positions go to the device at once."""
+        planned, sizes = self._inputs(position)
+        inputs, n = upload(planned, self.device), position.shape[1]
+
+        def step(number: int, token: Tensor) -> Tensor:
+            inputs[number, 0, :n] = token
+            return self._run(inputs[number], sizes[number])[:n]
+
+        return step
+
+    def _inputs(self, position: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """[m, 3, R] of steps at ``position`` [m, n], their tokens 0 as yet, and per step the longest prefix."""
+        steps, n = position.shape
+        rows, sizes = n, (position.max(1) + 1).tolist()
+        if self.replays is not None:
+            rows, sizes = bucket(n, ROWS, self.rows), [bucket(size, LENGTH, self.longest) for size in sizes]
+        inputs = np.zeros((steps, 3, rows), dtype=np.int64)
+        inputs[:, 1, :n] = position
+        inputs[:, 2] = self.rows * self.longest
+        inputs[:, 2, :n] = position + np.arange(n) * self.longest
+        return inputs, sizes
+
+    def _run(self, inputs: Tensor, size: int) -> Tensor:
+        return self._step(inputs, size) if self.replays is None else self.replays(self._step, inputs, size)
+
+    def _step(self, inputs: Tensor, size: int) -> Tensor:
+        """[R, width] from ``inputs`` [3, R]: tokens, positions, and the places in the store where their KV goes."""
+        a = self.architecture
+        token, where, flat = inputs
+        n = len(token)
+        x = embed(token, self.weights.embedding, a)
+        rotary = (self.rotary[0][where], self.rotary[1][where])
+        attention = UnpaddedSlots(SlotAttention(where + 1, size, a.scale), self.longest)
+        stores = iter(self.kv)
+
+        def attend(heads: Tensor, window: int | None) -> Tensor:
+            query, key, value = rotated(heads, a, rotary, window)
+            kv = next(stores)
+            kv.index_copy_(0, flat, torch.cat((key, value), dim=1).view(n, a.kv_width))
+            past = kv.view(-1, self.longest, 2, a.key_heads, a.head_dim)[:n]
+            return attention(query, past[:, :, 0], past[:, :, 1], window)
+
+        for weights in self.layers:
+            x = layer(x, weights, a, attend)
+        return F.rms_norm(x, (a.width,), gain(self.weights.norm, a), a.eps)

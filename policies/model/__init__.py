@@ -1,0 +1,1 @@
+"""One differentiable forward with weights as arguments. What is kept between two tokens belongs to ``engine``."""

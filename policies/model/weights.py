@@ -1,0 +1,269 @@
+"""Where a layer's weights come from: packed for rollouts, or the trainable parameters themselves for updates.
+
+Packed weights are one shadow of the whole policy, shared by all its behaviours: fused (QKV, gate and up), in the
+compute dtype, and on a CPU in oneDNN's blocked layout. ``PackedWeights.refresh`` rewrites them after an optimizer step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from policies.model.layers import LayerWeights, Linear
+from policies.model.products import float_product, linear, operand, packs, product_dtype
+from policies.native import Kernels, kernels
+from policies.native.step import Panels
+from policies.nested import Change
+from policies.pretrained.adapters import factors, merged_weight
+from policies.pretrained.architecture import Architecture
+
+_SMALL_HEAD = 2**20  # weights of a float32 head that each core reads for its own rows
+_ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
+
+
+class PackedLinear:
+    """The inference form of one linear map, or of several with the same input, their outputs concatenated.
+
+    Calling it maps [N, in] of any float dtype to [N, out] in the compute dtype.
+    """
+
+    def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, change: Change | None = None) -> None:
+        self.modules = modules
+        self.dtype = dtype
+        self.change = change
+        self.bias: Tensor | None = None
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the modules' present weights; where there are several forms of them, each when first asked for."""
+        self._panels: Panels | None = None
+        self._blocked: Tensor | None = None
+        device = self.modules[0].weight.device
+        self.packed = packs(device)
+        self.product_dtype = product_dtype(device, self.dtype)
+        if not self.packed:
+            self.weight = self._fused(self.dtype)
+        bias = self._bias()
+        self.bias = None if bias is None else bias.to(self.dtype)
+
+    def _fused(self, dtype: torch.dtype) -> Tensor:
+        fused = torch.cat([merged_weight(module) for module in self.modules])
+        return (fused if self.change is None else fused + self.change.weight).to(dtype)
+
+    def _bias(self) -> Tensor | None:
+        if self.change is None and all(module.bias is None for module in self.modules):
+            return None
+        bias = torch.cat([_bias(module) for module in self.modules])
+        return bias if self.change is None else bias + self.change.bias
+
+    @torch.no_grad()
+    def blocked(self) -> Tensor:
+        """The weights in oneDNN's layout, made when first asked for."""
+        if self._blocked is None:
+            weight = self._fused(self.dtype).to(self.product_dtype)
+            self._blocked = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        return self._blocked
+
+    @torch.no_grad()
+    def panels(self, kernels: Kernels, halves: bool) -> Panels:
+        """The same map for whole steps (``Panels``), made when first asked for."""
+        if self._panels is None:
+            self._panels = kernels.steps.pack(self._fused(self.dtype), self.bias, halves)
+        return self._panels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        if self.packed:
+            bias = None if self.bias is None else self.bias.to(self.product_dtype)
+            rows = x.to(self.product_dtype)
+            return torch.ops.mkldnn._linear_pointwise(rows, self.blocked(), bias, "none", [], "").to(self.dtype)
+        return F.linear(x, self.weight, self.bias)
+
+
+def _bias(module: nn.Linear) -> Tensor:
+    if module.bias is None:
+        return module.weight.new_zeros(module.out_features)
+    return module.bias.detach()
+
+
+def _adapted(x: Tensor, module: nn.Linear, change: Change | None = None) -> Tensor:
+    if change is None:
+        y = linear(x, [module.weight], _biases([module]))
+    else:
+        bias = (module.bias if module.bias is not None else 0) + change.bias
+        y = linear(x, [module.weight + change.weight], [bias])
+    adapter = factors(module)
+    if adapter is None:
+        return y
+    down, up, scale = adapter
+    return y + linear(linear(x, [down]), [up]) * scale
+
+
+def _biases(modules: list[nn.Linear]) -> list[Tensor]:
+    if all(module.bias is None for module in modules):
+        return []
+    return [module.bias if module.bias is not None else _bias(module) for module in modules]
+
+
+def _trainable(modules: list[nn.Linear], dtype: torch.dtype) -> Linear:
+    if any(factors(module) is not None for module in modules):
+        return lambda x: torch.cat([_adapted(x.to(dtype), module) for module in modules], dim=-1)
+    return lambda x: linear(x.to(dtype), [module.weight for module in modules], _biases(modules))
+
+
+def _layer_weights(block: Any, window: int | None, make: Any, dtype: torch.dtype) -> LayerWeights:
+    attention, mlp = block.self_attn, block.mlp
+    normed_after = hasattr(block, "pre_feedforward_layernorm")  # Gemma
+    return LayerWeights(
+        attention_norm=block.input_layernorm.weight,
+        qkv=make([attention.q_proj, attention.k_proj, attention.v_proj]),
+        query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        out=make([attention.o_proj]),
+        mlp_norm=(block.pre_feedforward_layernorm if normed_after else block.post_attention_layernorm).weight,
+        gate_up=make([mlp.gate_proj, mlp.up_proj]),
+        down=make([mlp.down_proj]),
+        window=window,
+        dtype=dtype,
+        attention_out_norm=block.post_attention_layernorm.weight if normed_after else None,
+        mlp_out_norm=block.post_feedforward_layernorm.weight if normed_after else None,
+    )
+
+
+def trainable_layers(model: Any, architecture: Architecture, dtype: torch.dtype) -> list[LayerWeights]:
+    """All layers of a transformers CausalLM, computing with its own parameters in ``dtype``."""
+    return [
+        _layer_weights(block, window, lambda modules: _trainable(modules, dtype), dtype)
+        for block, window in zip(model.model.layers, architecture.windows, strict=True)
+    ]
+
+
+def _with_output(weights: LayerWeights, half: int, output: Linear) -> LayerWeights:
+    """``weights`` with the output map of its even (attention) or odd (MLP) half replaced."""
+    return replace(weights, down=output) if half % 2 else replace(weights, out=output)
+
+
+def changed_trainable(
+    layers: list[LayerWeights], model: Any, changes: Mapping[int, Change], dtype: torch.dtype
+) -> list[LayerWeights]:
+    """The trainable ``layers`` of all of ``model`` with ``changes`` (by half layer) added to their output maps."""
+    found = list(layers)
+    for half, change in changes.items():
+        block = model.model.layers[half // 2]
+        module = block.mlp.down_proj if half % 2 else block.self_attn.o_proj
+
+        def apply(x: Tensor, module: nn.Linear = module, change: Change = change) -> Tensor:
+            return _adapted(x.to(dtype), module, change)
+
+        found[half // 2] = _with_output(found[half // 2], half, apply)
+    return found
+
+
+class PackedHead:
+    """The inference form of the output projection; its logits are float32 whatever the compute dtype.
+
+    bfloat16 logits are 0.125 apart at 16 to 32, too coarse for ratios of probabilities. So bfloat16 weights go either
+    through the compiled head, which accumulates and keeps float32, or through ``wide.float_product``.
+    ``fused``: the compiled kernels project and draw in one call, bfloat16 heads of any size and small float32 ones.
+    """
+
+    def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
+        self.module = module
+        self.dtype = dtype
+        native = kernels() if module.weight.device.type == "cpu" else None
+        if dtype == torch.bfloat16:
+            self.fused = native is not None and native.fused_head and module.in_features % 2 == 0
+        else:
+            self.fused = native is not None and module.weight.numel() <= _SMALL_HEAD
+        self._native = native
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the module's present weights."""
+        weight = self.module.weight.detach()
+        self._plain: Linear | None = None
+        if self._native is not None and self.fused:
+            self._packed: Tensor | Panels = (
+                self._native.steps.pack(weight)
+                if self.dtype == torch.float32
+                else self._native.pack_head(weight.to(self.dtype).contiguous())
+            )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, V] float32 from ``hidden`` [n, width] float32."""
+        if self._plain is None:
+            self._plain = self._product()
+        return self._plain(hidden.to(self.dtype))
+
+    def _product(self) -> Linear:
+        weight = operand(self.module.weight, self.dtype)
+        if weight.dtype != torch.float32:
+            return partial(float_product, weight=weight)
+        rounded = nn.Linear(self.module.in_features, self.module.out_features, bias=False, device="meta")
+        rounded.weight = nn.Parameter(weight, requires_grad=False)
+        return PackedLinear([rounded], torch.float32)
+
+    def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Tokens [n] and log-probabilities [n] float32 without the logits in memory; only where ``fused``."""
+        assert self._native is not None
+        rows = hidden.to(self.dtype).contiguous()
+        if isinstance(self._packed, Panels):
+            return self._native.steps.draw(rows, self._packed, temperature, uniform)
+        return self._native.head_draw(rows, self._packed, self.module.out_features, temperature, uniform)
+
+
+class PackedWeights:
+    """The inference shadow of a whole transformers CausalLM."""
+
+    def __init__(
+        self,
+        model: Any,
+        architecture: Architecture,
+        dtype: torch.dtype,
+        linear: type[PackedLinear] = PackedLinear,
+        head: type[PackedHead] = PackedHead,
+    ) -> None:
+        self.dtype = dtype
+        self.linear = linear
+        self._linears: list[PackedLinear] = []
+        self.embedding = model.model.embed_tokens.weight
+        self.norm = model.model.norm.weight
+        self.layers = [
+            _layer_weights(block, window, self._pack, dtype)
+            for block, window in zip(model.model.layers, architecture.windows, strict=True)
+        ]
+        self.head = head(model.lm_head, dtype)
+
+    def changed(self, changes: Mapping[int, Change]) -> PackedWeights:
+        """These weights with ``changes`` (by half layer) added to their output maps; all others are shared. The changed
+        maps are of the present weights and no ``refresh`` reaches them."""
+        if not changes:
+            return self
+        found = copy.copy(self)
+        found.layers = list(self.layers)
+        for half, change in changes.items():
+            weights = found.layers[half // 2]
+            old: Any = weights.down if half % 2 else weights.out
+            output = self.linear(old.modules, self.dtype, change)
+            found.layers[half // 2] = _with_output(weights, half, output)
+        return found
+
+    def _pack(self, modules: list[nn.Linear]) -> PackedLinear:
+        linear = self.linear(modules, self.dtype)
+        self._linears.append(linear)
+        return linear
+
+    def refresh(self) -> None:
+        """Copy the model's present weights, in place: whoever holds these weights sees the new ones."""
+        for packed in self._linears:
+            packed.refresh()
+        self.head.refresh()

@@ -1,0 +1,164 @@
+"""Skip samplers: which layers a rollout's behaviour policy leaves out.
+
+``sample(num_layers, rng)`` is called once per rollout (the paper redraws per batch) and returns the layers *kept*.
+Further methods are optional:
+
+    ready, prepare(probe)               false until scores have been measured on the target (``probe``)
+    check(num_layers)                   raises for settings that cannot work, before anything is measured
+    observe(layers, diagnostics)        after each update: what the layers cost
+    state_dict(), load_state_dict(d)    JSON-able, so that a run resumes to the same sets
+    metrics()                           of the last sample, written beside the run's own
+
+Those here need nothing but the number of layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.nested import LayerSubset, without
+from registry import UsageError, skip_samplers
+
+
+def skip_count(ratio: float, num_layers: int, candidates: int) -> int:
+    """How many layers a ratio skips: ``round(ratio * num_layers)``, halves to even as Python rounds; the ratio is of
+    *all* layers, protected ones included. Raises ``UsageError`` if fewer than that many may be skipped."""
+    if not 0.0 <= ratio < 1.0:
+        raise UsageError(f"skip ratio {ratio} is outside [0, 1): a ratio of 1 leaves no layer")
+    count = round(ratio * num_layers)
+    largest = min(candidates, num_layers - 1)
+    if count > largest:
+        raise UsageError(
+            f"skip ratio {ratio} of {num_layers} layers skips {count}, but at most {largest} may be skipped: "
+            f"the largest possible ratio is {largest / num_layers:.3f}; lower ratio or border"
+        )
+    return count
+
+
+def inner_layers(border: int, num_layers: int) -> np.ndarray:
+    """The layers that may be skipped: all but the first and the last ``border``."""
+    if border < 0:
+        raise UsageError(f"border={border} is negative: give the number of protected layers at each end")
+    return np.arange(border, num_layers - border)
+
+
+@skip_samplers.register("full")
+@dataclass(frozen=True)
+class FullDepth:
+    """Keeps every layer: on-policy rollouts."""
+
+    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
+        """All of ``num_layers``; draws nothing from ``rng``."""
+        return tuple(range(num_layers))
+
+
+@skip_samplers.register("uniform")
+@dataclass(frozen=True)
+class UniformSkip:
+    """Skips ``round(ratio * num_layers)`` layers, uniformly without replacement, never the borders (arXiv 2508.10123).
+
+    Attributes:
+        ratio: share of all layers that is skipped, in [0, 1).
+        border: number of first and of last layers that are never skipped.
+    """
+
+    ratio: float = 0.15
+    border: int = 1
+
+    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
+        """A fresh subset of ``num_layers`` layers."""
+        candidates = inner_layers(self.border, num_layers)
+        count = skip_count(self.ratio, num_layers, len(candidates))
+        return without(rng.choice(candidates, size=count, replace=False).tolist(), num_layers)
+
+
+@skip_samplers.register("fixed")
+@dataclass(frozen=True)
+class FixedSkip:
+    """Skips the same layers in every rollout.
+
+    Attributes:
+        layers: the layers to skip; empty means a set drawn once from ``seed`` as ``uniform`` would.
+        ratio, border: as in ``uniform``; used only where ``layers`` is empty.
+        seed: of the drawn set, independent of the run's seed.
+    """
+
+    layers: tuple[int, ...] = ()
+    ratio: float = 0.15
+    border: int = 1
+    seed: int = 0
+
+    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
+        """The same subset at every call; draws nothing from ``rng``."""
+        if not self.layers:
+            return UniformSkip(self.ratio, self.border).sample(num_layers, np.random.default_rng(self.seed))
+        outside = [layer for layer in self.layers if not 0 <= layer < num_layers]
+        if outside:
+            raise UsageError(f"layers={self.layers} skips {outside}, outside the model's layers 0 to {num_layers - 1}")
+        if len(set(self.layers)) == num_layers:
+            raise UsageError(f"layers={self.layers} skips all {num_layers} layers: keep at least one")
+        return without(self.layers, num_layers)
+
+
+@skip_samplers.register("even")
+@dataclass(frozen=True)
+class EvenSkip:
+    """Skips ``round(ratio * num_layers)`` layers spread evenly over the inner ones, so that no two neighbours go before
+    they must. The same layers at every call. ``ratio`` and ``border`` as in ``uniform``."""
+
+    ratio: float = 0.15
+    border: int = 1
+
+    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
+        """The same subset at every call; draws nothing from ``rng``."""
+        candidates = inner_layers(self.border, num_layers)
+        count = skip_count(self.ratio, num_layers, len(candidates))
+        places = (2 * np.arange(count) + 1) * len(candidates) // max(1, 2 * count)  # middles of equal parts
+        return without(candidates[places].tolist(), num_layers)
+
+
+@skip_samplers.register("middle")
+@dataclass(frozen=True)
+class MiddleSkip:
+    """Skips a run of ``round(ratio * num_layers)`` neighbours, as depth pruning does (arXiv 2403.17887).
+
+    Attributes:
+        ratio, border: as in ``uniform``.
+        center: where among the inner layers the run lies, from 0 (their start) to 1 (their end).
+    """
+
+    ratio: float = 0.15
+    border: int = 1
+    center: float = 0.5
+
+    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
+        """The same subset at every call; draws nothing from ``rng``."""
+        if not 0 <= self.center <= 1:
+            raise UsageError(f"center={self.center} is outside [0, 1]")
+        candidates = inner_layers(self.border, num_layers)
+        count = skip_count(self.ratio, num_layers, len(candidates))
+        first = round(self.center * (len(candidates) - count))
+        return without(candidates[first : first + count].tolist(), num_layers)
+
+
+@skip_samplers.register("early-exit")
+@dataclass(frozen=True)
+class EarlyExit:
+    """Skips the ``round(ratio * num_layers)`` last inner layers (LayerSkip, arXiv 2404.16710, drafts so).
+
+    Attributes:
+        ratio: as in ``uniform``.
+        border: as in ``uniform``: so many last layers are kept all the same, since they write for the head; 0 is the
+            exit proper.
+    """
+
+    ratio: float = 0.15
+    border: int = 1
+
+    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
+        """The same subset at every call; draws nothing from ``rng``."""
+        candidates = inner_layers(self.border, num_layers)
+        count = skip_count(self.ratio, num_layers, len(candidates))
+        return without(candidates[len(candidates) - count :].tolist(), num_layers)

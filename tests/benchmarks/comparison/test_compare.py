@@ -1,0 +1,365 @@
+"""Comparisons: what a grid stands for, fairness, processes that crash or are killed, and the whole command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.compare import _parser as parser
+from benchmarks.compare import declared, main, resources
+from benchmarks.comparison import launch
+from benchmarks.comparison.board import clock, seconds_left
+from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe
+from benchmarks.comparison.launch import Launcher, Watched
+from benchmarks.experiment.resolve import resolve
+from benchmarks.measuring.durable import locked
+from registry import UsageError, corrections
+from tests.oracles.finished_runs import finish
+
+SMALL = ["iterations=2", "problems_per_batch=2", "group_size=2", "env.max_new_tokens=8"]
+SMALL += ["evaluation.problems=4", "evaluation.every=1", "evaluation.samples=1", "checkpoint_every=1"]
+
+
+# What a grid stands for
+
+
+def test_patterns_over_composed_ids():
+    assert agent_ids(["nested-reft/uniform/*"]) == [f"nested-reft/uniform/{name}" for name in corrections]
+    assert "nested-reft/fixed/retrace" in agent_ids(["nested-reft/*/retrace"])
+    assert agent_ids(["reft", "ref?"]) == ["reft"]
+
+
+def test_a_product_id_is_no_pattern():
+    assert agent_ids(["nested-reft/uniform/token-is*ppo-clip"]) == ["nested-reft/uniform/token-is*ppo-clip"]
+    assert "nested-reft/uniform/token-is" in agent_ids(["nested-reft/uniform/token*"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("nested-reft/*/retrase", "no agent id matches.*did you mean.*retrace"),
+        ("nested-reft/uniform/retrase", "did you mean 'retrace'"),
+        ("raft", "did you mean 'reft'"),
+    ],
+)
+def test_a_pattern_without_a_match_is_an_error(pattern, message):
+    with pytest.raises(UsageError, match=message):
+        agent_ids([pattern])
+
+
+def test_arms_are_paired_by_seed():
+    grid = Grid(agents=("nested-reft/uniform/retrace", "reft"), seeds=(3, 5), set={"iterations": 4})
+    made = arms(grid)
+    assert [arm.label for arm in made] == ["reft", "nested-reft/uniform/retrace"]  # the baseline first
+    for arm in made:
+        assert [spec.seed for spec in arm.specs] == [3, 5]
+        assert len({json.dumps([spec.env, spec.evaluation, spec.policy, spec.iterations]) for spec in arm.specs}) == 1
+    base, nested = made[0].specs[0], made[1].specs[0]
+    assert (base.env, base.evaluation, base.policy) == (nested.env, nested.evaluation, nested.policy)
+
+
+def test_assignments_reach_the_arms_that_have_the_field():
+    made = arms(Grid(agents=("reft", "nested-reft/uniform/retrace"), set={"correction.lam": 0.5}))
+    assert made[0].missed == ("correction.lam=0.5",)
+    assert made[1].specs[0].agent["correction"]["lam"] == 0.5
+    with pytest.raises(UsageError, match="did you mean 'lam'"):
+        arms(Grid(agents=("nested-reft/uniform/retrace",), set={"correction.lamb": 0.5}))
+    with pytest.raises(UsageError, match="not a valid float"):
+        arms(Grid(agents=("nested-reft/uniform/retrace",), set={"correction.lam": "x"}))
+
+
+def test_controls():
+    ids = ("reft", "nested-reft/uniform/retrace", "nested-reft/uniform/base")
+    controls = ("random-reward", "uncorrected", "fewer")
+    made = {arm.label: arm.specs[0] for arm in arms(Grid(agents=ids, controls=controls, set={"sampler.ratio": 0.25}))}
+    assert len(made) == 6
+    assert made["reft random reward"].env["reward"] == "random"
+    assert made["nested-reft/uniform/none"].agent["sampler"] == made[ids[1]].agent["sampler"]
+    assert made["reft 6 of 8 completions"].agent["group_size"] == 6
+    variants = tuple(Variant(f"ratio {n}", "nested-reft/*", {"sampler.ratio": n}) for n in (0.25, 0.5))
+    bare = [arm.label for arm in arms(Grid(agents=ids, variants=variants, controls=("uncorrected",)))]
+    assert len(set(bare)) == len(bare) and bare[-2:] == [f"nested-reft/uniform/none ratio {n}" for n in (0.25, 0.5)]
+    with pytest.raises(UsageError, match="did you mean 'fewer'"):
+        Grid(controls=("fever",))
+
+
+def test_presets_resolve():
+    for path in sorted(PRESETS.glob("*.toml")):
+        if path.stem == "recipes":
+            continue
+        grid = preset(path.stem)
+        made = arms(grid)
+        assert len({spec.hash for arm in made for spec in arm.specs}) == len(made) * len(grid.seeds)
+        assert len({arm.label for arm in made}) == len(made)
+    paper = arms(preset("paper"))
+    assert len(paper) == 2 * 3 * (1 + 3 * 3)
+    assert {arm.specs[0].agent["sampler"].get("ratio") for arm in paper} == {None, 0.05, 0.1, 0.15}
+    assert paper[0].specs[0].agent["learning_rate"] == 1e-6
+
+
+def test_smoke_is_the_default_of_the_issue():
+    grid = declared(parser().parse_args([]))
+    assert grid == preset("smoke")
+    nested = [arm for arm in arms(grid) if arm.specs[0].agent["id"].startswith("nested-reft/")]
+    assert len(nested) >= 3 and len(grid.seeds) == 2 and grid.policies == ("tiny",)
+
+
+def test_command_line_changes_the_preset():
+    line = ["--agents", "reft", "--seeds", "3,7", "--iterations", "9", "--set", "learning_rate=0.5", "--tokens", "50"]
+    grid = declared(parser().parse_args(line))
+    spec = arms(grid)[0].specs[1]
+    assert (spec.seed, spec.iterations, spec.agent["learning_rate"], spec.tokens) == (7, 9, 0.5, 50)
+    assert declared(parser().parse_args(["--seeds", "3"])).seeds == (0, 1, 2)
+    assert declared(parser().parse_args(["--seeds", "3,"])).seeds == (3,)
+    with_recipe = declared(parser().parse_args(["--recipe", "dr-grpo-qwen2.5-math", "--set", "group_size=4"]))
+    assert with_recipe.set["group_size"] == "4" and with_recipe.set["learning_rate"] == 1e-6
+
+
+def test_a_budget_replaces_the_presets():
+    seconds = declared(parser().parse_args(["--seconds", "60"]))
+    assert (arms(seconds)[0].specs[0].iterations, arms(seconds)[0].specs[0].seconds) == (None, 60.0)
+    tokens = arms(declared(parser().parse_args(["--set", "tokens=9000"])))[0].specs[0]
+    assert (tokens.iterations, tokens.tokens, tokens.seconds) == (None, 9000, None)
+
+
+def test_an_agent_without_a_variant_runs_as_it_is():
+    """So that variants of some agents cannot lose the control arm."""
+    agents = ("reft", "nested-reft/uniform/none")
+    variants = (Variant("half", "nested-reft/*", {"sampler.ratio": 0.5}),)
+    assert [arm.label for arm in arms(Grid(agents=agents, variants=variants))] == ["reft", f"{agents[1]} half"]
+    for name in ("corrections-two-ratios", "samplers", "paper"):
+        assert any(arm.specs[0].agent["id"] == "reft" for arm in arms(preset(name)))
+
+
+def test_recipes_have_a_source_and_resolve():
+    import tomllib
+
+    for name, entry in tomllib.loads((PRESETS / "recipes.toml").read_text()).items():
+        assert entry["source"] and entry["for"]
+        assert arms(Grid(agents=("reft",), set=recipe(name)))[0].missed == ()
+    with pytest.raises(UsageError, match="unknown recipe"):
+        recipe("dr-grop")
+
+
+def test_cores_are_shared_out():
+    grid = Grid(threads=1)
+    cores = len(os.sched_getaffinity(0))
+    assert resources(parser().parse_args([]), grid) == (cores, 1)
+    assert resources(parser().parse_args(["--threads", "64"]), grid) == (1, 64)
+    assert resources(parser().parse_args(["--jobs", "3"]), grid) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agents", "reftt"], "did you mean 'reft'"),
+        (["--preset", "smok"], "did you mean 'smoke'"),
+        (["--preset", "nowhere.toml"], "cannot be read"),
+        (["--seeds", "many"], "neither a number"),
+        (["--seeds", "0"], "at least 1"),
+        (["--set", "learning_rte=1"], "did you mean 'learning_rate'"),
+        (["--set", "learning_rate"], "no assignment"),
+        (["--control", "random"], "did you mean 'random-reward'"),
+        (["--env", "MathReason/gsm-v0"], "MathReason"),
+        (["--jobs", "0"], "at least 1"),
+        (["--iterations", "0"], "must be positive"),
+        (["--baseline", "ref"], "is not compared: did you mean 'reft'"),
+        (["--policy", "/nowhere"], "no such model folder"),
+        (["--set", "env.template=chta"], "did you mean 'chat'"),
+        (["--set", "env.problems=gsm9k"], "did you mean 'gsm8k'"),
+        (["--set", "evaluation.sets=aime42"], "did you mean 'aime24'"),
+        (["--set", "sampler.ratio=1.5"], "1.5"),
+        (["--set", "device=cdua"], "is not a torch device"),
+    ],
+)
+def test_bad_input_exits_2(tmp_path, capsys, arguments, message):
+    assert main([*arguments, "--runs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_preset_files_name_unknown_keys(tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text('agent = ["reft"]\n')
+    assert main(["--preset", str(tmp_path / "mine.toml")]) == 2
+    assert "did you mean 'agents'" in capsys.readouterr().err
+
+
+def test_dry_run_lists_and_starts_nothing(tmp_path, capsys):
+    assert main(["--dry-run", "--runs", str(tmp_path), "--seeds", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 runs" in shown and "GB" in shown and "to do" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_learns_from_finished_runs(tmp_path, capsys):
+    finish(resolve("reft", settings=SMALL), tmp_path)
+    options = [word for text in SMALL for word in ("--set", text)]
+    assert main(["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "--seeds", "2", *options]) == 0
+    assert "from finished runs" in " ".join(capsys.readouterr().out.split())
+
+
+# Processes: a stand-in for benchmarks.run, so that nothing is trained
+
+STAND_IN = """
+import json, os, pathlib, sys, time
+spec = pathlib.Path(sys.argv[sys.argv.index("--spec") + 1])
+behaviour = (spec.parent.parent / "behaviour").read_text()
+seed = json.loads(spec.read_text())["seed"]
+rows = spec.parent / "metrics.jsonl"
+with rows.open("a") as file:
+    file.write(json.dumps({"iteration": 1, "time/iteration": 0.1, "rollout_tokens_per_second": 5.0}) + "\\n")
+if behaviour == "hang":
+    time.sleep(60)
+if behaviour == "crash" and seed == 1:
+    raise SystemExit("out of luck")
+if behaviour == "die" and seed == 1:
+    os.kill(os.getpid(), 9)
+(spec.parent / "result.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    script = tmp_path / "stand_in.py"
+    script.write_text(textwrap.dedent(STAND_IN))
+    monkeypatch.setattr(launch, "PROGRAM", (sys.executable, "-S", str(script)))
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+
+    def prepared(behaviour: str, seeds: int = 3, jobs: int = 2) -> Launcher:
+        (tmp_path / "behaviour").write_text(behaviour)
+        spec = resolve("reft", settings=SMALL)
+        return Launcher([replace(spec, seed=seed) for seed in range(seeds)], tmp_path, jobs, threads=1)
+
+    return prepared
+
+
+def test_all_runs_finish_and_are_reused(stand_in):
+    launcher = stand_in("finish")
+    most = max(sum(run.process is not None for run in state) for state in launcher)
+    assert most <= 2 and [run.phase for run in launcher.watched] == ["finished"] * 3
+    again = stand_in("crash")
+    assert all(run.reused for run in again.watched) and not list(again)
+
+
+@pytest.mark.parametrize(("behaviour", "why"), [("crash", "out of luck"), ("die", "killed by signal 9")])
+def test_a_failed_run_is_reported_and_stops_no_other(stand_in, behaviour, why):
+    launcher = stand_in(behaviour)
+    list(launcher)
+    assert [run.phase for run in launcher.watched] == ["finished", "failed", "finished"]
+    assert launcher.watched[1].error == why
+    assert (launcher.watched[1].folder / "metrics.jsonl").is_file()  # kept
+    retried = stand_in("finish")
+    list(retried)
+    assert [run.phase for run in retried.watched] == ["finished"] * 3
+
+
+def test_stopping_ends_the_processes(stand_in):
+    launcher = stand_in("hang")
+    states = iter(launcher)
+    while not all(run.iteration == 1 for run in next(states)[:2]):
+        pass
+    processes = [run.process for run in launcher.watched if run.process is not None]
+    states.close()
+    assert len(processes) == 2 and all(process.poll() is not None for process in processes)
+
+
+def test_a_run_of_another_process_is_followed(stand_in):
+    launcher = stand_in("finish", seeds=1)
+    folder = launcher.watched[0].folder
+    folder.mkdir()
+    with locked(folder):
+        states = iter(launcher)
+        assert next(states)[0].phase == "elsewhere" and next(states)[0].process is None
+    list(states)
+    assert launcher.watched[0].phase == "finished"
+
+
+def test_rows_of_a_resumed_run_are_read_again(tmp_path):
+    spec = resolve("reft", settings=SMALL)
+    folder = finish(spec, tmp_path)
+    run = Watched(spec, folder)
+    run.look()
+    assert (run.iteration, run.phase) == (2, "training") and run.accuracy == 0.5
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "new").write_text("\n".join(lines[:2]) + "\n{half a li")
+    (folder / "new").replace(folder / "metrics.jsonl")
+    run.look()
+    assert run.iteration == 1
+
+
+def test_time_left_and_clock():
+    spec = resolve("reft", settings=["iterations=10"])
+    runs = [Watched(spec, folder=None, iteration=5, phase="training", _times=[2.0]), Watched(spec, folder=None)]
+    assert seconds_left(runs, jobs=1) == 5 * 2 + 10 * 2 and seconds_left(runs, jobs=2) == 20
+    assert seconds_left([Watched(spec, folder=None)], 1) is None
+    timed = resolve("reft", settings=["seconds=30"])
+    assert seconds_left([Watched(timed, folder=None, iteration=5, _times=[2.0])], 1) == 20
+    counted = resolve("reft", settings=["tokens=300"])
+    assert seconds_left([Watched(counted, folder=None, iteration=5, tokens=100, _times=[2.0])], 1) == 20
+    assert clock(187.4) == "3:07" and clock(8100) == "2:15:00"
+
+
+# The whole command
+
+
+def _command(runs, *more: str) -> list[str]:
+    options = [word for text in [*SMALL, "env.reward=random"] for word in ("--set", text)]
+    agents = ["--agents", "reft", "nested-reft/uniform/token-is", "--seeds", "1", "--jobs", "2"]
+    return [sys.executable, "-m", "benchmarks.compare", *agents, "--runs", str(runs), *options, *more]
+
+
+def _numbers(folder) -> dict:
+    """What of results.json no clock decides."""
+    results = json.loads((folder / "results.json").read_text())
+    kept = ("label", "seeds", "before", "after", "gain", "sampled_after", "tokens", "kl", "ess", "layers_kept", "runs")
+    return {"arms": [{k: arm[k] for k in kept} for group in results["groups"] for arm in group["arms"]]}
+
+
+def test_the_whole_command_and_again(tmp_path):
+    done = subprocess.run(_command(tmp_path / "runs", "--out", str(tmp_path / "out")), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy before" in done.stdout and "nested-reft/uniform/token-is" in done.stdout
+    assert {"report.html", "report.md", "results.json", "curves.png"} == set(os.listdir(tmp_path / "out"))
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    before = _numbers(tmp_path / "out")
+    again = subprocess.run(_command(tmp_path / "runs", "--out", str(tmp_path / "out"), "--quiet"), capture_output=True)
+    assert again.returncode == 0 and again.stdout == again.stderr == b""
+    assert _numbers(tmp_path / "out") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_comparison_goes_on_to_the_same_numbers(tmp_path, how):
+    subprocess.run(_command(tmp_path / "whole", "--out", str(tmp_path / "a"), "--quiet"), check=True)
+    process = subprocess.Popen(_command(tmp_path / "runs", "--quiet"), stderr=subprocess.PIPE, text=True)
+    while not any(len(path.read_text().splitlines()) >= 2 for path in tmp_path.glob("runs/*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, errors = process.communicate()
+    if how != signal.SIGKILL:
+        assert process.returncode == 130 and "goes on" in errors
+    subprocess.run(_command(tmp_path / "runs", "--out", str(tmp_path / "b"), "--quiet"), check=True)
+    assert _numbers(tmp_path / "a") == _numbers(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_default_settings_learn_and_a_random_reward_does_not(tmp_path):
+    """The default comparison's settings: at least 15 points for each seed, and nothing from a coin."""
+    line = ["--agents", "reft", "--control", "random-reward", "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*line, "--quiet"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    reft, random_reward = results["groups"][0]["arms"]
+    assert random_reward["label"] == "reft random reward"
+    assert min(reft["gain_by_seed"]) >= 0.15
+    # "Nothing" is within the interval: two runs of 256 questions tell five points from none no better than that.
+    _, low, high = random_reward["gain"]
+    assert low <= 0 <= high and max(random_reward["gain_by_seed"]) < min(reft["gain_by_seed"]) / 3

@@ -1,0 +1,313 @@
+"""A run is a function of its spec: repeated, interrupted, killed, damaged, it ends in the same numbers or says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.spec import RunSpec
+from benchmarks.experiment.training import Training, run
+from benchmarks.measuring.durable import in_use, locked, read_rows, write_whole
+from benchmarks.run import main
+from registry import UsageError
+
+SMALL = [
+    "iterations=6",
+    "checkpoint_every=2",
+    "problems_per_batch=3",
+    "group_size=3",
+    "env.max_new_tokens=12",
+    "env.reward=random",  # always a signal, so that every iteration moves weights and optimizer
+    "evaluation.problems=8",
+    "evaluation.every=3",
+    "evaluation.samples=2",
+]
+AGENT = "nested-reft/uniform/token-is"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small(**given) -> RunSpec:
+    """A spec of a run of a few seconds, with a sampler and a curriculum that carry state."""
+    return resolve(AGENT, settings=[*SMALL, "problems=curriculum", "problems.pool=8"], **given)
+
+
+def numbers(folder: Path) -> list[dict]:
+    """The rows without what a clock measured."""
+    rows, damaged = read_rows(folder / "metrics.jsonl")
+    assert damaged is None
+    return [{k: v for k, v in row.items() if "time" not in k.split("/") and "second" not in k} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[RunSpec, Path]:
+    """An uninterrupted run."""
+    runs = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    spec = small()
+    run(spec, runs)
+    return spec, runs / spec.hash
+
+
+def test_run_writes_its_folder(whole):
+    spec, folder = whole
+    assert {"spec.json", "provenance.json", "metrics.jsonl", "result.json", "model"} <= set(os.listdir(folder))
+    assert not (folder / "checkpoint").exists()
+    assert RunSpec.read(folder / "spec.json") == spec and RunSpec.read(folder / "spec.json").hash == folder.name
+    result = json.loads((folder / "result.json").read_text())
+    assert [point["iteration"] for point in result["curve"]] == [0, 3, 6]
+    assert len(result["right_after"]) == 8 and len(result["sampled_right_after"]) == 8
+    assert result["curve"][-1]["greedy"] == result["right_after"].count("1") / 8
+
+
+def test_run_trains(whole):
+    rows = [row for row in numbers(whole[1]) if "evaluation" not in row]
+    assert all(row["grad_norm"] > 0 for row in rows)
+
+
+def test_saved_model_loads_in_transformers(whole):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(whole[1] / "model")
+    assert model.config.num_hidden_layers == 12
+
+
+def test_spec_file_repeats_the_run(whole, tmp_path):
+    spec, folder = whole
+    assert main(["--spec", str(folder / "spec.json"), "--runs", str(tmp_path), "--quiet", "--threads", "1"]) == 0
+    assert numbers(tmp_path / spec.hash) == numbers(folder)
+
+
+def test_finished_run_is_not_done_again(whole, monkeypatch):
+    monkeypatch.setattr(Training, "__iter__", lambda self: pytest.fail("trained again"))
+    assert run(whole[0], whole[1].parent)["hash"] == whole[0].hash
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+def test_interrupted_after_any_row_resumes_to_the_same_numbers(whole, tmp_path, rows):
+    spec, folder = whole
+    training = iter(Training(spec, tmp_path))
+    for _ in range(rows):
+        next(training)
+    training.close()
+    for _ in Training(spec, tmp_path):
+        pass
+    assert numbers(tmp_path) == numbers(folder)
+
+
+def in_child(spec: RunSpec, folder: Path) -> int:
+    """Train in a forked child (no imports to wait for); returns its process id."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            for _ in Training(spec, folder):
+                pass
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def killed_at_random(spec: RunSpec, folder: Path, rng: random.Random) -> int:
+    """Run to the end in spite of kills, each some rows and moments after the last, until three of them left a
+    checkpoint to resume from; returns how many did."""
+    resumed = 0
+    while resumed < 3 and not (folder / "result.json").exists():
+        child = in_child(spec, folder)
+        wanted = len(read_rows(folder / "metrics.jsonl")[0]) + rng.randrange(3)
+        while len(read_rows(folder / "metrics.jsonl")[0]) < wanted and not (folder / "result.json").exists():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        resumed += (folder / "checkpoint" / "agent.json").is_file()
+    assert os.waitpid(in_child(spec, folder), 0)[1] == 0
+    return resumed
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_resumes_to_the_same_numbers(whole, tmp_path, seed):
+    spec, folder = whole
+    assert killed_at_random(spec, tmp_path, random.Random(seed)) > 0
+    assert numbers(tmp_path) == numbers(folder)
+    assert not list(tmp_path.glob("*partial*")) and not list(tmp_path.glob("*.old-*"))
+
+
+@pytest.mark.parametrize("when", ["before the old checkpoint moves", "between the two renames"])
+def test_killed_while_a_checkpoint_is_replaced(whole, tmp_path, monkeypatch, when):
+    spec, folder = whole
+    rename = Path.rename
+
+    def die(path: Path, target):
+        target = Path(target)
+        if when.startswith("before") and ".old-" in target.name:
+            raise KeyboardInterrupt
+        if when.startswith("between") and target.name == "checkpoint" and list(tmp_path.glob("checkpoint.old-*")):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", die)
+        list(Training(spec, tmp_path))
+    assert list(tmp_path.glob("checkpoint.partial-*"))
+    list(Training(spec, tmp_path))
+    assert numbers(tmp_path) == numbers(folder)
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+@pytest.mark.parametrize("damage", ["half a line", "a line in the middle", "rows lost"])
+def test_damaged_metrics_of_an_unfinished_run(whole, tmp_path, damage):
+    spec, folder = whole
+    training = iter(Training(spec, tmp_path))
+    for _ in range(7):
+        next(training)
+    training.close()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    if damage == "half a line":
+        path.write_text("\n".join([*lines, lines[-1][:40]]))
+    elif damage == "a line in the middle":
+        path.write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    else:
+        path.write_text("\n".join([lines[0], *lines[3:]]) + "\n")
+    if damage == "half a line":
+        list(Training(spec, tmp_path))
+    else:
+        with pytest.warns(UserWarning, match="starts again from the beginning"):
+            list(Training(spec, tmp_path))
+    assert numbers(tmp_path) == numbers(folder)
+
+
+def test_budget_of_tokens_ends_the_run(tmp_path):
+    spec = small()
+    spec = RunSpec(**{**spec.__dict__, "tokens": 60, "iterations": 50})
+    result = run(spec, tmp_path)
+    rows = [row for row in numbers(tmp_path / spec.hash) if "evaluation" not in row]
+    assert result["tokens"] >= 60 and result["tokens"] - rows[-1]["tokens"] < 60
+    assert result["curve"][-1]["iteration"] == len(rows) < 50
+
+
+def test_a_budget_of_seconds_suffices(tmp_path):
+    settings = [text for text in SMALL if not text.startswith("iterations")]
+    spec = resolve(AGENT, settings=settings, seconds=1.0)
+    assert spec.iterations is None
+    result = run(spec, tmp_path)
+    rows = [row for row in read_rows(tmp_path / spec.hash / "metrics.jsonl")[0] if "evaluation" not in row]
+    assert result["seconds"] >= 1.0 > result["seconds"] - rows[-1]["time/iteration"]
+    assert RunSpec.read(tmp_path / spec.hash / "spec.json") == spec
+
+
+def test_a_run_needs_a_budget():
+    with pytest.raises(UsageError, match="needs a budget"):
+        RunSpec(agent={"id": "reft"}, iterations=None)
+
+
+def test_full_disk_says_what_to_do_and_loses_nothing(whole, tmp_path, capfd):
+    spec, folder = whole
+    child = os.fork()
+    if child == 0:
+        # A limit on file size fails a write just as a full disk does: after some bytes, anywhere.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        os._exit(main(["--spec", str(folder / "spec.json"), "--runs", str(tmp_path), "--quiet"]))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 2
+    message = capfd.readouterr().err
+    assert "error: run folder" in message and "cannot be written" in message and "goes on" in message
+    assert "Traceback" not in message
+    run(spec, tmp_path)
+    assert numbers(tmp_path / spec.hash) == numbers(folder)
+
+
+def test_folder_that_cannot_be_made(whole, tmp_path, capsys):
+    (tmp_path / "runs").write_text("a file")
+    assert main(["--spec", str(whole[1] / "spec.json"), "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_two_processes_on_one_folder(whole, tmp_path, capsys):
+    with locked(tmp_path):
+        assert in_use(tmp_path)
+        with pytest.raises(UsageError, match="in use by another process"), locked(tmp_path):
+            pass
+    assert not in_use(tmp_path)
+    spec = whole[0]
+    (tmp_path / spec.hash).mkdir()
+    with locked(tmp_path / spec.hash):
+        assert main(["--spec", str(whole[1] / "spec.json"), "--runs", str(tmp_path), "--quiet"]) == 2
+    assert "in use" in capsys.readouterr().err
+
+
+def test_damaged_result_is_named(whole, tmp_path):
+    folder = tmp_path / whole[0].hash
+    folder.mkdir()
+    (folder / "result.json").write_text('{"agent": ')
+    with pytest.raises(UsageError, match=r"result\.json is damaged"):
+        run(whole[0], tmp_path)
+
+
+def test_write_whole_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        write_whole(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agent", "reftt"], "did you mean 'reft'"),
+        (["--agent", "nested-reft/uniform/retrase"], "did you mean 'retrace'"),
+        (["--set", "learning_rat=1"], "did you mean 'learning_rate'"),
+        (["--set", "learning_rate"], "no assignment"),
+        (["--set", "learning_rate=fast"], "not a valid float"),
+        (["--set", "evaluation.problem=3"], "did you mean 'problems'"),
+        (["--env", "MathReason/swamp-v0"], "MathReason"),
+        (["--policy", "/nowhere"], "/nowhere"),
+        (["--iterations", "0"], "must be positive"),
+        (["--seconds", "-1"], "must be positive"),
+        (["--tokens", "0"], "must be positive"),
+        (["--spec", "/nowhere.json"], "cannot be read"),
+        (["--spec", "/nowhere.json", "--seed", "1"], "leave out"),
+    ],
+)
+def test_bad_input_exits_2_and_says_what_to_do(tmp_path, capsys, arguments, message):
+    assert main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_a_whole_process_killed_in_mid_run(whole, tmp_path):
+    spec, folder = whole
+    command = [sys.executable, "-m", "benchmarks.run", "--spec", str(folder / "spec.json"), "--quiet"]
+    command += ["--runs", str(tmp_path), "--threads", "1"]
+    process = subprocess.Popen(command)
+    metrics = tmp_path / spec.hash / "metrics.jsonl"
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / spec.hash / "result.json").exists()
+    subprocess.run(command, check=True)
+    assert numbers(tmp_path / spec.hash) == numbers(folder)

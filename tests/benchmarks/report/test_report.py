@@ -1,0 +1,235 @@
+"""Reports: sentences follow from intervals, numbers from runs, the page stands alone, damage is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from benchmarks.comparison.grid import Grid, arms
+from benchmarks.comparison.outcomes import ArmOutcome, Outcome, against, describe
+from benchmarks.report.comparison import Comparison
+from benchmarks.report.files import write
+from benchmarks.report.html import html
+from benchmarks.report.markdown import markdown
+from benchmarks.report.words import summary
+from registry import UsageError
+from tests.oracles.finished_runs import QUESTIONS, finish
+
+AGENTS = ("reft", "nested-reft/uniform/retrace", "nested-reft/uniform/none")
+SET = {"iterations": 4, "evaluation.every": 2, "evaluation.samples": 4}
+
+
+def compared(tmp_path, last: dict[str, float], pace: dict[str, float] | None = None, seeds=(0, 1), failed=None):
+    """A comparison of made-up runs whose arms end at ``last`` and run at ``pace``."""
+    grid = Grid(title="A <title> & more", agents=AGENTS, seeds=seeds, set=SET)
+    made = arms(grid)
+    for arm in made:
+        for spec in arm.specs:
+            finish(spec, tmp_path, 0.25, last.get(arm.label, 0.5), (pace or {}).get(arm.label, 1.0))
+    return Comparison.read(grid, made, tmp_path, failed or {}, "python -m benchmarks.compare")
+
+
+def test_better_worse_and_not_distinguishable(tmp_path):
+    found = compared(tmp_path, {"reft": 0.5, AGENTS[1]: 0.95, AGENTS[2]: 0.5})
+    text = " ".join(summary(found))
+    assert f"{AGENTS[1]} is better than reft at equal steps" in text
+    assert f"{AGENTS[2]} is not distinguishable from reft at equal steps" in text
+    worse = " ".join(summary(compared(tmp_path / "worse", {"reft": 0.9, AGENTS[1]: 0.3})))
+    assert f"{AGENTS[1]} is worse than reft at equal steps" in worse
+    assert "reft gained +65.0 points" in worse
+
+
+def test_no_gain_is_not_called_one(tmp_path):
+    text = " ".join(summary(compared(tmp_path, dict.fromkeys(AGENTS, 0.25))))
+    assert "reft did not measurably change" in text and " gained " not in text
+
+
+def test_few_seeds_are_said(tmp_path):
+    assert "There is one seed" in " ".join(summary(compared(tmp_path, {}, seeds=(0,))))
+    assert "2 seeds say little" in " ".join(summary(compared(tmp_path, {})))
+    assert "say little" not in " ".join(summary(compared(tmp_path, {}, seeds=range(5))))
+
+
+def test_a_busy_machine_is_said(tmp_path):
+    found = compared(tmp_path, {})
+    assert "busy" not in " ".join(summary(found))
+    found.groups[0].arms[0].runs[0].result["cpu_seconds"] /= 2
+    assert "The machine was busy: runs had 48.4 % to 96.8 % of a processor" in " ".join(summary(found))
+
+
+def test_runs_of_two_versions_are_said(tmp_path):
+    found = compared(tmp_path, {})
+    assert "versions of the code" not in " ".join(summary(found))
+    found.groups[0].arms[0].runs[0].provenance["commit"] = "def"
+    assert "2 versions of the code (abc, def)" in " ".join(summary(found))
+
+
+def test_numbers_follow_from_the_runs(tmp_path):
+    found = compared(tmp_path, {"reft": 0.75})
+    arm = found.groups[0].arms[0]
+    line = describe(arm, target=0.5)
+    right = np.array([[bit == "1" for bit in run.result["right_after"]] for run in arm.runs])
+    assert right.shape == (2, QUESTIONS) and line["after"].value == right.mean() == 0.75
+    assert line["gain"].value == pytest.approx(0.5) and line["seeds"] == [0, 1]
+    assert line["seconds_to_target"] == pytest.approx([3.2, 3.2])  # half of 4 iterations of 1.6 s
+    assert line["pass_at"][4] == (0.25, 0.75)
+    assert (line["kl"], line["ess"], line["layers_kept"]) == (0.0, 1.0, [4])
+
+
+def test_cost_shares_are_shown_apart(tmp_path):
+    found = compared(tmp_path, {"reft": 0.75})
+    line = found.groups[0].lines[0]
+    spent = [line[f"seconds_{part}"] for part in ("rollout", "reward", "update")]
+    assert spent == pytest.approx([3.6, 0.4, 2.0])  # 4 iterations
+    assert "| 56/6/31 |" in markdown(found) and "reward" in html(found)
+
+
+def test_equal_budgets_are_the_largest_common_ones(tmp_path):
+    """An arm of twice the pace is compared, at equal wall-clock, with the baseline's half-way accuracy."""
+    found = compared(tmp_path, {"reft": 0.75, AGENTS[1]: 0.75}, pace={AGENTS[1]: 2.0})
+    pair = next(pair for pair in found.groups[0].pairs if pair["label"] == AGENTS[1])
+    assert pair["iteration"]["difference"].value == 0 and pair["tokens"]["difference"].value == 0
+    assert pair["seconds"]["budget"] == pytest.approx(3.2)
+    assert pair["seconds"]["difference"].value == pytest.approx(0.25)
+    assert pair["speed_up"] == pytest.approx(2.0) and pair["speed_up_rollout"] == pytest.approx(2.0)
+    assert pair["probability_of_improvement"] == 0.5
+    assert pair["time_ratio"].value == pytest.approx(0.5) and "0.50 [" in markdown(found)
+
+
+def test_a_nested_arm_meets_its_rival_of_fewer_completions(tmp_path):
+    grid = Grid(
+        agents=AGENTS[:2], seeds=(0, 1), set={**SET, "sampler.ratio": 0.25}, controls=("fewer", "random-reward")
+    )
+    made = arms(grid)
+    labels = [*AGENTS[:2], rival := "reft 6 of 8 completions", "reft random reward"]
+    assert [arm.label for arm in made] == labels
+    for arm in made:
+        for spec in arm.specs:
+            finish(spec, tmp_path, 0.25, 0.95 if arm.label == AGENTS[1] else 0.5)
+    found = Comparison.read(grid, made, tmp_path, {}, "command")
+    (pair,) = found.groups[0].rivals
+    assert (pair["label"], pair["baseline"]) == (AGENTS[1], rival) and pair["seconds"]["difference"].low > 0
+    assert f"{AGENTS[1]} is better than {rival} at equal steps" in " ".join(summary(found))
+    assert f"{AGENTS[1]} against {rival}" in markdown(found) and f"{AGENTS[1]} against {rival}" in html(found)
+
+
+def test_only_common_seeds_are_paired(tmp_path):
+    found = compared(tmp_path, {"reft": 0.75})
+    one, two = found.groups[0].arms[:2]
+    pair = against(ArmOutcome(two.label, two.runs[:1]), one)
+    assert pair["seeds"] == [0]
+    other = ArmOutcome(one.label, one.runs[1:])
+    assert against(ArmOutcome(two.label, two.runs[:1]), other) == {
+        "label": two.label,
+        "baseline": one.label,
+        "seeds": [],
+    }
+
+
+def test_failed_and_damaged_runs_are_reported_and_left_out(tmp_path):
+    grid = Grid(agents=AGENTS, seeds=(0, 1), set=SET)
+    made = arms(grid)
+    folders = [finish(spec, tmp_path) for arm in made for spec in arm.specs]
+    lines = (folders[2] / "metrics.jsonl").read_text().splitlines()
+    (folders[2] / "metrics.jsonl").write_text("\n".join([*lines[:3], lines[3][:20], *lines[4:]]))
+    (folders[3] / "result.json").unlink()
+    (folders[4] / "result.json").write_text("{")
+    found = Comparison.read(grid, made, tmp_path, {folders[5].name: "out of memory"}, "command")
+    assert [arm.label for arm in found.groups[0].arms] == ["reft"]
+    errors = [failure.error for failure in found.failures]
+    assert "line 4 of metrics.jsonl is damaged" in errors[0] and "is not finished" in errors[1]
+    assert "result.json is damaged" in errors[2] and errors[3] == "out of memory"
+    page, text = html(found), markdown(found)
+    assert "Failed runs" in page and "out of memory" in page and "out of memory" in text
+
+
+def test_lost_rows_are_damage(tmp_path):
+    folder = finish(arms(Grid(set=SET))[0].specs[0], tmp_path)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(UsageError, match="has lost rows"):
+        Outcome.read(folder)
+
+
+class Page(HTMLParser):
+    """Checks nesting and collects what would be fetched."""
+
+    VOID = ("meta", "link", "br", "hr", "img", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.fetched += [
+            v for k, v in attrs if k in ("src", "href", "xlink:href") and v and v[0] != "#" and v != "data:,"
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_stands_alone_and_escapes(tmp_path):
+    page = Page(text := html(compared(tmp_path, {"reft": 0.75})))
+    assert page.open == [] and page.fetched == [] and "script" not in page.tags
+    assert not re.search(r"url\((?!#|&quot;#|\"#)", text)
+    assert "A &lt;title&gt; &amp; more" in text and "<b>&</b>" not in text
+    for heading in ("Learning curves", "Against reft", "Correction weights", "Skipped layers", "Sample completions"):
+        assert heading in text
+    assert "width=device-width" in text and "python -m benchmarks.compare" in text
+
+
+def test_files_are_written_and_repeat_bit_for_bit(tmp_path):
+    found = compared(tmp_path / "runs", {"reft": 0.75})
+    for out in ("a", "b"):
+        write(found, tmp_path / out)
+    for name in ("report.html", "report.md", "results.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert results["groups"][0]["arms"][0]["after"][0] == 0.75
+    assert len(results["groups"][0]["arms"][0]["runs"]) == 2
+
+
+def test_markdown_tables_have_one_width(tmp_path):
+    lines = markdown(compared(tmp_path, {"reft": 0.75})).splitlines()
+    tables = [line.count("|") for line in lines if line.startswith("|")]
+    assert tables and "reft" in "\n".join(lines)
+    for one, two in pairwise(lines):
+        if one.startswith("|") and two.startswith("|"):
+            assert one.count("|") == two.count("|") or set(two) <= set("|-: ")
+
+
+def test_tensorboard_logs_hold_the_rows(tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from benchmarks.tensorboard import main
+
+    folder = finish(arms(Grid(set=SET))[0].specs[0], tmp_path / "runs", 0.25, 0.75)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "logs")]) == 0
+    log = EventAccumulator(capsys.readouterr().out.strip())
+    log.Reload()
+    assert folder.name in str(log.path)
+    assert [(event.step, event.value) for event in log.Scalars("evaluation/greedy")] == [
+        (0, 0.25),
+        (200, 0.5),
+        (400, 0.75),
+    ]
+    assert len(log.Scalars("train/kl_k1")) == 4
+    assert main([str(tmp_path / "nothing")]) == 2 and "holds no run" in capsys.readouterr().err

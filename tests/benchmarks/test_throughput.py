@@ -1,0 +1,194 @@
+"""The throughput comparison: its arithmetic, its rows, its command line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gpu, throughput
+from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.speed.iteration import OurIteration
+from benchmarks.speed.limits import bandwidth_limit, product_limit, update_seconds
+from benchmarks.speed.ours import Engine
+from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
+from benchmarks.speed.trl import TrlIteration, TrlProcess
+from policies import Policy
+from registry import UsageError
+
+
+def test_abba_alternates_and_keeps_who_is_who():
+    order: list[str] = []
+
+    def runs(name: str, seconds: float):
+        def run() -> Block:
+            order.append(name)
+            return Block(10, seconds)
+
+        return run
+
+    pairs = abba(runs("ours", 1.0), runs("theirs", 2.0), 4)
+    assert order == ["ours", "theirs", "theirs", "ours"] * 2
+    assert all((ours.seconds, theirs.seconds) == (1.0, 2.0) for ours, theirs in pairs)
+    ratio = median_ratio(pairs)
+    assert (ratio.value, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_the_interval_covers_the_ratio_of_a_drifting_noisy_machine():
+    rng, covered = np.random.default_rng(0), 0
+    for trial in range(200):
+        speed = np.exp(np.cumsum(rng.normal(0, 0.2, 12)))  # the machine drifts; both blocks of a pair see it
+        noise = np.exp(rng.normal(0, 0.05, (12, 2)))
+        pairs = [(Block(100, s * a), Block(100, 1.3 * s * b)) for s, (a, b) in zip(speed, noise, strict=True)]
+        ratio = median_ratio(pairs, resamples=400, seed=trial)
+        covered += ratio.low <= 1.3 <= ratio.high
+    assert covered >= 180
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy.load("tiny")
+
+
+def options(**changes) -> argparse.Namespace:
+    found = throughput.parser().parse_args(["--prompts", "2", "--group-size", "2", "--slots", "3", "--new-tokens", "5"])
+    found.skips = (2,)
+    found.pairs = 1
+    return argparse.Namespace(**{**vars(found), "batch": 2, **changes})
+
+
+def test_forced_length_writes_exactly_that_many_tokens(policy):
+    work = throughput.make_work(options(), policy, natural=False)
+    engine = Engine(policy, work, throughput.kept_layers(policy, 2))
+    assert engine().tokens == 2 * 2 * 5
+    assert engine.parts.tokens == 20 and engine.parts.steps == 10  # 3 slots and 4 episodes: a wave of 3, a wave of 1
+    assert engine.parts.occupancy == pytest.approx(20 / 30)
+    assert engine.parts.prompt_tokens == sum(len(work.prompt(problem)) for problem in (0, 1))
+    assert 0 < engine.parts.head + engine.parts.layers < engine.parts.total
+    assert Generate(policy, work, batch=3)().tokens == 3 * 5
+
+
+def test_continuous_batching_writes_as_many(policy):
+    work = throughput.make_work(options(), policy, natural=False)
+    assert ContinuousBatching(policy, work, batch=3)().tokens == 3 * 5
+
+
+def test_natural_length_counts_up_to_the_stop(policy):
+    work = throughput.make_work(options(new_tokens=40), policy, natural=True)
+    assert work.stop
+    generate = Generate(policy, work, batch=2)
+    stop = work.stop[0]
+    assert generate._written(torch.tensor([[5, stop, 0, 0], [5, 6, 7, 8], [stop, stop, 0, 0]])) == 2 + 4 + 1
+    assert 2 <= generate().tokens <= 80
+    assert 4 <= Engine(policy, work, throughput.kept_layers(policy, 0))().tokens <= 160
+
+
+def test_kept_layers_are_spread_and_never_the_borders(policy):
+    for skips in range(policy.num_layers - 1):
+        kept = throughput.kept_layers(policy, skips)
+        assert len(kept) == policy.num_layers - skips
+        assert {0, policy.num_layers - 1} <= set(kept)
+
+
+def test_limits_are_above_what_a_product_heavy_engine_reaches(policy):
+    policy.nested((0,), 1, 4)
+    assert product_limit(policy, 8) > 0
+    assert bandwidth_limit(policy, 8, 10.0) > bandwidth_limit(policy, 8, 1000.0) > 0
+
+
+def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
+    table, picture = tmp_path / "deep" / "rows.json", tmp_path / "rows.png"
+    words = "--quick --prompts 2 --group-size 2 --slots 4 --new-tokens 4 --batch 2 --pairs 1 --workload forced"
+    assert throughput.main([*words.split(), "--json", str(table), "--picture", str(picture)]) == 0
+    rows = json.loads(table.read_text())
+    assert [row["name"] for row in rows][:2] == ["engine, again (A/A)", "engine"]
+    assert rows[1]["outside"] < 1  # below zero where another process had the processor while the limit was timed
+    for row in rows:
+        assert set(throughput.COLUMNS) <= set(row) and row["provenance"]["packages"]["torch"]
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["workload"] == "forced"
+    assert picture.stat().st_size > 1000
+    assert "2 of 12 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--slots 0", "--slots 0: give at least 1"),
+        ("--policy ./no", "no such"),
+        ("--skips 11", "--skips 11: give 1 to 10"),
+        ("--problems gsm9k", "gsm8k"),
+    ],
+)
+def test_bad_input_is_named_and_exits_with_2(words, said, capsys):
+    assert throughput.main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_whole_iteration_writes_all_its_completions(policy):
+    work = throughput.make_work(options(), policy, natural=False, reward="random")
+    iteration = OurIteration(policy, work)
+    before = policy.version
+    assert [iteration().tokens for _ in range(2)] == [2 * 2 * 5] * 2
+    assert policy.version > before  # it updates
+
+
+def test_a_whole_iteration_s_row_says_how_much_is_not_products(policy):
+    (line,) = throughput.iterations(policy, options(device="cpu", dtype=None, pairs=2))
+    assert line["against"] == "itself" and line["ratio_low"] <= line["ratio"] <= line["ratio_high"]
+    assert 0 < line["outside"] < 1
+
+
+def test_an_update_s_products_take_longer_for_more_tokens(policy):
+    few, many = (update_seconds(policy, tokens, tokens, 2048) for tokens in (100, 4000))
+    assert 0 < few < many
+
+
+def test_a_whole_iteration_of_trl(policy):
+    pytest.importorskip("trl", reason="TRL is not installed")
+    work = throughput.make_work(options(), policy, natural=False, reward="random")
+    block = TrlIteration(policy, work)()
+    assert block.tokens == 20 and block.seconds > 0
+
+
+def test_without_trl_its_row_says_what_to_install(policy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UsageError, match="pip install"):
+        TrlIteration(policy, throughput.make_work(options(), policy, natural=False))
+
+
+def test_trl_steps_in_a_process_of_its_own(policy):
+    theirs = TrlProcess(options(device="cpu", dtype=None))
+    try:
+        if importlib.util.find_spec("trl"):
+            assert [theirs().tokens for _ in range(2)] == [8 * 2 * 5] * 2
+        else:
+            with pytest.raises(UsageError, match="pip install"):
+                theirs()
+    finally:
+        theirs.close()
+
+
+def test_the_gpu_command_says_that_there_is_none(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
+    assert "--rehearse" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_gpu_command_s_random_model_is_a_checkpoint(tmp_path):
+    gpu.random_model(tmp_path, gpu.SMALL)
+    loaded = Policy.load(str(tmp_path), dtype="bfloat16")
+    work = throughput.make_work(options(policy=str(tmp_path)), loaded, natural=False)
+    assert Engine(loaded, work, throughput.kept_layers(loaded, 1))().tokens == 20
+
+
+def test_the_gpu_command_reports_a_step_that_fails_or_hangs(capsys):
+    failed = gpu.run([sys.executable, "-c", "print('so far'); raise SystemExit(3)"], 20)
+    assert failed["status"] == 3 and "so far" in str(failed["output"])
+    hung = gpu.run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 2)
+    assert "stopped after 2 s" in str(hung["status"]) and "begun" in str(hung["output"])

@@ -1,0 +1,112 @@
+"""What a user can get wrong, and playing an episode by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from envs.math_reason import MathReason
+from envs.vector import MathReasonVector
+from registry import UsageError
+from tests.oracles.env_oracles import SHORT
+
+
+@pytest.fixture(scope="module")
+def venv() -> Iterator[MathReasonVector]:
+    env = MathReasonVector(num_envs=3, **SHORT)
+    yield env
+    env.close()
+
+
+IN_THE_CONSTRUCTOR = {
+    "no slots": ({"num_envs": 0}, "at least 1"),
+    "slots of another type": ({"num_envs": 2.5}, "integer"),
+    "unknown argument": ({"max_new_token": 5}, "max_new_tokens"),
+    "unknown template": ({"template": "plian"}, "plain"),
+    "prompt over budget": ({"max_prompt_tokens": 3}, "raise"),
+    "no file": ({"problems": "no/such/file.jsonl"}, "no/such/file.jsonl"),
+    "no tokenizer": ({"tokenizer": "./no-such-folder"}, "builtin"),
+    "no split": ({"split": "tset"}, "test"),
+    "no such level": ({"problem_options": {"level": 99}}, "99"),
+    "one token": ({"max_new_tokens": 1}, "at least 2"),
+    "a smaller vocabulary": ({"vocab_size": 5}, "tokenizer"),
+    "unknown reward": ({"reward": "randm"}, "random"),
+}
+IN_RESET = {
+    "unknown option": ({"options": {"problem_idx": 3}}, "problem_index"),
+    "no such problem": ({"options": {"deck": [-1]}}, "-1"),
+    "empty groups": ({"options": {"deck": [1], "group_size": 0}}, "group_size=0"),
+    "groups of nothing": ({"options": {"group_size": 2}}, "deck"),
+    "too few problems": ({"options": {"problem_indices": [1, 2]}}, "num_envs=3"),
+    "a mask of another shape": ({"options": {"reset_mask": np.ones(2, dtype=bool)}}, r"\(3,\)"),
+    "a mask of nothing": ({"options": {"reset_mask": np.zeros(3, dtype=bool)}}, "at least one"),
+    "deck for some slots": ({"options": {"deck": [1], "reset_mask": np.array([True, False, False])}}, "not both"),
+    "too few seeds": ({"seed": [1, 2]}, "num_envs=3"),
+}
+
+
+@pytest.mark.parametrize("case", IN_THE_CONSTRUCTOR)
+def test_errors_of_the_constructor_name_the_value_and_the_remedy(case: str) -> None:
+    kwargs, needle = IN_THE_CONSTRUCTOR[case]
+    with pytest.raises(UsageError, match=needle):
+        gym.make_vec("MathReason-v0", **{"num_envs": 2, **kwargs})
+    if "num_envs" not in kwargs:
+        with pytest.raises(UsageError, match=needle):
+            gym.make("MathReason-v0", **kwargs)
+
+
+@pytest.mark.parametrize("case", IN_RESET)
+def test_errors_of_reset_name_the_value_and_the_remedy(case: str, venv: MathReasonVector) -> None:
+    arguments, needle = IN_RESET[case]
+    with pytest.raises(UsageError, match=needle):
+        venv.reset(**arguments)  # type: ignore[arg-type]
+
+
+def test_errors_of_step(venv: MathReasonVector) -> None:
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        MathReasonVector(num_envs=1).step(np.array([1]))
+    venv.reset(seed=0)
+    for actions, needle in (
+        (np.array([1, 2]), r"\(3,\) integers needed"),
+        (np.array([[1], [2], [3]]), r"\(3,\) integers needed"),
+        (np.array([1.5, 2.0, 3.0]), "float64"),
+        (np.array([1, 2, 10**9]), "1000000000"),
+        (np.array([1, -2, 3]), "-2"),
+    ):
+        with pytest.raises(UsageError, match=needle):
+            venv.step(actions)
+    single = MathReason()
+    single.reset(seed=0)
+    with pytest.raises(UsageError, match="action=-1"):
+        single.step(np.int64(-1))
+    with pytest.raises(UsageError, match="problem_index"):
+        single.reset(options={"problem": 3})
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [("so\n#### {answer}\n\n", "[right: reward 1"), ("#### {answer}", "[right: reward 1"), ("", "reward 0")],
+    ids=["lines", "end of input", "nothing"],
+)
+def test_a_person_plays_an_episode(typed: str, shown: str) -> None:
+    problem = MathReason().task.problem(4)
+    done = subprocess.run(
+        [sys.executable, "-m", "envs.play", "--problem", "4"],
+        input=typed.format(answer=problem.answer),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert problem.question in done.stdout and shown in done.stdout.splitlines()[-1]
+
+
+def test_play_says_what_is_wrong_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "envs.play", "--problem", "-1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error: problem_index=-1") and "Trace" not in done.stderr

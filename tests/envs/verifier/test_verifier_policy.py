@@ -1,0 +1,131 @@
+"""Verdicts against labels: the shared reward cases, an own table of variations, and the extraction rules one by one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.problem import STATUSES
+from envs.problems.load import load_problems
+from envs.verifier import verify
+from envs.verifier.extract import extract, extract_tagged
+
+TABLE = Path(__file__).with_name("verifier_cases.txt")
+
+
+def own_cases() -> list[tuple[str, str, str, int]]:
+    kind, found = "", []
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            kind = line[2:]
+        elif line.strip():
+            gold, *answer, expected = line.split(" | ")
+            found.append((kind, gold, " | ".join(answer), int(expected)))
+    return found
+
+
+def test_own_table_agrees_case_by_case() -> None:
+    wrong = [
+        (kind, gold, answer, verdict.status)
+        for kind, gold, answer, expected in own_cases()
+        if (verdict := verify(f"So it is \\boxed{{{answer}}}.", gold)).reward != expected
+    ]
+    assert not wrong
+
+
+def test_public_cases_meet_every_bar(shared_dir: Path) -> None:
+    lines = (shared_dir / "reward_cases" / "public.jsonl").read_text(encoding="utf-8").splitlines()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    verdicts = [verify(row["completion"], row["gold"]) for row in rows]
+    agree = [verdict.reward == row["expected"] for verdict, row in zip(verdicts, rows, strict=True)]
+    negatives = [verdict.reward for verdict, row in zip(verdicts, rows, strict=True) if not row["expected"]]
+    cases = Counter(row["kind"] for row in rows)
+    right = Counter(row["kind"] for row, good in zip(rows, agree, strict=True) if good)
+    assert sum(agree) >= 0.98 * len(rows)
+    assert sum(negatives) <= 0.02 * len(negatives)
+    assert all(right[kind] >= 0.9 * cases[kind] for kind in cases), {k: (right[k], cases[k]) for k in cases}
+    assert all(verdict.status in STATUSES for verdict in verdicts)
+    assert all((verdict.status == "right") == (verdict.reward == 1.0) for verdict in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"\boxed{41} and \boxed{42}", ("42", "")),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", (r"\frac{1}{\sqrt{2}}", "")),
+        (r"\boxed{\{1,2\}}", (r"\{1,2\}", "")),
+        (r"\boxed{\boxed{3}}", ("3", "")),
+        (r"\boxed 7", ("7", "")),
+        (r"\boxed {7}", ("7", "")),
+        (r"\fbox{7}", ("7", "")),
+        (r"\boxed{1 \\ 2}", (r"1 \\ 2", "")),
+        (r"\boxed{5} or \boxed{", ("", "malformed")),
+        (r"\boxed{5} then \boxed{}", ("", "malformed")),
+        (r"\boxed", ("", "malformed")),
+        (r"\boxedx{5}", ("", "no_answer")),
+        ("#### 5\nThe answer is 6.", ("5", "")),
+        ("#### 5\n#### 6 apples\nmore", ("6 apples", "")),
+        ("####\n5", ("", "malformed")),
+        ("### 5", ("", "no_answer")),
+        ("The answer is 3.5. I am sure.", ("3.5", "")),
+        ("The answer is 42!", ("42", "")),
+        ("the final answer is: $x = 5$.", ("$x = 5$", "")),
+        ("**Answer:** 72", ("72", "")),
+        ("**Answer**: 72", ("72", "")),
+        ("Answer: 5\nAnswer: 6", ("6", "")),
+        ("The answers: 5", ("", "no_answer")),
+        ("It is 5", ("", "no_answer")),
+        (r"<think>\boxed{5}</think> so \boxed{6}", ("6", "")),
+        (r"\boxed{5}</think> then nothing", ("", "no_answer")),
+        (r"<think>a</think> \boxed{5} <think> hm", ("", "no_answer")),
+        ("", ("", "no_answer")),
+    ],
+)
+def test_extraction(text: str, found: tuple[str, str]) -> None:
+    assert extract(text) == found
+
+
+def test_r1_grades_only_inside_its_tags() -> None:
+    closed = "so 5.</think> <answer>\\boxed{5}"
+    assert verify(closed, "5", extract_tagged).reward == 1.0
+    assert verify(closed + "</answer>", "5", extract_tagged).reward == 1.0
+    assert verify("x</think><answer> 5 </answer>", "5", extract_tagged).reward == 1.0
+    assert verify("x</think> \\boxed{5}", "5", extract_tagged).status == "no_answer"
+    assert verify("<answer>5</answer>", "5", extract_tagged).status == "no_answer", "the thought was never closed"
+    assert verify("a</think><answer></answer>", "5", extract_tagged).status == "malformed"
+
+
+RESPELLINGS: dict[str, Callable[[str], str]] = {
+    "dfrac": lambda a: a.replace("\\frac", "\\dfrac"),
+    "dollars": lambda a: f"${a}$",
+    "braces": lambda a: f"{{{a}}}",
+    "brackets": lambda a: f"\\[{a}\\]",
+    "full stop": lambda a: f"{a}.",
+    "lines": lambda a: f"\n{a}\n",
+    "style": lambda a: f"\\displaystyle {a}",
+    "parentheses": lambda a: a if "," in a else f"({a})",
+    "braced powers": lambda a: re.sub(r"\^([0-9])(?![0-9])", r"^{\1}", a),
+    "bare subscripts": lambda a: re.sub(r"_\{([0-9a-z])\}", r"_\1", a),
+}
+
+
+@pytest.mark.parametrize("spelling", RESPELLINGS)
+def test_published_golds_in_another_spelling(spelling: str, shared_dir: Path) -> None:
+    sets = [
+        load_problems(name, "test", data_dir=str(shared_dir / "data")) for name in ("math500", "olympiad", "minerva")
+    ]
+    golds = sorted({problems[n].answer for problems in sets for n in range(problems.size or 0)})
+    respell = RESPELLINGS[spelling]
+    assert not [gold for gold in golds if verify(f"\\boxed{{{respell(gold)}}}", gold).reward != 1.0]
+
+
+def test_integrals_and_sums_are_settled_by_math_verify() -> None:
+    assert verify(r"\boxed{\frac{n(n+1)}{2}}", r"\sum_{k=1}^{n} k").reward == 1.0
+    assert verify(r"\boxed{\frac{n(n-1)}{2}}", r"\sum_{k=1}^{n} k").reward == 0.0
+    assert verify(r"\boxed{\sum_{k=1}^{n} k}", r"\sum_{k=1}^{n} k").reward == 1.0

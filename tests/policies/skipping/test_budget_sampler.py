@@ -1,0 +1,148 @@
+"""The sampler under a divergence budget, in simulated worlds where the true costs are known and drift."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from policies import BudgetAllowsNothing
+from policies.skipping.costs import LayerCosts
+from registry import UsageError, skip_samplers
+
+LAYERS, TOKENS = 20, 30.0
+CHEAP = [4, 9, 13, 16]
+
+
+class World:
+    """KL(S) = n ** gamma * sum of costs, observed with noise; costs drift by ``trend`` per batch."""
+
+    def __init__(self, gamma: float = 0.4, trend: float = 0.0, noise: float = 0.15, dear: float = 0.05) -> None:
+        self.costs = np.full(LAYERS, dear)
+        self.costs[CHEAP] = 0.0006
+        self.gamma, self.trend, self.noise = gamma, trend, noise
+        self.rng = np.random.default_rng(7)
+
+    def kl(self, skipped: list[int]) -> float:
+        return float(len(skipped) ** self.gamma * self.costs[skipped].sum())
+
+    def run(self, sampler, batches: range) -> list[tuple[list[int], float]]:
+        """Each batch's skipped layers and true D."""
+        found = []
+        for batch in batches:
+            kept = sampler.sample(LAYERS, np.random.default_rng([1, batch]))
+            skipped = [n for n in range(LAYERS) if n not in kept]
+            measured = {"mean_length": TOKENS}
+            if skipped:
+                kl = self.kl(skipped)
+                measured |= {"kl_k1": kl * np.exp(self.noise * self.rng.normal())}
+                measured |= {"kl_k3": kl * np.exp(self.noise * self.rng.normal())}
+            sampler.observe(kept, measured)
+            found.append((skipped, self.kl(skipped) * TOKENS if skipped else 0.0))
+            self.costs *= np.exp(self.trend)
+        return found
+
+
+class WorldProbe:
+    num_layers, longest = LAYERS, int(TOKENS)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def kl(self, half=None):
+        return self.world.costs.tolist()
+
+    def set_kl(self, skipped):
+        return self.world.kl(list(skipped))
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_planted_cheap_layers_are_found_and_the_budget_is_kept(prepared):
+    world, sampler = World(), skip_samplers.make("budget", budget=0.2)
+    if prepared:
+        sampler.prepare(WorldProbe(world))
+    found = world.run(sampler, range(120))
+    late = found[60:]
+    usual = max(map(tuple, (s for s, _ in late)), key=[tuple(s) for s, _ in late].count)
+    assert set(usual) <= set(CHEAP)
+    assert len(usual) >= 3
+    if prepared:
+        assert list(usual) == CHEAP
+    divergence = np.array([d for _, d in late])
+    assert np.median(divergence) < 0.2
+    assert (divergence <= 0.2).mean() > 0.9  # the others are trials of layers that nothing is known of
+
+
+@pytest.mark.parametrize("trend", [0.02, -0.02])
+def test_the_budget_is_kept_while_the_target_moves(trend):
+    """Costs change by a factor of 11 in 120 batches; the set follows, and so does what is saved."""
+    world, sampler = World(trend=trend, dear=0.01), skip_samplers.make("budget", budget=0.2)
+    world.costs[CHEAP] = 0.0004 if trend > 0 else 0.004
+    sampler.prepare(WorldProbe(world))
+    found = world.run(sampler, range(120))
+    divergence = np.array([d for _, d in found])
+    assert divergence.mean() < 0.2
+    assert (divergence <= 0.2 * 1.25).mean() > 0.9
+    first, last = (np.mean([len(s) for s, _ in part]) for part in (found[:20], found[-20:]))
+    assert last < first - 1 if trend > 0 else last > first + 1
+
+
+def test_a_resumed_sampler_goes_on_to_the_same_sets():
+    world, sampler = World(), skip_samplers.make("budget", budget=0.2)
+    sampler.prepare(WorldProbe(world))
+    world.run(sampler, range(10))
+    saved = json.loads(json.dumps(sampler.state_dict()))
+    resumed = skip_samplers.make("budget", budget=0.2)
+    resumed.load_state_dict(saved)
+    first, second = World(), World()
+    assert first.run(resumed, range(10, 40)) == second.run(sampler, range(10, 40))
+    assert json.loads(json.dumps(resumed.state_dict())) == json.loads(json.dumps(sampler.state_dict()))
+
+
+def test_where_nothing_fits_the_full_model_writes_and_that_is_said_once():
+    world, sampler = World(), skip_samplers.make("budget", budget=0.006)
+    sampler.prepare(WorldProbe(world))
+    with pytest.warns(BudgetAllowsNothing, match="allows no layer") as caught:
+        found = world.run(sampler, range(3))
+    assert len(caught) == 1
+    assert [skipped for skipped, _ in found] == [[], [], []]
+    assert sampler.metrics() == {"sampler/predicted_D": 0.0, "sampler/trial": 0.0, "sampler/off": 1.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        later = world.run(sampler, range(3, 200))
+    trials = [s for s, _ in later if s]
+    assert 0 < len(trials) < 20  # what drifts is looked at again, seldom, one layer at a time
+    assert all(len(s) == 1 for s in trials)
+
+
+def test_predictions_are_those_of_the_model_and_observations_narrow_them():
+    costs = LayerCosts.measured([0.1, 0.2, 0.4])
+    costs.mean[-1] = 0.5
+    assert costs.predict([0, 2])[0] == pytest.approx(np.log(2**0.5 * 0.5))
+    _, before = costs.predict([0, 2])
+    costs.update([0, 2], 2.0, noise=0.1)
+    expected, after = costs.predict([0, 2])
+    assert after < before / 2
+    assert expected == pytest.approx(np.log(2.0), abs=0.25)
+    assert costs.mean[1] == pytest.approx(np.log(0.2))  # nothing was learned of the layer left in
+    assert np.linalg.eigvalsh(costs.covariance).min() > 0
+
+
+def test_the_filter_agrees_with_linear_regression_where_one_layer_is_skipped_at_a_time():
+    """Then the model is linear: the posterior mean is the precision-weighted mean of prior and observations."""
+    costs, seen = LayerCosts.measured([0.1, 0.3]), [0.2, 0.15, 0.4]
+    for kl in seen:
+        costs.update([1], kl, noise=0.5)
+    precision = 1 / 0.3**2 + len(seen) / 0.5**2
+    wanted = (np.log(0.3) / 0.3**2 + np.log(seen).sum() / 0.5**2) / precision
+    assert costs.mean[1] == pytest.approx(wanted)
+    assert costs.covariance[1, 1] == pytest.approx(1 / precision)
+
+
+def test_settings_that_cannot_work_are_refused():
+    for bad in ({"budget": 0.0}, {"most": 1.0}, {"caution": -1.0}, {"explore": 2.0}, {"drift": -0.1}, {"noise": 0.0}):
+        with pytest.raises(UsageError, match=next(iter(bad))):
+            skip_samplers.make("budget", **bad).check(LAYERS)
+    assert skip_samplers.make("budget", border=9).sample(18, np.random.default_rng(0)) == tuple(range(18))
