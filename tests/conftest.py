@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,19 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data: set NESTED_REFT_SHARED to a folder that has data/ and reward_cases/")
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Llama with the built-in tokenizer's vocabulary."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=512, num_hidden_layers=4, tie_word_embeddings=True, **shape)
+    made = tmp_path_factory.mktemp("model")
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # random weights are nearly uniform; sharper ones make subsets differ
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    model.save_pretrained(made)
+    return str(made)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from agents.distributed import Ranks
-from tests.agents.test_reft import CoinFlips, folder, make, numbers, weights  # noqa: F401 (a fixture)
+from tests.oracles.reft_agents import make, numbers, weights
 
 Found = tuple[dict[str, Any], np.ndarray]
 
@@ -50,7 +50,7 @@ def in_processes(size: int, act: Callable[[], Found], out: Path) -> list[Found |
     ]
 
 
-def trained(folder: str, iterations: int = 2, **arguments: Any) -> Found:  # noqa: F811
+def trained(folder: str, iterations: int = 2, **arguments: Any) -> Found:
     """Metrics of all iterations and the weights after them."""
     torch.set_num_threads(1)
     agent = make(folder, slots=8, **arguments)
@@ -76,7 +76,7 @@ def trained(folder: str, iterations: int = 2, **arguments: Any) -> Found:  # noq
     ],
     ids=["reft", "batch-scope", "epochs", "defensive", "ragged", "heal", "budget-absorb", "one-group"],
 )
-def test_two_processes_give_the_numbers_of_one(folder: str, tmp_path: Path, arguments: dict[str, Any]) -> None:  # noqa: F811
+def test_two_processes_give_the_numbers_of_one(folder: str, tmp_path: Path, arguments: dict[str, Any]) -> None:
     metrics, after = trained(folder, **arguments)
     assert any(metrics[f"{n} grad_norm"] > 1e-3 for n in range(2))
     assert ("1 patch/residual" in metrics) == ("patch" in arguments)
@@ -104,7 +104,7 @@ def test_parts_are_whole_contiguous_and_balanced() -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_callback_that_stops_one_process_stops_all(folder: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_callback_that_stops_one_process_stops_all(folder: str, tmp_path: Path) -> None:
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Stop(BaseCallback):
@@ -119,7 +119,7 @@ def test_a_callback_that_stops_one_process_stops_all(folder: str, tmp_path: Path
         assert not isinstance(found, str) and found[0] == {"iteration": 0}
 
 
-def test_processes_must_have_the_same_weights_and_seed(folder: str, tmp_path: Path) -> None:  # noqa: F811
+def test_processes_must_have_the_same_weights_and_seed(folder: str, tmp_path: Path) -> None:
     def act() -> Found:
         return trained(folder, seed=int(os.environ["RANK"]))
 
@@ -127,7 +127,7 @@ def test_processes_must_have_the_same_weights_and_seed(folder: str, tmp_path: Pa
         assert isinstance(found, str) and found.startswith("UsageError") and "different seeds" in found
 
 
-def test_a_process_that_dies_ends_the_others_with_an_error(folder: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_process_that_dies_ends_the_others_with_an_error(folder: str, tmp_path: Path) -> None:
     def act() -> Found:
         agent = make(folder)
         agent.iterate()
@@ -145,7 +145,7 @@ def test_a_run_of_two_processes_goes_on_to_the_numbers_of_one(tmp_path: Path) ->
     """Evaluations, checkpoints and rows included; interrupted in both processes on the way."""
     from benchmarks.experiment.training import Training
     from benchmarks.measuring.durable import read_rows
-    from tests.benchmarks.experiment.test_run import small
+    from tests.oracles.small_world import small
 
     spec = small()
 

@@ -13,11 +13,10 @@ from policies import PatchedSubset, Policy
 from policies.nested import layers_of
 from policies.skipping.divergence import Length, states, write
 from tests.agents import test_reft
-from tests.agents.test_reft import CoinFlips, make, numbers, weights
 from tests.oracles.policy_checkpoints import random_model
+from tests.oracles.reft_agents import SKIP, CoinFlips, make, numbers, weights
 
 folder = test_reft.folder  # a fixture
-SKIP = {"id": "fixed", "layers": [1, 2]}
 
 
 def fitted(agent: ReFT, iterations: int) -> list[bool]:

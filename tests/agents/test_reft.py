@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,52 +18,9 @@ from envs.vector import MathReasonVector
 from policies import Policy
 from registry import UsageError, advantages, corrections
 from registry import agents as agent_registry
+from tests.oracles.reft_agents import CoinFlips, gradient_of, make, numbers, weights
 
 LAYERS = 4
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random Llama with the built-in tokenizer's vocabulary."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=512, num_hidden_layers=LAYERS, tie_word_embeddings=True, **shape)
-    made = tmp_path_factory.mktemp("model")
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():  # random weights are nearly uniform; sharper ones make subsets differ
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(4.0)
-    model.save_pretrained(made)
-    return str(made)
-
-
-class CoinFlips(MathReasonVector):
-    """The control arm's rewards: a random model gets both rewards, so that groups carry a gradient."""
-
-    def __init__(self, num_envs: int) -> None:
-        super().__init__(num_envs=num_envs, max_new_tokens=8, reward="random", copy=False)
-
-
-def make(folder: str, slots: int = 16, **arguments: Any) -> ReFT:
-    given = {"group_size": 4, "problems_per_batch": 6, "learning_rate": 1e-2, "seed": 3, **arguments}
-    return ReFT(folder, CoinFlips(slots), **given)
-
-
-def numbers(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if not k.startswith("time/") and "per_second" not in k}
-
-
-def weights(agent: ReFT) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in agent.target.parameters()])
-
-
-def gradient_of(agent: ReFT, act: Callable[[], Any]) -> torch.Tensor:
-    """The gradient that the agent's own update accumulates, its optimizer held still."""
-    agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign]
-    agent.update.max_grad_norm = float("inf")
-    act()
-    return torch.cat([p.grad.flatten() for p in agent.target.parameters() if p.grad is not None])
 
 
 def rollout_of(agent: ReFT, layers: tuple[int, ...], problems: int = 6, group: int = 4) -> Rollout:

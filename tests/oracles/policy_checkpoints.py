@@ -118,3 +118,15 @@ def random_batch(
     tokens = torch.from_numpy(rng.integers(0, vocabulary, (len(prompts), longest)))
     length = torch.from_numpy(rng.integers(1, longest + 1, len(prompts)))
     return prompts, tokens, torch.arange(longest) < length[:, None]
+
+
+def zeroed(model: Any, layers: LayerSubset) -> Any:
+    """A copy of ``model`` in which every half layer outside of ``layers`` adds zero to the residual stream."""
+    kept = set(layers)
+    whole = copy.deepcopy(model)
+    for n, block in enumerate(whole.model.layers):
+        if n not in kept and f"{n}.attention" not in kept:
+            block.self_attn.register_forward_hook(lambda _m, _i, out: (torch.zeros_like(out[0]), *out[1:]))
+        if n not in kept and f"{n}.mlp" not in kept:
+            block.mlp.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out))
+    return whole

@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents import ReFT
 from agents.sb3_ppo import SB3PPO
+from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.spec import RunSpec
 from envs.task import BUILTIN_TOKENIZER
 from envs.vector import MathReasonVector
 
@@ -81,3 +83,24 @@ def weights(agent: Any) -> dict[str, torch.Tensor]:
     if hasattr(agent, "critic"):
         found |= {f"critic.{name}": value.detach().clone() for name, value in agent.critic.state_dict().items()}
     return found
+
+
+SMALL = [
+    "iterations=6",
+    "checkpoint_every=2",
+    "problems_per_batch=3",
+    "group_size=3",
+    "env.max_new_tokens=12",
+    "env.reward=random",  # always a signal, so that every iteration moves weights and optimizer
+    "evaluation.problems=8",
+    "evaluation.every=3",
+    "evaluation.samples=2",
+]
+
+
+AGENT = "nested-reft/uniform/token-is"
+
+
+def small(**given) -> RunSpec:
+    """A spec of a run of a few seconds, with a sampler and a curriculum that carry state."""
+    return resolve(AGENT, settings=[*SMALL, "problems=curriculum", "problems.pool=8"], **given)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,22 +11,18 @@ from hypothesis import strategies as st
 from policies import LayerSubset, Policy, check_subset
 from policies.nested import from_halves, halves, without
 from registry import UsageError
-from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, plain_logp, random_batch, random_model, shared_policy
-from tests.policies.engine.test_engine_slots import LONGEST, check_greedy
+from tests.oracles.decoding import LONGEST, check_greedy
+from tests.oracles.policy_checkpoints import (
+    FAMILIES,
+    LAYERS,
+    plain_logp,
+    random_batch,
+    random_model,
+    shared_policy,
+    zeroed,
+)
 
 SUBSETS: list[LayerSubset] = [(0, "1.attention", "2.mlp", 3), ("0.mlp", "2.attention", 3), ("1.attention",)]
-
-
-def zeroed(model: Any, layers: LayerSubset) -> Any:
-    """A copy of ``model`` in which every half layer outside of ``layers`` adds zero to the residual stream."""
-    kept = set(layers)
-    whole = copy.deepcopy(model)
-    for n, block in enumerate(whole.model.layers):
-        if n not in kept and f"{n}.attention" not in kept:
-            block.self_attn.register_forward_hook(lambda _m, _i, out: (torch.zeros_like(out[0]), *out[1:]))
-        if n not in kept and f"{n}.mlp" not in kept:
-            block.mlp.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out))
-    return whole
 
 
 def check_decoding(policy: Policy, layers: LayerSubset) -> None:

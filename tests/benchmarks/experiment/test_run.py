@@ -21,19 +21,7 @@ from benchmarks.experiment.training import Training, run
 from benchmarks.measuring.durable import in_use, locked, read_rows, write_whole
 from benchmarks.run import main
 from registry import UsageError
-
-SMALL = [
-    "iterations=6",
-    "checkpoint_every=2",
-    "problems_per_batch=3",
-    "group_size=3",
-    "env.max_new_tokens=12",
-    "env.reward=random",  # always a signal, so that every iteration moves weights and optimizer
-    "evaluation.problems=8",
-    "evaluation.every=3",
-    "evaluation.samples=2",
-]
-AGENT = "nested-reft/uniform/token-is"
+from tests.oracles.small_world import AGENT, SMALL, small
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +30,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def small(**given) -> RunSpec:
-    """A spec of a run of a few seconds, with a sampler and a curriculum that carry state."""
-    return resolve(AGENT, settings=[*SMALL, "problems=curriculum", "problems.pool=8"], **given)
 
 
 def numbers(folder: Path) -> list[dict]:

@@ -11,9 +11,9 @@ from policies import Behavior, Policy
 from policies.engine.ahead import Ahead
 from policies.engine.native_store import NativeStore
 from policies.engine.torch_store import TorchStore
+from tests.oracles.decoding import FULL, LONGEST, check_greedy, fresh_logp, observe, roll_out
 from tests.oracles.policy_checkpoints import random_model, shared_policy
-from tests.policies.engine.test_engine_graphs import recompute, replayed
-from tests.policies.engine.test_engine_slots import FULL, LONGEST, check_greedy, fresh_logp, observe, roll_out
+from tests.oracles.replays import recompute, replayed
 
 DECK = [[4, 5, 6], [4, 5, 6], [9], list(range(11)), list(range(11)), [1, 2]]
 

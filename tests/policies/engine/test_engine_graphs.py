@@ -10,18 +10,12 @@ import pytest
 import torch
 
 from policies import Policy
-from policies.engine import torch_store
-from policies.engine.graphs import Replays, bucket
+from policies.engine.graphs import bucket
+from tests.oracles.decoding import observe, roll_out
 from tests.oracles.policy_checkpoints import random_model
-from tests.policies.engine.test_engine_slots import observe, roll_out
+from tests.oracles.replays import recompute, replayed
 
 DECK = [[4, 5, 6], [4, 5, 6], [9], *[list(range(n)) for n in (17, 17, 2)]]
-
-
-def recompute(step, inputs, size, pool):
-    """What a captured graph does, without a graph: the same step on the same buffers into the same output."""
-    out = step(inputs, size).clone()
-    return (lambda: out.copy_(step(inputs, size))), out
 
 
 def wrong(step, inputs, size, pool):
@@ -31,24 +25,6 @@ def wrong(step, inputs, size, pool):
 
 def impossible(step, inputs, size, pool):
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
-
-
-def replayed(monkeypatch, capture) -> list[Replays]:
-    """Makes every pure store decode through ``Replays`` in small buckets; the stores' replays, as they are made."""
-    made: list[Replays] = []
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
-    monkeypatch.setattr("policies.model.weights.kernels", lambda: None)
-    monkeypatch.setattr(torch_store, "ROWS", 2)
-    monkeypatch.setattr(torch_store, "LENGTH", 8)
-    begin = torch_store.TorchStore.__init__
-
-    def init(self, *arguments):
-        begin(self, *arguments)
-        self.replays = Replays(self.rows, self.device, capture)
-        made.append(self.replays)
-
-    monkeypatch.setattr(torch_store.TorchStore, "__init__", init)
-    return made
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -18,8 +18,8 @@ from policies.model.layers import rms_norm, rotated, silu_mul
 from policies.model.packing import Layout, pack
 from policies.model.products import linear, outer_product, product
 from policies.native import build, kernels
+from tests.oracles.decoding import LONGEST, check_greedy, roll_out
 from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, random_model, shared_policy, without_layers
-from tests.policies.engine.test_engine_slots import LONGEST, check_greedy, roll_out
 
 FULL = tuple(range(LAYERS))
 DTYPES = [torch.float32, torch.bfloat16]

@@ -18,11 +18,10 @@ from policies.model import products, unpadded
 from policies.model.layers import embed, layer, rotated
 from policies.model.packing import pack
 from registry import skip_samplers
-from tests.agents.test_reft import folder, gradient_of, make  # noqa: F401 (a fixture)
+from tests.oracles.decoding import LONGEST
 from tests.oracles.policy_checkpoints import LAYERS, random_batch, random_model
-from tests.policies.engine.test_engine_graphs import recompute, replayed
-from tests.policies.engine.test_engine_slots import LONGEST
-from tests.policies.model.test_unpadded import plain_varlen
+from tests.oracles.reft_agents import gradient_of, make
+from tests.oracles.replays import plain_varlen, recompute, replayed
 
 META = torch.device("meta")
 FAMILIES = ["llama-rope-scaled", "qwen2-window", "qwen3", "gemma3"]
@@ -91,7 +90,7 @@ def test_layers_of_an_update_read_nothing_on_the_host(family, trusting):
             assert parameter.grad.shape == parameter.shape
 
 
-def test_an_iteration_by_all_of_it_is_that_of_a_cpu(folder, monkeypatch):  # noqa: F811
+def test_an_iteration_by_all_of_it_is_that_of_a_cpu(folder, monkeypatch):
     """On the CPU with stand-ins: replayed windows of steps, attention without padding."""
     arguments = {"slots": 7, "sampler": skip_samplers.make("even", ratio=0.25)}
     nested = make(folder, **arguments)

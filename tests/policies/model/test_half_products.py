@@ -8,8 +8,8 @@ import torch
 from policies import Policy
 from policies.model import products
 from policies.model.head import chunked_logp
+from tests.oracles.decoding import roll_out
 from tests.oracles.policy_checkpoints import random_model
-from tests.policies.engine.test_engine_slots import roll_out
 
 CPU = torch.device("cpu")
 EXACT = {"accumulated": lambda x, weight: (x.double() @ weight.double().T).float()}

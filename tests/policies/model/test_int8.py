@@ -15,10 +15,9 @@ from policies.native import kernels
 from policies.nested import Change
 from registry import UsageError
 from tests.agents import test_reft
-from tests.agents.test_nesting import SKIP
-from tests.agents.test_reft import gradient_of, make, numbers
+from tests.oracles.decoding import LONGEST, observe, roll_out
 from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, random_model, shared_policy
-from tests.policies.engine.test_engine_slots import LONGEST, observe, roll_out
+from tests.oracles.reft_agents import SKIP, gradient_of, make, numbers
 
 folder = test_reft.folder  # a fixture
 FULL = tuple(range(LAYERS))

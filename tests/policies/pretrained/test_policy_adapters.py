@@ -8,8 +8,8 @@ import torch
 
 from policies import Policy
 from registry import UsageError
+from tests.oracles.decoding import LONGEST, check_greedy
 from tests.oracles.policy_checkpoints import LAYERS, plain_logp, random_batch, random_model
-from tests.policies.engine.test_engine_slots import LONGEST, check_greedy
 
 FULL = tuple(range(LAYERS))
 

@@ -10,8 +10,7 @@ from policies import Probe, with_int8
 from policies.nested import LayerSubset, without
 from policies.skipping.divergence import Length, compare, completions, influence, states, states_without_each, write
 from registry import UsageError
-from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, VOCABULARY, random_model, shared_policy
-from tests.policies.test_half_layers import zeroed
+from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, VOCABULARY, random_model, shared_policy, zeroed
 
 FULL = tuple(range(LAYERS))
 PROMPTS = [torch.tensor([1, 2, 3, 4]), torch.tensor([9]), torch.tensor([5, 6])]

@@ -14,9 +14,16 @@ from policies.nested import Change, halves, without
 from policies.skipping.divergence import Length, Text, compare, states, write
 from policies.skipping.patches import NormalEquations
 from registry import UsageError, patches
-from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, plain_logp, random_batch, random_model, shared_policy
-from tests.policies.engine.test_engine_slots import LONGEST, check_greedy
-from tests.policies.test_half_layers import zeroed
+from tests.oracles.decoding import LONGEST, check_greedy
+from tests.oracles.policy_checkpoints import (
+    FAMILIES,
+    LAYERS,
+    plain_logp,
+    random_batch,
+    random_model,
+    shared_policy,
+    zeroed,
+)
 
 FULL = tuple(range(LAYERS))
 SUBSETS: list[LayerSubset] = [(0, 2, 3), (0, "1.attention", "2.mlp", 3), (1, "3.mlp")]
