@@ -12,11 +12,8 @@ from agents import ReFT
 from policies import PatchedSubset, Policy
 from policies.nested import layers_of
 from policies.skipping.divergence import Length, states, write
-from tests.agents import test_reft
 from tests.oracles.policy_checkpoints import random_model
 from tests.oracles.reft_agents import SKIP, CoinFlips, make, numbers, weights
-
-folder = test_reft.folder  # a fixture
 
 
 def fitted(agent: ReFT, iterations: int) -> list[bool]:

@@ -14,12 +14,10 @@ from policies.model.int8 import Int8Head, Int8Linear, hadamard, rotation_block, 
 from policies.native import kernels
 from policies.nested import Change
 from registry import UsageError
-from tests.agents import test_reft
 from tests.oracles.decoding import LONGEST, observe, roll_out
 from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, random_model, shared_policy
 from tests.oracles.reft_agents import SKIP, gradient_of, make, numbers
 
-folder = test_reft.folder  # a fixture
 FULL = tuple(range(LAYERS))
 BYTES = with_int8(FULL)
 
