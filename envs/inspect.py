@@ -43,7 +43,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def answer_kind(problem: Problem) -> str:
-    """What the gold answer is: integer, fraction, text, list, expression ..."""
+    """What the gold answer is: integer, fraction, words, list, expression ..."""
     if problem.scorer:
         return "own scorer"
     node = read(normalise(problem.answer))
