@@ -79,7 +79,7 @@ inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32
     constexpr int64_t kSteps = kBlock / kPack<T>;
     const int64_t d = kv.words * kPack<T>;
     Lanes sum[Q][C];
-    for (int i = 0; i < Q; ++i) std::memcpy(sum[i], out + i * d + from, sizeof sum[i]);
+    for (int i = 0; i < Q; ++i) load_row(sum[i], out + i * d + from);
     for (int64_t begin = 0; begin < steps; begin += kSteps) {
         const uint32_t* values = kv.values(begin / kSteps) + from;
         for (int64_t t = 0; t < std::min(kSteps, steps - begin); ++t) {
@@ -93,7 +93,7 @@ inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32
                 for (int c = 0; c < C; ++c) sum[i][c] = multiply_add<T>(sum[i][c], p[i * stride + begin + t], value[c]);
         }
     }
-    for (int i = 0; i < Q; ++i) std::memcpy(out + i * d + from, sum[i], sizeof sum[i]);
+    for (int i = 0; i < Q; ++i) save_row(out + i * d + from, sum[i]);
 }
 
 template <typename T, int Q>
