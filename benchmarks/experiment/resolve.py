@@ -10,8 +10,9 @@ from typing import Any
 import gymnasium as gym
 
 from benchmarks.experiment.spec import GIVEN_ELSEWHERE, PARTS, EvaluationSpec, RunSpec, check_names, fingerprint
+from envs.shaping import whole_parts
 from envs.task import TaskSpec
-from registry import UnknownField, UsageError, fields_of, parse_value
+from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
 from registry import agents as agent_registry
 from registry.fields import REQUIRED
 
@@ -26,7 +27,8 @@ def resolve(agent: str, *, settings: Iterable[str] = (), **given: Any) -> RunSpe
         agent: an id such as ``nested-reft/uniform/retrace``.
         settings: assignments: ``learning_rate=1e-4`` or ``agent.learning_rate=1e-4``; ``correction.lam=0.9`` and so on
             for ``sampler``, ``advantage``, ``aggregation`` and ``problems``; ``env.template=chat``;
-            ``env.problem_options.level=2``; ``evaluation.problems=100``; ``iterations=30``.
+            ``env.problem_options.level=2``; ``env.reward_parts=format,length-penalty`` and then
+            ``env.reward_parts.length-penalty.weight=0.01``; ``evaluation.problems=100``; ``iterations=30``.
         **given: fields of ``RunSpec`` (``policy``, ``env`` as an id, ``seed``, ...); None leaves the default.
 
     Raises:
@@ -34,7 +36,7 @@ def resolve(agent: str, *, settings: Iterable[str] = (), **given: Any) -> RunSpe
     """
     draft = _Draft(agent, given)
     # A component before its fields, whatever the order they were given in.
-    for assignment in sorted(settings, key=lambda text: "." in text.partition("=")[0]):
+    for assignment in sorted(settings, key=lambda text: text.partition("=")[0].count(".")):
         draft.assign(assignment)
     return draft.spec()
 
@@ -92,8 +94,21 @@ class _Draft:
         check_names("env", [field_name], known)
         if dot and field_name == "problem_options":
             self.env.setdefault("problem_options", {})[option] = _guess(text)
+        elif dot and field_name == "reward_parts":
+            self._assign_reward_part(option, name, text)
         else:
             self.env[field_name] = parse_value(text, known[field_name].type, name)
+
+    def _assign_reward_part(self, rest: str, name: str, text: str) -> None:
+        id, _, field_name = rest.partition(".")
+        parts = whole_parts({**_registered(self.env["id"]), **self.env}.get("reward_parts", ()))
+        if id not in [part["id"] for part in parts]:
+            chosen = ",".join([*(part["id"] for part in parts), id])
+            raise UsageError(f"{name}: {id!r} is not among the reward parts; --set env.reward_parts={chosen} as well")
+        known = reward_parts.fields(id)
+        check_names(f"reward part {id!r}", [field_name], known)
+        value = parse_value(text, known[field_name].type, name)
+        self.env["reward_parts"] = [{**part, field_name: value} if part["id"] == id else part for part in parts]
 
     def spec(self) -> RunSpec:
         """The spec; components are made once, so that a bad value fails here and not in the run."""
@@ -119,6 +134,9 @@ class _Draft:
         policy = self.run.get("policy", RunSpec.policy)
         if policy != RunSpec.policy and "tokenizer" not in given:
             defaults["tokenizer"] = policy
+        parts = whole_parts(defaults.pop("reward_parts"))
+        if parts:  # absent where there are none, as in runs from before there were any: their hashes stay
+            defaults["reward_parts"] = parts
         return {"id": given["id"], **defaults}
 
 
