@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agents.arguments import check_device
-from agents.nesting import check_sampler
 from benchmarks.comparison.grid import Arm
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from envs.problems import check_source
@@ -27,7 +26,7 @@ def rehearse(arms: Sequence[Arm], here: bool) -> None:
             layers[spec.policy] = load_config(spec.policy).num_hidden_layers
         if "sampler" in spec.agent and spec.policy in layers:
             _, arguments = agent_arguments(spec.agent)
-            check_sampler(skip_samplers.build(arguments["sampler"]), layers[spec.policy])
+            skip_samplers.build(arguments["sampler"]).check(layers[spec.policy])
 
 
 def _check_task(spec: RunSpec, here: bool) -> None:

@@ -64,7 +64,7 @@ class HeldOut:
 
     def __call__(self, policy: Policy, samples: int = 1, temperature: float = 0.0, seed: int = 0) -> Accuracy:
         """Greedy accuracy (temperature 0, one sample) or sampled accuracy of the full model."""
-        mu = policy.nested(
+        mu = policy.behavior(
             tuple(range(policy.num_layers)),
             slots=self.envs.num_envs,
             max_length=self.task.max_length,

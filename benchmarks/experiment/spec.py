@@ -38,7 +38,7 @@ PARTS: dict[str, Registry] = {
     "correction": corrections,
     "advantage": advantages,
     "aggregation": aggregations,
-    "problems": problem_samplers,
+    "problem_sampler": problem_samplers,
 }
 HASHED_BYTES = 4 << 20  # of each end of a file
 GIVEN_ELSEWHERE = {"policy", "env", "seed", "verbose", "tensorboard_log", "device"}

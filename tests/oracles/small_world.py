@@ -103,4 +103,4 @@ AGENT = "nested-reft/uniform/token-is"
 
 def small(**given) -> RunSpec:
     """A spec of a run of a few seconds, with a sampler and a curriculum that carry state."""
-    return resolve(AGENT, settings=[*SMALL, "problems=curriculum", "problems.pool=8"], **given)
+    return resolve(AGENT, settings=[*SMALL, "problem_sampler=curriculum", "problem_sampler.pool=8"], **given)

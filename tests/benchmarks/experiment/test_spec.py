@@ -82,7 +82,7 @@ def test_bad_assignments_name_the_remedy(assignment, error, message):
 
 def test_bad_values_of_components_fail_before_the_run():
     with pytest.raises(UsageError):
-        resolve("reft", settings=["problems=curriculum", "problems.target=2"])
+        resolve("reft", settings=["problem_sampler=curriculum", "problem_sampler.target=2"])
 
 
 @pytest.mark.parametrize(
