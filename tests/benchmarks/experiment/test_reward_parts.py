@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import gymnasium as gym
 import pytest
 import torch
 
+from agents import ReFT
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.training import run
@@ -36,6 +38,20 @@ def test_the_rollouts_reward_is_accuracy_plus_the_parts_means(tmp_path) -> None:
     assert result["curve"][-1]["greedy"] == result["right_after"].count("1") / 8, "is_success stays the verifier's"
 
 
+def test_a_curriculum_learns_from_the_verdicts_alone() -> None:
+    """A part may make a group's reward negative; the evidence on a problem stays a count of right and wrong ones."""
+    torch.set_num_threads(1)
+    fine = ({"id": "length-penalty", "weight": 5.0},)
+    env = gym.make_vec("MathReason-v0", num_envs=16, max_new_tokens=24, reward_parts=fine)
+    agent = ReFT("tiny", env, problem_sampler="curriculum", problems_per_batch=4, group_size=4, seed=0)
+    agent.iterate()
+    assert agent.metrics["rollout_reward"] < -1
+    evidence = list(agent.problem_sampler.state_dict().values())
+    assert len(evidence) == 4 and all(right + wrong == 4 and right in range(5) for right, wrong in evidence)
+    assert sum(right for right, _ in evidence) == agent.metrics["rollout_accuracy"] * 16
+    agent.iterate()
+
+
 def test_a_spec_holds_the_parts_whole(tmp_path) -> None:
     spec = resolve("reft", settings=PARTS)
     assert spec.env["reward_parts"] == [
@@ -47,8 +63,8 @@ def test_a_spec_holds_the_parts_whole(tmp_path) -> None:
     assert len({resolve("reft", settings=PARTS[:n]).hash if n != 1 else "" for n in (0, 1, 2, 3)}) == 4
 
 
-def test_without_parts_a_spec_is_as_it_was_before_there_were_any() -> None:
-    assert "reward_parts" not in resolve("reft").env
+def test_no_parts_are_said_to_be_none() -> None:
+    assert resolve("reft").env["reward_parts"] == []
     assert resolve("reft", settings=["env.reward_parts="]) == resolve("reft")
 
 
