@@ -106,6 +106,14 @@ class Registry:
             fields[field] = segment
         return entry.component, fields
 
+    def replace_part(self, id: str, field: str, part: str) -> str:
+        """``id`` with another part for ``field``; as it is where the id does not name that part."""
+        name, *segments = id.split("/")
+        for n, known in enumerate(list(self._entry(name).parts)[: len(segments)]):
+            if known == field:
+                segments[n] = part
+        return "/".join((name, *segments))
+
     def check(self, id: str) -> None:
         """Raise ``UnknownName`` unless ``id`` can be made."""
         for factor in self._factors(id):

@@ -11,15 +11,13 @@ from typing import Any
 
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec, check_names
-from registry import UnknownField, UnknownName, UsageError
+from policies.skipping.samplers import FullDepth
+from registry import UnknownField, UnknownName, UsageError, skip_samplers
 from registry import agents as agent_registry
 from registry.errors import did_you_mean
 
 PRESETS = Path(__file__).parents[1] / "presets"
 CONTROLS = ("random-reward", "uncorrected", "fewer")
-
-
-Plan = tuple[str, str, list[str]]  # label, id, assignments
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,25 @@ class Arm:
         label: unique within the comparison.
         specs: one a seed, in the order of the seeds.
         missed: assignments that this arm's agent has no field for.
+        control: which of ``CONTROLS`` this arm is; None for what is compared.
+        skips: whether its agent writes with fewer layers.
     """
 
     label: str
     specs: tuple[RunSpec, ...]
     missed: tuple[str, ...] = ()
+    control: str | None = None
+    skips: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An arm before its policy, environment and seeds: an agent id and the assignments that are wanted for it."""
+
+    label: str
+    id: str
+    wanted: list[str]
+    control: str | None = None
 
 
 def preset(name: str) -> Grid:
@@ -143,34 +155,41 @@ def arms(grid: Grid) -> list[Arm]:
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
     plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
     many = len(grid.policies) * len(grid.envs) > 1
-    made: dict[tuple[str, ...], Arm] = {}
+    distinct: dict[tuple[str, ...], Arm] = {}
     for policy in grid.policies:
         for env in grid.envs:
-            for label, id, wanted in plans:
-                arm = _arm(f"{label} @ {policy}, {env}" if many else label, id, wanted, (grid, policy, env))
-                made.setdefault(tuple(spec.hash for spec in arm.specs), arm)
+            for plan in plans:
+                place = f" @ {policy}, {env}" if many else ""
+                arm = _arm(plan, place, policy=policy, env=env, seeds=grid.seeds)
+                distinct.setdefault(tuple(spec.hash for spec in arm.specs), arm)
     for text in common:
-        if all(text in arm.missed for arm in made.values()):
+        if all(text in arm.missed for arm in distinct.values()):
             resolve(ids[0], settings=[text])  # raises, and names the nearest field
-    return list(made.values())
+    return list(distinct.values())
 
 
-def _variants(id: str, declared: Sequence[Variant]) -> Sequence[Variant]:
+def _variants(id: str, variants: Sequence[Variant]) -> Sequence[Variant]:
     """Those that an agent matches; one that matches none runs once as it is, so that no arm is lost."""
-    return [variant for variant in declared if fnmatchcase(id, variant.agents)] or [Variant("")]
+    return [variant for variant in variants if fnmatchcase(id, variant.agents)] or [Variant("")]
 
 
-def _plan(id: str, variant: Variant, common: list[str]) -> Plan:
+def _plan(id: str, variant: Variant, common: list[str]) -> _Plan:
     """An agent under a variant; one that has none of its fields stays as it is."""
     kept, _ = applicable(id, assignments(variant.set))
-    return f"{id} {variant.name if kept else ''}".strip(), id, [*common, *kept]
+    return _Plan(f"{id} {variant.name if kept else ''}".strip(), id, [*common, *kept])
 
 
-def _arm(label: str, id: str, wanted: list[str], where: tuple[Grid, str, str]) -> Arm:
-    grid, policy, env = where
-    kept, missed = applicable(id, wanted)
-    first = resolve(id, settings=kept, policy=policy, env=env)
-    return Arm(label, tuple(replace(first, seed=seed) for seed in grid.seeds), tuple(missed))
+def _arm(plan: _Plan, place: str, *, policy: str, env: str, seeds: Sequence[int]) -> Arm:
+    kept, missed = applicable(plan.id, plan.wanted)
+    first = resolve(plan.id, settings=kept, policy=policy, env=env)
+    specs = tuple(replace(first, seed=seed) for seed in seeds)
+    return Arm(plan.label + place, specs, tuple(missed), plan.control, skips_layers(first.agent))
+
+
+def skips_layers(agent: Mapping[str, Any]) -> bool:
+    """Whether a spec's agent has a sampler that skips any."""
+    sampler = agent.get("sampler")
+    return sampler is not None and not issubclass(skip_samplers.get(sampler["id"]), FullDepth)
 
 
 def applicable(id: str, wanted: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -186,27 +205,31 @@ def applicable(id: str, wanted: Iterable[str]) -> tuple[list[str], list[str]]:
     return kept, missed
 
 
-def _controls(control: str, baseline: str, plans: list[Plan], common: list[str]) -> list[Plan]:
+def _controls(control: str, baseline: str, plans: list[_Plan], common: list[str]) -> list[_Plan]:
     """The further arms of a control."""
-    base = [plan for plan in plans if plan[1] == baseline] or [(baseline, baseline, common)]
+    base = [plan for plan in plans if plan.id == baseline] or [_Plan(baseline, baseline, common)]
     if control == "random-reward":
-        return [(f"{label} random reward", id, [*wanted, "env.reward=random"]) for label, id, wanted in base]
-    nested = [(label, id, wanted) for label, id, wanted in plans if id.count("/") == 2]
-    if control == "uncorrected":
-        bare = [(f"{id.rsplit('/', 1)[0]}/none", label.removeprefix(id), wanted) for label, id, wanted in nested]
         return [
-            (id + variant, id, [text for text in wanted if not text.startswith("correction")])
-            for id, variant, wanted in bare
+            _Plan(f"{plan.label} random reward", plan.id, [*plan.wanted, "env.reward=random"], control) for plan in base
         ]
-    found = {}
-    for _, id, wanted in nested:
-        agent = resolve(id, settings=applicable(id, wanted)[0]).agent
+    agents = [(plan, resolve(plan.id, settings=applicable(plan.id, plan.wanted)[0]).agent) for plan in plans]
+    nested = [(plan, agent) for plan, agent in agents if skips_layers(agent)]
+    if control == "uncorrected":
+        return [_uncorrected(plan) for plan, _ in nested]
+    rivals: dict[str, _Plan] = {}
+    for _, agent in nested:
         left = fewer_completions(agent)
-        found[f"{base[0][1]} {left} of {agent['group_size']} completions"] = (
-            base[0][1],
-            [*base[0][2], f"group_size={left}"],
-        )
-    return [(label, id, wanted) for label, (id, wanted) in found.items()]
+        label = f"{base[0].id} {left} of {agent['group_size']} completions"
+        rivals[label] = _Plan(label, base[0].id, [*base[0].wanted, f"group_size={left}"], control)
+    return list(rivals.values())
+
+
+def _uncorrected(plan: _Plan) -> _Plan:
+    """A nested agent's plan without its correction, be it a part of the id or an assignment."""
+    id = agent_registry.replace_part(plan.id, "correction", "none")
+    wanted = [text for text in plan.wanted if not text.startswith("correction")]
+    label = id + plan.label.removeprefix(plan.id) if id != plan.id else f"{plan.label} uncorrected"
+    return _Plan(label, id, wanted, "uncorrected")
 
 
 def fewer_completions(agent: Mapping[str, Any]) -> int:

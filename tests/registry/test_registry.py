@@ -63,6 +63,13 @@ def test_ids_compose_and_list():
         wholes.resolve("whole/shift/scale")
 
 
+def test_a_part_of_an_id_is_replaced_where_the_id_names_it():
+    _, wholes = fresh()
+    assert wholes.replace_part("whole/shift", "part", "scale") == "whole/scale"
+    assert wholes.replace_part("whole/scale*shift", "part", "shift") == "whole/shift"
+    assert [wholes.replace_part(id, "part", "scale") for id in ("whole", "plain")] == ["whole", "plain"]
+
+
 def test_products_share_fields_out_and_refuse_ambiguous_ones():
     parts, wholes = fresh()
     assert parts.make("scale*shift", by=3.0, add=4.0) == (Scale(3.0), Shift(4.0))

@@ -91,6 +91,23 @@ def test_controls():
         Grid(controls=("fever",))
 
 
+def test_arms_say_which_control_they_are_and_whether_they_skip():
+    """From what the agent is made of: an id without a correction has controls too, and ``full`` skips nothing."""
+    ids = ("reft", "nested-reft/uniform", "nested-reft/full/retrace")
+    settings = {"correction": "retrace", "sampler.ratio": 0.25}
+    compared = arms(Grid(agents=ids, controls=("random-reward", "uncorrected", "fewer"), set=settings))
+    assert [(arm.label, arm.control, arm.skips) for arm in compared] == [
+        ("reft", None, False),
+        ("nested-reft/uniform", None, True),
+        ("nested-reft/full/retrace", None, False),
+        ("reft random reward", "random-reward", False),
+        ("nested-reft/uniform uncorrected", "uncorrected", True),
+        ("reft 6 of 8 completions", "fewer", False),
+    ]
+    corrections_used = [arm.specs[0].agent["correction"]["id"] for arm in compared]
+    assert corrections_used == ["retrace", "retrace", "retrace", "retrace", "none", "retrace"]
+
+
 def test_presets_resolve():
     for path in sorted(PRESETS.glob("*.toml")):
         if path.stem == "recipes":
