@@ -72,7 +72,7 @@ class ReFT(BaseAlgorithm):
         correction: the off-policy correction, an id of ``registry.corrections``; products as ``token-is*ppo-clip``.
         advantage: an id of ``registry.advantages``.
         aggregation: an id of ``registry.aggregations``.
-        problems: which problems a batch holds, an id of ``registry.problem_samplers``.
+        problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
@@ -105,7 +105,7 @@ class ReFT(BaseAlgorithm):
         correction: Component = "none",
         advantage: Component = "grpo",
         aggregation: Component = "token-mean",
-        problems: Component = "uniform",
+        problem_sampler: Component = "uniform",
         group_size: int = 8,
         problems_per_batch: int = 32,
         minibatches: int = 1,
@@ -130,7 +130,7 @@ class ReFT(BaseAlgorithm):
         self.correction = corrections.build(correction)
         self.advantage = advantages.build(advantage)
         self.aggregation = aggregations.build(aggregation)
-        self.problem_sampler = problem_samplers.build(problems)
+        self.problem_sampler = problem_samplers.build(problem_sampler)
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
         check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)

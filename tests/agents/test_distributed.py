@@ -69,7 +69,7 @@ def trained(folder: str, iterations: int = 2, **arguments: Any) -> Found:
         {"sampler": "uniform", "correction": "self-normalised"},  # sees the whole batch
         {"sampler": "fixed", "correction": "token-is*ppo-clip", "minibatches": 2, "epochs": 2},
         {"sampler": "fixed", "correction": "defensive", "minibatches": 2, "target_written": 2},
-        {"sampler": "fixed", "correction": "sequence-is", "problems": "curriculum", "problems_per_batch": 3},
+        {"sampler": "fixed", "correction": "sequence-is", "problem_sampler": "curriculum", "problems_per_batch": 3},
         {"sampler": "lowest-kl", "patch": "heal"},  # measured before the first rollout, patched from the second on
         {"sampler": {"id": "budget", "budget": 5.0}, "patch": {"id": "absorb", "every": 1}, "correction": "retrace"},
         {"problems_per_batch": 1, "group_size": 8, "aggregation": "sequence-mean"},  # one process has no group

@@ -120,7 +120,7 @@ def test_equal_seeds_deal_equal_problems_whatever_the_agent(folder: str) -> None
 )
 def test_a_saved_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, id: str) -> None:
     component, fixed = agent_registry.resolve(id)
-    given = {**fixed, "problems": "curriculum", "minibatches": 2}
+    given = {**fixed, "problem_sampler": "curriculum", "minibatches": 2}
     straight = make(folder, **given)
     straight.iterate()
     straight.save(tmp_path / "saved")

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.compare import _parser as parser
-from benchmarks.compare import declared, main, resources
+from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
 from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe
@@ -24,8 +24,13 @@ from benchmarks.measuring.durable import locked
 from registry import UsageError, corrections
 from tests.oracles.finished_runs import finish
 
-SMALL = ["iterations=2", "problems_per_batch=2", "group_size=2", "env.max_new_tokens=8"]
-SMALL += ["evaluation.problems=4", "evaluation.every=1", "evaluation.samples=1", "checkpoint_every=1"]
+SMALL = {"iterations": 2, "problems_per_batch": 2, "group_size": 2, "env.max_new_tokens": 8}
+SMALL |= {"evaluation.problems": 4, "evaluation.every": 1, "evaluation.samples": 1, "checkpoint_every": 1}
+
+
+def options(settings: dict) -> list[str]:
+    """Settings as a command line has them."""
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 
 # What a grid stands for
@@ -76,6 +81,19 @@ def test_assignments_reach_the_arms_that_have_the_field():
         arms(Grid(agents=("nested-reft/uniform/retrace",), set={"correction.lam": "x"}))
 
 
+def test_a_name_that_all_arms_miss_is_refused_with_the_nearest_of_any_arm():
+    """Neither the baseline, which has no such fields at all, nor a control, which drops them, hides the typo."""
+    ids = ("reft", "nested-reft/uniform/retrace")
+    with pytest.raises(UsageError, match="did you mean 'lam'"):
+        arms(Grid(agents=ids, controls=("uncorrected",), set={"correction.lamb": 0.5}))
+
+
+def test_settings_fit_in_any_order():
+    for settings in ({"sampler": "fixed", "sampler.layers": [1, 2]}, {"sampler.layers": [1, 2], "sampler": "fixed"}):
+        [arm] = arms(Grid(agents=("nested-reft",), set=settings))
+        assert arm.specs[0].agent["sampler"]["layers"] == [1, 2] and arm.missed == ()
+
+
 def test_controls():
     ids = ("reft", "nested-reft/uniform/retrace", "nested-reft/uniform/base")
     controls = ("random-reward", "uncorrected", "fewer")
@@ -123,7 +141,7 @@ def test_presets_resolve():
 
 
 def test_smoke_is_the_default_of_the_issue():
-    grid = declared(parser().parse_args([]))
+    grid = grid_of(parser().parse_args([]))
     assert grid == preset("smoke")
     nested = [arm for arm in arms(grid) if arm.specs[0].agent["id"].startswith("nested-reft/")]
     assert len(nested) >= 3 and len(grid.seeds) == 2 and grid.policies == ("tiny",)
@@ -131,19 +149,19 @@ def test_smoke_is_the_default_of_the_issue():
 
 def test_command_line_changes_the_preset():
     line = ["--agents", "reft", "--seeds", "3,7", "--iterations", "9", "--set", "learning_rate=0.5", "--tokens", "50"]
-    grid = declared(parser().parse_args(line))
+    grid = grid_of(parser().parse_args(line))
     spec = arms(grid)[0].specs[1]
     assert (spec.seed, spec.iterations, spec.agent["learning_rate"], spec.tokens) == (7, 9, 0.5, 50)
-    assert declared(parser().parse_args(["--seeds", "3"])).seeds == (0, 1, 2)
-    assert declared(parser().parse_args(["--seeds", "3,"])).seeds == (3,)
-    with_recipe = declared(parser().parse_args(["--recipe", "dr-grpo-qwen2.5-math", "--set", "group_size=4"]))
+    assert grid_of(parser().parse_args(["--seeds", "3"])).seeds == (0, 1, 2)
+    assert grid_of(parser().parse_args(["--seeds", "3,"])).seeds == (3,)
+    with_recipe = grid_of(parser().parse_args(["--recipe", "dr-grpo-qwen2.5-math", "--set", "group_size=4"]))
     assert with_recipe.set["group_size"] == "4" and with_recipe.set["learning_rate"] == 1e-6
 
 
 def test_a_budget_replaces_the_presets():
-    seconds = declared(parser().parse_args(["--seconds", "60"]))
+    seconds = grid_of(parser().parse_args(["--seconds", "60"]))
     assert (arms(seconds)[0].specs[0].iterations, arms(seconds)[0].specs[0].seconds) == (None, 60.0)
-    tokens = arms(declared(parser().parse_args(["--set", "tokens=9000"])))[0].specs[0]
+    tokens = arms(grid_of(parser().parse_args(["--set", "tokens=9000"])))[0].specs[0]
     assert (tokens.iterations, tokens.tokens, tokens.seconds) == (None, 9000, None)
 
 
@@ -218,8 +236,8 @@ def test_dry_run_lists_and_starts_nothing(tmp_path, capsys):
 
 def test_dry_run_learns_from_finished_runs(tmp_path, capsys):
     finish(resolve("reft", settings=SMALL), tmp_path)
-    options = [word for text in SMALL for word in ("--set", text)]
-    assert main(["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "--seeds", "2", *options]) == 0
+    line = ["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "--seeds", "2", *options(SMALL)]
+    assert main(line) == 0
     assert "from finished runs" in " ".join(capsys.readouterr().out.split())
 
 
@@ -313,13 +331,13 @@ def test_rows_of_a_resumed_run_are_read_again(tmp_path):
 
 
 def test_time_left_and_clock():
-    spec = resolve("reft", settings=["iterations=10"])
+    spec = resolve("reft", settings={"iterations": 10})
     runs = [Watched(spec, folder=None, iteration=5, phase="training", _times=[2.0]), Watched(spec, folder=None)]
     assert seconds_left(runs, jobs=1) == 5 * 2 + 10 * 2 and seconds_left(runs, jobs=2) == 20
     assert seconds_left([Watched(spec, folder=None)], 1) is None
-    timed = resolve("reft", settings=["seconds=30"])
+    timed = resolve("reft", settings={"seconds": 30})
     assert seconds_left([Watched(timed, folder=None, iteration=5, _times=[2.0])], 1) == 20
-    counted = resolve("reft", settings=["tokens=300"])
+    counted = resolve("reft", settings={"tokens": 300})
     assert seconds_left([Watched(counted, folder=None, iteration=5, tokens=100, _times=[2.0])], 1) == 20
     assert clock(187.4) == "3:07" and clock(8100) == "2:15:00"
 
@@ -328,9 +346,9 @@ def test_time_left_and_clock():
 
 
 def _command(runs, *more: str) -> list[str]:
-    options = [word for text in [*SMALL, "env.reward=random"] for word in ("--set", text)]
     agents = ["--agents", "reft", "nested-reft/uniform/token-is", "--seeds", "1", "--jobs", "2"]
-    return [sys.executable, "-m", "benchmarks.compare", *agents, "--runs", str(runs), *options, *more]
+    settings = options(SMALL | {"env.reward": "random"})
+    return [sys.executable, "-m", "benchmarks.compare", *agents, "--runs", str(runs), *settings, *more]
 
 
 def _numbers(folder) -> dict:
