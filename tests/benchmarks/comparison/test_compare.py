@@ -19,10 +19,11 @@ from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
 from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe
 from benchmarks.comparison.launch import Launcher, Watched
+from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.experiment.resolve import resolve
 from benchmarks.measuring.durable import locked
 from registry import UsageError, corrections
-from tests.oracles.finished_runs import finish
+from tests.oracles.finished_runs import PEAK_BYTES, finish
 
 SMALL = {"iterations": 2, "problems_per_batch": 2, "group_size": 2, "env.max_new_tokens": 8}
 SMALL |= {"evaluation.problems": 4, "evaluation.every": 1, "evaluation.samples": 1, "checkpoint_every": 1}
@@ -192,6 +193,11 @@ def test_cores_are_shared_out():
     assert resources(parser().parse_args(["--jobs", "3"]), grid) == (3, 1)
 
 
+def test_help_and_typos_in_options_need_no_torch():
+    program = "import sys, benchmarks.run, benchmarks.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -230,7 +236,8 @@ def test_preset_files_name_unknown_keys(tmp_path, capsys):
 def test_dry_run_lists_and_starts_nothing(tmp_path, capsys):
     assert main(["--dry-run", "--runs", str(tmp_path), "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "8 runs" in shown and "GB" in shown and "to do" in shown
+    assert "8 runs" in shown and "to do" in shown and "GB" not in shown
+    assert "8 run(s): no finished run of this shape: unknown" in shown
     assert not list(tmp_path.iterdir())
 
 
@@ -238,7 +245,42 @@ def test_dry_run_learns_from_finished_runs(tmp_path, capsys):
     finish(resolve("reft", settings=SMALL), tmp_path)
     line = ["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "--seeds", "2", *options(SMALL)]
     assert main(line) == 0
-    assert "from finished runs" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "from finished runs" in shown and "1.5 GB" in shown and "unknown" not in shown
+
+
+def test_the_cost_of_a_run_is_that_of_finished_ones_in_proportion(tmp_path):
+    """By hand: 1.6 s and 100 tokens an iteration, 2 s an evaluation, 3 evaluations of 20 completions in all."""
+    finish(resolve("reft", settings=SMALL), tmp_path)
+    cost_of = FinishedRuns(tmp_path)
+    twice = cost_of(resolve("reft", settings=SMALL | {"group_size": 4, "iterations": 6}))
+    assert twice.seconds == pytest.approx(2 * 1.6 * 6 + 6.0 * 36 / 20) and twice.peak_bytes == PEAK_BYTES
+    no_evaluations = {name: value for name, value in SMALL.items() if name != "iterations"} | {"evaluation.every": 0}
+    by_tokens = cost_of(resolve("reft", settings=no_evaluations, tokens=250))
+    assert by_tokens.seconds == pytest.approx(1.6 * 3 + 6.0 * 16 / 20)
+    by_seconds = cost_of(resolve("reft", settings=no_evaluations, seconds=16.0))
+    assert by_seconds.seconds == pytest.approx(16.0 + 6.0 * 16 / 20)
+
+
+def test_runs_of_another_shape_say_nothing_of_cost_and_the_same_agent_says_most(tmp_path):
+    finish(resolve("reft", settings=SMALL), tmp_path)
+    fast = SMALL | {"learning_rate": 1e-5}
+    finish(resolve("reft", settings=fast), tmp_path, pace=2.0)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "result.json").write_text("{")
+    cost_of = FinishedRuns(tmp_path)
+    for other in (
+        resolve("nested-reft/uniform/none", settings=SMALL),
+        resolve("reft", settings=SMALL | {"env.max_new_tokens": 9}),
+        resolve("reft", settings=SMALL, device="cuda"),
+        resolve("reft", settings=SMALL, policy="owner/on-the-hub"),
+    ):
+        assert cost_of(other) is None
+    slow, quick, new = (
+        cost_of(resolve("reft", settings=settings, seed=7)).seconds
+        for settings in (SMALL, fast, SMALL | {"learning_rate": 1e-6})
+    )
+    assert (slow, quick) == (pytest.approx(3.2 + 6.0), pytest.approx(1.6 + 6.0)) and new == (slow + quick) / 2
 
 
 # Processes: a stand-in for benchmarks.run, so that nothing is trained
