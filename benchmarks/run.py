@@ -2,8 +2,9 @@
 
 The run lives in ``runs/<hash>/``: spec.json (every default resolved), provenance.json, metrics.jsonl (a line an
 iteration and an evaluation), checkpoint/, model/ and, last, result.json. The same command resumes a killed run to the
-same numbers; ``--spec FILE`` repeats a run exactly. Several processes or GPUs share one run under torchrun:
-``torchrun --nproc-per-node 2 -m benchmarks.run ...``, to the same numbers up to the order of sums.
+same numbers; ``--spec FILE`` repeats a run exactly; ``--list`` shows what can be chosen by name. Several processes or
+GPUs share one run under torchrun: ``torchrun --nproc-per-node 2 -m benchmarks.run ...``, to the same numbers up to the
+order of sums.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 2 on bad input, 130 when interrupted."""
     given = _parser().parse_args(arguments)
+    if given.list:
+        from benchmarks.comparison.catalogue import catalogue
+
+        print("\n\n".join("\n".join(kind.lines()) for kind in catalogue()))
+        return 0
     try:
         # After the arguments: --help and typos in options need no torch.
         from benchmarks.experiment.training import run
@@ -43,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--list", action="store_true", help="show all names: of agents, components, presets, ...")
     parser.add_argument("--agent", help="agent id, such as nested-reft/uniform/truncated-is (default: reft)")
     parser.add_argument("--policy", help="tiny (built in), a Hugging Face folder or a hub id")
     parser.add_argument("--env", help="a registered environment id, such as MathReason-v0 or MathReason/svamp-v0")

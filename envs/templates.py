@@ -28,10 +28,12 @@ R1_PREAMBLE = (
 
 
 def _plain(question: str, tokenizer: Any) -> str:
+    """``Question: ...``, then ``Answer:`` on a line of its own."""
     return f"Question: {question}\nAnswer:"
 
 
 def _chat(question: str, tokenizer: Any) -> str:
+    """The tokenizer's own chat template; the answer is asked for in a box."""
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError(
             f"template='chat' needs a tokenizer with a chat template, and {getattr(tokenizer, 'name_or_path', '?')!r} "
@@ -42,6 +44,7 @@ def _chat(question: str, tokenizer: Any) -> str:
 
 
 def _qwen_math(question: str, tokenizer: Any) -> str:
+    """ChatML with Qwen2.5-Math's instruction as system prompt."""
     return (
         f"<|im_start|>system\n{BOX_INSTRUCTION}<|im_end|>\n"
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -49,6 +52,7 @@ def _qwen_math(question: str, tokenizer: Any) -> str:
 
 
 def _r1(question: str, tokenizer: Any) -> str:
+    """A dialogue that opens ``<think>``; the answer stands in the last ``<answer>`` (arXiv 2501.12948)."""
     return f"{R1_PREAMBLE}\nUser: {question}\nAssistant: <think>"
 
 

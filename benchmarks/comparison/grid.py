@@ -108,9 +108,14 @@ class _Plan:
         return resolve(self.id, settings=self.split[0], **given)
 
 
+def preset_names() -> list[str]:
+    """Of the committed grids."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml") if path.stem != "recipes")
+
+
 def preset(name: str) -> Grid:
     """A committed grid by name, or a TOML file's. Raises UsageError where there is none or a name in it is unknown."""
-    known = sorted(path.stem for path in PRESETS.glob("*.toml") if path.stem != "recipes")
+    known = preset_names()
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not name.endswith(".toml") and name not in known:
         raise UnknownName("preset", name, known)
