@@ -18,6 +18,7 @@ from envs.problems.arithmetic import DEFAULT_LEVELS, LEVELS
 from envs.vector import MathReasonVector
 from policies import LayerSubset, Policy, UniformSkip
 from registry import UsageError
+from registry.command import command
 
 SLOTS, SUBSETS, LARGEST_SKIP = 256, 8, 4
 
@@ -61,19 +62,16 @@ def report(policy: Policy, problems: int) -> str:
     return "\n".join(lines)
 
 
+@command()
 def main(argv: list[str] | None = None) -> int:
     """Print a model's figures. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_card", description=main.__doc__)
     parser.add_argument("model", nargs="?", default="tiny", help="tiny, a folder or a hub id (default %(default)s)")
     parser.add_argument("--problems", type=int, default=512, help="test problems (default %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        if args.problems < 1:
-            raise UsageError(f"problems={args.problems} must be at least 1")
-        print(report(Policy.load(args.model), args.problems))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.problems < 1:
+        raise UsageError(f"--problems {args.problems} must be at least 1")
+    print(report(Policy.load(args.model), args.problems))
     return 0
 
 

@@ -28,6 +28,7 @@ from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.work import Work, kept_layers, make_work
 from policies import Policy, with_int8
 from registry import UsageError
+from registry.command import command
 
 SKIPS = (1, 2, 4, 8)
 QUICK_SKIPS = (2, 4)
@@ -39,29 +40,29 @@ FIGURES = ("of_ideal", "of_products", "outside", "of_bandwidth", "occupancy", "h
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
-    found.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
-    found.add_argument("--device", default="cpu", help="cpu or cuda")
-    found.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default float32)")
-    found.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
-    found.add_argument("--split", default="train", help="of the problems (default train)")
-    found.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
-    found.add_argument("--prompts", type=int, default=32, help="problems a block")
-    found.add_argument("--group-size", type=int, default=8, help="completions a problem")
-    found.add_argument("--new-tokens", type=int, default=64, help="longest completion")
-    found.add_argument("--slots", type=int, default=64)
-    found.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
-    found.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
-    found.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")
-    found.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
-    found.add_argument("--iteration", action="store_true", help="also a whole GRPO iteration")
-    found.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
-    found.add_argument("--workload", choices=("forced", "natural", "both", "none"), default="both")
-    found.add_argument("--threads", type=int, help="of torch (default: all cores)")
-    found.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2 and 4")
-    found.add_argument("--json", type=Path, help="write the rows here")
-    found.add_argument("--picture", type=Path, help="write a picture here (png, svg)")
-    return found
+    options = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
+    options.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    options.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default float32)")
+    options.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
+    options.add_argument("--split", default="train", help="of the problems (default train)")
+    options.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
+    options.add_argument("--prompts", type=int, default=32, help="problems a block")
+    options.add_argument("--group-size", type=int, default=8, help="completions a problem")
+    options.add_argument("--new-tokens", type=int, default=64, help="longest completion")
+    options.add_argument("--slots", type=int, default=64)
+    options.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
+    options.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
+    options.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")
+    options.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
+    options.add_argument("--iteration", action="store_true", help="also a whole GRPO iteration")
+    options.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
+    options.add_argument("--workload", choices=("forced", "natural", "both", "none"), default="both")
+    options.add_argument("--threads", type=int, help="of torch (default: all cores)")
+    options.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2 and 4")
+    options.add_argument("--json", type=Path, help="write the rows here")
+    options.add_argument("--picture", type=Path, help="write a picture here (png, svg)")
+    return options
 
 
 def chosen_skips(options: argparse.Namespace, layers: int) -> tuple[int, ...]:
@@ -216,17 +217,17 @@ def all_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, 
         yield from iterations(policy, options)
 
 
-def written(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dict[str, Any]]:
+def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dict[str, Any]]:
     """The rows, each told on stderr and put into the file as it comes, so that a killed run keeps what it has."""
-    facts, found = provenance(), []
+    facts, so_far = provenance(), []
     for line in rows:
-        found.append(line)
+        so_far.append(line)
         rate = f"{line['tokens_per_second']:.0f} tokens/s, {line['ratio']:.3f} of {line['against']}"
         print(f"{line['name']} ({line['workload']}): {rate}", file=sys.stderr, flush=True)
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(json.dumps([each | {"provenance": facts} for each in found], indent=1) + "\n")
-    return found
+            target.write_text(json.dumps([each | {"provenance": facts} for each in so_far], indent=1) + "\n")
+    return so_far
 
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
@@ -253,23 +254,20 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     figure.savefig(target, dpi=150)
 
 
+@command(interrupted="--json keeps the rows so far")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 for bad input."""
     options = parser().parse_args(arguments)
     if options.quick:
         options.pairs = min(options.pairs, 3)
         options.batch = options.batch or 64
-    try:
-        for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch"):
-            if getattr(options, name) is not None and getattr(options, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
-        torch.set_num_threads(options.threads or torch.get_num_threads())
-        policy = Policy.load(options.policy, options.device, options.dtype)
-        options.skips = chosen_skips(options, policy.num_layers)
-        rows = written(all_rows(policy, options), options.json)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    policy = Policy.load(options.policy, options.device, options.dtype)
+    options.skips = chosen_skips(options, policy.num_layers)
+    rows = record_rows(all_rows(policy, options), options.json)
     show(rows)
     if options.picture:
         draw(rows, options.picture)

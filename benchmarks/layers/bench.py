@@ -17,6 +17,7 @@ from policies import LayerSubset, Length, Nested, Policy, Probe, with_int8
 from policies.nested import HALVES, is_int8, kept_blocks
 from policies.skipping.divergence import Text, compare, completions, states, write
 from registry import Registry, UsageError, parse_value, patches
+from registry.command import assignment
 
 LONGEST_PROMPT = 8192
 SHORTEST_BLOCK = 1.0  # seconds
@@ -50,12 +51,12 @@ class Bench:
         """``divergence`` of a patched subset, and what its fit says and took.
 
         Args:
-            spec: of the patch, as ``made``.
+            spec: of the patch, as ``make_component``.
             number: of the fit; each has completions of its own. With ``--both-texts`` a first fit, to a quarter of
                 them, writes as many, and the patch is fitted to both.
         """
         began = time.perf_counter()
-        patch, text = made(patches, spec), self._fit_text(number)
+        patch, text = make_component(patches, spec), self._fit_text(number)
         if self.options.both_texts:
             first = patch.fit(self.policy, text.first(max(1, len(text.mask) // 4)), layers).subset
             seed = self.options.seed + 2 + 2 * number
@@ -122,12 +123,12 @@ class Bench:
         }
 
 
-def made(registry: Registry, spec: str, **fields: Any) -> Any:
+def make_component(registry: Registry, spec: str, **fields: Any) -> Any:
     """The component of ``id`` or ``id:field=value,...``; what the spec gives goes before ``fields``."""
     id, _, given = spec.partition(":")
     known = registry.fields(id)
     for part in re.split(r",(?=\w+=)", given) if given else ():  # a value may be a list: fixed:layers=4,5,border=2
-        name, _, value = part.partition("=")
+        name, value = assignment(part, f"{id}:")
         fields[name] = parse_value(value, known[name].type, f"{id}.{name}") if name in known else value
     return registry.make(id, **fields)
 

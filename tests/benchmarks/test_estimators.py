@@ -356,7 +356,7 @@ def test_patterns_products_and_settings(tmp_path):
     [
         (["--correction", "retrase"], "did you mean 'retrace"),
         (["--set", "lamm=1"], "none of"),
-        (["--set", "lam"], "no value"),
+        (["--set", "lam"], "no assignment"),
         (["--advantage", "gpro"], "did you mean 'grpo'"),
         (["--d", "-1"], "--d must be above 0"),
         (["--horizon", "30"], "1 to 7"),
