@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measuring.statistics import Interval, resampled_weights
+from benchmarks.measuring.statistics import Interval, percentile_interval, resampled_weights
 
 Row = dict[str, Any]
 WIDTH = 150  # of the tables where there is no terminal
@@ -54,14 +54,13 @@ def ratio_interval(ours: Sequence[Row], theirs: Sequence[Row], resamples: int = 
     prompts = len(ours[0]["kl_of_prompts"])
     weights = resampled_weights(prompts, resamples, rng)
 
-    def resampled(rows: Sequence[Row]) -> NDArray[np.float64]:
+    def resample(rows: Sequence[Row]) -> NDArray[np.float64]:
         sums, tokens = (np.array([row[name] for row in rows]) for name in ("kl_of_prompts", "tokens_of_prompts"))
         of_rows = (weights @ sums.T) / (weights @ tokens.T)
         return (of_rows * resampled_weights(len(rows), resamples, rng)).sum(1)
 
-    low, high = np.quantile(resampled(ours) / resampled(theirs), [0.025, 0.975])
     value = fmean(row["kl_per_token"] for row in ours) / fmean(row["kl_per_token"] for row in theirs)
-    return Interval(value, float(low), float(high))
+    return percentile_interval(value, resample(ours) / resample(theirs))
 
 
 def against_uniform(rows: Sequence[Row]) -> list[str]:
