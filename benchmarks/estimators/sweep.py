@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from agents.corrections import traits
-from benchmarks.estimators.mdp import Cell, noised, random_reward, random_target, tree
-from benchmarks.estimators.moments import Groups, Moments, moments
-from benchmarks.estimators.transformer import skipping, subsets
+from benchmarks.estimators.mdp import Cell, add_noise, random_reward, random_target, tree
+from benchmarks.estimators.moments import Grouping, Moments, moments
+from benchmarks.estimators.transformer import skipping_cell, subsets
 from registry import advantages, corrections
 
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ class Sweep:
     seeds: int = 2
     vocabulary: int = 4
     advantage: str = "reinforce"
-    groups: Groups = field(default_factory=Groups)
+    groups: Grouping = field(default_factory=Grouping)
     batch: int = 256
 
     def cells(self) -> Iterator[Cell]:
@@ -59,7 +59,7 @@ class Sweep:
             for success in self.successes:
                 for count in self.skips:
                     for skipped in subsets(count, self.subsets, seed):
-                        yield skipping(3, 6, success, seed, skipped)
+                        yield skipping_cell(3, 6, success, seed, skipped)
 
 
 def noisy_cell(vocabulary: int, horizon: int, success: float, d: float, seed: int) -> Cell:
@@ -69,7 +69,7 @@ def noisy_cell(vocabulary: int, horizon: int, success: float, d: float, seed: in
     log_pi = random_target(shape, generator)
     reward = random_reward(shape, log_pi, success, generator)
     labels: dict[str, float | int | str] = {"mu": "noise", "level": d, "success": success, "seed": seed}
-    return noised(Cell(shape, log_pi, log_pi, log_pi, reward, None, labels), d, generator)
+    return add_noise(Cell(shape, log_pi, log_pi, log_pi, reward, None, labels), d, generator)
 
 
 def rows(sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[Row]:

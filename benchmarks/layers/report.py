@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.measuring.statistics import Interval, percentile_interval, resampled_weights
+from benchmarks.measuring.table import Table, console
 
 Row = dict[str, Any]
-WIDTH = 150  # of the tables where there is no terminal
 MEANS = ("kl_per_token", "kl_reverse", "tv", "acceptance", "mean_length", "D", "skipped", "speedup_ideal")
 
 
@@ -83,15 +81,9 @@ def _arm(row: Row) -> tuple[Any, ...]:
     return row["sampler"], row["patch"], row["ratio"]
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
 def table(found: Sequence[Row]) -> None:
     """The samplers, the nearest to the target first; a star marks the Pareto front."""
-    shown = Table(title="Samplers: means over their sets, on held-out prompts and the nested policy's own tokens")
-    heads = (
+    heads = [
         "",
         "sampler",
         "patch",
@@ -104,37 +96,38 @@ def table(found: Sequence[Row]) -> None:
         "measured",
         "sets",
         "skips",
-    )
-    for n, head in enumerate(heads):
-        shown.add_column(head, justify="left" if n in (0, 1, 2, 11) else "right", no_wrap=n in (1, 3))
-    front = pareto(found)
+    ]
+    front, rows = pareto(found), []
     for arm in found:
-        measured = arm["speedup_measured"]
-        shown.add_row(
-            "*" if arm in front else "",
-            arm["sampler"],
-            arm["patch"],
-            f"{arm['skipped']:.3g}/{arm['num_layers']}",
-            *(f"{arm[name]:.3f}" for name in ("kl_per_token", "tv", "acceptance")),
-            f"{arm['D']:.2f}",
-            f"{arm['speedup_ideal']:.3f}",
-            "" if measured is None else f"{measured:.3f}",
-            str(arm["sets"]),
-            " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
+        speed = arm["speedup_measured"]
+        rows.append(
+            [
+                "*" if arm in front else "",
+                arm["sampler"],
+                arm["patch"],
+                f"{arm['skipped']:.3g}/{arm['num_layers']}",
+                *(f"{arm[name]:.3f}" for name in ("kl_per_token", "tv", "acceptance")),
+                f"{arm['D']:.2f}",
+                f"{arm['speedup_ideal']:.3f}",
+                "" if speed is None else f"{speed:.3f}",
+                str(arm["sets"]),
+                " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
+            ]
         )
-    _console().print(shown)
+    title = "Samplers: means over their sets, on held-out prompts and the nested policy's own tokens"
+    console().print(Table(heads, rows, title=title, left=(0, 1, 2, len(heads) - 1), whole=(1, 3)).rich())
 
 
 def layer_table(singles: Sequence[Row]) -> None:
     """Every layer skipped alone, and its halves."""
-    shown = Table(title="Layers skipped alone: KL per token on other prompts and the full model's tokens")
-    for head in ("layer", "KL/token", "TV", "attention alone", "MLP alone", "block influence"):
-        shown.add_column(head, justify="right")
     kinds = [[row for row in singles if row["sampler"] == f"one {kind}"] for kind in ("layer", "attention", "mlp")]
+    rows = []
     for n, (whole, attention, mlp) in enumerate(zip(*kinds, strict=True)):
         figures = (whole["kl_per_token"], whole["tv"], attention["kl_per_token"], mlp["kl_per_token"])
-        shown.add_row(str(n), *(f"{value:.3f}" for value in figures), f"{whole['influence']:.4f}")
-    _console().print(shown)
+        rows.append([str(n), *(f"{value:.3f}" for value in figures), f"{whole['influence']:.4f}"])
+    heads = ["layer", "KL/token", "TV", "attention alone", "MLP alone", "block influence"]
+    title = "Layers skipped alone: KL per token on other prompts and the full model's tokens"
+    console().print(Table(heads, rows, title=title, left=()).rich())
 
 
 def recommend(found: Sequence[Row], budget: float) -> str:
@@ -162,20 +155,17 @@ def recommend(found: Sequence[Row], budget: float) -> str:
 
 def draw(found: Sequence[Row], budget: float, path: Path, title: str) -> None:
     """Speed-up against D: every arm, the Pareto front, the budget."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from benchmarks.measuring.plots import style
 
-    from benchmarks.measuring.plots import COLOURS, MARKERS
-
-    figure, panel = plt.subplots(figsize=(9.5, 5.2), layout="constrained")
+    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
+    panel = figure.subplots()
     kinds = list(dict.fromkeys((arm["sampler"], arm["patch"]) for arm in found))
     for n, (sampler, patch) in enumerate(sorted(kinds)):
         own = [arm for arm in found if (arm["sampler"], arm["patch"]) == (sampler, patch)]
         label = sampler if patch == "none" else f"{sampler}, {patch}"
-        look: Row = {"marker": MARKERS[(n + n // len(COLOURS)) % len(MARKERS)], "color": COLOURS[n % len(COLOURS)]}
-        panel.plot([a["D"] for a in own], [speedup(a) for a in own], linestyle="", label=label, **look)
+        panel.plot([a["D"] for a in own], [speedup(a) for a in own], label=label, **style(n) | {"linestyle": ""})
     front = pareto(found)
     panel.plot([a["D"] for a in front], [speedup(a) for a in front], color="black", linewidth=1, zorder=0)
     for arm in front:
@@ -193,4 +183,3 @@ def draw(found: Sequence[Row], budget: float, path: Path, title: str) -> None:
     panel.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
