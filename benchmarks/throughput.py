@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,17 +197,20 @@ def peak_gb(device: torch.device) -> float:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Two tables: the ratios, and what else was measured beside some of them."""
-    ratios, figures = [], []
-    for line in rows:
-        place = [_label(line), line["workload"]]
-        interval = f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]"
-        ratios.append([*place, f"{line['tokens_per_second']:.0f}", f"{line['ratio']:.3f}", interval])
-        if any(name in line for name in FIGURES):
-            figures.append([*place, *(f"{line[name]:.2f}" if name in line else "" for name in FIGURES)])
-    names = [name.replace("_", " ") for name in FIGURES]
-    console().print(Table(["", "workload", "tokens/s", "ratio", "interval"], ratios, left=(0, 1)).rich())
-    if figures:
-        console().print(Table(["", "workload", *names], figures, left=(0, 1)).rich())
+    place: dict[str, Callable[[dict[str, Any]], str]] = {"": _label, "workload": lambda line: line["workload"]}
+    ratios: dict[str, Callable[[dict[str, Any]], str]] = {
+        "tokens/s": lambda line: f"{line['tokens_per_second']:.0f}",
+        "ratio": lambda line: f"{line['ratio']:.3f}",
+        "interval": lambda line: f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]",
+    }
+    figures = {name.replace("_", " "): partial(_figure, name) for name in FIGURES}
+    console().print(Table.of(rows, place | ratios, left=(0, 1)).rich())
+    if more := [line for line in rows if set(FIGURES) & set(line)]:
+        console().print(Table.of(more, place | figures, left=(0, 1)).rich())
+
+
+def _figure(name: str, line: dict[str, Any]) -> str:
+    return f"{line[name]:.2f}" if name in line else ""
 
 
 def _label(line: dict[str, Any]) -> str:

@@ -65,6 +65,11 @@ class Outcome:
         """The rows of iterations."""
         return training_rows(self.rows)
 
+    @property
+    def weighed(self) -> list[dict[str, Any]]:
+        """Those that measured the correction's weights."""
+        return [row for row in self.training if "weight_q50" in row]
+
     def spent(self, axis: str) -> list[float]:
         """The budget used at each evaluation, on one of ``AXES``."""
         return [float(point[axis]) for point in self.result["curve"]]

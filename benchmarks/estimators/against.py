@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -105,22 +105,17 @@ def _rank(rows: list[Row]) -> None:
 def _table(rows: Sequence[Row]) -> Table:
     rho = rows[0]["spearman"]
     agreement = "too few corrections to rank" if rho is None else f"Spearman rank correlation {rho:.2f}"
-    heads = ["correction", "runs", "D", "lab efficiency", "lab rank", "accuracy gained", "rank", "lab off by"]
+    columns: dict[str, Callable[[Row], str]] = {
+        "correction": lambda row: row["correction"],
+        "runs": lambda row: str(row["runs"]),
+        "D": lambda row: f"{row['d']:.3g}" + ("" if row["d"] <= HOPELESS_D else f" (lab at {HOPELESS_D:g})"),
+        "lab efficiency": lambda row: f"{row['lab_efficiency']:.2f}",
+        "lab rank": lambda row: f"{row['lab_rank']:g}",
+        "accuracy gained": lambda row: (
+            f"{row['gain']:+.3f}" + ("" if row["gain_error"] is None else f" +- {row['gain_error']:.3f}")
+        ),
+        "rank": lambda row: f"{row['gain_rank']:g}",
+        "lab off by": lambda row: f"{row['lab_rank'] - row['gain_rank']:+g}",
+    }
     title = f"{rows[0]['skip_ratio']:.1%} of the layers skipped: {agreement} over {len(rows)} corrections"
-    lines = []
-    for row in sorted(rows, key=lambda row: row["gain_rank"]):
-        error = "" if row["gain_error"] is None else f" +- {row['gain_error']:.3f}"
-        beyond = "" if row["d"] <= HOPELESS_D else f" (lab at {HOPELESS_D:g})"
-        lines.append(
-            [
-                row["correction"],
-                str(row["runs"]),
-                f"{row['d']:.3g}{beyond}",
-                f"{row['lab_efficiency']:.2f}",
-                f"{row['lab_rank']:g}",
-                f"{row['gain']:+.3f}{error}",
-                f"{row['gain_rank']:g}",
-                f"{row['lab_rank'] - row['gain_rank']:+g}",
-            ]
-        )
-    return Table(heads, lines, title=title)
+    return Table.of(sorted(rows, key=lambda row: row["gain_rank"]), columns, title=title)

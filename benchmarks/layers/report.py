@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -83,39 +83,24 @@ def _arm(row: Row) -> tuple[Any, ...]:
 
 def table(found: Sequence[Row]) -> None:
     """The samplers, the nearest to the target first; a star marks the Pareto front."""
-    heads = [
-        "",
-        "sampler",
-        "patch",
-        "skipped",
-        "KL/token",
-        "TV",
-        "acceptance",
-        "D",
-        "ideal",
-        "measured",
-        "sets",
-        "skips",
-    ]
-    front, rows = pareto(found), []
-    for arm in found:
-        speed = arm["speedup_measured"]
-        rows.append(
-            [
-                "*" if arm in front else "",
-                arm["sampler"],
-                arm["patch"],
-                f"{arm['skipped']:.3g}/{arm['num_layers']}",
-                *(f"{arm[name]:.3f}" for name in ("kl_per_token", "tv", "acceptance")),
-                f"{arm['D']:.2f}",
-                f"{arm['speedup_ideal']:.3f}",
-                "" if speed is None else f"{speed:.3f}",
-                str(arm["sets"]),
-                " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
-            ]
-        )
+    front = pareto(found)
+    columns: dict[str, Callable[[Row], str]] = {
+        "": lambda arm: "*" if arm in front else "",
+        "sampler": lambda arm: arm["sampler"],
+        "patch": lambda arm: arm["patch"],
+        "skipped": lambda arm: f"{arm['skipped']:.3g}/{arm['num_layers']}",
+        "KL/token": lambda arm: f"{arm['kl_per_token']:.3f}",
+        "TV": lambda arm: f"{arm['tv']:.3f}",
+        "acceptance": lambda arm: f"{arm['acceptance']:.3f}",
+        "D": lambda arm: f"{arm['D']:.2f}",
+        "ideal": lambda arm: f"{arm['speedup_ideal']:.3f}",
+        "measured": lambda arm: "" if arm["speedup_measured"] is None else f"{arm['speedup_measured']:.3f}",
+        "sets": lambda arm: str(arm["sets"]),
+        "skips": lambda arm: " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
+    }
     title = "Samplers: means over their sets, on held-out prompts and the nested policy's own tokens"
-    console().print(Table(heads, rows, title=title, left=(0, 1, 2, len(heads) - 1), whole=(1, 3)).rich())
+    shown = Table.of(found, columns, title=title, left=(0, 1, 2, len(columns) - 1), whole=(1, 3))
+    console().print(shown.rich())
 
 
 def layer_table(singles: Sequence[Row]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any, TypeVar
 
 import rich.table
 from rich.console import Console
 from rich.text import Text
 
+T = TypeVar("T")
 WIDTH = 160  # of lines where there is no terminal
 
 
@@ -32,6 +34,11 @@ class Table:
     note: str = ""
     left: tuple[int, ...] = (0,)
     whole: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(items: Iterable[T], columns: Mapping[str, Callable[[T], str]], **looks: Any) -> Table:
+        """A row for each item; ``columns`` are heads and what each says of an item, ``looks`` the other attributes."""
+        return Table(list(columns), [[cell(item) for cell in columns.values()] for item in items], **looks)
 
     def rich(self) -> rich.table.Table:
         """For a terminal."""

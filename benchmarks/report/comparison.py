@@ -43,6 +43,11 @@ class Group:
     target: float
     baseline: str | None
 
+    @property
+    def weighing_arms(self) -> list[ArmOutcome]:
+        """Those that skip layers, and measured what their correction's weights were."""
+        return [arm for arm in self.arms if arm.mean("skip_ratio") and any(run.weighed for run in arm.runs)]
+
 
 @dataclass(frozen=True)
 class Comparison:

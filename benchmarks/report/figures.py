@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.comparison.outcomes import AXES, ArmOutcome, Outcome
+from benchmarks.comparison.outcomes import AXES, ArmOutcome
 from benchmarks.measuring.plots import COLOURS, style
 from benchmarks.report.comparison import Comparison, Group
 
@@ -98,8 +97,7 @@ def weights_over_time(arm: ArmOutcome) -> Figure:
     figure = Figure(figsize=(PANEL[0], 2.2), layout="constrained")
     panel = figure.subplots()
     for run in arm.runs:
-        rows = weight_rows(run)
-        iterations, low, middle, high = ([row[name] for row in rows] for name in WEIGHTS)
+        iterations, low, middle, high = ([row[name] for row in run.weighed] for name in WEIGHTS)
         panel.fill_between(iterations, low, high, color=COLOURS[1], alpha=0.2, linewidth=0)
         panel.plot(iterations, middle, color=COLOURS[1])
     panel.axhline(1.0, color="#7F7F7F", linewidth=0.8, linestyle=":")
@@ -108,11 +106,6 @@ def weights_over_time(arm: ArmOutcome) -> Figure:
     panel.set_ylim(bottom=0)
     panel.set_title(arm.label, fontsize="small", loc="left")
     return figure
-
-
-def weight_rows(run: Outcome) -> list[dict[str, Any]]:
-    """The iterations of a run that measured the correction's weights."""
-    return [row for row in run.training if "weight_q50" in row]
 
 
 def svg(figure: Figure, described: str) -> str:

@@ -14,7 +14,6 @@ from benchmarks.report.comparison import Comparison
 def write(comparison: Comparison, out: Path) -> None:
     """Write report.html, report.md, results.json and curves.png into ``out``."""
     from benchmarks.report.figures import learning_curves_png
-    from benchmarks.report.page import html
     from benchmarks.report.sections import report
 
     page = report(comparison)
@@ -22,8 +21,8 @@ def write(comparison: Comparison, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "results.json", json.dumps(as_json(comparison), indent=2) + "\n")
         (out / "curves.png").write_bytes(learning_curves_png(comparison))
-        write_whole(out / "report.md", page.markdown() + "\n")
-        write_whole(out / "report.html", html(page))
+        write_whole(out / "report.md", page.markdown())
+        write_whole(out / "report.html", page.html())
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import pytest
 
 from benchmarks.comparison.grid import Grid, arms
 from benchmarks.comparison.outcomes import AXES, ArmLine, NoPair, Outcome, Pair, against, describe
-from benchmarks.report import page
 from benchmarks.report.comparison import Comparison
 from benchmarks.report.files import as_json, write
 from benchmarks.report.sections import report
@@ -38,7 +37,7 @@ def compared(tmp_path, last: dict[str, float], pace: dict[str, float] | None = N
 
 
 def html(comparison: Comparison) -> str:
-    return page.html(report(comparison))
+    return report(comparison).html()
 
 
 def markdown(comparison: Comparison) -> str:

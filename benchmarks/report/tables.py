@@ -1,8 +1,8 @@
-"""The tables of a comparison, and the main one on a terminal."""
+"""The tables of a comparison, and the one of its arms on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from benchmarks.comparison.board import clock
 from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, NoPair, Pair
@@ -10,26 +10,34 @@ from benchmarks.measuring.table import Table, console
 from benchmarks.report.comparison import Comparison, Failure, Group
 from benchmarks.report.words import interval, number, percent, points, ratio, summary
 
-HEADS = (
-    "agent",
-    "seeds",
-    "accuracy before, %",
-    "after, %",
-    "gain, points",
-    "tokens/s",
-    "time",
-    "rollout / reward / update, %",
-    "KL/token",
-    "ESS",
-    "skip k/L",
-)
 NOTES = (
     "Greedy held-out accuracy with 95 % intervals over questions and seeds; tokens/s: of rollouts with their verdicts; "
     "time: of training, without evaluation, and what its parts are of it; KL/token: of the behaviour policy from the "
     "target, in nats; ESS: effective sample size of whole completions under exact reweighting; k/L: layers skipped of "
     "all."
 )
-WEIGHTS = {
+ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
+    "agent": lambda line: line.label,
+    "seeds": lambda line: str(len(line.seeds)),
+    "accuracy before, %": lambda line: interval(line.before),
+    "after, %": lambda line: interval(line.after),
+    "gain, points": lambda line: points(line.gain, ""),
+    "tokens/s": lambda line: f"{line.tokens_per_second:.0f}",
+    "time": lambda line: clock(line.seconds),
+    "rollout / reward / update, %": lambda line: "/".join(
+        f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}" for part in ("rollout", "reward", "update")
+    ),
+    "KL/token": lambda line: number(line.kl),
+    "ESS": lambda line: number(line.ess),
+    "skip k/L": lambda line: _skip(line),
+}
+PAIR_COLUMNS: dict[str, Callable[[Pair], str]] = {
+    "P(better run)": lambda pair: f"{pair.probability_of_improvement:.2f}",
+    "rollout speed-up": lambda pair: f"{pair.speed_up_rollout:.2f}x",
+    "wall-clock speed-up": lambda pair: f"{pair.speed_up:.2f}x",
+    "its time to the other's final accuracy, ratio": lambda pair: ratio(pair.time_ratio),
+}
+WEIGHT_COLUMNS = {
     "mean weight": "weight_mean",
     "share zero": "weight_zero",
     "share below the raw ratio": "weight_shrunk",
@@ -38,26 +46,10 @@ WEIGHTS = {
 }
 
 
-def main_table(group: Group, title: str = "") -> Table:
-    """A row for each arm: accuracy, cost, divergence."""
+def arms(group: Group, title: str = "") -> Table:
+    """Accuracy, cost and divergence of each arm."""
     # A name cut short would not say which agent; numbers may take two lines.
-    return Table(HEADS, [_cells(line) for line in group.lines], title=title, note=NOTES, whole=(0,))
-
-
-def _cells(line: ArmLine) -> list[str]:
-    return [
-        line.label,
-        str(len(line.seeds)),
-        interval(line.before),
-        interval(line.after),
-        points(line.gain, ""),
-        f"{line.tokens_per_second:.0f}",
-        clock(line.seconds),
-        "/".join(f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}" for part in ("rollout", "reward", "update")),
-        number(line.kl),
-        number(line.ess),
-        _skip(line),
-    ]
+    return Table.of(group.lines, ARM_COLUMNS, title=title, note=NOTES, whole=(0,))
 
 
 def _skip(line: ArmLine) -> str:
@@ -71,30 +63,20 @@ def _skip(line: ArmLine) -> str:
     return f"{layers - kept[0]:.3g}/{layers}"
 
 
-def pair_table(pairs: Iterable[Pair | NoPair], both_named: bool = False) -> Table:
+def pairs(pairs: Iterable[Pair | NoPair], both_named: bool = False) -> Table:
     """Paired differences, in points, at each kind of budget; ``both_named`` says in each row what from."""
-    heads = ["agent", *AXIS_WORDS.values(), "P(better run)"]
-    heads += ["rollout speed-up", "wall-clock speed-up", "its time to the other's final accuracy, ratio"]
     rows = []
     for pair in pairs:
-        label = f"{pair.label} against {pair.baseline}" if both_named else pair.label
         if isinstance(pair, NoPair):
-            rows.append([label, *["no common seed"] * len(AXES), "-", "-", "-", "-"])
-            continue
-        rows.append(
-            [
-                label,
-                *(points(pair.at_equal(axis).difference, "") for axis in AXES),
-                f"{pair.probability_of_improvement:.2f}",
-                f"{pair.speed_up_rollout:.2f}x",
-                f"{pair.speed_up:.2f}x",
-                ratio(pair.time_ratio),
-            ]
-        )
-    return Table(heads, rows)
+            cells = [*["no common seed"] * len(AXES), *["-"] * len(PAIR_COLUMNS)]
+        else:
+            cells = [points(pair.at_equal(axis).difference, "") for axis in AXES]
+            cells += [cell(pair) for cell in PAIR_COLUMNS.values()]
+        rows.append([f"{pair.label} against {pair.baseline}" if both_named else pair.label, *cells])
+    return Table(["agent", *(AXIS_WORDS[axis] for axis in AXES), *PAIR_COLUMNS], rows)
 
 
-def sampled_table(group: Group) -> Table:
+def sampled_accuracy(group: Group) -> Table:
     """avg@n and pass@k before and after, the interquartile mean, and the time to the target."""
     samples = group.lines[0].samples
     ks = [k for k in group.lines[0].pass_at if k > 1]
@@ -107,7 +89,7 @@ def sampled_table(group: Group) -> Table:
     return Table(heads, rows)
 
 
-def set_table(group: Group) -> Table:
+def further_sets(group: Group) -> Table:
     """Greedy accuracy on the further problem sets; no rows without any."""
     names = list(group.lines[0].sets)
     rows = [[line.label, *(_change(line.sets[name]) for name in names)] for line in group.lines]
@@ -119,22 +101,22 @@ def _change(share: tuple[float, float]) -> str:
     return f"{100 * before:.1f} -> {100 * after:.1f}"
 
 
-def weight_table(group: Group) -> Table:
-    """Means over runs and iterations of what the corrections of nested agents did."""
-    nested = [arm for arm in group.arms if arm.mean("skip_ratio")]
-    rows = [[arm.label, *(number(arm.mean(name)) for name in WEIGHTS.values())] for arm in nested]
-    return Table(["agent", *WEIGHTS], rows)
+def weights(group: Group) -> Table:
+    """What the corrections did in each arm that measured it."""
+    rows = [[arm.label, *(number(arm.mean(name)) for name in WEIGHT_COLUMNS.values())] for arm in group.weighing_arms]
+    return Table(["agent", *WEIGHT_COLUMNS], rows)
 
 
-def failure_table(failures: Iterable[Failure]) -> Table:
+def failures(failures: Iterable[Failure]) -> Table:
     """Runs without a usable result."""
-    return Table(["agent", "seed", "why", "folder"], [[f.label, str(f.seed), f.error, f.folder] for f in failures])
+    rows = [[failure.label, str(failure.seed), failure.error, failure.folder] for failure in failures]
+    return Table(["agent", "seed", "why", "folder"], rows, left=(0, 2, 3))
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The tables and the summary on standard output."""
+    """The arms and the summary on standard output."""
     terminal = console()
     for group in comparison.groups:
-        terminal.print(main_table(group, title=f"{comparison.grid.title}: {group.name}").rich())
+        terminal.print(arms(group, title=f"{comparison.grid.title}: {group.name}").rich())
     for sentence in summary(comparison):
         terminal.print(f"- {sentence}", highlight=False, markup=False)
