@@ -20,15 +20,15 @@ MEANS = ("kl_per_token", "kl_reverse", "tv", "acceptance", "mean_length", "D", "
 
 def arms(rows: Sequence[Row]) -> list[Row]:
     """One line per sampler, patch and number of skipped layers: means over its sets, sorted by D."""
-    found = []
+    lines = []
     for _, group in groupby(sorted(rows, key=_arm), _arm):
         members = list(group)
         speeds = [row["speedup_measured"] for row in members if row["speedup_measured"] is not None]
         arm: Row = {name: fmean(row[name] for row in members) for name in MEANS}
         arm |= {name: members[0][name] for name in ("sampler", "patch", "ratio", "num_layers")}
         arm |= {"sets": len(members), "example": members[0]["layers_skipped"]}
-        found.append(arm | {"speedup_measured": fmean(speeds) if speeds else None})
-    return sorted(found, key=lambda arm: arm["D"])
+        lines.append(arm | {"speedup_measured": fmean(speeds) if speeds else None})
+    return sorted(lines, key=lambda arm: arm["D"])
 
 
 def speedup(arm: Row) -> float:
@@ -36,10 +36,10 @@ def speedup(arm: Row) -> float:
     return arm["speedup_measured"] if arm["speedup_measured"] is not None else arm["speedup_ideal"]
 
 
-def pareto(found: Sequence[Row]) -> list[Row]:
+def pareto(compared: Sequence[Row]) -> list[Row]:
     """The arms that are faster than the full model and that no other beats in both D and speed-up, by rising D."""
     front: list[Row] = []
-    for arm in sorted(found, key=lambda arm: (arm["D"], -speedup(arm))):
+    for arm in sorted(compared, key=lambda arm: (arm["D"], -speedup(arm))):
         if speedup(arm) > (speedup(front[-1]) if front else 1.0):
             front.append(arm)
     return front
@@ -63,27 +63,27 @@ def ratio_interval(ours: Sequence[Row], theirs: Sequence[Row], resamples: int = 
 
 def against_uniform(rows: Sequence[Row]) -> list[str]:
     """A line for each sampler, patch and number of layers for which plain ``uniform`` was measured, too."""
-    found = []
+    sentences = []
     for (sampler, patch, ratio), group in groupby(sorted(rows, key=_arm), _arm):
         plain = [row for row in rows if _arm(row) == ("uniform", "none", ratio)]
         if not plain or (sampler, patch) == ("uniform", "none"):
             continue
         ours = list(group)
         value, low, high = ratio_interval(ours, plain)
-        found.append(
+        sentences.append(
             f"KL per token of {sampler}, patch {patch}, at {ours[0]['skipped']:.3g} layers: {value:.3f} ({low:.3f} to "
             f"{high:.3f}) of plain uniform's"
         )
-    return found
+    return sentences
 
 
 def _arm(row: Row) -> tuple[Any, ...]:
     return row["sampler"], row["patch"], row["ratio"]
 
 
-def table(found: Sequence[Row]) -> None:
+def table(compared: Sequence[Row]) -> None:
     """The samplers, the nearest to the target first; a star marks the Pareto front."""
-    front = pareto(found)
+    front = pareto(compared)
     columns: dict[str, Callable[[Row], str]] = {
         "": lambda arm: "*" if arm in front else "",
         "sampler": lambda arm: arm["sampler"],
@@ -99,7 +99,7 @@ def table(found: Sequence[Row]) -> None:
         "skips": lambda arm: " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
     }
     title = "Samplers: means over their sets, on held-out prompts and the nested policy's own tokens"
-    shown = Table.of(found, columns, title=title, left=(0, 1, 2, len(columns) - 1), whole=(1, 3))
+    shown = Table.of(compared, columns, title=title, left=(0, 1, 2, len(columns) - 1), whole=(1, 3))
     console().print(shown.rich())
 
 
@@ -115,7 +115,7 @@ def layer_table(singles: Sequence[Row]) -> None:
     console().print(Table(heads, rows, title=title, left=()).rich())
 
 
-def recommend(found: Sequence[Row], budget: float) -> str:
+def recommend(compared: Sequence[Row], budget: float) -> str:
     """The fastest arm within the budget, or what is nearest to it, in words."""
 
     def words(arm: Row) -> str:
@@ -125,12 +125,12 @@ def recommend(found: Sequence[Row], budget: float) -> str:
             f"(its ratio {arm['ratio']:.3f}): D {arm['D']:.2f}, {speedup(arm):.2f} times the tokens a second"
         )
 
-    length = fmean(arm["mean_length"] for arm in found)
-    allowed = [arm for arm in found if arm["D"] <= budget and speedup(arm) > 1]
+    length = fmean(arm["mean_length"] for arm in compared)
+    allowed = [arm for arm in compared if arm["D"] <= budget and speedup(arm) > 1]
     if allowed:
         best = max(allowed, key=lambda arm: (speedup(arm), -arm["D"]))
         return f"Recommended within D = {budget:g} ({length:.0f} tokens per completion): {words(best)}."
-    nearest = found[0]
+    nearest = compared[0]
     return (
         f"Nothing here stays within D = {budget:g} nats per completion ({length:.0f} tokens each): keep all layers, or "
         f"accept a bounded correction's bias (truncated-is, retrace) with the nearest, {words(nearest)}; "
@@ -138,7 +138,7 @@ def recommend(found: Sequence[Row], budget: float) -> str:
     )
 
 
-def draw(found: Sequence[Row], budget: float, path: Path, title: str) -> None:
+def draw(compared: Sequence[Row], budget: float, path: Path, title: str) -> None:
     """Speed-up against D: every arm, the Pareto front, the budget."""
     from matplotlib.figure import Figure
 
@@ -146,12 +146,12 @@ def draw(found: Sequence[Row], budget: float, path: Path, title: str) -> None:
 
     figure = Figure(figsize=(9.5, 5.2), layout="constrained")
     panel = figure.subplots()
-    kinds = list(dict.fromkeys((arm["sampler"], arm["patch"]) for arm in found))
+    kinds = list(dict.fromkeys((arm["sampler"], arm["patch"]) for arm in compared))
     for n, (sampler, patch) in enumerate(sorted(kinds)):
-        own = [arm for arm in found if (arm["sampler"], arm["patch"]) == (sampler, patch)]
+        own = [arm for arm in compared if (arm["sampler"], arm["patch"]) == (sampler, patch)]
         label = sampler if patch == "none" else f"{sampler}, {patch}"
         panel.plot([a["D"] for a in own], [speedup(a) for a in own], label=label, **style(n) | {"linestyle": ""})
-    front = pareto(found)
+    front = pareto(compared)
     panel.plot([a["D"] for a in front], [speedup(a) for a in front], color="black", linewidth=1, zorder=0)
     for arm in front:
         text = f"{arm['skipped']:.3g} of {arm['num_layers']}"
@@ -162,7 +162,7 @@ def draw(found: Sequence[Row], budget: float, path: Path, title: str) -> None:
     panel.set_xscale("log")
     panel.margins(x=0.08)
     panel.set_xlabel("D = KL(mu || pi) of a completion, nats; further left is nearer to the target")
-    timed = found[0]["speedup_measured"] is not None
+    timed = compared[0]["speedup_measured"] is not None
     panel.set_ylabel("speed-up of rollouts, measured" if timed else "ideal speed-up of a decode step, by weights")
     panel.set_title(f"{title}: the line is the Pareto front", fontsize=11)
     panel.grid(alpha=0.3)
