@@ -13,7 +13,7 @@ from registry import UsageError, advantages
 @advantages.register("reinforce")
 @dataclass(frozen=True)
 class Reinforce:
-    """A = R - baseline (Williams 1992)."""
+    """``A = R - baseline`` (Williams 1992)."""
 
     baseline: float = 0.0
 
@@ -25,7 +25,7 @@ class Reinforce:
 @advantages.register("rloo")
 @dataclass(frozen=True)
 class RLOO:
-    """A_i = R_i minus the mean reward of the group's others (arXiv 2402.14740): a baseline without bias."""
+    """``A_i = R_i`` minus the mean reward of the group's others: a baseline without bias (arXiv 2402.14740)."""
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
@@ -37,7 +37,7 @@ class RLOO:
 @advantages.register("dr-grpo")
 @dataclass(frozen=True)
 class DrGRPO:
-    """A_i = R_i minus the group's mean (arXiv 2503.20783): ``rloo`` times (G - 1) / G."""
+    """``A_i = R_i`` minus the group's mean: ``rloo`` times (G - 1) / G (arXiv 2503.20783)."""
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
@@ -47,8 +47,7 @@ class DrGRPO:
 @advantages.register("grpo")
 @dataclass(frozen=True)
 class GRPO:
-    """A_i = (R_i - the group's mean) / (the group's standard deviation + eps) (arXiv 2402.03300, sec. 4.1.2), the
-    deviation with divisor G - 1."""
+    """``A_i = (R_i - mean) / (std + eps)`` of the group, std with divisor G - 1 (arXiv 2402.03300, sec. 4.1.2)."""
 
     eps: float = 1e-4
 
@@ -64,8 +63,8 @@ class GRPO:
 @advantages.register("down-sampled")
 @dataclass(frozen=True)
 class DownSampled:
-    """GRPO on the ``keep`` completions of each group whose rewards vary most; the others get 0, so that the update
-    drops them (PODS, arXiv 2504.13818): for where a completion costs more to learn from than to write.
+    """``grpo`` on the ``keep`` completions of each group whose rewards vary most, 0 on the others (PODS, arXiv
+    2504.13818). The update drops the others: for where a completion costs more to learn from than to write.
 
     Which of equally rewarded completions are kept is a matter of order. So with rewards 0 and 1 and completions of one
     policy a group's expected gradient is that of ``grpo``, up to a positive factor that depends on how many are right.
@@ -104,8 +103,8 @@ class DownSampled:
 @advantages.register("whitened")
 @dataclass(frozen=True)
 class Whitened:
-    """A = (R - the rollout's mean) / (the rollout's standard deviation + eps), whatever the groups: the batch
-    normalisation of PPO implementations and REINFORCE++ (arXiv 2501.03262)."""
+    """``A = (R - mean) / (std + eps)`` of the whole rollout, whatever the groups: the batch normalisation of PPO
+    implementations and REINFORCE++ (arXiv 2501.03262)."""
 
     eps: float = 1e-4
 

@@ -18,7 +18,7 @@ from registry import UsageError, aggregations
 @aggregations.register("token-mean")
 @dataclass(frozen=True)
 class TokenMean:
-    """Every token of the minibatch counts alike: 1 / tokens (DAPO, arXiv 2503.14476, eq. 8)."""
+    """Every token of the minibatch counts alike: ``1 / tokens`` (DAPO, arXiv 2503.14476, eq. 8)."""
 
     def __call__(self, mask: Tensor) -> Tensor:
         """[B, T] float32 of mask [B, T]."""
@@ -28,7 +28,8 @@ class TokenMean:
 @aggregations.register("sequence-mean")
 @dataclass(frozen=True)
 class SequenceMean:
-    """Every completion counts alike, its tokens share its part: 1 / (B * length) (GRPO, arXiv 2402.03300, eq. 3)."""
+    """Every completion counts alike, and its tokens share its part: ``1 / (B * length)`` (GRPO, arXiv 2402.03300,
+    eq. 3)."""
 
     def __call__(self, mask: Tensor) -> Tensor:
         """[B, T] float32 of mask [B, T]."""
@@ -38,7 +39,7 @@ class SequenceMean:
 @aggregations.register("constant")
 @dataclass(frozen=True)
 class Constant:
-    """A sum with a constant divisor: 1 / (B * max_tokens), the only one that leaves the policy gradient's direction
+    """A sum with a constant divisor: ``1 / (B * max_tokens)``, the only one that leaves the policy gradient's direction
     untouched when lengths differ. With 1 (the default) it is the policy gradient itself; Dr. GRPO (arXiv 2503.20783)
     sets the token budget."""
 

@@ -49,8 +49,7 @@ class UniformProblems:
 @problem_samplers.register("curriculum")
 @dataclass(frozen=True)
 class Curriculum:
-    """An adaptive curriculum: problems whose success rate is likely near ``target``, so that fewer groups are all right
-    or all wrong (zero advantage).
+    """An adaptive curriculum: problems whose success rate is likely near ``target``, so that few advantages are zero.
 
     Each problem of a pool has a Beta posterior of its success rate, discounted towards the prior as the model moves;
     a batch is Thompson-sampled: draw a rate for every problem and take the nearest to ``target``. After Qu et al.,

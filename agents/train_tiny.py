@@ -35,6 +35,7 @@ from envs.problem import Problem
 from envs.problems.arithmetic import Arithmetic
 from envs.train_tokenizer import BUILT_IN
 from registry import UsageError
+from registry.command import command
 
 DEPTH, HEAD = 12, 16
 TERSE_SHARE = {"bus": 0.7, "collection": 0.7, "comparison": 0.7, "bakery": 0.2, "garden": 0.2, "purchase": 0.2}
@@ -208,6 +209,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     part.rmdir()
 
 
+@command(interrupted="nothing was written")
 def main(argv: list[str] | None = None) -> int:
     """Train the tiny model and save it. Returns the exit status."""
     default = Warmup()
@@ -217,14 +219,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help="(default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     args = parser.parse_args(argv)
-    try:
-        torch.set_num_threads(args.threads)
-        chosen = {name: value for name, value in vars(args).items() if name in asdict(default)}
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(BUILT_IN)
-        save(train(Warmup(**chosen), tokenizer), tokenizer, args.out)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    torch.set_num_threads(args.threads)
+    chosen = {name: value for name, value in vars(args).items() if name in asdict(default)}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(BUILT_IN)
+    save(train(Warmup(**chosen), tokenizer), tokenizer, args.out)
     return 0
 
 

@@ -26,7 +26,8 @@ from torch.nn.utils.rnn import pad_sequence
 import envs  # noqa: F401 (registers the env ids)
 from envs.task import Task, TaskSpec
 from policies import Policy
-from registry import UsageError, fields_of, parse_value
+from registry import UnknownField, UsageError, fields_of, parse_value
+from registry.command import assignment, command
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def _layers(policy: Policy, spec: SupervisedWarmup, rng: np.random.Generator) ->
     return tuple(layers)
 
 
+@command(interrupted="nothing was written")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (2 on bad input)."""
     parser = argparse.ArgumentParser(prog="python -m agents.warm_up", description=(__doc__ or "").split("\n")[0])
@@ -135,19 +137,15 @@ def main(arguments: list[str] | None = None) -> int:
     for name, field in known.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=field.type, default=field.default)
     given = parser.parse_args(arguments)
-    try:
-        if given.threads:
-            torch.set_num_threads(given.threads)
-        spec = SupervisedWarmup(**{name: getattr(given, name) for name in known})
-        policy = Policy.load(given.policy, dtype=given.dtype)
-        task = gym.make(given.env, **_env_arguments(given, policy)).unwrapped.task  # type: ignore[attr-defined]
-        losses = warm_up(policy, task, spec)
-        given.out.mkdir(parents=True, exist_ok=True)
-        policy.save(given.out)
-        task.tokenizer.save_pretrained(given.out)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    spec = SupervisedWarmup(**{name: getattr(given, name) for name in known})
+    policy = Policy.load(given.policy, dtype=given.dtype)
+    task = gym.make(given.env, **_env_arguments(given, policy)).unwrapped.task  # type: ignore[attr-defined]
+    losses = warm_up(policy, task, spec)
+    given.out.mkdir(parents=True, exist_ok=True)
+    policy.save(given.out)
+    task.tokenizer.save_pretrained(given.out)
     tenth = max(1, len(losses) // 10)
     print(f"{len(losses)} steps, {np.mean(losses[:tenth]):.3f} -> {np.mean(losses[-tenth:]):.3f} nats per token")
     print(given.out)
@@ -156,13 +154,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _env_arguments(given: argparse.Namespace, policy: Policy) -> dict[str, Any]:
     kinds = fields_of(TaskSpec)
-    found: dict[str, Any] = {"tokenizer": given.policy, "vocab_size": policy.vocab_size}
-    for assignment in given.env_set:
-        name, equals, text = assignment.partition("=")
-        if not equals or name not in kinds:
-            raise UsageError(f"--env-set {assignment!r}: write NAME=VALUE with NAME one of {', '.join(kinds)}")
-        found[name] = parse_value(text, kinds[name].type, name)
-    return found
+    arguments: dict[str, Any] = {"tokenizer": given.policy, "vocab_size": policy.vocab_size}
+    for name, text in (assignment(text, "--env-set") for text in given.env_set):
+        if name not in kinds:
+            raise UnknownField("--env-set", name, kinds)
+        arguments[name] = parse_value(text, kinds[name].type, name)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -19,25 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiment import BUDGETS
 from registry import UsageError, did_you_mean
-from registry.command import INTERRUPTED
+from registry.command import assignment, command
 
 if TYPE_CHECKING:
     from benchmarks.comparison.grid import Arm, Grid
     from benchmarks.comparison.launch import Watched
 
 
+@command(interrupted="the same command goes on from the last checkpoints")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0, 1 if a run failed, 2 on bad input, 130 when interrupted."""
     given = _parser().parse_args(arguments)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return compare(given)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr)
-        return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -73,17 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs with estimated time and memory")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, with time and memory from finished runs")
     parser.add_argument("--quiet", action="store_true", help="no progress and no table")
     return parser
 
 
 def compare(given: argparse.Namespace) -> int:
-    """Run what the arguments declare and write the report."""
+    """Run what the arguments ask for and write the report."""
     from benchmarks.comparison.grid import arms
     from benchmarks.comparison.rehearse import rehearse
 
-    grid = declared(given)
+    grid = grid_of(given)
     compared = arms(grid)
     jobs, threads = resources(given, grid)
     for text in () if given.quiet else sorted({text for arm in compared for text in arm.missed}):
@@ -99,18 +94,14 @@ def compare(given: argparse.Namespace) -> int:
     return _report(grid, compared, runs, given)
 
 
-def declared(given: argparse.Namespace) -> Grid:
+def grid_of(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
     from benchmarks.comparison.grid import agent_ids, preset, recipe
 
     grid = preset(given.preset)
     settings: dict[str, Any] = {**grid.set, **recipe(given.recipe)}
-    own = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
-    for text in given.set:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text!r} is no assignment: write --set name=value")
-        own[name] = value
+    own: dict[str, Any] = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
+    own |= dict(assignment(text) for text in given.set)
     if set(BUDGETS) & set(own):  # whoever gives a budget means that one, not the preset's
         settings = {name: value for name, value in settings.items() if name not in BUDGETS}
     settings |= own
@@ -187,7 +178,7 @@ def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argpars
     if comparison.groups:
         write(comparison, out)
         if not given.quiet:
-            from benchmarks.report.table import print_comparison
+            from benchmarks.report.tables import print_comparison
 
             print_comparison(comparison)
             print(f"\nreport: {out / 'report.html'}")

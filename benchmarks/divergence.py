@@ -24,52 +24,53 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.layers.bench import Bench, made, make_bench
+from benchmarks.layers.bench import Bench, make_bench, make_component
 from benchmarks.layers.report import against_uniform, arms, draw, layer_table, recommend, table
 from benchmarks.measuring.durable import write_whole
 from benchmarks.measuring.provenance import provenance
 from policies import LayerSubset, with_int8
 from policies.nested import HALVES, without
 from registry import UsageError, patches, skip_samplers
+from registry.command import command
 
 DEFAULT_VARIANTS = ("attention-only:by=kl", "mlp-only:by=kl")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.divergence", description=__doc__.split("\n")[0])
-    found.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
-    found.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
-    found.add_argument("--split", default="test", help="of the problems (default test)")
-    found.add_argument("--template", default="plain", help="how a question becomes a prompt")
-    found.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32 for 'tiny', else bfloat16")
-    found.add_argument("--samplers", nargs="+", metavar="ID[:FIELD=VALUE,...]", help="default: all that take a ratio")
-    found.add_argument(
+    options = argparse.ArgumentParser(prog="python -m benchmarks.divergence", description=__doc__.split("\n")[0])
+    options.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
+    options.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
+    options.add_argument("--split", default="test", help="of the problems (default test)")
+    options.add_argument("--template", default="plain", help="how a question becomes a prompt")
+    options.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32 for 'tiny', else bfloat16")
+    options.add_argument("--samplers", nargs="+", metavar="ID[:FIELD=VALUE,...]", help="default: all that take a ratio")
+    options.add_argument(
         "--patches",
         nargs="*",
         default=["heal"],
         metavar="ID[:FIELD=VALUE,...]",
         help="besides 'none' (default heal)",
     )
-    found.add_argument("--patched", nargs="+", metavar="SAMPLER", help="samplers to patch; 'all' is long")
-    found.add_argument("--fits", type=int, default=1, help="of each patch to each set, on texts of their own")
-    found.add_argument("--both-texts", action="store_true", help="fit to what the patched policy writes, too")
-    found.add_argument("--skips", nargs="+", type=int, default=[2, 4, 6], help="numbers of skipped layers")
-    found.add_argument("--border", type=int, default=1, help="first and last layers that are never skipped")
-    found.add_argument("--prompts", type=int, default=16, help="held-out prompts that figures are measured on")
-    found.add_argument("--choose-prompts", type=int, default=16, help="other prompts that layers are chosen on")
-    found.add_argument("--fit-prompts", type=int, default=32, help="yet other prompts that patches are fitted on")
-    found.add_argument("--fit-split", help="that these are of (default --split, other problems)")
-    found.add_argument("--new-tokens", type=int, default=48, help="longest completion")
-    found.add_argument("--draws", type=int, default=2, help="sets of each sampler that draws at random")
-    found.add_argument("--pairs", type=int, default=4, help="pairs of timed blocks per speed-up; 0 times nothing")
-    found.add_argument("--budget", type=float, default=0.3, help="largest D, in nats per completion, to recommend")
-    found.add_argument("--no-layers", action="store_true", help="leave out the table of single layers")
-    found.add_argument("--seed", type=int, default=0)
-    found.add_argument("--threads", type=int, help="of torch (default: all cores)")
-    found.add_argument("--json", type=Path, help="write the rows here, as they are measured")
-    found.add_argument("--picture", type=Path, help="write the picture here (png, svg)")
-    return found
+    options.add_argument("--patched", nargs="+", metavar="SAMPLER", help="samplers to patch; 'all' is long")
+    options.add_argument("--fits", type=int, default=1, help="of each patch to each set, on texts of their own")
+    options.add_argument("--both-texts", action="store_true", help="fit to what the patched policy writes, too")
+    options.add_argument("--skips", nargs="+", type=int, default=[2, 4, 6], help="numbers of skipped layers")
+    options.add_argument("--border", type=int, default=1, help="first and last layers that are never skipped")
+    options.add_argument("--prompts", type=int, default=16, help="held-out prompts that figures are measured on")
+    options.add_argument("--choose-prompts", type=int, default=16, help="other prompts that layers are chosen on")
+    options.add_argument("--fit-prompts", type=int, default=32, help="yet other prompts that patches are fitted on")
+    options.add_argument("--fit-split", help="that these are of (default --split, other problems)")
+    options.add_argument("--new-tokens", type=int, default=48, help="longest completion")
+    options.add_argument("--draws", type=int, default=2, help="sets of each sampler that draws at random")
+    options.add_argument("--pairs", type=int, default=4, help="pairs of timed blocks per speed-up; 0 times nothing")
+    options.add_argument("--budget", type=float, default=0.3, help="largest D, in nats per completion, to recommend")
+    options.add_argument("--no-layers", action="store_true", help="leave out the table of single layers")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--threads", type=int, help="of torch (default: all cores)")
+    options.add_argument("--json", type=Path, help="write the rows here, as they are measured")
+    options.add_argument("--picture", type=Path, help="write the picture here (png, svg)")
+    return options
 
 
 def sampler_of(spec: str, ratio: float, border: int) -> Any:
@@ -77,7 +78,7 @@ def sampler_of(spec: str, ratio: float, border: int) -> Any:
     known = skip_samplers.fields(spec.partition(":")[0])
     if "ratio" not in known:
         raise UsageError(f"sampler {spec!r} has no ratio, so it cannot be compared at equal numbers of layers")
-    return made(skip_samplers, spec, ratio=ratio, **({"border": border} if "border" in known else {}))
+    return make_component(skip_samplers, spec, ratio=ratio, **({"border": border} if "border" in known else {}))
 
 
 def default_samplers() -> list[str]:
@@ -152,7 +153,7 @@ def single_layers(bench: Bench) -> Iterator[dict[str, Any]]:
 def check(options: argparse.Namespace) -> None:
     """Raise ``UsageError`` for numbers that make no sense and for unknown names."""
     for patch in options.patches:
-        made(patches, patch)
+        make_component(patches, patch)
     for name, least in (
         ("prompts", 1),
         ("choose_prompts", 1),
@@ -198,32 +199,29 @@ def collect_rows(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+@command(interrupted="--json keeps the rows so far")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 for bad input."""
     options = parser().parse_args(arguments)
-    try:
-        check(options)
-        torch.set_num_threads(options.threads or torch.get_num_threads())
-        bench = make_bench(options)
-        for spec in options.samplers or ():
-            sampler_of(spec, max(options.skips) / bench.policy.num_layers, options.border)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-        rows = collect_rows(bench)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check(options)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    bench = make_bench(options)
+    for spec in options.samplers or ():
+        sampler_of(spec, max(options.skips) / bench.policy.num_layers, options.border)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+    rows = collect_rows(bench)
     singles = [row for row in rows if row["written_by"] == "full model"]
-    found = arms([row for row in rows if row["written_by"] == "nested policy"])
+    measured = arms([row for row in rows if row["written_by"] == "nested policy"])
     if singles:
         layer_table(singles)
-    table(found)
+    table(measured)
     for line in against_uniform([row for row in rows if row["written_by"] == "nested policy"]):
         print(line)
-    print(recommend(found, options.budget))
+    print(recommend(measured, options.budget))
     if options.picture:
         options.picture.parent.mkdir(parents=True, exist_ok=True)
-        draw(found, options.budget, options.picture, f"{Path(options.policy).name} on {options.problems}")
+        draw(measured, options.budget, options.picture, f"{Path(options.policy).name} on {options.problems}")
     return 0
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks.measuring.provenance import provenance
+from registry import UsageError
+from registry.command import command
 
 SHAPES: dict[str, Any] = {  # Qwen/Qwen2.5-1.5B, config.json
     "hidden_size": 1536,
@@ -77,6 +79,7 @@ def run(command: list[str], deadline: int) -> dict[str, object]:
     return {"command": shlex.join(command), "status": status, "seconds": seconds, "output": said[-8000:]}
 
 
+@command(interrupted="what the steps wrote so far stays")
 def main(arguments: list[str] | None = None) -> int:
     """Run all steps; 1 if one failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
@@ -84,8 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="the same steps on a CPU with a small random model")
     options = parser.parse_args(arguments)
     if not options.rehearse and not torch.cuda.is_available():
-        print("error: torch finds no CUDA device: run this where there is one, or give --rehearse", file=sys.stderr)
-        return 2
+        raise UsageError("torch finds no CUDA device: run this where there is one, or give --rehearse")
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, object] = {"provenance": provenance()}
     with tempfile.TemporaryDirectory() as folder:

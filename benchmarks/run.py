@@ -2,8 +2,9 @@
 
 The run lives in ``runs/<hash>/``: spec.json (every default resolved), provenance.json, metrics.jsonl (a line an
 iteration and an evaluation), checkpoint/, model/ and, last, result.json. The same command resumes a killed run to the
-same numbers; ``--spec FILE`` repeats a run exactly. Several processes or GPUs share one run under torchrun:
-``torchrun --nproc-per-node 2 -m benchmarks.run ...``, to the same numbers up to the order of sums.
+same numbers; ``--spec FILE`` repeats a run exactly; ``--list`` shows what can be chosen by name. Several processes or
+GPUs share one run under torchrun: ``torchrun --nproc-per-node 2 -m benchmarks.run ...``, to the same numbers up to the
+order of sums.
 """
 
 from __future__ import annotations
@@ -12,29 +13,35 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiment import BUDGETS, follows
+from benchmarks.experiment import follows
 from registry import UsageError
-from registry.command import INTERRUPTED
+from registry.command import assignment, command
+
+if TYPE_CHECKING:
+    from benchmarks.experiment.spec import RunSpec
 
 
+@command(interrupted="the same command goes on from the last checkpoint")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 2 on bad input, 130 when interrupted."""
     given = _parser().parse_args(arguments)
+    if given.list:
+        from benchmarks.comparison.catalogue import catalogue
+
+        print("\n\n".join("\n".join(kind.lines()) for kind in catalogue()))
+        return 0
     try:
         # After the arguments: --help and typos in options need no torch.
-        from benchmarks.experiment.spec import RunSpec
         from benchmarks.experiment.training import run
 
-        spec: RunSpec = _spec(given)
+        spec = _spec(given)
         result = run(spec, given.runs, given.quiet, given.threads, given.parent)
     except UsageError as error:
-        print(f"error{_of_process()}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
+        if follows():
+            raise UsageError(f"process {os.environ['RANK']}: {error}") from error
+        raise
     if not given.quiet and not follows():
         _print_result(result, given.runs / spec.hash)
     return 0
@@ -42,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--list", action="store_true", help="show all names: of agents, components, presets, ...")
     parser.add_argument("--agent", help="agent id, such as nested-reft/uniform/truncated-is (default: reft)")
     parser.add_argument("--policy", help="tiny (built in), a Hugging Face folder or a hub id")
     parser.add_argument("--env", help="a registered environment id, such as MathReason-v0 or MathReason/svamp-v0")
@@ -59,21 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _spec(given: argparse.Namespace) -> Any:
+def _spec(given: argparse.Namespace) -> RunSpec:
     from benchmarks.experiment.resolve import resolve
-    from benchmarks.experiment.spec import RunSpec
+    from benchmarks.experiment.spec import OWN_FIELDS, RunSpec
 
-    own = {name: getattr(given, name) for name in ("policy", "env", "seed", *BUDGETS, "device")}
+    own = {name: value for name, value in vars(given).items() if name == "env" or name in OWN_FIELDS}
     if given.spec is not None:
         if given.set or given.agent or any(value is not None for value in own.values()):
             names = "--agent, --set, " + ", ".join(f"--{name}" for name in own)
             raise UsageError(f"--spec repeats a run exactly: leave out {names}")
         return RunSpec.read(given.spec)
-    return resolve(given.agent or "reft", settings=given.set, **own)
-
-
-def _of_process() -> str:
-    return f" (process {os.environ['RANK']})" if follows() else ""
+    return resolve(given.agent or "reft", settings=dict(assignment(text) for text in given.set), **own)
 
 
 def _print_result(result: dict[str, Any], folder: Path) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.measuring.durable import read_rows
 from registry import UsageError
+from registry.command import command
 
 
+@command()
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (2 on bad input)."""
     parser = argparse.ArgumentParser(
@@ -23,17 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, help="a run's folder, or a folder of runs")
     parser.add_argument("--out", type=Path, default=Path("tensorboard"), help="where the logs are made")
     given = parser.parse_args(arguments)
-    try:
-        folders = sorted(
-            path.parent for path in [*given.runs.glob("metrics.jsonl"), *given.runs.glob("*/metrics.jsonl")]
-        )
-        if not folders:
-            raise UsageError(f"{given.runs} holds no run: give a folder made by benchmarks.run or benchmarks.compare")
-        for folder in folders:
-            print(export(folder, given.out))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folders = sorted(path.parent for path in [*given.runs.glob("metrics.jsonl"), *given.runs.glob("*/metrics.jsonl")])
+    if not folders:
+        raise UsageError(f"{given.runs} holds no run: give a folder made by benchmarks.run or benchmarks.compare")
+    for folder in folders:
+        print(export(folder, given.out))
     return 0
 
 

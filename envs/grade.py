@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any
 import envs.templates  # noqa: F401 (registers the templates)
 from envs.verifier import Verifier
 from registry import UsageError, templates
+from registry.command import command
 
 Row = dict[str, Any]
 
@@ -101,6 +101,7 @@ def _share(rows: list[Row], chosen: list[int], rewards: list[int]) -> str:
     return f"{sum(rewards[n] == rows[n]['expected'] for n in chosen) / len(chosen):.3f}"
 
 
+@command(errors=(OSError,))
 def main(argv: list[str] | None = None) -> int:
     """Grade the completions of a JSON lines file. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.grade", description=main.__doc__)
@@ -113,19 +114,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--deadline", type=float, default=2.0, help="seconds a symbolic comparison may take")
     parser.add_argument("--table", action="store_true", help="write the agreement per kind instead")
     args = parser.parse_args(argv)
-    try:
-        verifier = Verifier(templates.make(args.template).extract, deadline=args.deadline)
-        if args.table:
-            print(table(list(rows_of(args.file)), verifier))
-            return 0
-        for row in rows_of(args.file):
-            print(json.dumps(grade(row, verifier)), flush=True)
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    verifier = Verifier(templates.make(args.template).extract, deadline=args.deadline)
+    if args.table:
+        print(table(list(rows_of(args.file)), verifier))
+        return 0
+    for row in rows_of(args.file):
+        print(json.dumps(grade(row, verifier)), flush=True)
     return 0
 
 

@@ -24,21 +24,20 @@ from envs.verifier.literal import Literal
 from envs.verifier.notation import normalise
 from envs.verifier.structure import read
 from registry import UsageError, fields_of, templates
+from registry.command import assignment, command
 
 UNLIMITED_SAMPLE = 1000
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """``key=value`` pairs; a value is JSON where it can be, otherwise text."""
+    """``name=value`` pairs; a value is JSON where it can be, otherwise text."""
     options: dict[str, Any] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"option {pair!r} is not of the form key=value, such as limit=100")
+        name, value = assignment(pair, "option")
         try:
-            options[key] = json.loads(value)
+            options[name] = json.loads(value)
         except ValueError:
-            options[key] = value
+            options[name] = value
     return options
 
 
@@ -107,11 +106,12 @@ def repetition_lines(
     return lines
 
 
+@command(errors=(OSError,))
 def main(argv: list[str] | None = None) -> int:
     """Show a problem set: rows, prompts, token lengths, repeated questions. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.inspect", description=main.__doc__)
     parser.add_argument("problems", help="a name, file, folder or hub id, as for envs.problems.load_problems")
-    parser.add_argument("options", nargs="*", metavar="key=value", help="options of load_problems, such as limit=100")
+    parser.add_argument("options", nargs="*", metavar="name=value", help="options of load_problems, such as limit=100")
     parser.add_argument("--split", default="train")
     parser.add_argument(
         "--against", help="split (or set@split) to search for the same questions; default the other one"
@@ -120,19 +120,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", default="builtin", help="builtin, a folder or a hub id")
     parser.add_argument("--rows", type=int, default=3, help="rows to show (default %(default)s)")
     args = parser.parse_intermixed_args(argv)
-    try:
-        from envs.task import load_tokenizer
+    from envs.task import load_tokenizer
 
-        options = parse_options(args.options)
-        chosen: Template = templates.make(args.template)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # repetitions are reported below
-            problems = load_problems(args.problems, args.split, **options)
-            print(describe(problems, chosen, load_tokenizer(args.tokenizer), args.rows))
-            print("\n" + "\n".join(repetition_lines(problems, args.problems, args.split, args.against, options)))
-    except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = parse_options(args.options)
+    chosen: Template = templates.make(args.template)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # repetitions are reported below
+        problems = load_problems(args.problems, args.split, **options)
+        print(describe(problems, chosen, load_tokenizer(args.tokenizer), args.rows))
+        print("\n" + "\n".join(repetition_lines(problems, args.problems, args.split, args.against, options)))
     return 0
 
 

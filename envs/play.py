@@ -14,7 +14,7 @@ import gymnasium as gym
 
 import envs  # noqa: F401 (registers the env ids)
 from envs.math_reason import MathReason
-from registry import UsageError
+from registry.command import command
 
 
 def play(env: gym.Env, seed: int | None = None, problem: int | None = None, read: Callable[[], str] = input) -> float:
@@ -40,6 +40,7 @@ def play(env: gym.Env, seed: int | None = None, problem: int | None = None, read
     return reward
 
 
+@command(errors=(gym.error.Error,))
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (2 on bad input)."""
     parser = argparse.ArgumentParser(prog="python -m envs.play", description=(__doc__ or "").split("\n")[0])
@@ -47,12 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--problem", type=int, help="problem index (default: drawn)")
     parser.add_argument("--seed", type=int, help="of the draw")
     given = parser.parse_args(arguments)
-    try:
-        with gym.make(given.env, render_mode="ansi", disable_env_checker=True) as env:
-            play(env, given.seed, given.problem)
-    except (UsageError, gym.error.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with gym.make(given.env, render_mode="ansi", disable_env_checker=True) as env:
+        play(env, given.seed, given.problem)
     return 0
 
 

@@ -8,12 +8,14 @@ completion.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from envs.problems.arithmetic import LEVELS, Arithmetic
+from registry.command import command
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCAB_SIZE = 512
@@ -49,14 +51,16 @@ def train(count: int = 20000, max_length: int = 512) -> PreTrainedTokenizerFast:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train and save in Hugging Face form."""
+@command(errors=(OSError,))
+def main(argv: list[str] | None = None) -> int:
+    """Train and save in Hugging Face form. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.train_tokenizer", description=main.__doc__)
     parser.add_argument("--out", type=Path, default=BUILT_IN, help="folder to write (default: the built-in one)")
     args = parser.parse_args(argv)
     train().save_pretrained(args.out)
     print(f"wrote {args.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,56 @@
-"""What the commands share."""
+"""What the commands share: how each of them ends, and how an assignment on a command line reads."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from registry.errors import UsageError
 
 INTERRUPTED = 130
 """The exit status of a command that was interrupted, as a shell gives it."""
+
+Main = Callable[..., int | None]
+
+
+def command(*, interrupted: str = "", errors: tuple[type[Exception], ...] = ()) -> Callable[[Main], Callable[..., int]]:
+    """Decorator of a command's ``main``, which then returns an exit status instead of raising: ``main``'s own (0 for
+    None), 2 for bad input, 130 when interrupted, 1 when the reader of standard output has gone.
+
+    Args:
+        interrupted: what an interrupted user should know, such as how to go on.
+        errors: what is bad input besides ``UsageError``, such as ``OSError`` of a file that the user names.
+    """
+
+    bad_input: tuple[type[Exception], ...] = (UsageError, *errors)
+
+    def decorate(main: Main) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(arguments: Sequence[str] | None = None) -> int:
+            try:
+                status = main(arguments) or 0
+                sys.stdout.flush()  # so that a reader who has gone is noticed here
+                return status
+            except BrokenPipeError:  # the reader has seen enough; what is buffered goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
+            except bad_input as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"interrupted: {interrupted}" if interrupted else "interrupted", file=sys.stderr)
+                return INTERRUPTED
+
+        return run
+
+    return decorate
+
+
+def assignment(text: str, option: str = "--set") -> tuple[str, str]:
+    """Name and value of ``name=value``; raises ``UsageError``, which names ``option``, where ``text`` is none."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{option} {text!r} is no assignment: write name=value")
+    return name, value

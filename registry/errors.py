@@ -10,11 +10,15 @@ class UsageError(ValueError):
     """Bad input: the message names the value and the remedy."""
 
 
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known names most like ``name``, three at most."""
+    return get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an error message: the nearest known names, or all of them when none is near."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
+    if near := nearest(name, known):
         return f"did you mean {' or '.join(repr(n) for n in near)}?"
     return f"known: {', '.join(known) or 'none'}"
 
@@ -27,7 +31,9 @@ class UnknownName(UsageError):
 
 
 class UnknownField(UsageError):
-    """The component has no hyper-parameter of this name."""
+    """The component has no hyper-parameter of this name. ``near``: those of its own that are most like it."""
 
     def __init__(self, owner: str, name: str, known: Iterable[str]) -> None:
+        known = list(known)
+        self.near = nearest(name, known)
         super().__init__(f"{owner} has no field {name!r}: {did_you_mean(name, known)}")

@@ -93,18 +93,29 @@ class Registry:
         """The class registered under a plain name."""
         return self._entry(name).component
 
+    def form(self, name: str) -> str:
+        """How ids with a plain name are written in full, such as ``nested-reft/<sampler>/<correction>``."""
+        return "/".join([name, *(f"<{part}>" for part in self._entry(name).parts)])
+
     def resolve(self, id: str) -> tuple[type, dict[str, Any]]:
         """The class that a (composed) id names, and the fields that the id sets."""
         name, *segments = id.split("/")
         entry = self._entry(name)
         if len(segments) > len(entry.parts):
-            shape = "/".join([name, *(f"<{part}>" for part in entry.parts)])
-            raise UsageError(f"{self.kind} id {id!r} has too many parts: the form is {shape!r}")
+            raise UsageError(f"{self.kind} id {id!r} has too many parts: the form is {self.form(name)!r}")
         fields = dict(entry.fixed)
         for (field, registry), segment in zip(entry.parts.items(), segments, strict=False):
             registry.check(segment)
             fields[field] = segment
         return entry.component, fields
+
+    def replace_part(self, id: str, field: str, part: str) -> str:
+        """``id`` with another part for ``field``; as it is where the id does not name that part."""
+        name, *segments = id.split("/")
+        for n, known in enumerate(list(self._entry(name).parts)[: len(segments)]):
+            if known == field:
+                segments[n] = part
+        return "/".join((name, *segments))
 
     def check(self, id: str) -> None:
         """Raise ``UnknownName`` unless ``id`` can be made."""

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.comparison.catalogue import components
+from benchmarks.experiment.spec import PARTS
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -49,6 +52,14 @@ def test_the_commands_take_these_arguments(command: str, tmp_path: Path) -> None
     done = python("-m", module, *arguments, "--no-such-argument", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("unrecognized arguments: --no-such-argument"), done.stderr
+
+
+@pytest.mark.parametrize("part", ["sampler", "correction"])
+def test_the_tables_are_those_of_the_registries(part: str) -> None:
+    """Their text is made by the same function as ``benchmarks.run --list``: put there what this test prints."""
+    table = components(part, PARTS[part])
+    begin, end = f"<!-- {table.name} -->\n", f"<!-- end of {table.name} -->"
+    assert README.partition(begin)[2].partition(end)[0] == f"\n{table.markdown()}\n\n"
 
 
 def test_ci_calls_the_test_command() -> None:

@@ -26,8 +26,8 @@ REFINEMENTS = 10  # of a bracket, by 8 each: beta to 1e-9
 @corrections.register("self-normalised")
 @dataclass(frozen=True)
 class SelfNormalised(Correction):
-    """W_i = w_i / mean_j w_j with w = w_{1:T}, j over the group or the minibatch (self-normalised importance sampling;
-    Owen, Monte Carlo theory, methods and examples, ch. 9.2). Bias O(1/n), W <= n."""
+    """``W_i = w_i / mean_j w_j``, w = w_{1:T}, j over the group or the minibatch: self-normalised importance sampling
+    (Owen, Monte Carlo theory, methods and examples, ch. 9.2). Bias O(1/n), W <= n."""
 
     over: str = "group"
 
@@ -51,9 +51,9 @@ class SelfNormalised(Correction):
 @corrections.register("ess-adaptive")
 @dataclass(frozen=True)
 class ESSAdaptive(Correction):
-    """W = w ** beta with the largest beta in [0, 1] whose effective sample size over the minibatch is at least ``ess``
-    (a fraction): as much correction as the divergence at hand allows. The rule by which annealed and sequential Monte
-    Carlo choose their temperatures (Del Moral, Doucet and Jasra 2012)."""
+    """``W = w ** beta`` with the largest beta in [0, 1] whose effective sample size over the minibatch is at least
+    ``ess`` (a fraction): as much correction as the divergence at hand allows. The rule by which annealed and sequential
+    Monte Carlo choose their temperatures (Del Moral, Doucet and Jasra 2012)."""
 
     ess: float = 0.5
     level: str = "sequence"
@@ -84,9 +84,9 @@ class ESSAdaptive(Correction):
 @corrections.register("defensive")
 @dataclass(frozen=True)
 class Defensive(Correction):
-    """W = pi / ((n_0/n) pi_old + (n_1/n) mu) on whole sequences: the balance heuristic (Veach and Guibas 1995;
-    defensive mixtures, Hesterberg 1995) for groups of n completions of which the target wrote n_0
-    (``rollout.by_target``) and the nested policy n_1. Exactly unbiased, and W <= n / n_0 while pi = pi_old.
+    """``W = pi / ((n_0/n) pi_old + (n_1/n) mu)`` of the sequence, where the target wrote n_0 of a group's n completions
+    and the nested policy n_1: the balance heuristic. It is of Veach and Guibas 1995, for defensive mixtures (Hesterberg
+    1995); ``rollout.by_target`` says who wrote what. Exactly unbiased, and W <= n / n_0 while pi = pi_old.
 
     Needs both densities of *every* completion: ``rollout.behavior_logp`` = log mu of the nested policy, scored on the
     target-written ones, and ``rollout.old_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out

@@ -25,7 +25,7 @@ from registry import UsageError, corrections
 @corrections.register("none")
 @dataclass(frozen=True)
 class NoCorrection(Correction):
-    """W = 1: the completions are treated as the target's own. On policy it is REINFORCE or RLOO (by the advantage);
+    """``W = 1``: the completions are treated as the target's own. On policy it is REINFORCE or RLOO (by the advantage);
     under a layer subset it follows the gradient of another objective."""
 
     scope: ClassVar[str] = "token"
@@ -38,7 +38,8 @@ class NoCorrection(Correction):
 @corrections.register("token-is")
 @dataclass(frozen=True)
 class TokenIS(Correction):
-    """W_t = rho_t. Low variance; the prefix and the continuation stay mu's, so it is biased unless T = 1."""
+    """``W_t = rho_t``: the ratio of each token by itself. Low variance; the prefix and the continuation stay mu's, so
+    it is biased unless T = 1."""
 
     scope: ClassVar[str] = "token"
 
@@ -49,8 +50,8 @@ class TokenIS(Correction):
 @corrections.register("prefix-is")
 @dataclass(frozen=True)
 class PrefixIS(Correction):
-    """W_t = w_{1:t} (per-decision importance sampling, Precup et al. 2000). Corrects the state distribution and the
-    action; the value of the continuation stays mu's."""
+    """``W_t = w_{1:t}``: the ratio up to each token (per-decision importance sampling, Precup et al. 2000). Corrects
+    the state distribution and the action; the value of the continuation stays mu's."""
 
     scope: ClassVar[str] = "sequence"
 
@@ -61,7 +62,8 @@ class PrefixIS(Correction):
 @corrections.register("suffix-is")
 @dataclass(frozen=True)
 class SuffixIS(Correction):
-    """W_t = w_{t:T}. Corrects the action and its continuation; the distribution of the prefixes stays mu's."""
+    """``W_t = w_{t:T}``: the ratio from each token on. Corrects the action and its continuation; the distribution of
+    the prefixes stays mu's."""
 
     scope: ClassVar[str] = "sequence"
 
@@ -72,7 +74,7 @@ class SuffixIS(Correction):
 @corrections.register("sequence-is")
 @dataclass(frozen=True)
 class SequenceIS(Correction):
-    """W = w_{1:T} on every token: exactly unbiased, with a variance of about exp(2D), D = T * KL."""
+    """``W = w_{1:T}`` on every token: exactly unbiased, with a variance of about exp(2D), D = T * KL."""
 
     scope: ClassVar[str] = "sequence"
     unbiased: ClassVar[bool] = True
@@ -84,8 +86,9 @@ class SequenceIS(Correction):
 @corrections.register("truncated-is")
 @dataclass(frozen=True)
 class TruncatedIS(Correction):
-    """W = min(w, cap), w the ratio of the token or of the sequence (truncated importance sampling, Ionides 2008; for
-    the mismatch of sampler and trainer, Yao et al. 2025, "TIS"). Loses the mass of the tail; second moment <= cap^2."""
+    """``W = min(w, cap)``, w the ratio of the token or of the sequence: truncated importance sampling (Ionides 2008;
+    for the mismatch of sampler and trainer, Yao et al. 2025, "TIS"). Loses the mass of the tail; second moment <=
+    cap^2."""
 
     level: str = "token"
     cap: float = 2.0
@@ -109,8 +112,8 @@ class TruncatedIS(Correction):
 @corrections.register("masked-is")
 @dataclass(frozen=True)
 class MaskedIS(Correction):
-    """W = w if low <= w <= high, else 0 (masked importance sampling; on tokens with these bounds, IcePop of Ring-1T,
-    arXiv 2510.18855)."""
+    """``W = w`` if low <= w <= high, else 0: masked importance sampling (on tokens with these bounds, IcePop of
+    Ring-1T, arXiv 2510.18855)."""
 
     level: str = "token"
     low: float = 0.5
@@ -132,8 +135,8 @@ class MaskedIS(Correction):
 @corrections.register("geometric-mask")
 @dataclass(frozen=True)
 class GeometricMask(Correction):
-    """W = 1 if the geometric mean of the sequence's ratios lies in [low, high], else 0: drops whole completions that
-    the target would not have written; it filters and does not correct."""
+    """``W = 1`` if the geometric mean of the sequence's ratios lies in [low, high], else 0: drops whole completions
+    that the target would not have written. It filters and does not correct."""
 
     low: float = 0.5
     high: float = 2.0
@@ -152,8 +155,8 @@ class GeometricMask(Correction):
 @corrections.register("tempered")
 @dataclass(frozen=True)
 class Tempered(Correction):
-    """W = w ** beta: between no correction (0) and the full ratio (1), by token or by sequence (flattened importance
-    weights, Shimodaira 2000)."""
+    """``W = w ** beta``: between no correction (0) and the full ratio (1), by token or by sequence (flattened
+    importance weights, Shimodaira 2000)."""
 
     beta: float = 0.5
     level: str = "sequence"

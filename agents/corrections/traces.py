@@ -17,7 +17,7 @@ from registry import UsageError, corrections
 @corrections.register("retrace")
 @dataclass(frozen=True)
 class Retrace(Correction):
-    """W_t = lam * min(1, rho_t): the trace coefficient of Retrace(lam) on the token alone, without the product.
+    """``W_t = lam * min(1, rho_t)``: the trace coefficient of Retrace(lam) on the token alone, without the product.
 
     This is our reading of Nested-ReFT's *retrace* variant, whose text is not public. The operator of Munos et al.
     with its product of traces is ``retrace-product``.
@@ -41,9 +41,9 @@ class Retrace(Correction):
 @corrections.register("retrace-product")
 @dataclass(frozen=True)
 class RetraceProduct(Correction):
-    """W_t = rho_t * prod_{s>t} lam * min(1, rho_s): Retrace(lam) of Munos et al. 2016 (arXiv 1606.02647, eq. 3) with a
-    terminal reward. E_mu[min(1, rho)] = 1 - TV, so 1 % of TV per token leaves 5 % of the credit after 300 tokens:
-    lam = 1 by default."""
+    """``W_t = rho_t * prod_{s>t} lam * min(1, rho_s)``: Retrace(lam) of Munos et al. 2016 (arXiv 1606.02647, eq. 3)
+    with a terminal reward. E_mu[min(1, rho)] = 1 - TV, so 1 % of TV per token leaves 5 % of the credit after 300
+    tokens: lam = 1 by default."""
 
     lam: float = 1.0
 
@@ -65,8 +65,8 @@ class RetraceProduct(Correction):
 @corrections.register("v-trace")
 @dataclass(frozen=True)
 class VTrace(Correction):
-    """W_t = min(rho_bar, rho_t) * prod_{t<s<T} min(c_bar, rho_s) * min(rho_bar, rho_T), the last factor once for
-    t = T: V-trace of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, eq. 1) with a terminal reward."""
+    """``W_t = min(rho_bar, rho_t) * prod_{t<s<T} min(c_bar, rho_s) * min(rho_bar, rho_T)``: V-trace of IMPALA (Espeholt
+    et al. 2018, arXiv 1802.01561, eq. 1) with a terminal reward. For t = T the last factor counts once."""
 
     rho_bar: float = 1.0
     c_bar: float = 1.0

@@ -38,7 +38,7 @@ class TrustRegion(Correction):
 @corrections.register("ppo-clip")
 @dataclass(frozen=True)
 class PPOClip(TrustRegion):
-    """W = r, and 0 where the clip is active: A > 0 and r > 1 + eps_high, or A < 0 and r < 1 - eps_low.
+    """``W = r``, and 0 where PPO's clip is active: A > 0 and r > 1 + eps_high, or A < 0 and r < 1 - eps_low.
 
     PPO (arXiv 1707.06347, eq. 7), GRPO (2402.03300, sequence-mean), Dr. GRPO (2503.20783, constant), DAPO (2503.14476,
     eps_high 0.28, token-mean). Registered as ``practical`` too: our reading of Nested-ReFT's variant of that name,
@@ -60,7 +60,8 @@ class PPOClip(TrustRegion):
 @corrections.register("gspo")
 @dataclass(frozen=True)
 class GSPO(TrustRegion):
-    """W = s where not clipped, s = exp(mean_t log r_t) (arXiv 2507.18071, eq. 5-7; sequence-mean)."""
+    """``W = s`` where not clipped, s = exp(mean_t log r_t): PPO's clip by sequence (arXiv 2507.18071, eq. 5-7;
+    sequence-mean)."""
 
     eps_low: float = 3e-4
     eps_high: float = 4e-4
@@ -79,8 +80,8 @@ class GSPO(TrustRegion):
 @corrections.register("gmpo")
 @dataclass(frozen=True)
 class GMPO(TrustRegion):
-    """W = the geometric mean of the sequence's clipped ratios, on tokens that are not clipped. The clip is one-sided
-    by the sign of A and symmetric in log r (arXiv 2507.20673, eq. 4; sequence-mean)."""
+    """``W = exp(mean_t log clip(r_t))``, the geometric mean of the sequence's clipped ratios, on tokens that are not
+    clipped. The clip is one-sided by the sign of A and symmetric in log r (arXiv 2507.20673, eq. 4; sequence-mean)."""
 
     log_clip: float = 0.4
 
@@ -99,8 +100,8 @@ class GMPO(TrustRegion):
 @corrections.register("cispo")
 @dataclass(frozen=True)
 class CISPO(TrustRegion):
-    """W = r clamped to [1 - eps_low, 1 + eps_high]: no token loses its gradient (MiniMax-M1, arXiv 2506.13585, eq. 4;
-    token-mean). No lower bound by default, as there; the cap of 5 is ScaleRL's (arXiv 2510.13786)."""
+    """``W = r`` clamped to [1 - eps_low, 1 + eps_high]: no token loses its gradient (MiniMax-M1, arXiv 2506.13585, eq.
+    4; token-mean). No lower bound by default, as there; the cap of 5 is ScaleRL's (arXiv 2510.13786)."""
 
     eps_low: float = 1.0
     eps_high: float = 4.0
@@ -116,7 +117,7 @@ class CISPO(TrustRegion):
 @corrections.register("sapo")
 @dataclass(frozen=True)
 class SAPO(TrustRegion):
-    """W = 4 g (1 - g) r, g = sigmoid(tau (r - 1)), tau by the sign of A: a soft gate instead of a clip
+    """``W = 4 g (1 - g) r``, g = sigmoid(tau (r - 1)), tau by the sign of A: a soft gate instead of a clip
     (arXiv 2511.20347; sequence-mean)."""
 
     tau_pos: float = 1.0
@@ -136,8 +137,8 @@ class SAPO(TrustRegion):
 @corrections.register("topr")
 @dataclass(frozen=True)
 class TOPR(Correction):
-    """W = 1 where A > 0, min(1, w_{1:T}) where A < 0: successes as in supervised training, failures only as far as
-    the target would still write them (arXiv 2503.14286, eq. 8)."""
+    """``W = 1`` where A > 0, ``min(1, w_{1:T})`` where A < 0: successes as in supervised training, failures only as far
+    as the target would still write them (arXiv 2503.14286, eq. 8)."""
 
     scope: ClassVar[str] = "sequence"
 
@@ -150,9 +151,9 @@ class TOPR(Correction):
 @corrections.register("decoupled-ppo")
 @dataclass(frozen=True)
 class DecoupledPPO(TrustRegion):
-    """W = w * r where not clipped, w = pi_old / mu by token or sequence, capped if ``cap`` is set: the clip is taken
-    about pi_old while the ratio corrects mu (Hilton et al., arXiv 2110.00641, eq. 4). Equals ``token-is*ppo-clip`` (by
-    token, no cap).
+    """``W = w * r`` where not clipped, w = pi_old / mu: PPO's clip about pi_old while w corrects mu (Hilton et al.,
+    arXiv 2110.00641, eq. 4). The ratio w is of the token or of the sequence, and capped if ``cap`` is set; by token
+    without a cap this is ``token-is*ppo-clip``.
 
     Registered as ``base`` too: our reading of Nested-ReFT's variant of that name, pi / mu under the clip.
     """

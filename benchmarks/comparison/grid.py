@@ -6,20 +6,19 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.resolve import applicable, resolve
 from benchmarks.experiment.spec import RunSpec, check_names
-from registry import UnknownField, UnknownName, UsageError
+from policies.skipping.samplers import FullDepth
+from registry import UnknownField, UnknownName, UsageError, skip_samplers
 from registry import agents as agent_registry
 from registry.errors import did_you_mean
 
 PRESETS = Path(__file__).parents[1] / "presets"
 CONTROLS = ("random-reward", "uncorrected", "fewer")
-
-
-Plan = tuple[str, str, list[str]]  # label, id, assignments
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Grid:
         baseline: the id that every other arm is compared with.
         seeds, policies, envs: each agent runs on every combination.
         recipe: the name of published settings (presets/recipes.toml), which ``set`` overrides.
-        set: assignments for every run that has the field.
+        set: values by name (see ``benchmarks.experiment.resolve``) for every run that has the field.
         variants: see ``Variant``; an agent that matches none of them runs once, as it is.
         controls: ``random-reward``: the baseline with a coin for a reward; ``uncorrected``: each nested agent without
             its correction; ``fewer``: the baseline with fewer completions, as many as the time that skipping saves
@@ -79,16 +78,44 @@ class Arm:
         label: unique within the comparison.
         specs: one a seed, in the order of the seeds.
         missed: assignments that this arm's agent has no field for.
+        control: which of ``CONTROLS`` this arm is; None for what is compared.
+        skips: whether its agent writes with fewer layers.
     """
 
     label: str
     specs: tuple[RunSpec, ...]
     missed: tuple[str, ...] = ()
+    control: str | None = None
+    skips: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An arm before its policy, environment and seeds: an agent id and the settings that are wanted for it."""
+
+    label: str
+    id: str
+    wanted: Mapping[str, Any]
+    control: str | None = None
+
+    @cached_property
+    def split(self) -> tuple[dict[str, Any], dict[str, UnknownField]]:
+        """Of what is wanted, what the agent has a field for, and the rest."""
+        return applicable(self.id, self.wanted)
+
+    def resolve(self, **given: Any) -> RunSpec:
+        """The spec; ``given`` as for ``benchmarks.experiment.resolve``."""
+        return resolve(self.id, settings=self.split[0], **given)
+
+
+def preset_names() -> list[str]:
+    """Of the committed grids."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml") if path.stem != "recipes")
 
 
 def preset(name: str) -> Grid:
     """A committed grid by name, or a TOML file's. Raises UsageError where there is none or a name in it is unknown."""
-    known = sorted(path.stem for path in PRESETS.glob("*.toml") if path.stem != "recipes")
+    known = preset_names()
     path = Path(name) if name.endswith(".toml") else PRESETS / f"{name}.toml"
     if not name.endswith(".toml") and name not in known:
         raise UnknownName("preset", name, known)
@@ -118,20 +145,20 @@ def recipe(name: str) -> dict[str, Any]:
 
 def agent_ids(patterns: Iterable[str]) -> list[str]:
     """The ids that each pattern names, without repeats. An id that can be made stands for itself, products included."""
-    found: dict[str, None] = {}
+    ids: dict[str, None] = {}
     every = agent_registry.ids()
     whole = [id for id in every if not any(other.startswith(f"{id}/") for other in every)]
     for pattern in patterns:
         if pattern in agent_registry:
-            found[pattern] = None
+            ids[pattern] = None
             continue
         matching = [id for id in whole if fnmatchcase(id, pattern)]
         if not matching and not set(pattern) & set("*?["):
             agent_registry.resolve(pattern)  # raises, and names the part that is unknown
         if not matching:
             raise UsageError(f"no agent id matches {pattern!r}: {did_you_mean(pattern, whole)}")
-        found.update(dict.fromkeys(matching))
-    return list(found)
+        ids.update(dict.fromkeys(matching))
+    return list(ids)
 
 
 def arms(grid: Grid) -> list[Arm]:
@@ -139,88 +166,90 @@ def arms(grid: Grid) -> list[Arm]:
     ids = agent_ids(grid.agents)
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
-    common = assignments({**recipe(grid.recipe), **grid.set})
+    common = {**recipe(grid.recipe), **grid.set}
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
+    _refuse_what_all_miss(common, plans)
     plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
     many = len(grid.policies) * len(grid.envs) > 1
-    made: dict[tuple[str, ...], Arm] = {}
+    distinct: dict[tuple[str, ...], Arm] = {}
     for policy in grid.policies:
         for env in grid.envs:
-            for label, id, wanted in plans:
-                arm = _arm(f"{label} @ {policy}, {env}" if many else label, id, wanted, (grid, policy, env))
-                made.setdefault(tuple(spec.hash for spec in arm.specs), arm)
-    for text in common:
-        if all(text in arm.missed for arm in made.values()):
-            resolve(ids[0], settings=[text])  # raises, and names the nearest field
-    return list(made.values())
+            for plan in plans:
+                place = f" @ {policy}, {env}" if many else ""
+                arm = _arm(plan, place, policy=policy, env=env, seeds=grid.seeds)
+                distinct.setdefault(tuple(spec.hash for spec in arm.specs), arm)
+    return list(distinct.values())
 
 
-def _variants(id: str, declared: Sequence[Variant]) -> Sequence[Variant]:
+def _variants(id: str, variants: Sequence[Variant]) -> Sequence[Variant]:
     """Those that an agent matches; one that matches none runs once as it is, so that no arm is lost."""
-    return [variant for variant in declared if fnmatchcase(id, variant.agents)] or [Variant("")]
+    return [variant for variant in variants if fnmatchcase(id, variant.agents)] or [Variant("")]
 
 
-def _plan(id: str, variant: Variant, common: list[str]) -> Plan:
+def _plan(id: str, variant: Variant, common: Mapping[str, Any]) -> _Plan:
     """An agent under a variant; one that has none of its fields stays as it is."""
-    kept, _ = applicable(id, assignments(variant.set))
-    return f"{id} {variant.name if kept else ''}".strip(), id, [*common, *kept]
+    kept, _ = applicable(id, variant.set)
+    return _Plan(f"{id} {variant.name if kept else ''}".strip(), id, {**common, **kept})
 
 
-def _arm(label: str, id: str, wanted: list[str], where: tuple[Grid, str, str]) -> Arm:
-    grid, policy, env = where
-    kept, missed = applicable(id, wanted)
-    first = resolve(id, settings=kept, policy=policy, env=env)
-    return Arm(label, tuple(replace(first, seed=seed) for seed in grid.seeds), tuple(missed))
+def _refuse_what_all_miss(common: Iterable[str], plans: Sequence[_Plan]) -> None:
+    """Raise the most helpful of the plans' errors for a name that none of them has a field for."""
+    for name in common:
+        errors = [plan.split[1][name] for plan in plans if name in plan.split[1]]
+        if len(errors) == len(plans):
+            raise max(errors, key=lambda error: len(error.near))
 
 
-def applicable(id: str, wanted: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The assignments that an agent has a field for, and the others. Raises UsageError for a bad value."""
-    kept: list[str] = []
-    missed: list[str] = []
-    for text in wanted:
-        try:
-            resolve(id, settings=[*kept, text])
-            kept.append(text)
-        except UnknownField:
-            missed.append(text)
-    return kept, missed
+def _arm(plan: _Plan, place: str, *, policy: str, env: str, seeds: Sequence[int]) -> Arm:
+    first = plan.resolve(policy=policy, env=env)
+    return Arm(
+        label=plan.label + place,
+        specs=tuple(replace(first, seed=seed) for seed in seeds),
+        missed=tuple(f"{name}={plan.wanted[name]}" for name in plan.split[1]),
+        control=plan.control,
+        skips=skips_layers(first.agent),
+    )
 
 
-def _controls(control: str, baseline: str, plans: list[Plan], common: list[str]) -> list[Plan]:
+def skips_layers(agent: Mapping[str, Any]) -> bool:
+    """Whether a spec's agent has a sampler that skips any."""
+    sampler = agent.get("sampler")
+    return sampler is not None and not issubclass(skip_samplers.get(sampler["id"]), FullDepth)
+
+
+def _controls(control: str, baseline: str, plans: Sequence[_Plan], common: Mapping[str, Any]) -> list[_Plan]:
     """The further arms of a control."""
-    base = [plan for plan in plans if plan[1] == baseline] or [(baseline, baseline, common)]
+    base = [plan for plan in plans if plan.id == baseline] or [_Plan(baseline, baseline, common)]
     if control == "random-reward":
-        return [(f"{label} random reward", id, [*wanted, "env.reward=random"]) for label, id, wanted in base]
-    nested = [(label, id, wanted) for label, id, wanted in plans if id.count("/") == 2]
-    if control == "uncorrected":
-        bare = [(f"{id.rsplit('/', 1)[0]}/none", label.removeprefix(id), wanted) for label, id, wanted in nested]
         return [
-            (id + variant, id, [text for text in wanted if not text.startswith("correction")])
-            for id, variant, wanted in bare
+            _Plan(f"{plan.label} random reward", plan.id, {**plan.wanted, "env.reward": "random"}, control)
+            for plan in base
         ]
-    found = {}
-    for _, id, wanted in nested:
-        agent = resolve(id, settings=applicable(id, wanted)[0]).agent
+    agents = [(plan, plan.resolve().agent) for plan in plans]
+    nested = [(plan, agent) for plan, agent in agents if skips_layers(agent)]
+    if control == "uncorrected":
+        return [_uncorrected(plan) for plan, _ in nested]
+    rivals: dict[str, _Plan] = {}
+    for _, agent in nested:
         left = fewer_completions(agent)
-        found[f"{base[0][1]} {left} of {agent['group_size']} completions"] = (
-            base[0][1],
-            [*base[0][2], f"group_size={left}"],
-        )
-    return [(label, id, wanted) for label, (id, wanted) in found.items()]
+        label = f"{base[0].id} {left} of {agent['group_size']} completions"
+        rivals[label] = _Plan(label, base[0].id, {**base[0].wanted, "group_size": left}, control)
+    return list(rivals.values())
+
+
+def _uncorrected(plan: _Plan) -> _Plan:
+    """A nested agent's plan without its correction, be it a part of the id or a setting."""
+    id = agent_registry.replace_part(plan.id, "correction", "none")
+    label = id + plan.label.removeprefix(plan.id) if id != plan.id else f"{plan.label} uncorrected"
+    wanted = {
+        name: value
+        for name, value in plan.wanted.items()
+        if name.removeprefix("agent.").partition(".")[0] != "correction"
+    }
+    return _Plan(label, id, wanted, "uncorrected")
 
 
 def fewer_completions(agent: Mapping[str, Any]) -> int:
     """The group size of a nested agent's honest rival: as many completions of the full model as cost the same, if
     skipping saved its whole share of the layers."""
     return max(2, round(int(agent["group_size"]) * (1 - float(agent["sampler"].get("ratio", 0.0)))))
-
-
-def assignments(settings: Mapping[str, Any]) -> list[str]:
-    """A TOML table as ``name=value`` texts."""
-    return [f"{name}={_text(value)}" for name, value in settings.items()]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,112 +1,95 @@
-"""What a comparison will cost, before it runs: time and memory of each run.
+"""What a comparison will cost, before it runs: time and memory of each run, as far as finished runs tell.
 
-Finished runs of the same policy and environment are the best guide; without one, a model of the work: twice the
-parameters in operations per rollout token, six times per updated token, at the matrix product speed of this machine.
-That is a guide to within a factor of three, no more.
+A run's shape is its policy, environment, device and agent id. Finished runs of the same shape give seconds and tokens
+per completion, which are scaled to the completions of an iteration and to the budgets; where there are some with the
+very same agent, these alone count. Of a shape that no run has finished nothing is known.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from agents.update import microbatch_budget
 from benchmarks.comparison.board import clock
 from benchmarks.comparison.grid import Arm
 from benchmarks.experiment.spec import RunSpec
+from benchmarks.experiment.summary import read_result
 from benchmarks.experiment.training import RESULT
-from registry import UsageError
 
-STARTUP_SECONDS = 8.0
-LAYER_SECONDS = 1e-4  # of one decode step's dispatch, whatever the size
-LENGTH_SHARE = 0.5  # of the token budget that a completion uses
-PROCESS_BYTES = 0.6e9
-EFFICIENCY = 0.4  # of the measured matrix product speed, in the thin products of a real model
+UNKNOWN = "no finished run of this shape: unknown"
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Of one run: seconds, bytes, and whether from finished runs (``measured``) or from the model of the work."""
+class Cost:
+    """Of one run: seconds of training and evaluation, and the largest memory of its process in bytes."""
 
     seconds: float
-    bytes: float
-    measured: bool
+    peak_bytes: float
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a model: parameters, layers and bytes of keys and values per token."""
+class FinishedRun:
+    """What a finished run says of the cost of others like it. ``seconds`` and ``tokens`` are of one iteration."""
 
-    parameters: float
-    layers: int
-    vocabulary: int
-    kv_bytes: float
+    spec: RunSpec
+    seconds: float
+    tokens: float
+    evaluation_seconds: float
+    iterations: int
+    peak_bytes: float
+
+    def scaled_to(self, spec: RunSpec) -> Cost:
+        """The cost of ``spec``, whose shape is the same: in proportion to the completions it trains and evaluates."""
+        share = completions(spec) / completions(self.spec)
+        seconds, tokens = self.seconds * share, self.tokens * share
+        count = iterations(spec, seconds, tokens)
+        evaluation = self.evaluation_seconds * evaluated(spec, count) / evaluated(self.spec, self.iterations)
+        return Cost(seconds * count + evaluation, self.peak_bytes)
 
 
-class Estimator:
-    """Estimates against the finished runs under ``runs``."""
+class FinishedRuns:
+    """All finished runs below the folder ``runs``. Called with a spec it gives the spec's cost: the mean time, and the
+    largest memory, of the runs of its shape; None without such a run."""
 
     def __init__(self, runs: Path) -> None:
-        self.shapes: dict[str, Shape] = {}
-        self.speed: float | None = None
-        self.past = [_read(path) for path in sorted(runs.glob(f"*/{RESULT}"))]
+        self.runs = list(_read(runs))
 
-    def __call__(self, spec: RunSpec) -> Estimate:
-        """Of one run, on one process."""
-        found = [
-            (past, result)
-            for past, result in (pair for pair in self.past if pair)
-            if past.policy == spec.policy and past.env == spec.env and past.device == spec.device
-        ]
-        same = [pair for pair in found if pair[0].agent["id"] == spec.agent["id"]] or found
-        if same:
-            return self._scaled(spec, *same[-1])
-        return self._modelled(spec)
+    def __call__(self, spec: RunSpec) -> Cost | None:
+        same_shape = [run for run in self.runs if _shape(run.spec) == _shape(spec)]
+        same_agent = [run for run in same_shape if run.spec.agent == spec.agent]
+        costs = [run.scaled_to(spec) for run in same_agent or same_shape]
+        if not costs:
+            return None
+        return Cost(float(np.mean([cost.seconds for cost in costs])), max(cost.peak_bytes for cost in costs))
 
-    def _scaled(self, spec: RunSpec, past: RunSpec, result: dict[str, Any]) -> Estimate:
-        share = completions(spec) / completions(past) / result["iterations"]
-        training = result["seconds"] * share
-        count = iterations(spec, training, result["tokens"] * share)
-        evaluation = result["seconds_evaluation"] * evaluated(spec, count) / evaluated(past, result["iterations"])
-        seconds = STARTUP_SECONDS + training * count + evaluation
-        return Estimate(seconds, result.get("peak_bytes", PROCESS_BYTES), True)
 
-    def _modelled(self, spec: RunSpec) -> Estimate:
-        from envs.task import TaskSpec
+def _shape(spec: RunSpec) -> tuple[str, str, str, str]:
+    return spec.policy, json.dumps(spec.env, sort_keys=True), spec.device, spec.agent["id"]
 
-        shape = self.shapes.setdefault(spec.policy, _shape(spec.policy))
-        self.speed = self.speed or _product_speed()
-        budget = spec.env.get("max_new_tokens", _registered(spec.env["id"]).get("max_new_tokens"))
-        budget = budget or TaskSpec().max_new_tokens
-        prompt = spec.env.get("max_prompt_tokens", TaskSpec().max_prompt_tokens) * LENGTH_SHARE
-        written = completions(spec) * budget * LENGTH_SHARE
-        skipped = float(spec.agent.get("sampler", {}).get("ratio", 0.0))
-        read = completions(spec) / spec.agent.get("group_size", 1) * prompt
-        operations = 2 * shape.parameters * (written + read) * (1 - skipped)
-        operations += 6 * shape.parameters * (written + read) * spec.agent.get("epochs", 1)
-        slots = spec.agent.get("slots") or min(completions(spec), 256)
-        steps = budget * math.ceil(completions(spec) / slots)
-        iteration = operations / (self.speed * EFFICIENCY) + steps * shape.layers * LAYER_SECONDS
-        count = iterations(spec, iteration, written)
-        checks = (
-            2 * shape.parameters * evaluated(spec, count) * (budget * LENGTH_SHARE + prompt) / (self.speed * EFFICIENCY)
-        )
-        seconds = STARTUP_SECONDS + iteration * count + checks
-        tokens = min(
-            microbatch_budget(spec.agent.get("microbatch_tokens"), spec.device),
-            completions(spec) * (prompt + budget * LENGTH_SHARE),
-        )
-        memory = PROCESS_BYTES + 20 * shape.parameters + slots * (prompt / LENGTH_SHARE + budget) * shape.kv_bytes
-        memory += tokens * (shape.layers * shape.kv_bytes + 8 * min(shape.vocabulary, 4096))
-        return Estimate(seconds, memory, False)
+
+def _read(runs: Path) -> Iterator[FinishedRun]:
+    """Runs whose folder is of another version or damaged say nothing of cost."""
+    for path in sorted(runs.glob(f"*/{RESULT}")):
+        try:
+            spec, result = RunSpec.read(path.parent / "spec.json"), read_result(path)
+            count = int(result["iterations"])
+            yield FinishedRun(
+                spec=spec,
+                seconds=result["seconds"] / count,
+                tokens=result["tokens"] / count,
+                evaluation_seconds=result["seconds_evaluation"],
+                iterations=count,
+                peak_bytes=result["peak_bytes"],
+            )
+        except (ValueError, KeyError):
+            continue
 
 
 def completions(spec: RunSpec) -> int:
@@ -126,88 +109,34 @@ def evaluated(spec: RunSpec, count: int) -> int:
     return chosen.problems * (1 + glances + 2 * chosen.samples + 2 * len(chosen.sets))
 
 
-def _read(path: Path) -> tuple[RunSpec, dict[str, Any]] | None:
-    """A finished run; None where its folder is of another version or damaged, which says nothing of cost."""
-    try:
-        return RunSpec.read(path.parent / "spec.json"), json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-
-
-def _registered(env: str) -> dict[str, Any]:
-    import gymnasium as gym
-
-    return dict(gym.spec(env).kwargs)
-
-
-def _shape(policy: str) -> Shape:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from policies.pretrained.load import load_config
-
-    config = load_config(policy)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(
-        parameters=float(sum(parameter.numel() for parameter in model.parameters())),
-        layers=config.num_hidden_layers,
-        vocabulary=config.vocab_size,
-        kv_bytes=8.0 * config.num_hidden_layers * heads * size,
-    )
-
-
-def _product_speed(size: int = 512) -> float:
-    """Operations a second of a square float32 product on the threads in use."""
-    import torch
-
-    a = torch.ones(size, size)
-    a @ a
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < 0.1:
-        a @ a
-        count += 1
-    return 2.0 * size**3 * count / (time.perf_counter() - began)
-
-
 def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None:
-    """The runs of a comparison with their estimated time and memory, on standard output."""
-    import torch
-
-    torch.set_num_threads(threads)
-    estimator = Estimator(runs)
+    """The runs of a comparison with their time and memory, on standard output."""
+    cost_of = FinishedRuns(runs)
     console = Console()
     table = Table(title=f"{sum(len(arm.specs) for arm in arms)} runs", title_justify="left")
     table.add_column("agent", overflow="fold")
     for name in ("seed", "folder", "state", "time", "memory"):
         table.add_column(name, justify="right" if name in ("seed", "time", "memory") else "left")
-    total, largest, modelled = 0.0, 0.0, False
-    unknown: dict[str, None] = {}
+    to_do: list[Cost] = []
+    unknown = 0
     for arm in arms:
         for spec in arm.specs:
-            done = (runs / spec.hash / RESULT).is_file()
-            state = "finished" if done else "half-done" if (runs / spec.hash / "checkpoint").exists() else "to do"
-            try:
-                guess = estimator(spec)
-            except UsageError as error:  # the model is not there yet; the plan can be looked at all the same
-                unknown[str(error)] = None
-                table.add_row(arm.label, str(spec.seed), spec.hash, state, "unknown", "unknown")
-                continue
-            total += 0.0 if done else guess.seconds
-            largest = max(largest, guess.bytes)
-            modelled |= not guess.measured
-            cost = "" if done else clock(guess.seconds)
-            table.add_row(arm.label, str(spec.seed), spec.hash, state, cost, f"{guess.bytes / 1e9:.1f} GB")
+            is_done = (runs / spec.hash / RESULT).is_file()
+            state = "finished" if is_done else "half-done" if (runs / spec.hash / "checkpoint").exists() else "to do"
+            cost = cost_of(spec)
+            seconds = "" if is_done else clock(cost.seconds) if cost else "unknown"
+            memory = f"{cost.peak_bytes / 1e9:.1f} GB" if cost else "unknown"
+            table.add_row(arm.label, str(spec.seed), spec.hash, state, seconds, memory)
+            unknown += not is_done and cost is None
+            to_do += [cost] if cost and not is_done else []
     console.print(table)
-    for message in unknown:
-        console.print(f"no estimate: {message}", highlight=False)
-    if not largest:
-        return
-    console.print(
-        f"about {clock(total / jobs)} with {jobs} run(s) at a time of {threads} thread(s), "
-        f"{largest * jobs / 1e9:.1f} GB of memory; "
-        + ("estimated from the work, to a factor of three" if modelled else "from finished runs"),
-        highlight=False,
-    )
+    if to_do:
+        seconds = clock(sum(cost.seconds for cost in to_do) / jobs)
+        memory = f"{jobs * max(cost.peak_bytes for cost in to_do) / 1e9:.1f} GB"
+        console.print(
+            f"about {seconds} of training and evaluation with {jobs} run(s) at a time of {threads} thread(s), {memory} "
+            "of memory; from finished runs",
+            highlight=False,
+        )
+    if unknown:
+        console.print(f"{unknown} run(s): {UNKNOWN}", highlight=False)

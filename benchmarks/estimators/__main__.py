@@ -10,20 +10,22 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import agents  # noqa: F401  registers the components
 from agents.corrections import ZeroWeights, traits
 from benchmarks.estimators import adviser, against, contract, picture, report
-from benchmarks.estimators.moments import Groups
+from benchmarks.estimators.moments import Grouping
 from benchmarks.estimators.sweep import Sweep, rows
+from benchmarks.measuring.table import Table
+from benchmarks.measuring.table import console as output
 from registry import UsageError, advantages, corrections, parse_value
+from registry.command import assignment, command
 
 DESCRIPTION = """\
 Enumerate a token MDP and give, for every registered off-policy correction, the exact bias, variance, direction and
@@ -43,76 +45,77 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog="python -m benchmarks.estimators",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Sweep()
-    made.add_argument("--correction", action="append", metavar="PATTERN", help="ids to compare (repeatable; default *)")
-    made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the corrections")
-    made.add_argument("--advantage", default=default.advantage, help=f"default {default.advantage}")
-    made.add_argument("--groups", type=int, default=default.groups.size, metavar="G", help="completions per problem")
-    made.add_argument(
+    options.add_argument(
+        "--correction", action="append", metavar="PATTERN", help="ids to compare (repeatable; default *)"
+    )
+    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the corrections")
+    options.add_argument("--advantage", default=default.advantage, help=f"default {default.advantage}")
+    options.add_argument("--groups", type=int, default=default.groups.size, metavar="G", help="completions per problem")
+    options.add_argument(
         "--by-target",
         type=int,
         default=default.groups.by_target,
         metavar="N0",
         help="of them by the target (defensive)",
     )
-    made.add_argument("--batch", type=int, default=default.batch, metavar="N", help="completions per update")
-    made.add_argument(
+    options.add_argument("--batch", type=int, default=default.batch, metavar="N", help="completions per update")
+    options.add_argument(
         "--d", type=float, nargs="+", default=default.divergences, help="divergences of the noised target"
     )
-    made.add_argument("--horizon", type=int, nargs="+", default=default.horizons, help="tokens, of the noised target")
-    made.add_argument("--success", type=float, nargs="+", default=default.successes, help="success rates of the target")
-    made.add_argument(
+    options.add_argument(
+        "--horizon", type=int, nargs="+", default=default.horizons, help="tokens, of the noised target"
+    )
+    options.add_argument(
+        "--success", type=float, nargs="+", default=default.successes, help="success rates of the target"
+    )
+    options.add_argument(
         "--skip", type=int, nargs="*", default=default.skips, help="layers of the transformer's 12 to skip"
     )
-    made.add_argument(
+    options.add_argument(
         "--seeds", type=int, default=default.seeds, help=f"random problems per cell, default {default.seeds}"
     )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows, one per cell and correction")
-    made.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
-    made.add_argument("--picture", type=Path, metavar="FILE", help="write efficiency against D (png, svg, pdf)")
-    made.add_argument("--check", metavar="MODULE:CLASS", help="run the contract checks on a correction of your own")
-    made.add_argument("--run", type=Path, metavar="FOLDER", help="advise on a run's folder")
-    made.add_argument(
+    options.add_argument("--json", type=Path, metavar="FILE", help="write the rows, one per cell and correction")
+    options.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    options.add_argument("--picture", type=Path, metavar="FILE", help="write efficiency against D (png, svg, pdf)")
+    options.add_argument("--check", metavar="MODULE:CLASS", help="run the contract checks on a correction of your own")
+    options.add_argument("--run", type=Path, metavar="FOLDER", help="advise on a run's folder")
+    options.add_argument(
         "--against",
         type=Path,
         nargs="+",
         metavar="FOLDER",
         help="finished runs: what the lab predicted beside what came",
     )
-    return made
+    return options
 
 
+@command()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if ``--check`` found a fault, 2 on bad input."""
     given = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = output()
     torch.set_num_threads(1)  # the tensors are small
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ZeroWeights)
-            if given.check:
-                return check(given.check, console)
-            chosen = choose(given.correction or ["*"], given.set)
-            command = "python -m benchmarks.estimators " + shlex.join(
-                arguments if arguments is not None else sys.argv[1:]
-            )
-            if given.run:
-                write(adviser.advise(given.run, chosen, console), given, command)
-            elif given.against:
-                write(against.compare(given.against, sweep_of(given), console), given, command)
-            else:
-                found = list(rows(sweep_of(given), chosen))
-                write(found, given, command)
-                report.show(found, console)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroWeights)
+        if given.check:
+            return check(given.check, console)
+        chosen = choose(given.correction or ["*"], dict(assignment(text) for text in given.set))
+        line = "python -m benchmarks.estimators " + shlex.join(arguments if arguments is not None else sys.argv[1:])
+        if given.run:
+            write(adviser.advise(given.run, chosen, console), given, line)
+        elif given.against:
+            write(against.compare(given.against, sweep_of(given), console), given, line)
+        else:
+            lab = list(rows(sweep_of(given), chosen))
+            write(lab, given, line)
+            report.show(lab, console)
     return 0
 
 
@@ -128,7 +131,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         raise UsageError("nothing to enumerate: give --d or --skip")
     if any(not 1 <= horizon <= 7 for horizon in given.horizon):
         raise UsageError("--horizon must lie in 1 to 7: the completions are enumerated, 4 ** T of them")
-    groups = Groups(given.groups, given.by_target)
+    groups = Grouping(given.groups, given.by_target)
     if given.batch < groups.size:
         raise UsageError(f"--batch {given.batch} must hold at least one group of {groups.size}")
     return Sweep(
@@ -143,7 +146,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     )
 
 
-def choose(patterns: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
+def choose(patterns: Sequence[str], settings: Mapping[str, str]) -> dict[str, Any]:
     """The corrections by id: a pattern is a (product) id or a shell pattern over the registered ones. A setting goes
     to every chosen correction that has the field."""
     ids: list[str] = []
@@ -153,12 +156,7 @@ def choose(patterns: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
         if not matching:
             corrections.check(pattern)  # raises with the nearest known id
         ids += [id for id in matching if id not in ids]
-    values: dict[str, str] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting!r} has no value: write FIELD=VALUE")
-        values[name.removeprefix("correction.")] = text
+    values = {name.removeprefix("correction."): text for name, text in settings.items()}
     known = {id: corrections.fields(id) for id in ids}
     for name in values:
         if not any(name in fields for fields in known.values()):
@@ -176,18 +174,18 @@ def choose(patterns: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write(found: list[dict[str, Any]], given: argparse.Namespace, command: str) -> None:
+def write(lab: list[dict[str, Any]], given: argparse.Namespace, line: str) -> None:
     """The files asked for."""
     if given.json:
-        rounded = [{name: _rounded(value) for name, value in row.items()} for row in found]
+        rounded = [{name: _rounded(value) for name, value in row.items()} for row in lab]
         given.json.write_text("[\n" + ",\n".join(json.dumps(row) for row in rounded) + "\n]\n")
     sweeping = not (given.run or given.against)
     if (given.markdown or given.picture) and not sweeping:
         raise UsageError("--markdown and --picture are of a sweep; leave out --run and --against")
     if given.markdown:
-        given.markdown.write_text(report.markdown(found, command))
+        given.markdown.write_text(report.markdown(lab, line))
     if given.picture:
-        picture.draw(found, given.picture)
+        picture.draw(lab, given.picture)
 
 
 def _rounded(value: Any) -> Any:
@@ -225,15 +223,11 @@ def load(target: str) -> Any:
 def check(target: str, console: Console) -> int:
     """Print the contract checks of one correction and where it stands in the lab."""
     correction = load(target)
-    found = contract.check(correction)
+    faults = contract.check(correction)
     console.print(f"{target} declares {traits(correction)}", soft_wrap=True)
-    table = Table()
-    for name in ("check", "result"):
-        table.add_column(name, overflow="fold")
-    for name, fault in found.items():
-        table.add_row(name, fault or "ok")
-    console.print(table)
-    if any(found.values()):
+    results = [[name, fault or "ok"] for name, fault in faults.items()]
+    console.print(Table(["check", "result"], results, left=(0, 1)).rich())
+    if any(faults.values()):
         return 1
     if not hasattr(correction, "scope"):
         console.print(

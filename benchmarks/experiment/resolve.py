@@ -3,42 +3,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import gymnasium as gym
 
-from benchmarks.experiment.spec import GIVEN_ELSEWHERE, PARTS, EvaluationSpec, RunSpec, check_names, fingerprint
+from benchmarks.experiment import BUDGETS
+from benchmarks.experiment.spec import OWN_FIELDS, PARTS, EvaluationSpec, RunSpec, check_names, fingerprint
 from envs.shaping import whole_parts
 from envs.task import TaskSpec
 from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
 from registry import agents as agent_registry
 from registry.fields import REQUIRED
 
-RUN_FIELDS = ("iterations", "checkpoint_every", "seed", "tokens", "seconds", "policy", "device")
-PARSED_AS = {"tokens": int, "seconds": float, "policy": str, "device": str}  # the others are integers
+NOT_OF_AGENT = {*fields_of(RunSpec), "verbose", "tensorboard_log"}  # what an agent takes and a spec's agent leaves out
 
 
-def resolve(agent: str, *, settings: Iterable[str] = (), **given: Any) -> RunSpec:
+def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: Any) -> RunSpec:
     """A complete spec from an agent id, the run's own fields and ``--set`` assignments.
 
     Args:
         agent: an id such as ``nested-reft/uniform/retrace``.
-        settings: assignments: ``learning_rate=1e-4`` or ``agent.learning_rate=1e-4``; ``correction.lam=0.9`` and so on
-            for ``sampler``, ``advantage``, ``aggregation`` and ``problems``; ``env.template=chat``;
-            ``env.problem_options.level=2``; ``env.reward_parts=format,length-penalty`` and then
-            ``env.reward_parts.length-penalty.weight=0.01``; ``evaluation.problems=100``; ``iterations=30``.
+        settings: values by name, as text or typed: ``learning_rate`` or ``agent.learning_rate``; ``correction.lam`` and
+            so on for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
+            ``env.problem_options.level``; ``env.reward_parts`` and then ``env.reward_parts.length-penalty.weight``;
+            ``evaluation.problems``; ``iterations``. A component goes before its fields, whatever the order they were
+            given in.
         **given: fields of ``RunSpec`` (``policy``, ``env`` as an id, ``seed``, ...); None leaves the default.
 
     Raises:
         UsageError: an unknown name, field or value, with the nearest known one.
     """
     draft = _Draft(agent, given)
-    # A component before its fields, whatever the order they were given in.
-    for assignment in sorted(settings, key=lambda text: text.partition("=")[0].count(".")):
-        draft.assign(assignment)
+    for name, value in _components_first(settings or {}):
+        draft.assign(name, value)
     return draft.spec()
+
+
+def applicable(agent: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, UnknownField]]:
+    """The settings that an agent has a field for, and of the others why they are none of its own. Raises UsageError for
+    a bad value."""
+    draft = _Draft(agent, {})
+    missed: dict[str, UnknownField] = {}
+    for name, value in _components_first(settings):
+        try:
+            draft.assign(name, value)
+        except UnknownField as error:
+            missed[name] = error
+    return {name: value for name, value in settings.items() if name not in missed}, missed
+
+
+def _components_first(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(settings.items(), key=lambda setting: setting[0].removeprefix("agent.").count("."))
 
 
 class _Draft:
@@ -48,58 +65,56 @@ class _Draft:
         component, fixed = agent_registry.resolve(agent)
         given = {name: value for name, value in given.items() if value is not None}
         self.id = agent
-        self.known = {name: f for name, f in fields_of(component).items() if name not in GIVEN_ELSEWHERE}
+        self.known = {name: f for name, f in fields_of(component).items() if name not in NOT_OF_AGENT}
         self.values = {**{name: f.default for name, f in self.known.items()}, **fixed}
         self.env: dict[str, Any] = {"id": given.pop("env", "MathReason-v0")}
-        self.evaluation = {f.name: f.default for f in fields(EvaluationSpec)}
+        self.evaluation = asdict(EvaluationSpec())
         self.run = given
         self.parts: dict[str, dict[str, Any]] = {name: {} for name in PARTS if name in self.known}
 
-    def assign(self, assignment: str) -> None:
-        """Apply one ``name=value``."""
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set {assignment!r} is no assignment: write --set name=value")
+    def assign(self, name: str, value: Any) -> None:
+        """Set what ``name`` reaches; raises UnknownField where that is nothing."""
         prefix, dot, rest = name.partition(".")
-        if not dot and name in RUN_FIELDS:
-            self.run[name] = parse_value(text, PARSED_AS.get(name, int), name)
+        if name in OWN_FIELDS:
+            self.run[name] = parse_value(value, OWN_FIELDS[name].type, name)
         elif not dot or prefix == "agent":
-            self._assign_agent(rest if dot else name, name, text)
+            self._assign_agent(rest if dot else name, name, value)
         elif prefix in self.parts:
             known = PARTS[prefix].fields(self.values[prefix])
             check_names(f"{prefix} {self.values[prefix]!r}", [rest], known)
-            self.parts[prefix][rest] = parse_value(text, known[rest].type, name)
+            self.parts[prefix][rest] = parse_value(value, known[rest].type, name)
         elif prefix == "env":
-            self._assign_env(rest, name, text)
+            self._assign_env(rest, name, value)
         elif prefix == "evaluation":
-            check_names("evaluation", [rest], fields_of(EvaluationSpec))
-            self.evaluation[rest] = parse_value(text, fields_of(EvaluationSpec)[rest].type, name)
+            known = fields_of(EvaluationSpec)
+            check_names("evaluation", [rest], known)
+            self.evaluation[rest] = parse_value(value, known[rest].type, name)
         else:
             raise UnknownField("--set", prefix, [*self.parts, "agent", "env", "evaluation"])
 
-    def _assign_agent(self, field_name: str, name: str, text: str) -> None:
+    def _assign_agent(self, field_name: str, name: str, value: Any) -> None:
         if field_name not in self.known:
-            raise UnknownField(f"agent {self.id!r}", field_name, [*self.known, *RUN_FIELDS])
+            raise UnknownField(f"agent {self.id!r}", field_name, [*self.known, *OWN_FIELDS])
         if field_name in self.parts:
-            PARTS[field_name].check(text)
-            self.values[field_name] = text
+            self.values[field_name] = parse_value(value, str, name)
+            PARTS[field_name].check(self.values[field_name])
             return
         kind = self.known[field_name].type
         # A learning rate may be a schedule in Python; on a command line it is a number.
-        self.values[field_name] = parse_value(text, float if "Callable" in str(kind) else kind, name)
+        self.values[field_name] = parse_value(value, float if "Callable" in str(kind) else kind, name)
 
-    def _assign_env(self, rest: str, name: str, text: str) -> None:
+    def _assign_env(self, rest: str, name: str, value: Any) -> None:
         field_name, dot, option = rest.partition(".")
         known = fields_of(TaskSpec)
         check_names("env", [field_name], known)
         if dot and field_name == "problem_options":
-            self.env.setdefault("problem_options", {})[option] = _guess(text)
+            self.env.setdefault("problem_options", {})[option] = _guess(value)
         elif dot and field_name == "reward_parts":
-            self._assign_reward_part(option, name, text)
+            self._assign_reward_part(option, name, value)
         else:
-            self.env[field_name] = parse_value(text, known[field_name].type, name)
+            self.env[field_name] = parse_value(value, known[field_name].type, name)
 
-    def _assign_reward_part(self, rest: str, name: str, text: str) -> None:
+    def _assign_reward_part(self, rest: str, name: str, value: Any) -> None:
         id, _, field_name = rest.partition(".")
         parts = whole_parts({**_registered(self.env["id"]), **self.env}.get("reward_parts", ()))
         if id not in [part["id"] for part in parts]:
@@ -107,8 +122,8 @@ class _Draft:
             raise UsageError(f"{name}: {id!r} is not among the reward parts; --set env.reward_parts={chosen} as well")
         known = reward_parts.fields(id)
         check_names(f"reward part {id!r}", [field_name], known)
-        value = parse_value(text, known[field_name].type, name)
-        self.env["reward_parts"] = [{**part, field_name: value} if part["id"] == id else part for part in parts]
+        parsed = parse_value(value, known[field_name].type, name)
+        self.env["reward_parts"] = [{**part, field_name: parsed} if part["id"] == id else part for part in parts]
 
     def spec(self) -> RunSpec:
         """The spec; components are made once, so that a bad value fails here and not in the run."""
@@ -122,10 +137,11 @@ class _Draft:
             defaults = {} if "*" in id else {field: f.default for field, f in registry.fields(id).items()}
             self.values[name] = {"id": id, **defaults, **chosen}
         agent = {"id": self.id, **self.values}
+        # Lists for tuples, as a file gives them back, so that a spec equals itself read again.
         plain = json.loads(json.dumps({"agent": agent, "env": self._whole_env(), "evaluation": self.evaluation}))
-        if "iterations" not in self.run and {"tokens", "seconds"} & set(self.run):
+        if "iterations" not in self.run and set(BUDGETS) & set(self.run):
             self.run["iterations"] = None  # the budget given is the only one
-        return RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", "tiny")))
+        return RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", RunSpec.policy)))
 
     def _whole_env(self) -> dict[str, Any]:
         """Every argument of the environment: its defaults, what its id sets, what was set; the policy's tokenizer."""
@@ -138,11 +154,14 @@ class _Draft:
         return {"id": given["id"], **defaults}
 
 
-def _guess(text: str) -> Any:
+def _guess(value: Any) -> Any:
+    """Text as JSON where it is that; a typed value as it is."""
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(text)
+        return json.loads(value)
     except json.JSONDecodeError:
-        return text
+        return value
 
 
 def _registered(env: str) -> dict[str, Any]:

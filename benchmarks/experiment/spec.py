@@ -6,13 +6,14 @@ import hashlib
 import json
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import agents  # noqa: F401 (registers the agents)
 import envs  # noqa: F401 (registers the env ids)
+from benchmarks.experiment import BUDGETS
 from benchmarks.measuring.durable import write_whole
 from envs.task import TaskSpec
 from policies.pretrained.load import BUILT_IN
@@ -40,8 +41,8 @@ PARTS: dict[str, Registry] = {
     "aggregation": aggregations,
     "problem_sampler": problem_samplers,
 }
+RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 HASHED_BYTES = 4 << 20  # of each end of a file
-GIVEN_ELSEWHERE = {"policy", "env", "seed", "verbose", "tensorboard_log", "device"}
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ class RunSpec:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "checkpoint_every", "tokens", "seconds"):
+        for name in (*BUDGETS, "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name}={value} must be positive")
-        if self.iterations is self.tokens is self.seconds is None:
+        if all(getattr(self, name) is None for name in BUDGETS):
             raise UsageError("a run needs a budget: give iterations, tokens or seconds")
 
     @property
@@ -138,12 +139,24 @@ class RunSpec:
             raise UsageError(f"spec {str(path)!r} is not JSON: {error}") from None
         if not isinstance(loaded, dict) or not isinstance(loaded.get("agent"), dict) or "id" not in loaded["agent"]:
             raise UsageError(f"spec {str(path)!r} has no 'agent' with an 'id'")
-        check_names(f"spec {path.name!r}", loaded, [f.name for f in fields(RunSpec)])
-        spec = RunSpec(**loaded)
+        check_names(f"spec {path.name!r}", loaded, fields_of(RunSpec))
+        spec = RunSpec(**{**loaded, "agent": _renamed(loaded["agent"])})
         agent_arguments(spec.agent)
         check_names("env", [name for name in spec.env if name != "id"], fields_of(TaskSpec))
         check_names("evaluation", spec.evaluation, fields_of(EvaluationSpec))
         return spec
+
+
+OWN_FIELDS: dict[str, Field] = {
+    name: field for name, field in fields_of(RunSpec).items() if name not in ("agent", "weights", "env", "evaluation")
+}
+"""What a run has beside its agent, its environment and its evaluation, and what ``--set`` reaches by a bare name."""
+
+
+def _renamed(agent: dict[str, Any]) -> dict[str, Any]:
+    """A stored agent with its arguments as they are called now."""
+    known = fields_of(agent_registry.resolve(agent["id"])[0])
+    return {name if name in known else RENAMED.get(name, name): value for name, value in agent.items()}
 
 
 def fingerprint(policy: str) -> str | None:
@@ -190,8 +203,8 @@ def agent_arguments(agent: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     return component, arguments
 
 
-def _typed(value: Any, declared: Field | None) -> Any:
-    """A JSON list as a tuple where the field is declared as one."""
-    if declared is not None and isinstance(value, list) and typing.get_origin(declared.type) is tuple:
+def _typed(value: Any, known: Field | None) -> Any:
+    """A JSON list as a tuple where the field is one."""
+    if known is not None and isinstance(value, list) and typing.get_origin(known.type) is tuple:
         return tuple(value)
     return value

@@ -17,6 +17,7 @@ from policies import LayerSubset, Length, Nested, Policy, Probe, with_int8
 from policies.nested import HALVES, is_int8, kept_blocks
 from policies.skipping.divergence import Text, compare, completions, states, write
 from registry import Registry, UsageError, parse_value, patches
+from registry.command import assignment
 
 LONGEST_PROMPT = 8192
 SHORTEST_BLOCK = 1.0  # seconds
@@ -50,12 +51,12 @@ class Bench:
         """``divergence`` of a patched subset, and what its fit says and took.
 
         Args:
-            spec: of the patch, as ``made``.
+            spec: of the patch, as ``make_component``.
             number: of the fit; each has completions of its own. With ``--both-texts`` a first fit, to a quarter of
                 them, writes as many, and the patch is fitted to both.
         """
         began = time.perf_counter()
-        patch, text = made(patches, spec), self._fit_text(number)
+        patch, text = make_component(patches, spec), self._fit_text(number)
         if self.options.both_texts:
             first = patch.fit(self.policy, text.first(max(1, len(text.mask) // 4)), layers).subset
             seed = self.options.seed + 2 + 2 * number
@@ -68,15 +69,15 @@ class Bench:
         """KL, TV, D and mean length of ``mu`` on its own completions of the held-out prompts."""
         text = write(self.policy, mu, self.prompts, self.length, seed=self.options.seed)
         target, nested = (states(self.policy, text, subset) for subset in (self.full, mu))
-        found = compare(self.policy, target, [nested], int8=is_int8(mu))[0]
-        of_prompt = torch.zeros(len(text.mask)).index_add_(0, completions(self.policy, text), found.each.cpu())
+        figures = compare(self.policy, target, [nested], int8=is_int8(mu))[0]
+        of_prompt = torch.zeros(len(text.mask)).index_add_(0, completions(self.policy, text), figures.each.cpu())
         return {
-            "kl_per_token": found.kl,
-            "kl_reverse": found.kl_reverse,
-            "tv": found.tv,
-            "acceptance": 1 - found.tv,
+            "kl_per_token": figures.kl,
+            "kl_reverse": figures.kl_reverse,
+            "tv": figures.tv,
+            "acceptance": 1 - figures.tv,
             "mean_length": text.mean_length,
-            "D": found.kl * text.mean_length,
+            "D": figures.kl * text.mean_length,
             "kl_of_prompts": of_prompt.tolist(),
             "tokens_of_prompts": text.mask.sum(1).tolist(),
         }
@@ -101,7 +102,7 @@ class Bench:
         return Block(tokens, seconds)
 
     def row(
-        self, sampler: str, layers: LayerSubset, found: dict[str, float], ratio: float | None, int8: bool = False
+        self, sampler: str, layers: LayerSubset, figures: dict[str, float], ratio: float | None, int8: bool = False
     ) -> dict[str, Any]:
         """One line of the JSON: a set of layers, where it comes from, and its figures. Patches cost nothing in
         rollouts, so their speed-up is that of the plain skip."""
@@ -117,17 +118,17 @@ class Bench:
             "layers_skipped": [*gone, *halves],
             "ratio": ratio,
             "written_by": "full model" if ratio is None else "nested policy",
-            **found,
+            **figures,
             **self.speed(layers, int8),
         }
 
 
-def made(registry: Registry, spec: str, **fields: Any) -> Any:
+def make_component(registry: Registry, spec: str, **fields: Any) -> Any:
     """The component of ``id`` or ``id:field=value,...``; what the spec gives goes before ``fields``."""
     id, _, given = spec.partition(":")
     known = registry.fields(id)
     for part in re.split(r",(?=\w+=)", given) if given else ():  # a value may be a list: fixed:layers=4,5,border=2
-        name, _, value = part.partition("=")
+        name, value = assignment(part, f"{id}:")
         fields[name] = parse_value(value, known[name].type, f"{id}.{name}") if name in known else value
     return registry.make(id, **fields)
 

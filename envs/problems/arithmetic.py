@@ -22,6 +22,7 @@ from random import Random
 from envs.problem import Problem
 from envs.problems.scenes import DEFAULT_LEVELS, DISTRACTED_LEVEL, FORMS, LEVELS, Size, Story, distraction
 from registry import UsageError
+from registry.command import command
 from registry.errors import did_you_mean
 
 SPLITS = ("train", "test")
@@ -91,6 +92,7 @@ class Arithmetic:
                 return story
 
 
+@command(errors=(OSError,))
 def main(argv: list[str] | None = None) -> int:
     """Write generated problems as JSON lines. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.problems.arithmetic", description=main.__doc__)
@@ -100,16 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=10, help="problems to write (default %(default)s)")
     parser.add_argument("--out", type=Path, help="file to write (default: standard output)")
     args = parser.parse_args(argv)
-    try:
-        problems = Arithmetic(args.split, tuple(args.level), args.seed)
-        text = "".join(json.dumps(asdict(problems[n])) + "\n" for n in range(args.count))
-        if args.out:
-            args.out.write_text(text, encoding="utf-8")
-        else:
-            sys.stdout.write(text)
-    except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    problems = Arithmetic(args.split, tuple(args.level), args.seed)
+    text = "".join(json.dumps(asdict(problems[n])) + "\n" for n in range(args.count))
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
     return 0
 
 

@@ -207,6 +207,6 @@ class AttentionOnly(HalfSkip):
 @skip_samplers.register("mlp-only")
 @dataclass(frozen=True)
 class MLPOnly(HalfSkip):
-    """Skips the MLP alone, in ``round(ratio * L)`` inner layers; see ``HalfSkip``."""
+    """Skips the MLP alone, in ``round(ratio * L)`` inner layers. See ``HalfSkip``."""
 
     half = "mlp"

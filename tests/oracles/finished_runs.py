@@ -11,6 +11,7 @@ from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import summarise
 
 QUESTIONS = 40
+PEAK_BYTES = 1.5e9
 SECONDS = {"time/rollout": 0.9, "time/reward": 0.1, "time/update": 0.5, "time/iteration": 1.6, "time/cpu": 1.5}
 
 
@@ -57,5 +58,5 @@ def finish(spec: RunSpec, runs: Path, first: float = 0.25, last: float = 0.5, pa
     spec.write(folder / "spec.json")
     (folder / "provenance.json").write_text(json.dumps({"python": "3", "packages": {"torch": "2"}, "commit": "abc"}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "result.json").write_text(json.dumps(summarise(spec, rows)))
+    (folder / "result.json").write_text(json.dumps({**summarise(spec, rows), "peak_bytes": PEAK_BYTES}))
     return folder

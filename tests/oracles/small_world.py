@@ -85,17 +85,17 @@ def weights(agent: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-SMALL = [
-    "iterations=6",
-    "checkpoint_every=2",
-    "problems_per_batch=3",
-    "group_size=3",
-    "env.max_new_tokens=12",
-    "env.reward=random",  # always a signal, so that every iteration moves weights and optimizer
-    "evaluation.problems=8",
-    "evaluation.every=3",
-    "evaluation.samples=2",
-]
+SMALL = {
+    "iterations": 6,
+    "checkpoint_every": 2,
+    "problems_per_batch": 3,
+    "group_size": 3,
+    "env.max_new_tokens": 12,
+    "env.reward": "random",  # always a signal, so that every iteration moves weights and optimizer
+    "evaluation.problems": 8,
+    "evaluation.every": 3,
+    "evaluation.samples": 2,
+}
 
 
 AGENT = "nested-reft/uniform/token-is"
@@ -103,4 +103,4 @@ AGENT = "nested-reft/uniform/token-is"
 
 def small(**given) -> RunSpec:
     """A spec of a run of a few seconds, with a sampler and a curriculum that carry state."""
-    return resolve(AGENT, settings=[*SMALL, "problem_sampler=curriculum", "problem_sampler.pool=8"], **given)
+    return resolve(AGENT, settings={**SMALL, "problem_sampler": "curriculum", "problem_sampler.pool": 8}, **given)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,13 @@ def test_ids_compose_and_list():
         wholes.resolve("whole/shift/scale")
 
 
+def test_a_part_of_an_id_is_replaced_where_the_id_names_it():
+    _, wholes = fresh()
+    assert wholes.replace_part("whole/shift", "part", "scale") == "whole/scale"
+    assert wholes.replace_part("whole/scale*shift", "part", "shift") == "whole/shift"
+    assert [wholes.replace_part(id, "part", "scale") for id in ("whole", "plain")] == ["whole", "plain"]
+
+
 def test_products_share_fields_out_and_refuse_ambiguous_ones():
     parts, wholes = fresh()
     assert parts.make("scale*shift", by=3.0, add=4.0) == (Scale(3.0), Shift(4.0))
@@ -110,6 +118,35 @@ def test_suggestions():
 )
 def test_values_from_a_command_line(text, kind, value):
     assert parse_value(text, kind, "field") == value
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "same"),
+    [
+        (3, int, 3),
+        (3, float, 3.0),
+        (True, bool, True),
+        (0.5, float | None, 0.5),
+        (None, float | None, None),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        (3, tuple[int, ...], (3,)),
+        (["a", "b,c"], tuple[str, ...], ("a", "b,c")),
+        ({"level": 2}, dict[str, int], {"level": 2}),
+        ([1], Any, [1]),
+    ],
+)
+def test_typed_values_keep_their_type_and_numbers_widen(value, kind, same):
+    parsed = parse_value(value, kind, "field")
+    assert parsed == same and type(parsed) is type(same)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(0.5, int), (True, int), (True, float), (1, bool), (1, str), (0.5, tuple[int, ...]), (["x"], tuple[int, ...])],
+)
+def test_values_of_another_type_name_the_field(value, kind):
+    with pytest.raises(UsageError, match="field"):
+        parse_value(value, kind, "field")
 
 
 @pytest.mark.parametrize(("text", "kind"), [("x", int), ("maybe", bool), ("1,x", tuple[int, ...]), ("x", int | None)])
@@ -165,7 +202,7 @@ import agents as zoo
 print(json.dumps({
     "ids": agents.ids("*/third-party-half"),
     "made": corrections.make("third-party-half", power=0.25).power,
-    "spec": resolve("nested-reft/uniform/third-party-half", settings=["correction.power=0.1"]).agent["correction"],
+    "spec": resolve("nested-reft/uniform/third-party-half", settings={"correction.power": 0.1}).agent["correction"],
 }))
 """
 

@@ -14,18 +14,24 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.compare import _parser as parser
-from benchmarks.compare import declared, main, resources
+from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
 from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe
 from benchmarks.comparison.launch import Launcher, Watched
+from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.experiment.resolve import resolve
 from benchmarks.measuring.durable import locked
 from registry import UsageError, corrections
-from tests.oracles.finished_runs import finish
+from tests.oracles.finished_runs import PEAK_BYTES, finish
 
-SMALL = ["iterations=2", "problems_per_batch=2", "group_size=2", "env.max_new_tokens=8"]
-SMALL += ["evaluation.problems=4", "evaluation.every=1", "evaluation.samples=1", "checkpoint_every=1"]
+SMALL = {"iterations": 2, "problems_per_batch": 2, "group_size": 2, "env.max_new_tokens": 8}
+SMALL |= {"evaluation.problems": 4, "evaluation.every": 1, "evaluation.samples": 1, "checkpoint_every": 1}
+
+
+def options(settings: dict) -> list[str]:
+    """Settings as a command line has them."""
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 
 # What a grid stands for
@@ -76,6 +82,19 @@ def test_assignments_reach_the_arms_that_have_the_field():
         arms(Grid(agents=("nested-reft/uniform/retrace",), set={"correction.lam": "x"}))
 
 
+def test_a_name_that_all_arms_miss_is_refused_with_the_nearest_of_any_arm():
+    """Neither the baseline, which has no such fields at all, nor a control, which drops them, hides the typo."""
+    ids = ("reft", "nested-reft/uniform/retrace")
+    with pytest.raises(UsageError, match="did you mean 'lam'"):
+        arms(Grid(agents=ids, controls=("uncorrected",), set={"correction.lamb": 0.5}))
+
+
+def test_settings_fit_in_any_order():
+    for settings in ({"sampler": "fixed", "sampler.layers": [1, 2]}, {"sampler.layers": [1, 2], "sampler": "fixed"}):
+        [arm] = arms(Grid(agents=("nested-reft",), set=settings))
+        assert arm.specs[0].agent["sampler"]["layers"] == [1, 2] and arm.missed == ()
+
+
 def test_controls():
     ids = ("reft", "nested-reft/uniform/retrace", "nested-reft/uniform/base")
     controls = ("random-reward", "uncorrected", "fewer")
@@ -89,6 +108,23 @@ def test_controls():
     assert len(set(bare)) == len(bare) and bare[-2:] == [f"nested-reft/uniform/none ratio {n}" for n in (0.25, 0.5)]
     with pytest.raises(UsageError, match="did you mean 'fewer'"):
         Grid(controls=("fever",))
+
+
+def test_arms_say_which_control_they_are_and_whether_they_skip():
+    """From what the agent is made of: an id without a correction has controls too, and ``full`` skips nothing."""
+    ids = ("reft", "nested-reft/uniform", "nested-reft/full/retrace")
+    settings = {"correction": "retrace", "sampler.ratio": 0.25}
+    compared = arms(Grid(agents=ids, controls=("random-reward", "uncorrected", "fewer"), set=settings))
+    assert [(arm.label, arm.control, arm.skips) for arm in compared] == [
+        ("reft", None, False),
+        ("nested-reft/uniform", None, True),
+        ("nested-reft/full/retrace", None, False),
+        ("reft random reward", "random-reward", False),
+        ("nested-reft/uniform uncorrected", "uncorrected", True),
+        ("reft 6 of 8 completions", "fewer", False),
+    ]
+    corrections_used = [arm.specs[0].agent["correction"]["id"] for arm in compared]
+    assert corrections_used == ["retrace", "retrace", "retrace", "retrace", "none", "retrace"]
 
 
 def test_presets_resolve():
@@ -106,7 +142,7 @@ def test_presets_resolve():
 
 
 def test_smoke_is_the_default_of_the_issue():
-    grid = declared(parser().parse_args([]))
+    grid = grid_of(parser().parse_args([]))
     assert grid == preset("smoke")
     nested = [arm for arm in arms(grid) if arm.specs[0].agent["id"].startswith("nested-reft/")]
     assert len(nested) >= 3 and len(grid.seeds) == 2 and grid.policies == ("tiny",)
@@ -114,19 +150,19 @@ def test_smoke_is_the_default_of_the_issue():
 
 def test_command_line_changes_the_preset():
     line = ["--agents", "reft", "--seeds", "3,7", "--iterations", "9", "--set", "learning_rate=0.5", "--tokens", "50"]
-    grid = declared(parser().parse_args(line))
+    grid = grid_of(parser().parse_args(line))
     spec = arms(grid)[0].specs[1]
     assert (spec.seed, spec.iterations, spec.agent["learning_rate"], spec.tokens) == (7, 9, 0.5, 50)
-    assert declared(parser().parse_args(["--seeds", "3"])).seeds == (0, 1, 2)
-    assert declared(parser().parse_args(["--seeds", "3,"])).seeds == (3,)
-    with_recipe = declared(parser().parse_args(["--recipe", "dr-grpo-qwen2.5-math", "--set", "group_size=4"]))
+    assert grid_of(parser().parse_args(["--seeds", "3"])).seeds == (0, 1, 2)
+    assert grid_of(parser().parse_args(["--seeds", "3,"])).seeds == (3,)
+    with_recipe = grid_of(parser().parse_args(["--recipe", "dr-grpo-qwen2.5-math", "--set", "group_size=4"]))
     assert with_recipe.set["group_size"] == "4" and with_recipe.set["learning_rate"] == 1e-6
 
 
 def test_a_budget_replaces_the_presets():
-    seconds = declared(parser().parse_args(["--seconds", "60"]))
+    seconds = grid_of(parser().parse_args(["--seconds", "60"]))
     assert (arms(seconds)[0].specs[0].iterations, arms(seconds)[0].specs[0].seconds) == (None, 60.0)
-    tokens = arms(declared(parser().parse_args(["--set", "tokens=9000"])))[0].specs[0]
+    tokens = arms(grid_of(parser().parse_args(["--set", "tokens=9000"])))[0].specs[0]
     assert (tokens.iterations, tokens.tokens, tokens.seconds) == (None, 9000, None)
 
 
@@ -155,6 +191,11 @@ def test_cores_are_shared_out():
     assert resources(parser().parse_args([]), grid) == (cores, 1)
     assert resources(parser().parse_args(["--threads", "64"]), grid) == (1, 64)
     assert resources(parser().parse_args(["--jobs", "3"]), grid) == (3, 1)
+
+
+def test_help_and_typos_in_options_need_no_torch():
+    program = "import sys, benchmarks.run, benchmarks.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -195,15 +236,51 @@ def test_preset_files_name_unknown_keys(tmp_path, capsys):
 def test_dry_run_lists_and_starts_nothing(tmp_path, capsys):
     assert main(["--dry-run", "--runs", str(tmp_path), "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "8 runs" in shown and "GB" in shown and "to do" in shown
+    assert "8 runs" in shown and "to do" in shown and "GB" not in shown
+    assert "8 run(s): no finished run of this shape: unknown" in shown
     assert not list(tmp_path.iterdir())
 
 
 def test_dry_run_learns_from_finished_runs(tmp_path, capsys):
     finish(resolve("reft", settings=SMALL), tmp_path)
-    options = [word for text in SMALL for word in ("--set", text)]
-    assert main(["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "--seeds", "2", *options]) == 0
-    assert "from finished runs" in " ".join(capsys.readouterr().out.split())
+    line = ["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "--seeds", "2", *options(SMALL)]
+    assert main(line) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "from finished runs" in shown and "1.5 GB" in shown and "unknown" not in shown
+
+
+def test_the_cost_of_a_run_is_that_of_finished_ones_in_proportion(tmp_path):
+    """By hand: 1.6 s and 100 tokens an iteration, 2 s an evaluation, 3 evaluations of 20 completions in all."""
+    finish(resolve("reft", settings=SMALL), tmp_path)
+    cost_of = FinishedRuns(tmp_path)
+    twice = cost_of(resolve("reft", settings=SMALL | {"group_size": 4, "iterations": 6}))
+    assert twice.seconds == pytest.approx(2 * 1.6 * 6 + 6.0 * 36 / 20) and twice.peak_bytes == PEAK_BYTES
+    no_evaluations = {name: value for name, value in SMALL.items() if name != "iterations"} | {"evaluation.every": 0}
+    by_tokens = cost_of(resolve("reft", settings=no_evaluations, tokens=250))
+    assert by_tokens.seconds == pytest.approx(1.6 * 3 + 6.0 * 16 / 20)
+    by_seconds = cost_of(resolve("reft", settings=no_evaluations, seconds=16.0))
+    assert by_seconds.seconds == pytest.approx(16.0 + 6.0 * 16 / 20)
+
+
+def test_runs_of_another_shape_say_nothing_of_cost_and_the_same_agent_says_most(tmp_path):
+    finish(resolve("reft", settings=SMALL), tmp_path)
+    fast = SMALL | {"learning_rate": 1e-5}
+    finish(resolve("reft", settings=fast), tmp_path, pace=2.0)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "result.json").write_text("{")
+    cost_of = FinishedRuns(tmp_path)
+    for other in (
+        resolve("nested-reft/uniform/none", settings=SMALL),
+        resolve("reft", settings=SMALL | {"env.max_new_tokens": 9}),
+        resolve("reft", settings=SMALL, device="cuda"),
+        resolve("reft", settings=SMALL, policy="owner/on-the-hub"),
+    ):
+        assert cost_of(other) is None
+    slow, quick, new = (
+        cost_of(resolve("reft", settings=settings, seed=7)).seconds
+        for settings in (SMALL, fast, SMALL | {"learning_rate": 1e-6})
+    )
+    assert (slow, quick) == (pytest.approx(3.2 + 6.0), pytest.approx(1.6 + 6.0)) and new == (slow + quick) / 2
 
 
 # Processes: a stand-in for benchmarks.run, so that nothing is trained
@@ -296,13 +373,13 @@ def test_rows_of_a_resumed_run_are_read_again(tmp_path):
 
 
 def test_time_left_and_clock():
-    spec = resolve("reft", settings=["iterations=10"])
+    spec = resolve("reft", settings={"iterations": 10})
     runs = [Watched(spec, folder=None, iteration=5, phase="training", _times=[2.0]), Watched(spec, folder=None)]
     assert seconds_left(runs, jobs=1) == 5 * 2 + 10 * 2 and seconds_left(runs, jobs=2) == 20
     assert seconds_left([Watched(spec, folder=None)], 1) is None
-    timed = resolve("reft", settings=["seconds=30"])
+    timed = resolve("reft", settings={"seconds": 30})
     assert seconds_left([Watched(timed, folder=None, iteration=5, _times=[2.0])], 1) == 20
-    counted = resolve("reft", settings=["tokens=300"])
+    counted = resolve("reft", settings={"tokens": 300})
     assert seconds_left([Watched(counted, folder=None, iteration=5, tokens=100, _times=[2.0])], 1) == 20
     assert clock(187.4) == "3:07" and clock(8100) == "2:15:00"
 
@@ -311,9 +388,9 @@ def test_time_left_and_clock():
 
 
 def _command(runs, *more: str) -> list[str]:
-    options = [word for text in [*SMALL, "env.reward=random"] for word in ("--set", text)]
     agents = ["--agents", "reft", "nested-reft/uniform/token-is", "--seeds", "1", "--jobs", "2"]
-    return [sys.executable, "-m", "benchmarks.compare", *agents, "--runs", str(runs), *options, *more]
+    settings = options(SMALL | {"env.reward": "random"})
+    return [sys.executable, "-m", "benchmarks.compare", *agents, "--runs", str(runs), *settings, *more]
 
 
 def _numbers(folder) -> dict:

@@ -189,7 +189,7 @@ def test_budget_of_tokens_ends_the_run(tmp_path):
 
 
 def test_a_budget_of_seconds_suffices(tmp_path):
-    settings = [text for text in SMALL if not text.startswith("iterations")]
+    settings = {name: value for name, value in SMALL.items() if name != "iterations"}
     spec = resolve(AGENT, settings=settings, seconds=1.0)
     assert spec.iterations is None
     result = run(spec, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import string
@@ -12,17 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agents  # noqa: F401 (registers the agents)
-from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.resolve import applicable, resolve
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from registry import UnknownField, UnknownName, UsageError, corrections, fields_of
 from registry import agents as agent_registry
+from registry.command import assignment
 
 
 def test_every_default_is_resolved():
     spec = resolve("nested-reft/uniform/truncated-is")
     component, _ = agent_registry.resolve("nested-reft")
-    elsewhere = {"policy", "env", "seed", "verbose", "tensorboard_log", "device"}
-    assert set(spec.agent) - {"id"} == set(fields_of(component)) - elsewhere
+    given = dict.fromkeys(("policy", "env", "seed", "device"))  # what a run gives its agent beside them
+    bound = inspect.signature(component).bind(**given, **agent_arguments(spec.agent)[1])
+    assert set(fields_of(component)) - set(bound.arguments) == {"verbose", "tensorboard_log"}
     wanted = {name: field.default for name, field in corrections.fields("truncated-is").items()}
     assert spec.agent["correction"] == {"id": "truncated-is", **wanted}
 
@@ -31,7 +34,7 @@ def test_every_default_is_resolved():
     "id", ["reft", "nested-reft", "nested-reft/fixed/none", "nested-reft/uniform/token-is*ppo-clip"]
 )
 def test_round_trip_through_a_file(id, tmp_path):
-    spec = resolve(id, settings=["learning_rate=1e-4"], seed=7)
+    spec = resolve(id, settings={"learning_rate": 1e-4}, seed=7)
     spec.write(tmp_path / "spec.json")
     assert RunSpec.read(tmp_path / "spec.json") == spec
     assert RunSpec.read(tmp_path / "spec.json").hash == spec.hash
@@ -40,20 +43,64 @@ def test_round_trip_through_a_file(id, tmp_path):
 
 
 def test_lists_become_the_tuples_that_components_declare():
-    spec = resolve("nested-reft/fixed/none", settings=["sampler.layers=3,4"])
+    spec = resolve("nested-reft/fixed/none", settings={"sampler.layers": "3,4"})
     assert spec.agent["sampler"]["layers"] == [3, 4]
     assert agent_arguments(spec.agent)[1]["sampler"]["layers"] == (3, 4)
-    sets = resolve("reft", settings=["evaluation.sets=svamp,gsm8k"])
+    sets = resolve("reft", settings={"evaluation.sets": "svamp,gsm8k"})
     assert sets.evaluation["sets"] == ["svamp", "gsm8k"] and sets.evaluated.sets == ("svamp", "gsm8k")
+
+
+def test_a_value_may_be_text_or_typed():
+    """As from a command line and from a TOML file: the same run."""
+    pairs = [
+        ("learning_rate", "1", 1),
+        ("seconds", "7", 7),
+        ("iterations", "4", 4),
+        ("slots", "none", None),
+        ("sampler.layers", "2,3", [2, 3]),
+        ("evaluation.sets", "svamp,gsm8k", ["svamp", "gsm8k"]),
+        ("env.problem_options.level", "[1, 2]", [1, 2]),
+        ("dtype", "bfloat16", "bfloat16"),
+        ("policy", "owner/on-the-hub", "owner/on-the-hub"),
+    ]
+    text = resolve("nested-reft/fixed/none", settings={name: text for name, text, _ in pairs})
+    typed = resolve("nested-reft/fixed/none", settings={name: value for name, _, value in pairs})
+    assert text == typed and text.hash == typed.hash and text.seconds == 7.0
+    with pytest.raises(UsageError, match=r"iterations=4\.5 is not a valid int"):
+        resolve("reft", settings={"iterations": 4.5})
+
+
+def test_what_an_agent_has_a_field_for():
+    wanted = {"sampler.ratio": 0.5, "correction.lam": 0.5, "iterations": 3, "sampler": "uniform", "nonsense": 1}
+    kept, missed = applicable("reft", wanted)
+    assert kept == {"sampler.ratio": 0.5, "iterations": 3, "sampler": "uniform"}
+    assert set(missed) == {"correction.lam", "nonsense"}
+    with pytest.raises(UsageError, match="not a valid float"):
+        applicable("reft", {"sampler": "uniform", "sampler.ratio": "much"})
+
+
+def test_specs_of_before_the_problem_sampler_had_its_name_are_read(tmp_path):
+    """They are the runs that they were."""
+    spec = resolve("nested-reft/uniform/retrace", settings={"problem_sampler": "curriculum"})
+    stored = json.loads(json.dumps(spec.__dict__))
+    stored["agent"]["problems"] = stored["agent"].pop("problem_sampler")
+    (tmp_path / "spec.json").write_text(json.dumps(stored))
+    again = RunSpec.read(tmp_path / "spec.json")
+    assert again == spec and again.hash == spec.hash
+    assert agent_arguments(again.agent)[1]["problem_sampler"]["id"] == "curriculum"
 
 
 def test_hash_knows_every_field_and_no_order():
     spec = resolve("reft")
     assert spec.hash == resolve("reft").hash == RunSpec(**json.loads(json.dumps(spec.__dict__))).hash
     changes = ["learning_rate=0.5", "iterations=3", "evaluation.every=1", "env.template=chat", "seed=9", "tokens=100"]
-    assert len({spec.hash, *(resolve("reft", settings=[text]).hash for text in changes)}) == len(changes) + 1
-    both = ["sampler.layers=1", "sampler=fixed"]
-    assert resolve("nested-reft", settings=both).hash == resolve("nested-reft", settings=both[::-1]).hash
+    assert (
+        len({spec.hash, *(resolve("reft", settings=dict([assignment(text)])).hash for text in changes)})
+        == len(changes) + 1
+    )
+    for name in ("sampler", "agent.sampler"):
+        first, last = {"sampler.layers": 1, name: "fixed"}, {name: "fixed", "sampler.layers": 1}
+        assert resolve("nested-reft", settings=first).hash == resolve("nested-reft", settings=last).hash
 
 
 def test_seed_does_not_reach_into_the_agent():
@@ -62,7 +109,7 @@ def test_seed_does_not_reach_into_the_agent():
 
 
 @pytest.mark.parametrize(
-    ("assignment", "error", "message"),
+    ("text", "error", "message"),
     [
         ("correction.lamm=1", UnknownField, "did you mean 'lam'"),
         ("corection.lam=1", UnknownField, "did you mean 'correction'"),
@@ -75,14 +122,14 @@ def test_seed_does_not_reach_into_the_agent():
         ("group_size", UsageError, "no assignment"),
     ],
 )
-def test_bad_assignments_name_the_remedy(assignment, error, message):
+def test_bad_assignments_name_the_remedy(text, error, message):
     with pytest.raises(error, match=message):
-        resolve("nested-reft/uniform/retrace", settings=[assignment])
+        resolve("nested-reft/uniform/retrace", settings=dict([assignment(text)]))
 
 
 def test_bad_values_of_components_fail_before_the_run():
     with pytest.raises(UsageError):
-        resolve("reft", settings=["problem_sampler=curriculum", "problem_sampler.target=2"])
+        resolve("reft", settings={"problem_sampler": "curriculum", "problem_sampler.target": 2})
 
 
 @pytest.mark.parametrize(
@@ -109,7 +156,7 @@ def test_bad_spec_files_are_refused(tmp_path, text, message):
 @settings(max_examples=80, deadline=None)
 def test_any_assignment_is_taken_or_refused_as_usage(name, value):
     with suppress(UsageError):
-        resolve("nested-reft/uniform/retrace", settings=[f"{name}={value}"])
+        resolve("nested-reft/uniform/retrace", settings={name: value})
 
 
 def test_weights_are_part_of_a_run(tmp_path):

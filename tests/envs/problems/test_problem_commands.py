@@ -38,7 +38,7 @@ def test_inspect_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ):
         assert part in shown
     assert inspect_command.main([path, "limit"]) == 2
-    assert "key=value" in capsys.readouterr().err
+    assert "write name=value" in capsys.readouterr().err
 
 
 def test_grade_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
