@@ -16,17 +16,23 @@ from benchmarks.measuring.durable import read_rows
 from registry import UsageError
 
 FORMAT, LENGTH = 0.25, 0.01
-PARTS = [
-    f"env.reward_parts.length-penalty.weight={LENGTH}",  # in any order
-    "env.reward_parts=format,length-penalty",
-    f"env.reward_parts.format.weight={FORMAT}",
-]
-SHORT = ["iterations=2", "problems_per_batch=4", "group_size=4", "env.max_new_tokens=24", "evaluation.problems=8"]
+PARTS = {
+    "env.reward_parts.length-penalty.weight": str(LENGTH),  # in any order
+    "env.reward_parts": "format,length-penalty",
+    "env.reward_parts.format.weight": str(FORMAT),
+}
+SHORT = {
+    "iterations": 2,
+    "problems_per_batch": 4,
+    "group_size": 4,
+    "env.max_new_tokens": 24,
+    "evaluation.problems": 8,
+}
 
 
 def test_the_rollouts_reward_is_accuracy_plus_the_parts_means(tmp_path) -> None:
     torch.set_num_threads(1)
-    spec = resolve("reft", settings=[*SHORT, *PARTS])
+    spec = resolve("reft", settings={**SHORT, **PARTS})
     run(spec, tmp_path)
     rows = [row for row in read_rows(tmp_path / spec.hash / "metrics.jsonl")[0] if "rollout_reward" in row]
     assert len(rows) == 2
@@ -60,25 +66,27 @@ def test_a_spec_holds_the_parts_whole(tmp_path) -> None:
     ]
     spec.write(tmp_path / "spec.json")
     assert RunSpec.read(tmp_path / "spec.json") == spec
-    assert len({resolve("reft", settings=PARTS[:n]).hash if n != 1 else "" for n in (0, 1, 2, 3)}) == 4
+    typed = {"env.reward_parts": [{"id": "format", "weight": FORMAT}, {"id": "length-penalty", "weight": LENGTH}]}
+    assert resolve("reft", settings=typed) == spec
+    assert len({resolve("reft", settings=some).hash for some in ({}, {"env.reward_parts": "format"}, PARTS)}) == 3
 
 
 def test_no_parts_are_said_to_be_none() -> None:
     assert resolve("reft").env["reward_parts"] == []
-    assert resolve("reft", settings=["env.reward_parts="]) == resolve("reft")
+    assert resolve("reft", settings={"env.reward_parts": ""}) == resolve("reft")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["env.reward_parts=formt"], "did you mean 'format'"),
-        (["env.reward_parts.format.weight=1"], "--set env.reward_parts=format as well"),
-        (["env.reward_parts=length-penalty", "env.reward_parts.format.weight=1"], "=length-penalty,format as well"),
-        (["env.reward_parts=format", "env.reward_parts.format.wieght=1"], "did you mean 'weight'"),
-        (["env.reward_parts=format", "env.reward_parts.format.weight=much"], "not a valid float"),
-        (["env.reward_parts=format", "env.reward_parts.format.weight=inf"], "finite number"),
+        ({"": "formt"}, "did you mean 'format'"),
+        ({".format.weight": "1"}, "--set env.reward_parts=format as well"),
+        ({"": "length-penalty", ".format.weight": "1"}, "=length-penalty,format as well"),
+        ({"": "format", ".format.wieght": "1"}, "did you mean 'weight'"),
+        ({"": "format", ".format.weight": "much"}, "not a valid float"),
+        ({"": "format", ".format.weight": "inf"}, "finite number"),
     ],
 )
-def test_wrong_parts_are_refused_before_the_run(settings: list[str], message: str) -> None:
+def test_wrong_parts_are_refused_before_the_run(settings: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve("reft", settings=settings)
+        resolve("reft", settings={f"env.reward_parts{name}": value for name, value in settings.items()})
