@@ -19,7 +19,7 @@ from registry import UsageError
 from tests.oracles.env_oracles import SHORT, Typist, assert_same
 
 PARTS = [FormatReward(0.5), LengthPenalty(0.01, free_tokens=1)]
-SUM = r"\sum_{k=1}^{3} \frac{1}{k^2}"
+SUM = r"\sum_{k=1}^{4} \frac{1}{k^2}"  # asked for nowhere else: what is settled once is remembered
 AS_FIELD = ({"id": "format", "weight": 0.5}, {"id": "length-penalty", "weight": 0.01, "free_tokens": 1})
 
 
@@ -88,7 +88,7 @@ def test_a_deferred_verdict_gets_its_parts_when_it_is_settled(tmp_path: Path) ->
     path = tmp_path / "symbolic.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     env = MathReasonVector(num_envs=2, problems=str(path), max_new_tokens=60, reward_parts=AS_FIELD)
-    scripts = [tokens(env, r"\boxed{\frac{49}{36}}"), tokens(env, r"\boxed{5}")]
+    scripts = [tokens(env, r"\boxed{\frac{205}{144}}"), tokens(env, r"\boxed{5}")]
     length = max(map(len, scripts))
 
     def play(defer: bool) -> tuple[dict[int, dict[str, Any]], set[str]]:
