@@ -12,6 +12,7 @@ MODULES = [
     "envs.math_reason",
     "envs.problem",
     "envs.problems.load",
+    "envs.shaping",
     "envs.templates",
     "envs.verifier.verdicts",
 ]

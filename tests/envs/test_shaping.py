@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from envs.math_reason import MathReason
 from envs.shaping import FormatReward, LengthPenalty, ShapedReward, ShapedRewardVector, whole_parts
 from envs.vector import MathReasonVector
-from registry import UsageError
+from registry import UsageError, reward_parts
 from tests.oracles.env_oracles import SHORT, Typist, assert_same
 
 PARTS = [FormatReward(0.5), LengthPenalty(0.01, free_tokens=1)]
@@ -131,6 +131,15 @@ def test_a_part_of_ones_own_sees_the_whole_terminal_info() -> None:
         _, rewards, _, _, infos = venv.step(np.array([5]))
     assert info["hurry"] == infos["final_info"]["hurry"][0] == -1.0
     assert reward == rewards[0] == -1.0 + info["format_reward"]
+
+
+def test_a_registered_part_of_ones_own_is_a_field_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_parts, "_known", dict(reward_parts._known))
+    reward_parts.register("hurry")(Hurry)
+    env = gym.make("MathReason-v0", reward_parts=({"id": "hurry", "name": "late"},), **SHORT)
+    env.reset(seed=0)
+    *_, (_, reward, _, truncated, info) = [env.step(np.int64(5)) for _ in range(8)]
+    assert truncated and reward == info["late"] == -1.0
 
 
 def test_without_parts_nothing_changes() -> None:
