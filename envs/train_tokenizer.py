@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from envs.problems.arithmetic import LEVELS, Arithmetic
+from envs.templates import template
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCAB_SIZE = 512
@@ -38,7 +39,8 @@ def train(count: int = 20000, max_length: int = 512) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     problems = Arithmetic("train", tuple(LEVELS))
-    texts = (f"Question: {p.question}\nAnswer:{p.solution}" for p in map(problems.__getitem__, range(count)))
+    plain = template("plain")
+    texts = (plain.prompt(p.question) + p.solution for p in map(problems.__getitem__, range(count)))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
