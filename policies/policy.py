@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -32,7 +32,13 @@ from policies.nested import (
     layers_of,
     layers_skipped,
 )
-from policies.pretrained.adapters import add_adapters, factors, merged_copy
+from policies.pretrained.adapters import (
+    adapter_state_dict,
+    add_adapters,
+    factors,
+    load_adapter_state_dict,
+    merged_copy,
+)
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import load_checkpoint
 from policies.pretrained.reference import reference_hidden
@@ -52,16 +58,19 @@ class Policy:
         config: the model's config.
         version: counts ``refresh`` calls; a behaviour is valid for one version.
         token_limit: most tokens of one forward inside ``logprobs``.
-        recompute: keep only each layer's input for the backward and compute the layer again (gradient checkpointing).
+        gradient_checkpointing: the backward keeps only each layer's input and computes the layer again
+            (arXiv 1604.06174): less memory, more time. Only of a functional policy.
         functional: whether the project's own layers are used (they agreed at load), or else transformers'.
     """
 
-    def __init__(self, model: Any, dtype: str | None = None, token_limit: int = 8192, recompute: bool = False) -> None:
+    def __init__(
+        self, model: Any, dtype: str | None = None, token_limit: int = 8192, gradient_checkpointing: bool = False
+    ) -> None:
         self.model = model
         self.config = model.config
         self.architecture = read_architecture(model.config)
         self.token_limit = token_limit
-        self.recompute = recompute
+        self.gradient_checkpointing = gradient_checkpointing
         self.version = 0
         self._packed: dict[bool, PackedWeights] = {}  # by whether they are bytes
         self._stale: set[bool] = set()
@@ -125,23 +134,34 @@ class Policy:
 
     def save(self, folder: str | Path) -> None:
         """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes."""
-        model = merged_copy(self.model) if self.adapted else self.model
+        model = merged_copy(self.model) if self.adapter_rank else self.model
         model.save_pretrained(folder)
 
     @property
-    def adapted(self) -> bool:
-        """Whether low-rank adapters are what is trained."""
-        return factors(self.model.model.layers[0].self_attn.q_proj) is not None
+    def adapter_rank(self) -> int:
+        """The rank of the low-rank adapters that are trained; 0 where the weights themselves are."""
+        adapter = factors(self.model.model.layers[0].self_attn.q_proj)
+        return 0 if adapter is None else len(adapter[0])
 
-    def add_adapters(self, rank: int = 16, alpha: int = 32) -> None:
+    def add_adapters(self, rank: int = 16, alpha: int = 32, seed: int = 0) -> None:
         """Train low-rank adapters of all projections (LoRA) instead of the weights: call before making an optimizer.
+        ``seed`` is of their first factor; the second starts at zero.
 
         Rollouts use the merged weights of the last ``refresh``; ``save`` writes merged weights. Needs the package peft.
         """
-        add_adapters(self.model, rank, alpha)
+        add_adapters(self.model, rank, alpha, seed)
         self._parameters = tuple(self.model.parameters())
         self._use(self.dtype)
         self._packed = {}
+        self.refresh()
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """What merged weights do not tell: the adapters' factors and the weights under them, by projection."""
+        return adapter_state_dict(self.model)
+
+    def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``adapter_state_dict``'s tensors, in place; adapters of the same rank must be there."""
+        load_adapter_state_dict(self.model, state)
         self.refresh()
 
     def refresh(self) -> None:
@@ -150,7 +170,7 @@ class Policy:
         self._stamp = self._weights_stamp()
         self._stale = set(self._packed)
 
-    def nested(  # noqa: PLR0913 - the sampling fields are spelt out for the reader of a rollout
+    def nested(
         self,
         layers: Nested,
         slots: int,
@@ -252,7 +272,7 @@ class Policy:
                 changed = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
             kept = kept_weights(changed, layers_of(nested))
             embedding = self.model.model.embed_tokens.weight
-            hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.recompute)
+            hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.gradient_checkpointing)
             norm = gain(self.model.model.norm.weight, self.architecture)
             hidden = rms_norm(hidden, norm, self.architecture.eps, torch.float32)
         else:

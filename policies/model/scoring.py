@@ -66,16 +66,16 @@ def score_hidden(
     architecture: Architecture,
     embedding: Tensor,
     rotary: tuple[Tensor, Tensor],
-    recompute: bool,
+    gradient_checkpointing: bool,
 ) -> Tensor:
     """The residual stream [M, width] float32 (before the final norm) from which each scored token is predicted.
 
-    With ``recompute`` only each layer's input is kept for the backward, which computes the layer again."""
+    With ``gradient_checkpointing`` only each layer's input is kept for the backward, which computes the layer again."""
     x, apply = first_stream(packing, architecture, embedding, rotary)
     for weights in layers:
         x = (
             checkpoint(apply, x, weights, use_reentrant=False)
-            if recompute and torch.is_grad_enabled()
+            if gradient_checkpointing and torch.is_grad_enabled()
             else apply(x, weights)
         )
     return x.index_select(0, packing.before)

@@ -1,9 +1,10 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) by the optional package peft: trained in their factored form, merged for
-rollouts and on disk."""
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) by the optional package peft: trained in their factored form,
+merged for rollouts and on disk."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 _NAME = "default"
 
 
-def add_adapters(model: Any, rank: int, alpha: int) -> None:
+def add_adapters(model: Any, rank: int, alpha: int, seed: int) -> None:
     """Put adapters into every projection of a transformers CausalLM, in place, and freeze everything else.
 
-    They start at zero, so the model computes what it did. Raises ``UsageError`` without peft or for a rank below 1."""
+    A projection W becomes W + alpha / rank * B A. A is drawn from ``seed`` alone and B is zero, so the model computes
+    what it did. Raises ``UsageError`` without peft or for a rank below 1."""
     if rank < 1:
         raise UsageError(f"rank={rank}: a low-rank adapter needs a rank of at least 1")
     if any(factors(module) for module in model.modules()):
@@ -28,7 +30,9 @@ def add_adapters(model: Any, rank: int, alpha: int) -> None:
     except ImportError as error:
         raise UsageError("low-rank adapters need the package peft: pip install 'nested-reft[lora]'") from error
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(TARGETS), bias="none")
-    inject_adapter_in_model(config, model, adapter_name=_NAME)
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=_NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
@@ -39,6 +43,32 @@ def factors(module: nn.Module) -> tuple[Tensor, Tensor, float] | None:
         return None
     adapter: Any = module
     return adapter.lora_A[_NAME].weight, adapter.lora_B[_NAME].weight, float(adapter.scaling[_NAME])
+
+
+def _projections(model: Any) -> Iterator[tuple[str, Any]]:
+    """The modules that have adapters, and their names."""
+    return ((name, module) for name, module in model.named_modules() if factors(module) is not None)
+
+
+def adapter_state_dict(model: Any) -> dict[str, Tensor]:
+    """By a projection's name: the factors ``lora_A`` [rank, in] and ``lora_B`` [out, rank], ``scaling`` [] float64, and
+    the frozen ``base`` [out, in], which a merged weight less its adapter would not give to the bit."""
+    state: dict[str, Tensor] = {}
+    for name, module in _projections(model):
+        down, up, scale = factors(module)  # type: ignore[misc]
+        parts = {"lora_A": down, "lora_B": up, "scaling": torch.tensor(scale, dtype=torch.float64)}
+        state |= {f"{name}.{part}": value.detach() for part, value in {**parts, "base": module.weight}.items()}
+    return state
+
+
+@torch.no_grad()
+def load_adapter_state_dict(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of ``adapter_state_dict`` into a model that has adapters of the same rank, in place."""
+    for name, module in _projections(model):
+        down, up, _ = factors(module)  # type: ignore[misc]
+        for part, weight in (("lora_A", down), ("lora_B", up), ("base", module.weight)):
+            weight.copy_(state[f"{name}.{part}"])
+        module.scaling[_NAME] = float(state[f"{name}.scaling"])
 
 
 @torch.no_grad()

@@ -57,12 +57,12 @@ def test_logprobs_equal_zeroed_branches(family, layers):
     policy = shared_policy(family)
     prompts, tokens, mask = random_batch()
     expected = plain_logp(zeroed(policy.model, layers), prompts, tokens, mask, 0.7)
-    for recompute in (False, True):
-        policy.recompute = recompute
+    for saving in (False, True):
+        policy.gradient_checkpointing = saving
         try:
             found = policy.logprobs(prompts, tokens, mask, layers=layers, temperature=0.7)
         finally:
-            policy.recompute = False
+            policy.gradient_checkpointing = False
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
