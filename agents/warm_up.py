@@ -53,7 +53,7 @@ class SupervisedWarmup:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.problems < 0 or not 0 <= self.skip <= 1 or self.learning_rate <= 0:
-            raise UsageError(f"{self}: epochs, batch and learning_rate must be positive, skip in [0, 1]")
+            raise UsageError(f"{self}: epochs, batch and learning_rate must be positive, problems >= 0, skip in [0, 1]")
 
 
 def demonstrations(task: Task, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -97,7 +97,7 @@ def warm_up(policy: Policy, task: Task, spec: SupervisedWarmup) -> list[float]:
 def _losses(
     policy: Policy, pairs: list[tuple[Tensor, Tensor]], per_epoch: int, spec: SupervisedWarmup
 ) -> Iterator[Tensor]:
-    """The mean cross-entropy per completion token of each batch; between two of them the caller takes a step."""
+    """The mean cross-entropy per completion token of each batch; the caller steps before it asks for the next."""
     rng = np.random.default_rng(spec.seed)
     for _ in range(spec.epochs):
         for chosen in np.array_split(rng.permutation(len(pairs)), per_epoch):
@@ -106,7 +106,7 @@ def _losses(
             mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(c)] for c in completions])
             layers = draw_layers(policy.num_layers, spec.skip, rng)
             yield -policy.logprobs([pairs[i][0] for i in chosen], tokens, mask, layers=layers).sum() / mask.sum()
-            policy.refresh()
+            policy.refresh()  # a step was taken
 
 
 def draw_layers(num_layers: int, skip: float, rng: np.random.Generator) -> LayerSubset:
@@ -151,13 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _env_arguments(given: argparse.Namespace, policy: Policy) -> dict[str, Any]:
     kinds = fields_of(TaskSpec)
-    found: dict[str, Any] = {"tokenizer": given.policy, "vocab_size": policy.vocab_size}
+    chosen: dict[str, Any] = {"tokenizer": given.policy, "vocab_size": policy.vocab_size}
     for assignment in given.env_set:
         name, equals, text = assignment.partition("=")
         if not equals or name not in kinds:
             raise UsageError(f"--env-set {assignment!r}: write NAME=VALUE with NAME one of {', '.join(kinds)}")
-        found[name] = parse_value(text, kinds[name].type, name)
-    return found
+        chosen[name] = parse_value(text, kinds[name].type, name)
+    return chosen
 
 
 if __name__ == "__main__":

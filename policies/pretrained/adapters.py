@@ -4,7 +4,7 @@ merged for rollouts and on disk."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,40 +45,39 @@ def factors(module: nn.Module) -> tuple[Tensor, Tensor, float] | None:
     return adapter.lora_A[_NAME].weight, adapter.lora_B[_NAME].weight, float(adapter.scaling[_NAME])
 
 
-def _projections(model: Any) -> Iterator[tuple[str, Any]]:
-    """The modules that have adapters, and their names."""
-    return ((name, module) for name, module in model.named_modules() if factors(module) is not None)
-
-
 def adapter_state_dict(model: Any) -> dict[str, Tensor]:
     """By a projection's name: the factors ``lora_A`` [rank, in] and ``lora_B`` [out, rank], ``scaling`` [] float64, and
     the frozen ``base`` [out, in], which a merged weight less its adapter would not give to the bit."""
     state: dict[str, Tensor] = {}
-    for name, module in _projections(model):
-        down, up, scale = factors(module)  # type: ignore[misc]
-        parts = {"lora_A": down, "lora_B": up, "scaling": torch.tensor(scale, dtype=torch.float64)}
-        state |= {f"{name}.{part}": value.detach() for part, value in {**parts, "base": module.weight}.items()}
+    for name, module in model.named_modules():
+        adapter = factors(module)
+        if adapter is not None:
+            state[f"{name}.lora_A"], state[f"{name}.lora_B"] = adapter[0].detach(), adapter[1].detach()
+            state[f"{name}.scaling"] = torch.tensor(adapter[2], dtype=torch.float64)
+            state[f"{name}.base"] = module.weight.detach()
     return state
 
 
 @torch.no_grad()
 def load_adapter_state_dict(model: Any, state: Mapping[str, Tensor]) -> None:
     """Copy the tensors of ``adapter_state_dict`` into a model that has adapters of the same rank, in place."""
-    for name, module in _projections(model):
-        down, up, _ = factors(module)  # type: ignore[misc]
-        for part, weight in (("lora_A", down), ("lora_B", up), ("base", module.weight)):
-            weight.copy_(state[f"{name}.{part}"])
-        module.scaling[_NAME] = float(state[f"{name}.scaling"])
+    for name, module in model.named_modules():
+        adapter = factors(module)
+        if adapter is not None:
+            adapter[0].copy_(state[f"{name}.lora_A"])
+            adapter[1].copy_(state[f"{name}.lora_B"])
+            module.scaling[_NAME] = float(state[f"{name}.scaling"])
+            module.weight.copy_(state[f"{name}.base"])
 
 
 @torch.no_grad()
 def merged_weight(module: Any) -> Tensor:
     """The [out, in] weight that a projection amounts to, its adapter included; no gradient."""
-    found = factors(module)
+    adapter = factors(module)
     weight = module.weight.detach()
-    if found is None:
+    if adapter is None:
         return weight
-    down, up, scale = found
+    down, up, scale = adapter
     return weight + scale * (up @ down)
 
 

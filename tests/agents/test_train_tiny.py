@@ -1,4 +1,4 @@
-"""The supervised warm-up: what it trains on, which tokens it scores, which layers it runs, and that it repeats."""
+"""The making of the built-in model: what it learns from, which tokens are scored, which layers run; and it repeats."""
 
 from __future__ import annotations
 
