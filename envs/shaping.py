@@ -105,7 +105,7 @@ def shape(parts: Sequence[RewardPart], reward: float, info: Mapping[str, Any]) -
     """The reward of an episode with the parts added, and its terminal info with each of them and ``verdict_reward``.
     Raises ``UsageError`` for a part whose name the info has already.
 
-    >>> parts = make_parts([{"id": "format", "weight": 0.5}, {"id": "length-penalty", "weight": 0.5, "free_tokens": 10}])
+    >>> parts = make_parts([FormatReward(0.5), {"id": "length-penalty", "weight": 0.5, "free_tokens": 10}])
     >>> reward, info = shape(parts, 1.0, {"status": "right", "response_len": 12})
     >>> reward, info["verdict_reward"], info["format_reward"], info["length_penalty"]
     (0.5, 1.0, 0.5, -1.0)
