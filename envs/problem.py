@@ -1,7 +1,7 @@
 """The nouns of the environment: a problem, a verdict on a completion, and a source of problems.
 
-A problem travels as its index into its source, an ``int``: decks, infos and rollouts carry the index, and whoever needs
-the problem's text looks it up there. The index is called ``index`` beside its source and ``problem_index`` elsewhere.
+A problem travels as an ``int``, its index into its source: decks, infos and rollouts carry the index, and the source
+gives the text where that is needed. It is called ``index`` beside its source and ``problem_index`` elsewhere.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def check_gold(problem: Problem) -> None:
     if settle_in_process(gold, gold) != "right":
         raise UsageError(
             f"problem {problem.id} of {problem.source}: the verifier cannot read the gold answer "
-            f"{problem.answer[:80]!r}; mend or leave out that row, or name the answer column"
+            f"{problem.answer[:80]!r}; correct or leave out that row, or name the answer column"
         )
 
 
