@@ -75,8 +75,8 @@ class TaskSpec:
         reward: ``verified``, or ``random``: a coin flip instead, as a control arm. The info keeps the true verdict.
         reward_parts: what is added to that reward on the last token: ids of ``registry.reward_parts`` (``format``,
             ``length-penalty``) or ``{"id": ..., field: value}``. The control arm keeps them, so that it shows what they
-            teach by themselves. Shaping is easily hacked: a policy may learn to collect the parts without solving anything.
-            So ``is_success`` stays the verifier's.
+            teach by themselves. Shaping is easily hacked: a policy may learn to collect the parts without solving
+            anything. So ``is_success`` stays the verifier's.
     """
 
     problems: str = "arithmetic"

@@ -43,7 +43,9 @@ def to_problem(row: dict[str, Any], source: str, index: int, columns: Columns) -
     if "####" in raw or str(answer_key).lower() in SOLUTIONS or _has_box(raw):
         solution, raw = _CALCULATION.sub("", raw), gold_of(raw, where)
     if not question or not raw:
-        raise UsageError(f"{where} has an empty {'question' if not question else 'answer'}; correct or leave out that row")
+        raise UsageError(
+            f"{where} has an empty {'question' if not question else 'answer'}; correct or leave out that row"
+        )
     if not solution and "equation" in by_lower:
         solution = _worked_solution(str(row[by_lower["equation"]]), raw)
     id_key = next((by_lower[name] for name in IDS if name in by_lower and row[by_lower[name]] is not None), None)
