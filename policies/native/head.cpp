@@ -17,7 +17,6 @@
 
 namespace {
 
-constexpr int kPanel = 32;
 constexpr int kRows = 12;
 
 inline __m512 exp512(__m512 x) {

@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr int kBytePanel = 32;
 constexpr int kByteRows = 12;
 
 // Rows [n][words] of four bytes, the factor that makes a row's sums real, and the sum of its bytes.
@@ -31,7 +30,7 @@ __attribute__((noinline)) void multiply_bytes(const ByteRows& x, int64_t row, co
     const uint32_t* at = x.at + row * words;
     Integers z[R][2] = {};
     for (int64_t k = 0; k < words; ++k) {
-        const Words w0 = load_words(panel + k * kBytePanel), w1 = load_words(panel + k * kBytePanel + 16);
+        const Words w0 = load_words(panel + k * kPanel), w1 = load_words(panel + k * kPanel + 16);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
             const __m512i a = _mm512_set1_epi32(static_cast<int>(at[r * words + k]));

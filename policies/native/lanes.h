@@ -14,6 +14,11 @@ typedef float Eight __attribute__((vector_size(32)));
 typedef uint32_t EightWords __attribute__((vector_size(32)));
 typedef int32_t EightIntegers __attribute__((vector_size(32)));
 
+// The sizes that layouts in memory are made of; sizes.py mirrors the three, and a test compares them.
+constexpr int64_t kLanes = 16;
+constexpr int64_t kPanel = 2 * kLanes;  // columns of a weight that lie together
+constexpr int64_t kBlock = kLanes;      // tokens of one head's keys and values that lie together
+
 #ifdef __AVX512F__
 
 constexpr int kRegisters = 32;  // of sixteen numbers each

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from policies.native.sizes import LANES as LANES
+
 if TYPE_CHECKING:
     from policies.architecture import Architecture
     from policies.scoring import Packing
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-LANES = 16  # floats of a vector, as in tiles.h: heads and the widths of gradients are of a multiple of so many channels
 
 
 class PackedLayout(ctypes.Structure):

@@ -9,7 +9,6 @@
 
 namespace {
 
-constexpr int64_t kPanelColumns = 32;
 // Sums, weights and a factor in the registers: 12 rows of a whole panel in 32 of them, 6 of half a panel in 16 smaller ones.
 constexpr int kMostRows = kRegisters == 32 ? 12 : 6;
 constexpr int kMostSums = kRegisters == 32 ? 24 : 6;
@@ -29,7 +28,7 @@ __attribute__((noinline)) void product_sums(const uint32_t* x, int64_t stride, i
         for (int64_t w = 0; w < words; ++w) {
             Words weight[C];
 #pragma GCC unroll 2
-            for (int c = 0; c < C; ++c) weight[c] = load_words(panel + w * kPanelColumns + 16 * (from + c));
+            for (int c = 0; c < C; ++c) weight[c] = load_words(panel + w * kPanel + kLanes * (from + c));
 #pragma GCC unroll 12
             for (int r = 0; r < R; ++r) {
                 const uint32_t factor = x[r * stride + w];
@@ -57,8 +56,8 @@ template <typename T, typename F>
 void product(const T* x, int64_t stride, int64_t rows, int64_t k, const void* panels, int64_t columns, const F& finish) {
     const auto* at = reinterpret_cast<const uint32_t*>(x);
     const int64_t words = panel_words<T>(k), step = stride / kPack<T>;
-    for (int64_t p = 0; p * kPanelColumns < columns; ++p) {
-        const uint32_t* panel = static_cast<const uint32_t*>(panels) + p * words * kPanelColumns;
+    for (int64_t p = 0; p * kPanel < columns; ++p) {
+        const uint32_t* panel = static_cast<const uint32_t*>(panels) + p * words * kPanel;
         int64_t i = 0;
         for (; i + kMostRows <= rows; i += kMostRows)
             product_tile<T, kMostRows>(at + i * step, step, words, panel, i, p, finish);
