@@ -107,10 +107,9 @@ void linear(const T* x, int64_t n, int64_t k, int64_t block, const uint32_t* pan
 #pragma omp for schedule(static)
         for (int64_t p = 0; p < count; ++p) {
             const uint32_t* panel = panels + p * words * kPanel;
-            int64_t i = 0;
-            for (; i + kByteRows <= n; i += kByteRows) byte_tile<T, kByteRows>(rows, i, panel, p * kPanel, columns, out);
-            for (; i + 4 <= n; i += 4) byte_tile<T, 4>(rows, i, panel, p * kPanel, columns, out);
-            for (; i < n; ++i) byte_tile<T, 1>(rows, i, panel, p * kPanel, columns, out);
+            in_tiles<kMostRows, 4, 1>(0, n, [&](auto count, int64_t row) {
+                byte_tile<T, decltype(count)::value>(rows, row, panel, p * kPanel, columns, out);
+            });
         }
     }
 }
