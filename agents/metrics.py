@@ -45,8 +45,10 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
 
 
 def success_rates(rollout: Rollout, group_size: int) -> NDArray[np.float64]:
-    """[problems] mean reward of each group."""
-    return rollout.reward.view(-1, group_size).double().mean(1).numpy()
+    """[problems] mean of each group's rewards, without reward parts: what the verifier (or the control arm) said."""
+    episodes = zip(rollout.episodes, rollout.reward.tolist(), strict=True)
+    unshaped = np.array([info.get("verdict_reward", reward) for info, reward in episodes])
+    return unshaped.reshape(-1, group_size).mean(1)
 
 
 def speed_metrics(rollout: Rollout, laps: Laps, judging: float) -> dict[str, float]:

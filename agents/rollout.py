@@ -27,7 +27,7 @@ class Rollout:
         tokens: [B, T] int64, completion tokens, the final EOS included.
         mask: [B, T] bool, true on completion tokens.
         behavior_logp: [B, T] float32, log mu of each token under the distribution it was sampled from.
-        reward: [B] float32, the verdict's reward in {0, 1} (or shaped, through a wrapper).
+        reward: [B] float32, the verdict's in {0, 1}; with reward parts, or through a wrapper, any number.
         group: [B] int64, which completions answer the same dealt problem (equal numbers, any values).
         old_logp: [B, T] float32, log pi_old of each token: the target at rollout time, for trust regions. None until
             the agent has computed it; with one update per rollout it equals the current log pi.

@@ -38,7 +38,7 @@ class RewardPart(Protocol):
 @reward_parts.register("format")
 @dataclass(frozen=True)
 class FormatReward:
-    """``weight`` for an answer that is there and can be read, right or wrong.
+    """Adds ``weight`` for an answer that is there and can be read, right or wrong.
 
     Attributes:
         weight: the reward.
@@ -58,7 +58,7 @@ class FormatReward:
 @reward_parts.register("length-penalty")
 @dataclass(frozen=True)
 class LengthPenalty:
-    """Minus ``weight`` for every token beyond ``free_tokens``.
+    """Takes ``weight`` for every token beyond ``free_tokens``.
 
     Attributes:
         weight: per token.
@@ -103,7 +103,13 @@ def whole_parts(given: Iterable[str | Mapping[str, Any]]) -> list[dict[str, Any]
 
 def shape(parts: Sequence[RewardPart], reward: float, info: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     """The reward of an episode with the parts added, and its terminal info with each of them and ``verdict_reward``.
-    Raises ``UsageError`` for a part whose name the info has already."""
+    Raises ``UsageError`` for a part whose name the info has already.
+
+    >>> parts = make_parts([FormatReward(0.5), {"id": "length-penalty", "weight": 0.5, "free_tokens": 10}])
+    >>> reward, info = shape(parts, 1.0, {"status": "right", "response_len": 12})
+    >>> reward, info["verdict_reward"], info["format_reward"], info["length_penalty"]
+    (0.5, 1.0, 0.5, -1.0)
+    """
     shares = {part.name: float(part(info)) for part in parts}
     for name in shares:
         if name in info:

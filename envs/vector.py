@@ -31,7 +31,7 @@ OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_grou
 
 @dataclass(frozen=True)
 class Card:
-    """An episode of a deck, to be dealt to a slot."""
+    """An episode to be dealt to a slot: which problem, and its number, group and place in the group."""
 
     index: int
     episode: int
@@ -40,7 +40,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Ending:
     """An episode that has ended, verdict aside.
 
     Attributes:
@@ -114,7 +114,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._last: list[str] = [""] * num_envs
         self._deck: deque[Card] | None = None
         self._defer = False
-        self._pending: list[tuple[Finished, Future[Verdict]]] = []
+        self._pending: list[tuple[Ending, Future[Verdict]]] = []
         self.reward_seconds = 0.0
         self._begun = False
 
@@ -165,7 +165,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        finished = self._finish(live, tokens)
+        finished = self._endings(live, tokens)
         infos: dict[str, Any] = {}
         for one, verdict in zip(finished, self._verdicts(finished), strict=True):
             slot = one.slot
@@ -250,32 +250,34 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         return None if indices is None else [int(index) for index in indices]
 
     def _begin(self, slot: int, index: int | None) -> dict[str, Any] | None:
-        """Start the next episode of a slot; None where the deck is drained and the slot idles."""
+        """Start the next episode of a slot, on problem ``index`` if given; None where the slot idles."""
         self._ids[slot] = self.task.pad_token_id
-        if index is None and self._deck is not None:
-            if not self._deck:
-                self._live[slot] = False
-                self._length[slot] = self._prompt[slot] = 0
-                return None
-            card = self._deck.popleft()
-            index, episode, group, sample = card.index, card.episode, card.group, card.sample
-        else:
-            if index is None:
-                rng = self._rngs[slot]
-                if rng is None:
-                    rng = self._rngs[slot] = seeding.np_random(None)[0]
-                index = self.task.draw(rng)
-            episode = group = int(self._episodes[slot])
-            sample = 0
+        card = self._deal(slot, index)
+        if card is None:
+            self._live[slot] = False
+            self._length[slot] = self._prompt[slot] = 0
+            return None
         self._episodes[slot] += 1
-        prompt = self.task.prompt(index)
+        prompt = self.task.prompt(card.index)
         self._ids[slot, : len(prompt)] = prompt
         self._length[slot] = self._prompt[slot] = len(prompt)
         self._live[slot] = True
-        self._infos[slot] = start_info(self.task, index, episode, group, sample)
+        self._infos[slot] = start_info(self.task, card.index, card.episode, card.group, card.sample)
         return dict(self._infos[slot])
 
-    def _finish(self, live: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Finished]:
+    def _deal(self, slot: int, index: int | None) -> Card | None:
+        """From the deck, None when it is drained; without a deck, problem ``index`` or a drawn one."""
+        if index is None and self._deck is not None:
+            return self._deck.popleft() if self._deck else None
+        if index is None:
+            rng = self._rngs[slot]
+            if rng is None:
+                rng = self._rngs[slot] = seeding.np_random(None)[0]
+            index = self.task.draw(rng)
+        episode = int(self._episodes[slot])
+        return Card(index, episode, group=episode, sample=0)
+
+    def _endings(self, live: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Ending]:
         """The episodes that end with these tokens. Stop strings alone need a look at every slot."""
         if self.task.template.stop:
             candidates = live
@@ -284,12 +286,12 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             candidates = live[full | self._stops[tokens]]
         reasons = [(int(slot), self.task.finish_reason(self._completion(slot))) for slot in candidates]
         return [
-            Finished(slot, self._infos[slot], reason, self._completion(slot).copy())
+            Ending(slot, self._infos[slot], reason, self._completion(slot).copy())
             for slot, reason in reasons
             if reason is not None
         ]
 
-    def _verdicts(self, finished: list[Finished]) -> list[Verdict]:
+    def _verdicts(self, finished: list[Ending]) -> list[Verdict]:
         """The verdict on each, or ``PENDING`` for one that is deferred."""
         began = perf_counter()
         # All are requested before any is waited for, so that workers settle them side by side.

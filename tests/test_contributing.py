@@ -24,7 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = made / "mine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[nested_reft]\nmine = my_correction\nmine2 = my_sampler\n")
+    (info / "entry_points.txt").write_text(
+        "[nested_reft]\nmine = my_correction\nmine2 = my_sampler\nmine3 = my_template\n"
+    )
     return made
 
 
@@ -34,8 +36,8 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=500)
 
 
-def test_there_are_three_examples_and_the_correction_is_short() -> None:
-    assert [name for name, _ in BLOCKS] == ["my_correction", "my_sampler", "my_problems"]
+def test_there_are_four_examples_and_the_correction_is_short() -> None:
+    assert [name for name, _ in BLOCKS] == ["my_correction", "my_sampler", "my_problems", "my_template"]
     assert len([line for line in BLOCKS[0][1].splitlines() if line.strip()]) < 20
 
 
@@ -63,3 +65,18 @@ def test_the_problem_source_is_served(folder: Path) -> None:
     )
     done = run(folder, "-c", code)
     assert done.stdout.split() == ["10609", "103"], done.stderr
+
+
+def test_the_template_is_found_by_name(folder: Path) -> None:
+    code = (
+        "import gymnasium as gym, envs\n"
+        "env = gym.make('MathReason-v0', template='terse', problems='my_problems:squares')\n"
+        "env.reset(options={'problem_index': 1})\n"
+        "task = env.unwrapped.task\n"
+        "text = task.tokenizer('9\\n', add_special_tokens=False)['input_ids']\n"
+        "*_, (_, reward, terminated, _, info) = [env.step(token) for token in text]\n"
+        "prompt = task.tokenizer.decode(task.prompt(1))\n"
+        "print([prompt, float(reward), terminated, info['finish_reason'], task.spec.template])\n"
+    )
+    done = run(folder, "-c", code)
+    assert done.stdout.strip() == "['What is 3 squared? =', 1.0, True, 'stop', 'terse']", done.stderr

@@ -150,9 +150,7 @@ class _Draft:
         policy = self.run.get("policy", RunSpec.policy)
         if policy != RunSpec.policy and "tokenizer" not in given:
             defaults["tokenizer"] = policy
-        parts = whole_parts(defaults.pop("reward_parts"))
-        if parts:  # absent where there are none, as in runs from before there were any: their hashes stay
-            defaults["reward_parts"] = parts
+        defaults["reward_parts"] = whole_parts(defaults["reward_parts"])
         return {"id": given["id"], **defaults}
 
 

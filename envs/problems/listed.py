@@ -38,7 +38,7 @@ def list_problems(name: str, problems: list[Problem]) -> ListedProblems:
     listed = ListedProblems(name, _with_unique_ids(problems))
     repeated = len(listed) - len({question_key(problem) for problem in listed})
     if repeated:
-        warnings.warn(f"{repeated} of {len(listed)} problems of {name} repeat an earlier question", stacklevel=4)
+        warnings.warn(f"{repeated} of {len(listed)} problems of {name} repeat an earlier question", stacklevel=5)
     return listed
 
 

@@ -175,7 +175,7 @@ PUBLISHED: dict[str, type[PublishedSet]] = {}
 """The published sets by name."""
 
 
-def _published(component: type[PublishedSet]) -> type[PublishedSet]:
+def _publish(component: type[PublishedSet]) -> type[PublishedSet]:
     PUBLISHED[component.name] = component
     return problem_sources.register(component.name)(component)
 
@@ -184,7 +184,7 @@ def _files(name: str, *splits: str) -> dict[str, tuple[str, ...]]:
     return {split: (f"{name}/{split}.jsonl", f"{name}/{split}.parquet", f"{name}_{split}.jsonl") for split in splits}
 
 
-@_published
+@_publish
 class GSM8K(PublishedSet):
     """8,792 grade-school word problems with worked solutions (arXiv 2110.14168)."""
 
@@ -194,7 +194,7 @@ class GSM8K(PublishedSet):
     hub = ("openai/gsm8k", "main")
 
 
-@_published
+@_publish
 class SVAMP(PublishedSet):
     """1,000 short word problems in varied wording (arXiv 2103.07191); its first 700 are ``train``."""
 
@@ -210,7 +210,7 @@ class SVAMP(PublishedSet):
         return rows[:SVAMP_TRAIN] if split == "train" else rows[SVAMP_TRAIN:]
 
 
-@_published
+@_publish
 class MATH(PublishedSet):
     """12,500 competition problems with worked solutions (arXiv 2103.03874)."""
 
@@ -220,7 +220,7 @@ class MATH(PublishedSet):
     hub = ("DigitalLearningGmbH/MATH-lighteval", None)
 
 
-@_published
+@_publish
 class ASDiv(PublishedSet):
     """2,305 diverse elementary word problems (arXiv 2106.15772); ``test`` alone."""
 
@@ -230,7 +230,7 @@ class ASDiv(PublishedSet):
     hub_splits: ClassVar = {"test": "validation"}
 
 
-@_published
+@_publish
 class MAWPS(PublishedSet):
     """Elementary word problems of several earlier collections (N16-1136)."""
 
@@ -239,7 +239,7 @@ class MAWPS(PublishedSet):
     hub = ("MU-NLPC/Calc-mawps", None)
 
 
-@_published
+@_publish
 class MATH500(PublishedSet):
     """500 test problems of MATH (arXiv 2305.20050)."""
 
@@ -248,7 +248,7 @@ class MATH500(PublishedSet):
     hub = ("HuggingFaceH4/MATH-500", None)
 
 
-@_published
+@_publish
 class AIME24(PublishedSet):
     """30 problems of the American Invitational Mathematics Examination of 2024."""
 
@@ -258,7 +258,7 @@ class AIME24(PublishedSet):
     hub_splits: ClassVar = {"test": "train"}
 
 
-@_published
+@_publish
 class AMC23(PublishedSet):
     """40 problems of the American Mathematics Competitions of 2023."""
 
@@ -267,7 +267,7 @@ class AMC23(PublishedSet):
     hub = ("math-ai/amc23", None)
 
 
-@_published
+@_publish
 class Minerva(PublishedSet):
     """272 undergraduate problems in science and mathematics (arXiv 2206.14858)."""
 
@@ -276,7 +276,7 @@ class Minerva(PublishedSet):
     hub = ("math-ai/minervamath", None)
 
 
-@_published
+@_publish
 class OlympiadBench(PublishedSet):
     """675 olympiad problems in English with one final answer (arXiv 2402.14008)."""
 

@@ -15,11 +15,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from envs.math_reason import MathReason
 from envs.shaping import FormatReward, LengthPenalty, ShapedReward, ShapedRewardVector, whole_parts
 from envs.vector import MathReasonVector
-from registry import UsageError
+from registry import UsageError, reward_parts
 from tests.oracles.env_oracles import SHORT, Typist, assert_same
 
 PARTS = [FormatReward(0.5), LengthPenalty(0.01, free_tokens=1)]
-SUM = r"\sum_{k=1}^{3} \frac{1}{k^2}"
+SUM = r"\sum_{k=1}^{4} \frac{1}{k^2}"  # asked for nowhere else: what is settled once is remembered
 AS_FIELD = ({"id": "format", "weight": 0.5}, {"id": "length-penalty", "weight": 0.01, "free_tokens": 1})
 
 
@@ -88,7 +88,7 @@ def test_a_deferred_verdict_gets_its_parts_when_it_is_settled(tmp_path: Path) ->
     path = tmp_path / "symbolic.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     env = MathReasonVector(num_envs=2, problems=str(path), max_new_tokens=60, reward_parts=AS_FIELD)
-    scripts = [tokens(env, r"\boxed{\frac{49}{36}}"), tokens(env, r"\boxed{5}")]
+    scripts = [tokens(env, r"\boxed{\frac{205}{144}}"), tokens(env, r"\boxed{5}")]
     length = max(map(len, scripts))
 
     def play(defer: bool) -> tuple[dict[int, dict[str, Any]], set[str]]:
@@ -131,6 +131,15 @@ def test_a_part_of_ones_own_sees_the_whole_terminal_info() -> None:
         _, rewards, _, _, infos = venv.step(np.array([5]))
     assert info["hurry"] == infos["final_info"]["hurry"][0] == -1.0
     assert reward == rewards[0] == -1.0 + info["format_reward"]
+
+
+def test_a_registered_part_of_ones_own_is_a_field_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_parts, "_known", dict(reward_parts._known))
+    reward_parts.register("hurry")(Hurry)
+    env = gym.make("MathReason-v0", reward_parts=({"id": "hurry", "name": "late"},), **SHORT)
+    env.reset(seed=0)
+    *_, (_, reward, _, truncated, info) = [env.step(np.int64(5)) for _ in range(8)]
+    assert truncated and reward == info["late"] == -1.0
 
 
 def test_without_parts_nothing_changes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,16 @@ def test_chat_is_the_tokenizers_own(shared_dir: Path) -> None:
 def test_unknown_names_say_what_was_meant() -> None:
     with pytest.raises(UsageError, match="did you mean 'plain'"):
         templates.make("plane")
+
+
+def test_the_readme_says_of_every_template_what_it_is() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = {
+        row[0]: row[2]
+        for row in re.findall(r"^\| `([\w-]+)` \| (.*?) \| ([^|]*(?:\\\|[^|]*)*) \| .* \|$", readme, re.M)
+    }
+    own = {name: templates.get(name) for name in templates if templates.get(name).__module__ == "envs.templates"}
+    assert sorted(own) == ["chat", "plain", "qwen-math", "r1"]
+    for name, component in own.items():
+        stops = ", ".join(f"`{stop}`" for stop in component.stop).replace("|", r"\|") or "none (EOS)"
+        assert table[name] == stops

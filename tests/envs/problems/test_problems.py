@@ -7,20 +7,25 @@ import json
 import re
 import sys
 import types
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from datasets import Dataset, DatasetDict
 
 from envs.problem import Problem
-from envs.problems import duplicates, load_problems, overlap
+from envs.problems import RowSource, check_source, duplicates, list_sources, load_problems, overlap, source_of
 from envs.problems.listed import question_key
+from envs.problems.readers import READERS
+from envs.problems.sources import PUBLISHED
 from envs.verifier import verify
 from envs.verifier.literal import parse_literal
 from envs.verifier.notation import normalise
-from registry import UsageError
+from envs.verifier.scorers import entries
+from registry import UnknownField, UsageError, problem_sources
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(10)]
 KNOWN_SIZES = {
@@ -230,14 +235,129 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("owner/set", "small", "dev"), ("EleutherAI/asdiv", None, "validation")]
 
 
+class Endless:
+    """An unlimited source that a function may return."""
+
+    size = None
+
+    def __init__(self, split: str, start: int = 0) -> None:
+        self.name, self.start = f"endless/{split}", start
+
+    def __getitem__(self, index: int) -> Problem:
+        return Problem(f"{index}?", str(self.start + index), self.name, str(index))
+
+
 def test_python_callables(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_problems")
     module.rows = lambda split, n: [{"question": f"{split} {k}?", "answer": k} for k in range(n)]  # type: ignore[attr-defined]
-    module.made = lambda split: [Problem("Q?", "5", "mine", "a")]  # type: ignore[attr-defined]
+    module.listed = lambda split: [Problem("Q?", "5", "mine", "a")]  # type: ignore[attr-defined]
+    module.endless = Endless  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_problems", module)
     problems: Any = load_problems("my_problems:rows", "dev", n=4, limit=3)
     assert [p.question for p in problems] == ["dev 0?", "dev 1?", "dev 2?"]
-    assert load_problems("my_problems:made")[0].id == "a"
+    assert load_problems("my_problems:listed")[0].id == "a"
+    assert load_problems("my_problems:endless", start=3)[2].answer == "5"
+    for name, options, message in (
+        ("my_problems:rows", {"m": 4}, "problem source 'my_problems:rows' has no field 'm': known: answer, limit, n"),
+        ("my_problems:rows", {"n": 4, "limits": 3}, "did you mean 'limit'"),
+        ("my_problems:endless", {"limit": 3}, "returns problems, not rows, so 'limit' does not apply"),
+        ("my_problems:row", {}, "importable from here"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_problems(name, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLISHED, "arithmetic"}))
+def test_every_registered_source_is_made_from_its_name_and_has_a_line(name: str) -> None:
+    source = source_of(name)
+    assert source == problem_sources.make(name) == problem_sources.build({"id": name})
+    assert type(source) is problem_sources.get(name) and callable(source.load)
+    assert list_sources()[name].endswith("."), "the list of sources has one whole sentence on each"
+    with pytest.raises(UnknownField, match=f"problem source '{name}' has no field 'limt': did you mean 'limit'"):
+        load_problems(name, limt=3)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_sets_have_the_split_that_their_environment_serves(name: str) -> None:
+    assert gym.spec(f"MathReason/{name}-v0").kwargs["split"] in PUBLISHED[name].files
+    with pytest.raises(UsageError, match=f"{name} has no split 'tset': did you mean 'test'"):
+        load_problems(name, "tset")
+    with pytest.raises(UsageError, match="data_dir='/nowhere' is not a folder; give the one that holds"):
+        load_problems(name, "test", data_dir="/nowhere")
+
+
+def test_the_readme_names_every_source() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    for name in ("arithmetic", *PUBLISHED, "reasoning_gym:<task>", "module:function", *READERS):
+        assert f"`{name}`" in readme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums(RowSource):
+    """Sums of a number with itself."""
+
+    step: int = 1
+
+    @property
+    def name(self) -> str:
+        return "sums"
+
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        return [{"question": f"{split}: {n} + {n}?", "answer": 2 * n} for n in range(0, 10, self.step)]
+
+
+def test_a_source_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(problem_sources, "_known", dict(problem_sources._known))
+    problem_sources.register("sums")(Sums)
+    problems: Any = load_problems("sums", "dev", step=3, subset="1:", shuffle=None)
+    assert [(p.question, p.answer, p.source) for p in problems] == [
+        (f"dev: {n} + {n}?", str(2 * n), "sums/dev") for n in (3, 6, 9)
+    ]
+    env = gym.make("MathReason-v0", problems="sums", problem_options={"limit": 2})
+    assert env.unwrapped.task.problems.size == 2  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="did you mean 'step'"):
+        load_problems("sums", stp=3)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums").mkdir()
+    assert load_problems("sums").size == 10, "a registered name goes before a folder of that name"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("openai/gsm8k", "HubSource"),
+        ("/data/mine", "PathSource"),
+        ("~/mine", "PathSource"),
+        ("a/b/c", "PathSource"),
+        ("mine.CSV", "PathSource"),
+        ("my_module:rows", "FunctionSource"),
+        ("reasoning_gym:countdown", "ReasoningGymSource"),
+    ],
+)
+def test_the_form_of_a_name_tells_what_it_is(name: str, kind: str) -> None:
+    assert type(source_of(name)).__name__ == kind
+
+
+def test_names_and_options_are_checked_without_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_source("svamp", {"limit": 3, "data_dir": "/elsewhere"})
+    check_source("owner/set", {"config": "small"})
+    check_source("./not/here.jsonl", here=False)
+    check_source(str(write(tmp_path, ".jsonl", ROWS)), {"answer": "answer"})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_folder").mkdir()
+    check_source("a_folder")
+    for name, options, message in (
+        ("./not/here.jsonl", {}, "no problem file or folder"),
+        ("here.jsonl", {}, "no problem file or folder"),
+        ("gms8k", {}, "did you mean 'gsm8k'.* a hub id of the form 'owner/name'"),
+        ("arithmetic", {"levl": 2}, "did you mean 'level'"),
+        ("svamp", {"config": "x"}, "'svamp' has no field 'config'"),
+        ("arithmetic", {"limit": 0}, "limit=0 must be at least 1"),
+        ("svamp", {"limit": "ten"}, "limit='ten' must be"),
+        ("svamp", {"subset": 5}, "'start:stop'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_source(name, options)
 
 
 def test_generated_problems() -> None:
@@ -257,6 +377,34 @@ def test_repetitions_are_reported(tmp_path: Path) -> None:
     test = load_problems(str(write(tmp_path / "other", ".jsonl", ROWS[:2])))
     assert overlap(train, test) == [(0, 0), (1, 1)]
     assert question_key(train[3]) == question_key(train[10])
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "own"),
+    [
+        ({}, 1000, {}),
+        ({"limit": 7}, 7, {}),
+        ({"size": 50}, 50, {}),
+        ({"size": 50, "limit": 7}, 7, {}),
+        ({"size": 5, "limit": 7, "depth": 2}, 5, {"depth": 2}),
+    ],
+)
+def test_options_of_a_reasoning_gym_task(
+    options: dict[str, int], size: int, own: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the library records what it is asked for: ``size``, ``seed`` and ``limit`` are ours."""
+    asked: list[dict[str, Any]] = []
+    library, factory = types.ModuleType("reasoning_gym"), types.ModuleType("reasoning_gym.factory")
+    library.create_dataset = lambda task, **given: asked.append({"task": task, **given}) or [None] * given["size"]  # type: ignore[attr-defined]
+    factory.DATASETS = {"chess": None}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reasoning_gym", library)
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", factory)
+    entries.cache_clear()
+    assert load_problems("reasoning_gym:chess", seed=3, **options).size == size
+    assert asked == [{"task": "chess", "size": size, "seed": 3, **own}]
+    entries.cache_clear()
+    with pytest.raises(UsageError, match="unknown reasoning_gym task 'ches': did you mean 'chess'"):
+        load_problems("reasoning_gym:ches")
 
 
 @pytest.mark.parametrize("task", ["leg_counting", "countdown"])
