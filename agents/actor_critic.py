@@ -122,5 +122,5 @@ class LanguageModelActorCritic(PredictsWithSlots, ActorCriticPolicy):
         slots, longest = obs["input_ids"].shape
         if self._memo is None or self._memo[0] != self.target.version or self._memo[1].slots != slots:
             layers = tuple(range(self.target.num_layers))
-            self._memo = self.target.version, self.target.nested(layers, slots=slots, max_length=longest)
+            self._memo = self.target.version, self.target.behavior(layers, slots=slots, max_length=longest)
         return self._memo[1].states({key: value.cpu().numpy() for key, value in obs.items()})

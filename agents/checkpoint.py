@@ -31,15 +31,15 @@ def save(agent: Any, path: Path) -> None:
     save_file(tensors, scratch / OPTIMIZER)
     if hasattr(agent, "critic"):
         save_file(agent.critic.state_dict(), scratch / CRITIC)
-    patches, patched = agent.patcher.state_dict() if hasattr(agent, "patcher") else ({}, {})
+    patches, patched = agent.nesting.patcher.state_dict() if agent.nesting else ({}, {})
     if patches:
         save_file(patches, scratch / PATCHES)
     state = {
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
         "optimizer": scalars,
-        "sampler": state_of(agent.sampler),
-        "problems": state_of(agent.problem_sampler),
+        "sampler": agent.nesting.sampler.state_dict() if agent.nesting else {},
+        "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
         "patches": patched,
     }
     (scratch / STATE).write_text(json.dumps(state))
@@ -71,15 +71,11 @@ def restore(agent: Any, path: Path) -> None:
     if hasattr(agent, "critic"):
         agent.critic.load_state_dict(load_file(path / CRITIC))
     if (path / PATCHES).is_file():
-        agent.patcher.load_state_dict(load_file(path / PATCHES), state["patches"])
-    for component, saved in ((agent.sampler, state["sampler"]), (agent.problem_sampler, state["problems"])):
-        if saved:
-            component.load_state_dict(saved)
-
-
-def state_of(component: Any) -> dict[str, Any]:
-    """The JSON-able state of a component that learns, ``{}`` of one that does not."""
-    return component.state_dict() if hasattr(component, "state_dict") else {}
+        agent.nesting.patcher.load_state_dict(load_file(path / PATCHES), state["patches"])
+    if state["sampler"]:
+        agent.nesting.sampler.load_state_dict(state["sampler"])
+    if state["problems"]:
+        agent.problem_sampler.load_state_dict(state["problems"])
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

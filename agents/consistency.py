@@ -27,29 +27,26 @@ class Consistency:
 
     Attributes:
         coefficient: weight beside the policy loss; 0 switches it off.
-        temperature: of both distributions.
-        nested: what wrote the rollout, or None where that was the full model.
         seconds: what it has cost since last asked.
     """
 
     coefficient: float = 0.0
-    temperature: float = 1.0
-    nested: Nested | None = None
     seconds: float = field(default=0.0)
 
     def __post_init__(self) -> None:
         if not self.coefficient >= 0.0:
             raise UsageError(f"consistency={self.coefficient} must be at least 0, the weight of an auxiliary loss")
 
-    def backward(self, policy: Policy, batch: Rollout, logp: Tensor, coef: Tensor) -> None:
-        """Add the gradient on ``batch``, whose tokens have log pi ``logp`` [B, T] and coefficients ``coef`` [B, T].
+    def backward(self, policy: Policy, nested: Nested | None, batch: Rollout, logp: Tensor, coef: Tensor) -> None:
+        """Add the gradient on ``batch``, which ``nested`` wrote (None: the full model, and there is no gradient); its
+        tokens have log pi ``logp`` [B, T] and coefficients ``coef`` [B, T].
 
         Completions that the target wrote (defensive groups) are left out: the tokens have to be mu's own. In later
         minibatches of a rollout they are those of a mu some steps old."""
-        if not self.coefficient or self.nested is None:
+        if not self.coefficient or nested is None:
             return
         began = time.perf_counter()
-        own = policy.logprobs(batch.prompts, batch.tokens, batch.mask, layers=self.nested, temperature=self.temperature)
+        own = policy.logprobs(batch.prompts, batch.tokens, batch.mask, layers=nested)
         own = own.to(logp.device)
         if batch.by_target is not None:
             coef = coef * ~batch.by_target[:, None]

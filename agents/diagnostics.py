@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.rollout import Rollout, collect
+from agents.rollout import Rollout
 from policies import LayerSubset
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
@@ -181,20 +180,3 @@ class BySubset:
         }
         # k3, since k1 of few tokens is noisy enough to turn negative
         return dict(sorted(means.items(), key=lambda item: item[1]["kl_k3"]))
-
-
-NOISE_EVERY = 10  # iterations between measurements
-NOISE_PROBLEMS = 8
-
-
-@torch.no_grad()
-def measured_noise(agent: Any, problems: Sequence[int]) -> dict[str, float]:
-    """``noise_floor`` of a ``ReFT`` agent on the first of ``problems``, one completion each."""
-    mu = agent.behavior(agent.all_layers, agent.iteration)
-
-    def write(problems: list[int], first_group: int) -> Rollout:
-        return collect(mu, agent.envs, problems, 1, first_group=first_group)
-
-    rollout = agent.ranks.rollout(write, problems[:NOISE_PROBLEMS])
-    logp = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, temperature=agent.temperature)
-    return noise_floor(logp.to(rollout.tokens.device), rollout)

@@ -1,22 +1,85 @@
-"""Patches in the loop: what they are fitted to, when, and how they are kept on disk."""
+"""Which policy writes a batch: layers drawn by a skip sampler, patched, perhaps on bytes."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agents.distributed import Ranks
 from agents.rollout import Rollout
-from policies import LayerSubset, Length, Nested, PatchedSubset, Policy, Probe
-from policies.nested import Change
+from envs.task import Task
+from policies import LayerSubset, Length, Nested, PatchedSubset, Policy, Probe, SkipSampler, with_int8
+from policies.nested import Change, layers_of
 from policies.skipping.divergence import Text
+from registry import UsageError
 
-if TYPE_CHECKING:
-    from agents.reft import ReFT
+PROBE_PROBLEMS = 16
+PROBE_TOKENS = 32  # per completion
+
+
+class Nesting:
+    """Draws what writes each rollout.
+
+    Args:
+        sampler: which layers are kept, a component of ``registry.skip_samplers``.
+        patch: how they make up for those skipped, a component of ``registry.patches``.
+        int8: whether rollouts are by products on bytes.
+
+    Attributes:
+        layers: those kept by the last draw.
+    """
+
+    def __init__(self, sampler: SkipSampler, patch: Any, int8: bool = False) -> None:
+        if not isinstance(sampler, SkipSampler):
+            raise UsageError(f"the skip sampler {sampler!r} has to be a policies.SkipSampler: inherit from it")
+        self.sampler = sampler
+        self.patcher = Patcher(patch)
+        self.int8 = int8
+        self.layers: LayerSubset = ()
+        self._patched: Nested = ()
+
+    def prepare(self, policy: Policy, task: Task, seed: int, ranks: Ranks) -> None:
+        """Let the sampler measure its scores on a few training problems.
+
+        The problems are drawn apart from the iterations' own, so that agents with and without scores stay paired."""
+        chosen = np.random.default_rng([seed, 0, 1]).integers(task.problems.size or 2**16, size=PROBE_PROBLEMS)
+        prompts = [torch.from_numpy(np.asarray(task.prompt(int(problem)))) for problem in chosen]
+        longest = task.spec.max_new_tokens
+        length = Length(min(longest, PROBE_TOKENS), tuple(task.stop_token_ids))
+        self.sampler.prepare(Probe(policy, prompts, length, seed, longest))
+        # Every process measures the same; equal to the last bit they must be made, or they would skip different layers.
+        self.sampler.load_state_dict(json.loads(ranks.agree_on(json.dumps(self.sampler.state_dict()))))
+
+    def draw(self, policy: Policy, rng: np.random.Generator, iteration: int) -> Nested:
+        """What writes the next rollout."""
+        self._patched = self.patcher(policy, self.sampler.sample(policy.num_layers, rng), iteration)
+        self.layers = layers_of(self._patched)
+        return with_int8(self._patched, self.int8)
+
+    def trainable(self, policy: Policy) -> Nested | None:
+        """The last draw in full precision, of which gradients can be taken; None where it skips nothing."""
+        return self._patched if policy.layers_skipped(self.layers) else None
+
+    def observe(self, rollout: Rollout, diagnostics: Mapping[str, float]) -> None:
+        """What the next patches are fitted to, and what the layers drawn last cost."""
+        self.patcher.observe(rollout)
+        self.sampler.observe(self.layers, diagnostics)
+
+    def metrics(self, policy: Policy) -> dict[str, float]:
+        """Of the last draw."""
+        skipped = policy.layers_skipped(self.layers)
+        return {
+            **self.patcher.metrics,
+            **self.sampler.metrics(),
+            "layers_kept": policy.num_layers - skipped,
+            "skip_ratio": skipped / policy.num_layers,
+        }
 
 
 class Patcher:
@@ -36,23 +99,22 @@ class Patcher:
         self.fitted_at = 0
         self.metrics: dict[str, float] = {}
 
-    def __call__(self, policy: Policy, layers: LayerSubset, iteration: int) -> tuple[LayerSubset, Nested]:
-        """The layers to keep, and those patched. ``metrics`` then says what was fitted; its seconds are part of the
-        rollout's."""
+    def __call__(self, policy: Policy, layers: LayerSubset, iteration: int) -> Nested:
+        """``layers`` patched, or all layers while there is nothing to fit to. ``metrics`` then says what was fitted;
+        the seconds of a fit are part of the rollout's."""
         self.metrics = {}
         if not self.patch.tokens or policy.layers_skipped(layers) == 0:
-            return layers, layers
+            return layers
         if self.text is None:
-            full = tuple(range(policy.num_layers))
-            return full, full
+            return tuple(range(policy.num_layers))
         before = self.fitted if self.fitted is not None and self.fitted.layers == layers else None
         if before is not None and iteration - self.fitted_at < self.patch.every:
-            return layers, before
+            return before
         began = time.perf_counter()
         fit = self.patch.fit(policy, self.text, layers, before)
-        self.fitted, self.fitted_at = fit.nested, iteration
+        self.fitted, self.fitted_at = fit.subset, iteration
         self.metrics = {"patch/residual": fit.residual, "time/patch": time.perf_counter() - began}
-        return layers, fit.nested
+        return fit.subset
 
     def observe(self, rollout: Rollout) -> None:
         """Keep the rollout's first completions, as many as ``patch.tokens`` holds."""
@@ -96,31 +158,3 @@ class Patcher:
             halves = sorted(int(name[7:]) for name in tensors if name.startswith("weight."))
             changes = {half: Change(tensors[f"weight.{half}"], tensors[f"bias.{half}"]) for half in halves}
             self.fitted, self.fitted_at = PatchedSubset(tuple(state["layers"]), changes), state["fitted_at"]
-
-
-PROBLEMS = 16  # and the tokens per completion that scores are measured on
-TOKENS = 32
-
-
-def check_sampler(sampler: Any, num_layers: int) -> None:
-    """Raise ``UsageError`` for settings that cannot work with ``num_layers``, such as a ratio too high."""
-    if hasattr(sampler, "check"):
-        sampler.check(num_layers)
-    else:
-        sampler.sample(num_layers, np.random.default_rng(0))
-
-
-def prepare_sampler(agent: ReFT) -> dict[str, float]:
-    """Let the agent's sampler measure its scores on a few training problems; returns what that cost.
-
-    The problems are drawn apart from the iterations' own, so that agents with and without scores stay paired."""
-    began = time.perf_counter()
-    task, seed = agent.envs.unwrapped.task, agent.seed or 0
-    chosen = np.random.default_rng([seed, 0, 1]).integers(task.problems.size or 2**16, size=PROBLEMS)
-    prompts = [torch.from_numpy(np.asarray(task.prompt(int(problem)))) for problem in chosen]
-    longest = task.spec.max_new_tokens
-    length = Length(min(longest, TOKENS), tuple(task.stop_token_ids))
-    agent.sampler.prepare(Probe(agent.target, prompts, length, agent.temperature, seed, longest))
-    # Every process measures the same; equal to the last bit they must be made, or they would skip different layers.
-    agent.sampler.load_state_dict(json.loads(agent.ranks.agree_on(json.dumps(agent.sampler.state_dict()))))
-    return {"time/prepare": time.perf_counter() - began}

@@ -2,14 +2,16 @@
 
 One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508.10123):
 
-    layers  ~ sampler                              which layers write this batch
-    mu      = policy.nested(layers)                the same weights, fewer layers
-    rollout = collect(mu, envs, problems, G)       completions, log mu, verdicts
-    A       = advantage(rollout)                   relative to the group
+    problems ~ problem_sampler                      the same for every agent with the same seed
+    nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
+    mu       = policy.behavior(nested)              the same weights, fewer layers
+    rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts
+    A        = advantage(rollout)                   relative to the group
     for each minibatch:
-        weight = correction(log pi, log mu, A)     detached
-        loss   = -sum coef * weight * A * log pi   the one estimator
+        weight = correction(log pi, log mu, A)      detached
+        loss   = -sum coef * weight * A * log pi    the one estimator
         step
+    nesting.observe(rollout, diagnostics)           what these layers cost
 
 Under torchrun the work of an iteration is shared out (agents/distributed.py).
 `reft` keeps all layers and corrects nothing. `nested-reft/<sampler>/<correction>` names both.
@@ -17,7 +19,6 @@ Under torchrun the work of an iteration is shared out (agents/distributed.py).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,15 @@ from agents import checkpoint
 from agents.arguments import check_counts, check_rollout_dtype, slots_of, vector_env_of
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import NOISE_EVERY, measured_noise, warn_collapse
+from agents.diagnostics import noise_floor, warn_collapse
 from agents.distributed import join, local_device
-from agents.nesting import Patcher, check_sampler, prepare_sampler
-from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps, rollout_metrics
+from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
+from agents.nesting import Nesting
+from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.update import Update, microbatch_budget
 from envs.sb3 import SB3VecEnv
-from policies import Behavior, LayerSubset, Nested, Policy, with_int8
+from policies import Behavior, LayerSubset, Nested, Policy
 from registry import (
     advantages,
     agents,
@@ -51,6 +53,9 @@ from registry import (
     problem_samplers,
     skip_samplers,
 )
+
+NOISE_EVERY = 10  # iterations between measurements of the noise floor
+NOISE_PROBLEMS = 8
 
 Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
@@ -82,6 +87,7 @@ class ReFT(BaseAlgorithm):
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         consistency: weight of an auxiliary loss that keeps the nested policy near the target; see
             ``agents.consistency``. 0, the default, is off.
+        weight_decay: of AdamW.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
@@ -89,6 +95,9 @@ class ReFT(BaseAlgorithm):
         dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
         rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.model.int8``): faster, and off-policy by a
             little, as a nested rollout is; what the full model writes for defensive groups stays in ``dtype``.
+        tensorboard_log: folder of stable-baselines3's TensorBoard logs; none by default.
+        verbose: stable-baselines3's: 1 prints the metrics of each logged iteration.
+        device: where the policy computes, ``cpu`` or ``cuda``.
         seed: of everything drawn; equal seeds deal equal problems to every agent.
     """
 
@@ -125,8 +134,8 @@ class ReFT(BaseAlgorithm):
         seed: int | None = 0,
         _init_setup_model: bool = True,
     ) -> None:
-        self.sampler = skip_samplers.build(sampler)
-        self.patcher = Patcher(patches.build(patch))
+        int8 = check_rollout_dtype(rollout_dtype)
+        self.nesting = Nesting(skip_samplers.build(sampler), patches.build(patch), int8)
         self.correction = corrections.build(correction)
         self.advantage = advantages.build(advantage)
         self.aggregation = aggregations.build(aggregation)
@@ -139,7 +148,7 @@ class ReFT(BaseAlgorithm):
         self.minibatches = minibatches
         self.epochs = epochs
         self.temperature = temperature
-        self.consistency = Consistency(consistency, temperature)
+        self.consistency = Consistency(consistency)
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
@@ -147,10 +156,8 @@ class ReFT(BaseAlgorithm):
         self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
-        self.int8 = check_rollout_dtype(rollout_dtype)
         self._warned = False
         self.metrics: dict[str, float] = {}
-        self.layers: LayerSubset = ()
         own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
             policy=LanguageModelPolicy,
@@ -169,10 +176,10 @@ class ReFT(BaseAlgorithm):
     def _setup_model(self) -> None:
         """Load the target, check that it and the environment speak the same vocabulary, and make the optimizer."""
         self.target = target_of(self._given_policy, self.action_space, str(self.device), self._dtype)
+        self.target.temperature = self.temperature
         self.all_layers = tuple(range(self.target.num_layers))
-        check_sampler(self.sampler, self.target.num_layers)
+        self.nesting.sampler.check(self.target.num_layers)
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
-        self.policy.temperature = self.temperature
         self.lr_schedule = FloatSchedule(self.learning_rate)
         self.optimizer = torch.optim.AdamW(
             [p for p in self.target.parameters() if p.requires_grad],
@@ -181,11 +188,17 @@ class ReFT(BaseAlgorithm):
             fused=True,
         )
         self.update = Update(
-            self.target, self.optimizer, self.correction, self.aggregation, self.temperature, self.max_grad_norm
+            self.target,
+            self.optimizer,
+            self.correction,
+            self.aggregation,
+            minibatches=self.minibatches,
+            epochs=self.epochs,
+            max_grad_norm=self.max_grad_norm,
+            microbatch_tokens=self.microbatch_tokens,
+            consistency=self.consistency,
+            ranks=self.ranks,
         )
-        self.update.microbatch_tokens = self.microbatch_tokens
-        self.update.consistency = self.consistency
-        self.update.ranks = self.ranks
         self.ranks.require_equal(self.seed or 0, self.target.parameters())
 
     @property
@@ -217,65 +230,56 @@ class ReFT(BaseAlgorithm):
         hooks.on_training_end()
         return self
 
+    @property
+    def layers(self) -> LayerSubset:
+        """The layers that wrote the last rollout."""
+        return self.nesting.layers
+
     def iterate(self, hooks: BaseCallback | None = None) -> dict[str, float]:
         """One iteration of the loop at the top of this file; returns its metrics."""
-        rng = np.random.default_rng([self.seed or 0, self.iteration])
-        prepared = prepare_sampler(self) if not getattr(self.sampler, "ready", True) else {}
-        began = time.perf_counter()
-        rollout, problems = self._rollout(rng, hooks)
-        wrote, reward = time.perf_counter(), self.envs.unwrapped.reward_seconds
-        noise = measured_noise(self, problems) if self.iteration % NOISE_EVERY == 0 else {}
-        scored = time.perf_counter()
-        advantage = self.advantage(rollout.reward, rollout.group)
-        rate = self.lr_schedule(self._current_progress_remaining)
-        update_learning_rate(self.optimizer, rate)
-        measured = self.update(rollout, advantage, self.minibatches, self.epochs, rng)
-        updated = time.perf_counter()
-        measured |= noise | prepared
-        if self.ranks.leader and not self._warned:
-            self._warned = warn_collapse(measured) is not None
-        self.patcher.observe(rollout)
-        if hasattr(self.sampler, "observe"):
-            self.sampler.observe(self.layers, measured)
-        success = rollout.reward.view(-1, self.group_size).double().mean(1).numpy()
-        self.problem_sampler.observe(problems, success, self.group_size)
+        rng, laps = np.random.default_rng([self.seed or 0, self.iteration]), Laps()
+        if not self.nesting.sampler.ready:
+            with laps("prepare"):
+                self.nesting.prepare(self.target, self.envs.unwrapped.task, self.seed or 0, self.ranks)
+        with laps("rollout"):
+            problems = self._draw_problems(rng)
+            seed = int(rng.integers(2**31))
+            nested = self.nesting.draw(self.target, rng, self.iteration)
+            rollout = self.rollout(problems, nested, seed, hooks)
+            judging = self.envs.unwrapped.reward_seconds
+        noise = self._noise(problems) if self.iteration % NOISE_EVERY == 0 else {}
+        with laps("update"):
+            advantage = self.advantage(rollout.reward, rollout.group)
+            update_learning_rate(self.optimizer, self.lr_schedule(self._current_progress_remaining))
+            diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+        self.nesting.observe(rollout, diagnostics)
+        self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
-        tokens = int(rollout.mask.sum())
-        skipped = self.target.layers_skipped(self.layers)
         self.metrics = {
-            **measured,
+            **diagnostics,
+            **noise,
             **rollout_metrics(rollout, self.group_size),
-            **self.patcher.metrics,
-            **(self.sampler.metrics() if hasattr(self.sampler, "metrics") else {}),
-            "learning_rate": rate,
-            "layers_kept": self.target.num_layers - skipped,
-            "skip_ratio": skipped / self.target.num_layers,
-            "tokens": tokens,
-            "time/rollout": wrote - began - reward,
-            "time/reward": reward,
-            "time/update": updated - scored,
-            "rollout_tokens_per_second": tokens / (wrote - began),
+            **self.nesting.metrics(self.target),
+            **speed_metrics(rollout, laps, judging),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
+        self._warn_once(diagnostics)
         return self.metrics
 
-    def _rollout(self, rng: np.random.Generator, hooks: BaseCallback | None) -> tuple[Rollout, list[int]]:
-        """Draw problems, the sampling seed, then layers, so that equal seeds pair every agent; and collect."""
+    def _draw_problems(self, rng: np.random.Generator) -> list[int]:
+        """Drawn before anything else, so that equal seeds deal equal problems to every agent."""
         size = self.envs.unwrapped.task.problems.size
-        problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
-        seed = int(rng.integers(2**31))
-        drawn = self.sampler.sample(self.target.num_layers, rng)
-        self.layers, nested = self.patcher(self.target, drawn, self.iteration)
-        self.consistency.nested = nested if self.layers != self.all_layers else None
-        nested = with_int8(nested, self.int8)
+        return self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
+
+    def rollout(self, problems: Sequence[int], nested: Nested, seed: int, hooks: BaseCallback | None = None) -> Rollout:
+        """Groups of completions of ``problems`` by ``nested``, and of defensive groups some by the target."""
         mu: Acts = self.behavior(nested, seed)
         if self.target_written:
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
-            rollout = collect(mu, self.envs, problems, self.group_size, count_steps(self, hooks), first_group)
-            if isinstance(mu, GroupMixture):
-                return mu.score(rollout, self.target, nested, self.temperature)
-            return rollout
+            written = collect(mu, self.envs, problems, self.group_size, count_steps(self, hooks), first_group)
+            return mu.score(written, self.target, nested) if isinstance(mu, GroupMixture) else written
 
         if hooks is not None:
             hooks.on_rollout_start()
@@ -285,13 +289,29 @@ class ReFT(BaseAlgorithm):
         if hooks is not None:
             hooks.update_locals(locals())
             hooks.on_rollout_end()
-        return rollout, problems
+        return rollout
+
+    @torch.no_grad()
+    def _noise(self, problems: Sequence[int]) -> dict[str, float]:
+        """What engine and trainer disagree by on the target's own tokens: no divergence below it means anything."""
+        mu = self.behavior(self.all_layers, self.iteration)
+
+        def write(problems: Sequence[int], first_group: int) -> Rollout:
+            return collect(mu, self.envs, problems, 1, first_group=first_group)
+
+        rollout = self.ranks.rollout(write, problems[:NOISE_PROBLEMS])
+        logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
+        return noise_floor(logp.to(rollout.tokens.device), rollout)
+
+    def _warn_once(self, diagnostics: dict[str, float]) -> None:
+        if self.ranks.leader and not self._warned:
+            self._warned = warn_collapse(diagnostics) is not None
 
     def behavior(self, layers: Nested, seed: int) -> Behavior:
         """What writes completions through ``layers``, one KV slot an env slot."""
         assert self.env is not None
         length = self.envs.unwrapped.task.max_length
-        return self.target.nested(layers, self.env.num_envs, length, temperature=self.temperature, seed=seed)
+        return self.target.behavior(layers, self.env.num_envs, length, seed=seed)
 
     def _dump(self) -> None:
         for name, value in self.metrics.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -73,10 +72,10 @@ class Acts(Protocol):
 @dataclass(frozen=True)
 class GroupMixture:
     """Defensive groups: in one rollout, the first ``target_written`` completions of every group are written by the
-    full model, the others by the nested one. Both keep KV slots for all env slots; each acts on its own episodes."""
+    target, the others by the nested policy. Both keep KV slots for all env slots; each acts on its own episodes."""
 
     nested: Acts
-    full: Acts
+    target: Acts
     group_size: int
     target_written: int
 
@@ -87,17 +86,17 @@ class GroupMixture:
         by_target = episode % self.group_size < self.target_written
         ids, length = obs["input_ids"], obs["length"]
         tokens, logp = self.nested.act({"input_ids": ids, "length": length * ~by_target[:, None]}, start, episode)
-        full, full_logp = self.full.act({"input_ids": ids, "length": length * by_target[:, None]}, start, episode)
-        return np.where(by_target, full, tokens), np.where(by_target, full_logp, logp)
+        theirs, theirs_logp = self.target.act({"input_ids": ids, "length": length * by_target[:, None]}, start, episode)
+        return np.where(by_target, theirs, tokens), np.where(by_target, theirs_logp, logp)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout, policy: Policy, layers: Nested, temperature: float) -> Rollout:
-        """Mark the completions of the full model and put the nested policy's log-probabilities of them in place."""
+    def score(self, rollout: Rollout, policy: Policy, layers: Nested) -> Rollout:
+        """Mark the completions of the target and put the nested policy's log-probabilities of them in place."""
         by_target = torch.arange(len(rollout)) % self.group_size < self.target_written
         index = by_target.nonzero()[:, 0]
         theirs = rollout.select(index)
         behavior_logp = rollout.behavior_logp.clone()
-        scored = policy.logprobs(theirs.prompts, theirs.tokens, theirs.mask, layers=layers, temperature=temperature)
+        scored = policy.logprobs(theirs.prompts, theirs.tokens, theirs.mask, layers=layers)
         behavior_logp[index, : scored.shape[1]] = scored.to(behavior_logp)
         return replace(rollout, by_target=by_target, behavior_logp=behavior_logp)
 
@@ -197,19 +196,3 @@ def _begin(info: dict[str, Any], episode: NDArray[np.int64]) -> NDArray[np.bool_
     start = info.get("_episode_id", np.zeros(len(episode), dtype=np.bool_))
     episode[start] = info["episode_id"][start] if start.any() else 0
     return start
-
-
-def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
-    """Accuracy under the behaviour policy, share of groups that carry a gradient, lengths and verdict counts."""
-    reward = rollout.reward.view(-1, group_size)
-    solved = [float(info["is_success"]) for info in rollout.episodes]
-    statuses = Counter(info["status"] for info in rollout.episodes)
-    reasons = Counter(info["finish_reason"] for info in rollout.episodes)
-    return {
-        "rollout_accuracy": float(np.mean(solved)),
-        "rollout_reward": float(reward.mean()),
-        "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
-        "mean_length": float(rollout.mask.sum(1).float().mean()),
-        **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
-        **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
-    }

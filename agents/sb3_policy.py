@@ -39,12 +39,10 @@ class PredictsWithSlots:
     a step. Without a state it reads the whole prefix again: correct, slower.
 
     Attributes:
-        target: the policy.
-        temperature: of sampling; ``deterministic`` is greedy.
+        target: the policy, which samples at its own temperature; ``deterministic`` is greedy.
     """
 
     target: Policy
-    temperature = 1.0
     _calls = 0
 
     def predict(
@@ -91,11 +89,11 @@ class PredictState:
         policy._calls += 1
         self.greedy = greedy
         self.version = target.version
-        self.behavior: Behavior = target.nested(
+        self.behavior: Behavior = target.behavior(
             tuple(range(target.num_layers)),
             slots=slots,
             max_length=length,
-            temperature=0.0 if greedy else policy.temperature,
+            temperature=0.0 if greedy else None,
             seed=policy._calls,
         )
         self.episode = np.zeros(slots, dtype=np.int64)

@@ -17,7 +17,7 @@ model: SB3's PPO has none.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from torch import nn
 from agents import checkpoint
 from agents.actor_critic import LanguageModelActorCritic
 from agents.arguments import slots_of, vector_env_of
+from agents.metrics import episode_metrics
 from agents.rollout import Interrupted
 from agents.sb3_policy import target_of
 from envs.sb3 import SB3VecEnv
@@ -132,7 +133,7 @@ class SB3PPO(PPO):
                 f"batch_size={batch_size} must be a multiple of n_steps={n_steps}: minibatches are whole slots"
             )
         self.iteration = 0
-        self.sampler = self.problem_sampler = None
+        self.nesting = self.problem_sampler = None
         self.metrics: dict[str, float] = {}
         self._given_policy = policy
         self._detached_critic = detached_critic
@@ -245,18 +246,3 @@ class SB3PPO(PPO):
     def load(cls, path: Any, env: Any = "MathReason-v0", device: str = "cpu", **kwargs: Any) -> SB3PPO:  # type: ignore[override]
         """An agent from ``save``'s folder, ready to go on: weights, value head, optimizer and counters."""
         return checkpoint.load(cls, Path(path), env=env, device=device, **kwargs)
-
-
-def episode_metrics(finals: list[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy, mean completion length and shares of verdicts and finish reasons of the episodes that ended.
-
-    A rollout of fixed length cuts off more of the long ones, so unlike a drained deck these lean towards short ones."""
-    statuses = Counter(info["status"] for info in finals)
-    reasons = Counter(info["finish_reason"] for info in finals)
-    return {
-        "rollout_accuracy": float(np.mean([info["is_success"] for info in finals])),
-        "episodes": float(len(finals)),
-        "mean_length": float(np.mean([info["response_len"] for info in finals])),
-        **{f"status/{name}": count / len(finals) for name, count in sorted(statuses.items())},
-        **{f"finish/{name}": count / len(finals) for name, count in sorted(reasons.items())},
-    }

@@ -14,7 +14,7 @@ from agents.corrections import traits, weigh
 from agents.diagnostics import diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout
-from policies import Policy
+from policies import Nested, Policy
 from registry import UsageError
 
 WIDE_SCOPES = ("group", "batch")  # a correction of such a scope must see more than one sequence at once
@@ -38,7 +38,8 @@ class Update:
     minibatch in one call, so that micro-batches, which only bound memory, cannot change them.
 
     Attributes:
-        temperature: log pi is that of the tempered distribution, the one that rollouts are sampled from.
+        minibatches: optimizer steps per epoch, each on whole groups.
+        epochs: passes over the rollout.
         max_grad_norm: clip.
         microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
         consistency: the auxiliary loss that keeps the nested policy near the target.
@@ -49,31 +50,39 @@ class Update:
     optimizer: torch.optim.Optimizer
     correction: Any
     aggregation: Any
-    temperature: float = 1.0
+    minibatches: int = 1
+    epochs: int = 1
     max_grad_norm: float = 1.0
     microbatch_tokens: int = 16_384
     consistency: Consistency = field(default_factory=Consistency)
     ranks: Ranks = ALONE
 
     def __call__(
-        self, rollout: Rollout, advantage: Tensor, minibatches: int, epochs: int, rng: np.random.Generator
+        self, rollout: Rollout, advantage: Tensor, rng: np.random.Generator, nested: Nested | None = None
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm and the diagnostics of the first
-        epoch: raw ratios of the sequences that carried a gradient."""
+        epoch: raw ratios of the sequences that carried a gradient.
+
+        Args:
+            rollout: B completions.
+            advantage: [B].
+            rng: orders the groups.
+            nested: what wrote the rollout, for the consistency loss; None where the full model did.
+        """
         wide = traits(self.correction).scope in WIDE_SCOPES
-        if wide or epochs * minibatches > 1:
+        if wide or self.epochs * self.minibatches > 1:
             wanted = torch.arange(len(rollout)) if wide else advantage.nonzero()[:, 0]
             rollout = replace(rollout, old_logp=self._score(rollout, wanted))
         groups = torch.unique(rollout.group)
         norms: list[float] = []
         logp, weight = torch.zeros_like(rollout.behavior_logp), torch.zeros_like(rollout.behavior_logp)
-        for epoch in range(epochs):
+        for epoch in range(self.epochs):
             order = torch.from_numpy(rng.permutation(len(groups)))
-            for chosen in order.tensor_split(minibatches):
+            for chosen in order.tensor_split(self.minibatches):
                 index = torch.isin(rollout.group, groups[chosen]).nonzero()[:, 0]
                 batch, a = rollout.select(index), advantage[index]
                 weights = self._whole_weights(batch, a, moved=bool(norms)) if wide else None
-                norm, used = self._step(batch, a, weights)
+                norm, used = self._step(batch, a, weights, nested)
                 norms.append(norm)
                 if epoch == 0:
                     width = batch.mask.shape[1]
@@ -88,7 +97,9 @@ class Update:
             metrics |= diagnostics(logp, chosen_rollout, weight)
         return metrics
 
-    def _step(self, batch: Rollout, advantage: Tensor, weights: Tensor | None) -> tuple[float, tuple[Tensor, Tensor]]:
+    def _step(
+        self, batch: Rollout, advantage: Tensor, weights: Tensor | None, nested: Nested | None
+    ) -> tuple[float, tuple[Tensor, Tensor]]:
         """One optimizer step on whole groups: the gradient norm, and the [B, T] log pi and weights that this process's
         part of the gradient was made of."""
         coef = self.aggregation(batch.mask)
@@ -104,7 +115,7 @@ class Update:
             width = logp.shape[1]
             weight = weigh(self.correction, now, micro, a) if weights is None else weights[index][:, :width]
             (-(coef[index][:, :width] * weight * a[:, None]).detach() * logp).sum().backward()
-            self.consistency.backward(self.policy, micro, now, coef[index][:, :width])
+            self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
         if not len(wanted):
             return 0.0, used
@@ -129,7 +140,7 @@ class Update:
         return self.ranks.sum(logp)
 
     def _logprobs(self, batch: Rollout) -> Tensor:
-        logp = self.policy.logprobs(batch.prompts, batch.tokens, batch.mask, temperature=self.temperature)
+        logp = self.policy.logprobs(batch.prompts, batch.tokens, batch.mask)
         return logp.to(batch.tokens.device)  # rollouts stay on the host: corrections are small beside the forward
 
     def _microbatches(self, batch: Rollout, index: Tensor) -> list[Tensor]:

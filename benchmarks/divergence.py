@@ -93,9 +93,8 @@ def measured_sets(bench: Bench) -> Iterator[dict[str, Any]]:
     for spec in options.samplers or default_samplers():
         for skips in options.skips:
             sampler = sampler_of(spec, skips / layers, options.border)
-            if hasattr(sampler, "check"):
-                sampler.check(layers)
-            if not getattr(sampler, "ready", True):
+            sampler.check(layers)
+            if not sampler.ready:
                 sampler.prepare(bench.probe)
             draws = (sampler.sample(layers, np.random.default_rng([options.seed, n])) for n in range(options.draws))
             for subset in dict.fromkeys(draws):

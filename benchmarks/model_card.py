@@ -29,7 +29,7 @@ def measure(
     """Accuracy on the first test problems, the mean completion length in tokens, and the KL divergence per token from
     the subset's distribution to the full model's, in nats: the mean of log mu - log pi over what the subset sampled."""
     envs = MathReasonVector(num_envs=min(SLOTS, problems), copy=False, split="test", problem_options={"level": level})
-    mu = policy.nested(layers, envs.num_envs, envs.task.max_length, temperature=temperature)
+    mu = policy.behavior(layers, envs.num_envs, envs.task.max_length, temperature=temperature)
     rollout = collect(mu, envs, range(problems), 1)
     with torch.no_grad():
         logp = policy.logprobs(rollout.prompts, rollout.tokens, rollout.mask)

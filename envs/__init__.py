@@ -1,27 +1,25 @@
 """Math problems as token-level Gymnasium environments with verifiable rewards.
 
-import envs, gymnasium as gym
-env = gym.make("MathReason-v0")                         # generated problems, built-in tokenizer, offline
-venv = gym.make_vec("MathReason-v0", num_envs=64)       # the native vector env, SAME_STEP autoreset
+>>> import gymnasium as gym
+>>> env = gym.make("MathReason-v0")  # generated problems, built-in tokenizer, offline
+>>> observation, info = env.reset(seed=1)
+>>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+>>> (reward, terminated, truncated)
+(0.0, False, False)
+>>> venv = gym.make_vec("MathReason-v0", num_envs=64)  # the native vector env, SAME_STEP autoreset
+>>> venv.single_observation_space["input_ids"].shape
+(104,)
+
+``MathReason/<name>-v0`` serves each published set of ``envs.problems``. Importing this package registers the ids, and
+the problem sources, templates and reward parts of the project.
 """
 
 from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-# The paper's training sets, and the sets it evaluates on (PROBLEM SET -> split that the id serves by default).
-PROBLEM_SETS = {
-    "gsm8k": "train",
-    "svamp": "train",
-    "math": "train",
-    "asdiv": "test",
-    "mawps": "test",
-    "math500": "test",
-    "aime24": "test",
-    "amc23": "test",
-    "minerva": "test",
-    "olympiad": "test",
-}
+from envs import shaping, templates  # noqa: F401 (registers their components)
+from envs.problems.sources import PUBLISHED
 
 
 def _register() -> None:
@@ -31,9 +29,9 @@ def _register() -> None:
     }
     if "MathReason-v0" not in registry:
         register("MathReason-v0", **entry)
-    for name, split in PROBLEM_SETS.items():
+    for name, source in PUBLISHED.items():
         if f"MathReason/{name}-v0" not in registry:
-            kwargs = {"problems": name, "split": split, "max_prompt_tokens": 1024, "max_new_tokens": 512}
+            kwargs = {"problems": name, "split": source.default_split, "max_prompt_tokens": 1024, "max_new_tokens": 512}
             register(f"MathReason/{name}-v0", kwargs=kwargs, **entry)
 
 

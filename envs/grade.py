@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from envs.templates import TEMPLATES, template
+import envs.templates  # noqa: F401 (registers the templates)
 from envs.verifier import Verifier
-from registry import UsageError
+from registry import UsageError, templates
 from registry.command import command
 
 Row = dict[str, Any]
@@ -106,11 +106,15 @@ def main(argv: list[str] | None = None) -> int:
     """Grade the completions of a JSON lines file. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.grade", description=main.__doc__)
     parser.add_argument("file", type=Path, help="JSON lines with id, gold and completion (or gen)")
-    parser.add_argument("--template", default="plain", help=f"where the answer stands: {', '.join(TEMPLATES)}")
+    parser.add_argument(
+        "--template",
+        default="plain",
+        help="where the answer stands: a registered name (default %(default)s)",
+    )
     parser.add_argument("--deadline", type=float, default=2.0, help="seconds a symbolic comparison may take")
     parser.add_argument("--table", action="store_true", help="write the agreement per kind instead")
     args = parser.parse_args(argv)
-    verifier = Verifier(template(args.template).extract, deadline=args.deadline)
+    verifier = Verifier(templates.make(args.template).extract, deadline=args.deadline)
     if args.table:
         print(table(list(rows_of(args.file)), verifier))
         return 0

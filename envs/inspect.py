@@ -18,12 +18,12 @@ from itertools import islice
 from typing import Any
 
 from envs.problem import Problem, Problems
-from envs.problems.load import duplicates, load_problems, overlap
-from envs.templates import TEMPLATES, Template, template
+from envs.problems import duplicates, load_problems, overlap, source_of
+from envs.templates import Template
 from envs.verifier.literal import Literal
 from envs.verifier.notation import normalise
 from envs.verifier.structure import read
-from registry import UsageError
+from registry import UsageError, fields_of, templates
 from registry.command import assignment, command
 
 UNLIMITED_SAMPLE = 1000
@@ -42,7 +42,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def answer_kind(problem: Problem) -> str:
-    """What the gold answer is: integer, fraction, text, list, expression ..."""
+    """What the gold answer is: integer, fraction, words, list, expression ..."""
     if problem.scorer:
         return "own scorer"
     node = read(normalise(problem.answer))
@@ -74,30 +74,35 @@ def describe(problems: Problems, chosen: Template, tokenizer: Any, shown: int) -
     return "\n".join(lines)
 
 
-def repeated(problems: Problems, pairs: list[tuple[int, int]], other: Problems, what: str) -> str:
+def repetition_line(problems: Problems, pairs: list[tuple[int, int]], other: Problems, what: str) -> str:
     """A line on repeated questions, with the first few."""
     examples = "; ".join(f"{problems[a].id} = {other[b].id}" for a, b in pairs[:3])
     return f"{what}: {len(pairs)}" + (f" ({examples}{' ...' if len(pairs) > 3 else ''})" if pairs else "")
 
 
-def repetitions(problems: Problems, name: str, split: str, against: str | None, options: dict[str, Any]) -> list[str]:
+def repetition_lines(
+    problems: Problems, name: str, split: str, against: str | None, options: dict[str, Any]
+) -> list[str]:
     """Lines on duplicates and on the overlap with another split (or, as ``name:split``, with another set)."""
     if problems.size is None:
         return []
-    lines = [repeated(problems, duplicates(problems), problems, "repeated questions")]
+    lines = [repetition_line(problems, duplicates(problems), problems, "repeated questions")]
     other_name, _, other_split = against.rpartition("@") if against and "@" in against else (name, "", against)
     whole = {key: value for key, value in options.items() if key not in ("limit", "subset", "shuffle")}
     guess = {"train": "test", "test": "train"}.get(split)
     if not (other_split or guess):
         return lines
     try:
+        if other_name != name:
+            known = fields_of(type(source_of(other_name)))
+            whole = {key: value for key, value in whole.items() if key in known}
         other = load_problems(other_name, other_split or guess or "", **whole)
     except UsageError:
         if against:
             raise
         return lines  # there is no other split to compare with
     if other.size is not None and other.name != problems.name:
-        lines.append(repeated(problems, overlap(problems, other), other, f"questions also in {other.name}"))
+        lines.append(repetition_line(problems, overlap(problems, other), other, f"questions also in {other.name}"))
     return lines
 
 
@@ -111,19 +116,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--against", help="split (or set@split) to search for the same questions; default the other one"
     )
-    parser.add_argument("--template", default="plain", help=", ".join(TEMPLATES))
+    parser.add_argument("--template", default="plain", help="of the prompts: a registered name (default %(default)s)")
     parser.add_argument("--tokenizer", default="builtin", help="builtin, a folder or a hub id")
     parser.add_argument("--rows", type=int, default=3, help="rows to show (default %(default)s)")
     args = parser.parse_intermixed_args(argv)
     from envs.task import load_tokenizer
 
     options = parse_options(args.options)
-    chosen = template(args.template)
+    chosen: Template = templates.make(args.template)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # repetitions are reported below
         problems = load_problems(args.problems, args.split, **options)
         print(describe(problems, chosen, load_tokenizer(args.tokenizer), args.rows))
-        print("\n" + "\n".join(repetitions(problems, args.problems, args.split, args.against, options)))
+        print("\n" + "\n".join(repetition_lines(problems, args.problems, args.split, args.against, options)))
     return 0
 
 

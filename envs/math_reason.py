@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.problem import Verdict
-from envs.task import Task, TaskSpec, final_info, start_info
+from envs.task import Task, TaskSpec, start_info
 from registry import UnknownField, UsageError
 
 Observation = dict[str, NDArray[np.int64]]
@@ -30,15 +30,28 @@ class MathReason(gym.Env[Observation, np.int64]):
     """A math problem as a token-level MDP.
 
     Observation: ``{"input_ids": [L] int64, "length": [1] int64}``, the prefix (prompt and completion so far) padded to
-    L = max_prompt_tokens + max_new_tokens. Action: the next token, ``Discrete(V)``. Reward: 1 or 0 on the last token,
-    0 before. EOS or a stop string terminates, even on the last allowed token; length truncates.
+    L = max_prompt_tokens + max_new_tokens. Action: the next token, ``Discrete(V)``. Reward: 1 or 0 on the last token
+    (``reward_parts`` are added there), 0 before. EOS or a stop string terminates, even on the last allowed token;
+    length truncates.
 
     Reset options: ``problem_index``. Reset info: problem_id, problem_index, group_id, sample_idx, episode_id,
-    prompt_len; terminal info adds is_success, finish_reason, response_len, extracted, status.
+    prompt_len; terminal info adds is_success, finish_reason, response_len, extracted, status, and with reward parts
+    verdict_reward and each part by its name.
 
     Args:
         render_mode: ``human`` writes the episode to the terminal as it goes, ``ansi`` returns it as text.
         **task: the fields of ``envs.task.TaskSpec``.
+
+    >>> import envs
+    >>> env = gym.make("MathReason-v0", problem_options={"level": 1}, reward_parts=("format",))
+    >>> observation, info = env.reset(options={"problem_index": 4})
+    >>> task = env.unwrapped.task
+    >>> tokens = task.tokenizer(f" #### {task.problem(4).answer}")["input_ids"] + list(task.stop_token_ids)
+    >>> steps = [env.step(token) for token in tokens]
+    >>> [reward for _, reward, _, _, _ in steps[-2:]]
+    [0.0, 1.1]
+    >>> {key: steps[-1][4][key] for key in ("status", "finish_reason", "verdict_reward", "format_reward")}
+    {'status': 'right', 'finish_reason': 'eos', 'verdict_reward': 1.0, 'format_reward': 0.1}
     """
 
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 30}  # noqa: RUF012 (gymnasium's convention)
@@ -89,10 +102,8 @@ class MathReason(gym.Env[Observation, np.int64]):
         info: dict[str, Any] = {}
         reward = 0.0
         if reason is not None:
-            index, episode = self._info["problem_index"], self._info["episode_id"]
-            self._verdict = self.task.verdict(completion, index).result()
-            reward = self.task.reward(self._verdict, completion, index, episode)
-            info = {**self._info, **final_info(self._verdict, reason, len(completion))}
+            self._verdict = self.task.verdict(completion, self._info["problem_index"]).result()
+            reward, info = self.task.outcome(self._info, reason, completion, self._verdict)
         self._show()
         return self._observation(), reward, reason in ("eos", "stop"), reason == "length", info
 
@@ -109,8 +120,8 @@ class MathReason(gym.Env[Observation, np.int64]):
         text = prompt + "\n> " + self.task.text(self._ids[self._info["prompt_len"] : self._length]).lstrip()
         if self._verdict is not None:
             gold = self.task.problem(self._info["problem_index"]).answer
-            found = self._verdict.extracted or "nothing"
-            text += f"\n[{self._verdict.status}: reward {self._verdict.reward:g}, answered {found}, gold {gold}]\n"
+            answer = self._verdict.extracted or "nothing"
+            text += f"\n[{self._verdict.status}: reward {self._verdict.reward:g}, answered {answer}, gold {gold}]\n"
         return text
 
     def _show(self) -> None:

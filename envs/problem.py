@@ -1,4 +1,8 @@
-"""The nouns of the environment: a problem, a verdict on a completion, and a source of problems."""
+"""The nouns of the environment: a problem, a verdict on a completion, and a source of problems.
+
+A problem travels as its index into its source, an ``int``: decks, infos and rollouts carry the index, and whoever needs
+the problem's text looks it up there. The index is called ``index`` beside its source and ``problem_index`` elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,9 @@ class Problem:
         id: unique within its source.
         solution: a worked solution if the source has one (supervised warm-up trains on it), else ``""``.
         scorer: who judges an answer that is not ``answer`` itself, as JSON for a worker process; ``""`` for comparison.
+
+    >>> Problem(question="How much is 3 * 4?", answer="12", source="mine/train", id="0").answer
+    '12'
     """
 
     question: str
@@ -29,12 +36,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the verifier found.
+    """What the verifier says of a completion.
 
     Attributes:
         reward: 1.0 if the extracted answer equals the gold answer, else 0.0.
         extracted: the one candidate that was compared, ``""`` if there was none.
         status: one word of ``STATUSES``.
+
+    >>> from envs.verifier import verify
+    >>> verify("3 * 4 = 12. #### 12", Problem("How much is 3 * 4?", "12", "mine/train", "0"))
+    Verdict(reward=1.0, extracted='12', status='right')
     """
 
     reward: float
@@ -42,12 +53,24 @@ class Verdict:
     status: str
 
 
-STATUSES = ("right", "wrong", "no_answer", "malformed", "timeout", "unsupported")
+PENDING = Verdict(0.0, "", "pending")
+"""Stands for a verdict that a worker is still busy with, where it was asked not to wait (a deck with ``defer``)."""
+
+STATUSES = {
+    "right": "the answer equals the gold answer",
+    "wrong": "the answer can be read and is another",
+    "no_answer": "the completion marks no answer",
+    "malformed": "the answer cannot be read",
+    "timeout": "the comparison took longer than its deadline",
+    "unsupported": "the answer is too long, or its comparison cannot be computed",
+    PENDING.status: "the verdict comes later",
+}
+"""Every status of a verdict, and what it says."""
 
 
 class Problems(Protocol):
-    """A source of problems with random access. ``size`` is None for an unlimited (generated) source, whose every
-    index from 0 is a problem."""
+    """Problems with random access. ``size`` is None for unlimited (generated) ones, whose every index from 0 is a
+    problem."""
 
     name: str
     size: int | None

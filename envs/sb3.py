@@ -84,13 +84,13 @@ class SB3VecEnv(VecEnv):
 
 def _slot_info(infos: dict[str, Any], slot: int) -> dict[str, Any]:
     """One slot's info out of a vector info with ``_key`` masks."""
-    found: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     for key, value in infos.items():
         if key.startswith("_") or not infos.get(f"_{key}", np.zeros(slot + 1, dtype=bool))[slot]:
             continue
         if isinstance(value, dict):
-            found[key] = _slot_info(value, slot)
+            info[key] = _slot_info(value, slot)
         else:
             item = value[slot]
-            found[key] = item.item() if isinstance(item, np.generic) else item
-    return found
+            info[key] = item.item() if isinstance(item, np.generic) else item
+    return info

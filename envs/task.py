@@ -12,11 +12,12 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from envs.problem import Problem, Problems, Verdict
-from envs.problems.load import load_problems
-from envs.templates import Template, template
+from envs.problem import PENDING, Problem, Problems, Verdict
+from envs.problems import load_problems
+from envs.shaping import RewardPart, make_parts, shape
+from envs.templates import Template
 from envs.verifier import Verifier
-from registry import UsageError, did_you_mean
+from registry import UsageError, did_you_mean, templates
 from registry.hub import hub_unreachable
 
 BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
@@ -42,7 +43,17 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
-def _positive(name: str, value: int, least: int) -> None:
+def _reward_parts(given: Any) -> tuple[RewardPart, ...]:
+    """The parts of a spec, which is JSON-able: an object of a class of its own belongs into a wrapper."""
+    if not isinstance(given, list | tuple) or not all(isinstance(one, str | dict) for one in given):
+        raise UsageError(
+            f"reward_parts={given!r} must be a tuple of ids or of {{'id': ..., field: value}}, such as ('format',); "
+            "wrap the environment in envs.shaping.ShapedReward for others"
+        )
+    return make_parts(given)
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, int | np.integer) or value < least:
         raise UsageError(f"{name}={value!r} must be an integer of at least {least}")
 
@@ -52,16 +63,20 @@ class TaskSpec:
     """The keyword arguments of both environments, all JSON-able.
 
     Attributes:
-        problems: ``arithmetic`` (generated), a JSON(L), CSV or Parquet file, an Arrow folder, a known set or a hub id.
+        problems: a name that ``envs.problems.load_problems`` takes: ``arithmetic`` (generated), ``gsm8k``, a file ...
         split: which split of it.
-        problem_options: further arguments of ``envs.problems.load_problems`` (``{"level": 2}``, ``{"limit": 100}``).
+        problem_options: fields of the problem source (``{"level": 2}``, ``{"limit": 100}``).
         tokenizer: ``builtin``, a folder or a hub id.
-        template: how a question becomes a prompt, see ``envs.templates``.
+        template: how a question becomes a prompt: a name of ``registry.templates``, see ``envs.templates``.
         max_prompt_tokens: budget of a prompt; a longer one is an error, never cut.
         max_new_tokens: budget of a completion; an episode of that length is truncated (and still verified).
         vocab_size: number of actions; default the tokenizer's. Models may pad their logits to more.
         stop_token_ids: tokens that end a completion; default the tokenizer's EOS.
         reward: ``verified``, or ``random``: a coin flip instead, as a control arm. The info keeps the true verdict.
+        reward_parts: what is added to that reward on the last token: ids of ``registry.reward_parts`` (``format``,
+            ``length-penalty``) or ``{"id": ..., field: value}``. The control arm keeps them, so that it shows what they
+            teach by themselves. A policy may learn to collect them without solving anything; ``is_success`` stays the
+            verifier's.
     """
 
     problems: str = "arithmetic"
@@ -74,18 +89,20 @@ class TaskSpec:
     vocab_size: int | None = None
     stop_token_ids: tuple[int, ...] | None = None
     reward: str = "verified"
+    reward_parts: tuple[str | dict[str, Any], ...] = ()
 
 
 class Task:
     """A loaded ``TaskSpec``. ``V`` is the number of actions, ``max_length`` the longest prefix, in tokens."""
 
     def __init__(self, spec: TaskSpec) -> None:
-        _positive("max_prompt_tokens", spec.max_prompt_tokens, 1)
-        _positive("max_new_tokens", spec.max_new_tokens, 2)
+        _check_at_least("max_prompt_tokens", spec.max_prompt_tokens, 1)
+        _check_at_least("max_new_tokens", spec.max_new_tokens, 2)
         if spec.reward not in REWARDS:
             raise UsageError(f"reward={spec.reward!r}: {did_you_mean(spec.reward, REWARDS)}")
         self.spec = spec
-        self.template: Template = template(spec.template)
+        self.reward_parts = _reward_parts(spec.reward_parts)
+        self.template: Template = templates.make(spec.template)
         self.tokenizer = load_tokenizer(spec.tokenizer)
         self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
         self.verifier = Verifier(self.template.extract)
@@ -118,10 +135,10 @@ class Task:
             self.prompt(0)
             return
         lengths = [len(self._tokenize(index)) for index in range(self.problems.size)]
-        over = [n for n, length in enumerate(lengths) if length > self.spec.max_prompt_tokens]
+        over = sum(length > self.spec.max_prompt_tokens for length in lengths)
         if over:
             raise UsageError(
-                f"{len(over)} of {len(lengths)} prompts of {self.problems.name} are longer than "
+                f"{over} of {len(lengths)} prompts of {self.problems.name} are longer than "
                 f"max_prompt_tokens={self.spec.max_prompt_tokens} (the longest has {max(lengths)}); "
                 f"raise max_prompt_tokens, or leave those problems out"
             )
@@ -175,7 +192,18 @@ class Task:
         """The verdict on a completion of problem ``index``, already finished unless a worker is needed."""
         return self.verifier.submit(self.text(completion), self.problem(index))
 
-    def reward(self, verdict: Verdict, completion: NDArray[np.int64], index: int, episode: int) -> float:
+    def outcome(
+        self, start: dict[str, Any], reason: str, completion: NDArray[np.int64], verdict: Verdict
+    ) -> tuple[float, dict[str, Any]]:
+        """Reward and terminal info of the episode that began with the info ``start``. While a verdict is ``PENDING``
+        the reward is 0, without parts."""
+        info = {**start, **final_info(verdict, reason, len(completion))}
+        if verdict is PENDING:
+            return 0.0, info
+        reward = self._unshaped_reward(verdict, completion, start["problem_index"], start["episode_id"])
+        return shape(self.reward_parts, reward, info) if self.reward_parts else (reward, info)
+
+    def _unshaped_reward(self, verdict: Verdict, completion: NDArray[np.int64], index: int, episode: int) -> float:
         """The verdict's reward, or the control arm's fair coin, keyed by problem, episode and completion."""
         if self.spec.reward == "random":
             return float(np.random.default_rng([index, episode, *completion.tolist()]).random() < 0.5)

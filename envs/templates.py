@@ -1,21 +1,15 @@
 """How a question becomes a prompt, what ends a completion and where its answer stands: one choice, never three.
 
-| name | prompt | stop strings | answer |
-|---|---|---|---|
-| ``plain`` | ``Question: ...\\nAnswer:`` | EOS alone | last box, else ``####``, else "answer is" |
-| ``chat`` | the tokenizer's own chat template; the answer is asked for in a box | EOS alone | as ``plain`` |
-| ``qwen-math`` | ChatML with Qwen2.5-Math's system prompt | ``<|im_end|>``, ``<|endoftext|>`` | as ``plain`` |
-| ``r1`` | a dialogue that opens ``<think>`` | ``</answer>`` | in the last ``<answer>``, after ``</think>`` |
+``registry.templates`` holds them by name. A subclass of ``Template`` that is registered there can be chosen as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from envs.verifier.extract import Extraction, extract, extract_tagged
-from registry import UnknownName, UsageError
+from registry import UsageError, templates
 
 BOX_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """The instruction that Qwen2.5-Math was trained with (model card of Qwen/Qwen2.5-Math-7B-Instruct)."""
@@ -27,50 +21,33 @@ R1_PREAMBLE = (
 )
 
 
-def _plain(question: str, tokenizer: Any) -> str:
-    """``Question: ...``, then ``Answer:`` on a line of its own."""
-    return f"Question: {question}\nAnswer:"
-
-
-def _chat(question: str, tokenizer: Any) -> str:
-    """The tokenizer's own chat template; the answer is asked for in a box."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise UsageError(
-            f"template='chat' needs a tokenizer with a chat template, and {getattr(tokenizer, 'name_or_path', '?')!r} "
-            "has none; use template='plain', or the tokenizer of an instruction-tuned model"
-        )
-    messages = [{"role": "user", "content": f"{question}\n{BOX_INSTRUCTION}"}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def _qwen_math(question: str, tokenizer: Any) -> str:
-    """ChatML with Qwen2.5-Math's instruction as system prompt."""
-    return (
-        f"<|im_start|>system\n{BOX_INSTRUCTION}<|im_end|>\n"
-        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-    )
-
-
-def _r1(question: str, tokenizer: Any) -> str:
-    """A dialogue that opens ``<think>``; the answer stands in the last ``<answer>`` (arXiv 2501.12948)."""
-    return f"{R1_PREAMBLE}\nUser: {question}\nAssistant: <think>"
-
-
 @dataclass(frozen=True)
 class Template:
-    """Prompt, stop strings and answer extractor, together.
+    """Prompt, stop strings and answer extractor, together. A subclass has ``render`` at least.
 
     Attributes:
-        name: its key in ``TEMPLATES``.
         stop: strings that end a completion besides the EOS token.
-        extract: completion -> (candidate, "") or ("", why there is none).
-        render: (question, tokenizer) -> the prompt's text.
+        holds_special_tokens: whether the prompt's text has every special token in it already.
+
+    >>> from registry import templates
+    >>> plain = templates.make("plain")
+    >>> plain.prompt("How much is 3 * 4?")
+    'Question: How much is 3 * 4?\\nAnswer:'
+    >>> plain.extract("3 * 4 = 12, so the answer is 12.")
+    ('12', '')
     """
 
-    name: str
-    stop: tuple[str, ...]
-    extract: Callable[[str], Extraction]
-    render: Callable[[str, Any], str]
+    stop: ClassVar[tuple[str, ...]] = ()
+    holds_special_tokens: ClassVar[bool] = False
+
+    def render(self, question: str, tokenizer: Any) -> str:
+        """The prompt's text for a stripped question."""
+        raise NotImplementedError
+
+    def extract(self, completion: str) -> Extraction:
+        """The candidate answer and ``""``, or ``""`` and why there is none. Here: the last box, else the last ``####``,
+        else the last "answer is"."""
+        return extract(completion)
 
     def prompt(self, question: str, tokenizer: Any = None) -> str:
         """The prompt's text, special tokens written out. Raises UsageError if ``chat`` has no chat template."""
@@ -84,23 +61,65 @@ class Template:
         """
         text = self.prompt(question, tokenizer)
         bos = getattr(tokenizer, "bos_token", None)
-        written = self.name == "chat" or bool(bos and text.startswith(bos))
-        return list(tokenizer(text, add_special_tokens=not written)["input_ids"])
+        is_whole = self.holds_special_tokens or bool(bos and text.startswith(bos))
+        return list(tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
 
 
-TEMPLATES: dict[str, Template] = {
-    t.name: t
-    for t in (
-        Template("plain", (), extract, _plain),
-        Template("chat", (), extract, _chat),
-        Template("qwen-math", ("<|im_end|>", "<|endoftext|>"), extract, _qwen_math),
-        Template("r1", ("</answer>",), extract_tagged, _r1),
-    )
-}
+@templates.register("plain")
+@dataclass(frozen=True)
+class Plain(Template):
+    """``Question: ...``, then ``Answer:`` on a line of its own."""
+
+    def render(self, question: str, tokenizer: Any) -> str:
+        """The question and the start of its answer."""
+        return f"Question: {question}\nAnswer:"
 
 
-def template(name: str) -> Template:
-    """The template of that name; raises ``UnknownName`` with the nearest names."""
-    if name not in TEMPLATES:
-        raise UnknownName("template", name, TEMPLATES)
-    return TEMPLATES[name]
+@templates.register("chat")
+@dataclass(frozen=True)
+class Chat(Template):
+    """The tokenizer's own chat template; the answer is asked for in a box."""
+
+    holds_special_tokens = True
+
+    def render(self, question: str, tokenizer: Any) -> str:
+        """One message of the user's. Raises UsageError if the tokenizer has no chat template."""
+        if not getattr(tokenizer, "chat_template", None):
+            raise UsageError(
+                "template='chat' needs a tokenizer with a chat template, and "
+                f"{getattr(tokenizer, 'name_or_path', '?')!r} has none; use template='plain', or the tokenizer of an "
+                "instruction-tuned model"
+            )
+        messages = [{"role": "user", "content": f"{question}\n{BOX_INSTRUCTION}"}]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+@templates.register("qwen-math")
+@dataclass(frozen=True)
+class QwenMath(Template):
+    """ChatML with Qwen2.5-Math's instruction as system prompt."""
+
+    stop = ("<|im_end|>", "<|endoftext|>")
+
+    def render(self, question: str, tokenizer: Any) -> str:
+        """System prompt, question and the head of the assistant's turn."""
+        return (
+            f"<|im_start|>system\n{BOX_INSTRUCTION}<|im_end|>\n"
+            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+
+
+@templates.register("r1")
+@dataclass(frozen=True)
+class R1(Template):
+    """A dialogue that opens ``<think>``; the answer stands in the last ``<answer>`` (arXiv 2501.12948)."""
+
+    stop = ("</answer>",)
+
+    def render(self, question: str, tokenizer: Any) -> str:
+        """The preamble, the question and the opened thought."""
+        return f"{R1_PREAMBLE}\nUser: {question}\nAssistant: <think>"
+
+    def extract(self, completion: str) -> Extraction:
+        """What stands in the last ``<answer>``, after a closed thought."""
+        return extract_tagged(completion)

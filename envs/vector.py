@@ -22,29 +22,42 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.math_reason import RENDER_MODES, Observation, task_spec
-from envs.problem import Verdict
-from envs.task import Task, final_info, start_info
+from envs.problem import PENDING, Verdict
+from envs.task import Task, start_info
 from registry import UnknownField, UsageError
 
 OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_group", "defer", "reset_mask")
-PENDING = Verdict(0.0, "", "pending")
-Dealt = tuple[int, int, int, int]  # problem index, episode, group, sample
+
+
+@dataclass(frozen=True)
+class Card:
+    """An episode of a deck, to be dealt to a slot."""
+
+    index: int
+    episode: int
+    group: int
+    sample: int
 
 
 @dataclass(frozen=True)
 class Finished:
-    """An episode that has ended, verdict aside."""
+    """An episode that has ended, verdict aside.
 
-    info: dict[str, Any]
+    Attributes:
+        slot: where it was.
+        start: its start info.
+        reason: why it ended.
+        completion: [T] int64.
+    """
+
+    slot: int
+    start: dict[str, Any]
     reason: str
     completion: NDArray[np.int64]
-    slot: int
 
-    def settled(self, task: Task, verdict: Verdict) -> tuple[float, dict[str, Any]]:
-        """Reward and final info under a verdict."""
-        index, episode = self.info["problem_index"], self.info["episode_id"]
-        reward = 0.0 if verdict is PENDING else task.reward(verdict, self.completion, index, episode)
-        return reward, {**self.info, **final_info(verdict, self.reason, len(self.completion))}
+    def outcome(self, task: Task, verdict: Verdict) -> tuple[float, dict[str, Any]]:
+        """Reward and terminal info under a verdict."""
+        return task.outcome(self.start, self.reason, self.completion, verdict)
 
 
 class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
@@ -99,7 +112,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._episodes = np.zeros(num_envs, dtype=np.int64)
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         self._last: list[str] = [""] * num_envs
-        self._deck: deque[Dealt] | None = None
+        self._deck: deque[Card] | None = None
         self._defer = False
         self._pending: list[tuple[Finished, Future[Verdict]]] = []
         self.reward_seconds = 0.0
@@ -121,11 +134,11 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         slots = self._mask(options.get("reset_mask"))
         self._seed(seed, slots)
         self._open_deck(options)
-        given = self._given(options)
+        indices = self._first_indices(options)
         self._begun = True
         infos: dict[str, Any] = {}
         for slot in slots:
-            info = self._begin(slot, given[slot] if given is not None else None)
+            info = self._begin(slot, indices[slot] if indices is not None else None)
             if info is not None:
                 infos = self._add_info(infos, info, slot)
         return self._observation(), infos
@@ -152,31 +165,28 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         rewards = np.zeros(self.num_envs, dtype=np.float64)
         terminations = np.zeros(self.num_envs, dtype=np.bool_)
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        finished = [
-            Finished(self._infos[slot], reason, self._completion(slot).copy(), slot)
-            for slot, reason in self._ended(live, tokens)
-        ]
+        finished = self._finish(live, tokens)
         infos: dict[str, Any] = {}
         for one, verdict in zip(finished, self._verdicts(finished), strict=True):
-            slot, reason = one.slot, one.reason
-            rewards[slot], final = one.settled(self.task, verdict)
-            terminations[slot] = reason != "length"
-            truncations[slot] = reason == "length"
+            slot = one.slot
+            rewards[slot], final = one.outcome(self.task, verdict)
+            terminations[slot] = one.reason != "length"
+            truncations[slot] = one.reason == "length"
             infos = self._add_info(infos, {"final_obs": self._slot_observation(slot), "final_info": final}, slot)
             if self.render_mode == "ansi":
                 self._last[slot] = f"{self._text(slot)}\n[{verdict.status}: reward {verdict.reward:g}]\n"
-            begun = self._begin(slot, None)
-            if begun is not None:
-                infos = self._add_info(infos, begun, slot)
+            start = self._begin(slot, None)
+            if start is not None:
+                infos = self._add_info(infos, start, slot)
         return self._observation(), rewards, terminations, truncations, infos
 
     def settle(self) -> list[tuple[float, dict[str, Any]]]:
         """Reward and final info of every episode whose verdict was deferred, in the order they ended; waits."""
         began = perf_counter()
         pending, self._pending = self._pending, []
-        settled = [one.settled(self.task, future.result()) for one, future in pending]
+        outcomes = [one.outcome(self.task, future.result()) for one, future in pending]
         self.reward_seconds += perf_counter() - began
-        return settled
+        return outcomes
 
     def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
         """``ansi``: a slot's text so far, below its last finished episode."""
@@ -213,13 +223,12 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             size = int(options.get("group_size", 1))
             if size < 1:
                 raise UsageError(f"group_size={size} must be at least 1")
-            problems = [int(i) for i in options["deck"]]
-            for index in set(problems):
+            indices = [int(index) for index in options["deck"]]
+            for index in set(indices):
                 self.task.problem(index)
                 self.task.prompt(index)
-            first = int(options.get("first_group", 0))
-            dealt = [(problem, n * size + k, n, k) for n, problem in enumerate(problems, first) for k in range(size)]
-            self._deck = deque(dealt)
+            groups = enumerate(indices, int(options.get("first_group", 0)))
+            self._deck = deque(Card(index, n * size + k, n, k) for n, index in groups for k in range(size))
             self._defer = bool(options.get("defer", False))
             self._pending = []
             self.reward_seconds = 0.0
@@ -231,13 +240,14 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         elif "reset_mask" not in options:
             self._deck, self._defer, self._pending = None, False, []
 
-    def _given(self, options: dict[str, Any]) -> list[int] | None:
-        given = options.get("problem_indices")
-        if given is None and "problem_index" in options:
-            given = [options["problem_index"]] * self.num_envs
-        if given is not None and len(given) != self.num_envs:
-            raise UsageError(f"{len(given)} problem_indices given for num_envs={self.num_envs}")
-        return None if given is None else [int(i) for i in given]
+    def _first_indices(self, options: dict[str, Any]) -> list[int] | None:
+        """The problem that each slot begins with, where the options say so."""
+        indices = options.get("problem_indices")
+        if indices is None and "problem_index" in options:
+            indices = [options["problem_index"]] * self.num_envs
+        if indices is not None and len(indices) != self.num_envs:
+            raise UsageError(f"{len(indices)} problem_indices given for num_envs={self.num_envs}")
+        return None if indices is None else [int(index) for index in indices]
 
     def _begin(self, slot: int, index: int | None) -> dict[str, Any] | None:
         """Start the next episode of a slot; None where the deck is drained and the slot idles."""
@@ -247,7 +257,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
                 self._live[slot] = False
                 self._length[slot] = self._prompt[slot] = 0
                 return None
-            index, episode, group, sample = self._deck.popleft()
+            card = self._deck.popleft()
+            index, episode, group, sample = card.index, card.episode, card.group, card.sample
         else:
             if index is None:
                 rng = self._rngs[slot]
@@ -264,21 +275,25 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._infos[slot] = start_info(self.task, index, episode, group, sample)
         return dict(self._infos[slot])
 
-    def _ended(self, live: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[tuple[int, str]]:
-        """(slot, finish reason) of the slots whose episode ends here. Stop strings alone need a look at every slot."""
+    def _finish(self, live: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Finished]:
+        """The episodes that end with these tokens. Stop strings alone need a look at every slot."""
         if self.task.template.stop:
             candidates = live
         else:
             full = self._length[live] - self._prompt[live] >= self.task.spec.max_new_tokens
             candidates = live[full | self._stops[tokens]]
         reasons = [(int(slot), self.task.finish_reason(self._completion(slot))) for slot in candidates]
-        return [(slot, reason) for slot, reason in reasons if reason is not None]
+        return [
+            Finished(slot, self._infos[slot], reason, self._completion(slot).copy())
+            for slot, reason in reasons
+            if reason is not None
+        ]
 
     def _verdicts(self, finished: list[Finished]) -> list[Verdict]:
         """The verdict on each, or ``PENDING`` for one that is deferred."""
         began = perf_counter()
         # All are requested before any is waited for, so that workers settle them side by side.
-        futures = [self.task.verdict(one.completion, one.info["problem_index"]) for one in finished]
+        futures = [self.task.verdict(one.completion, one.start["problem_index"]) for one in finished]
         verdicts = [PENDING if self._defer and not future.done() else future.result() for future in futures]
         late = zip(finished, futures, verdicts, strict=True)
         self._pending += [(one, future) for one, future, verdict in late if verdict is PENDING]

@@ -2,7 +2,7 @@
 
     policy = Policy.load("tiny")
     layers = skip_samplers.make("uniform", ratio=0.15).sample(policy.num_layers, rng)
-    behavior = policy.nested(layers, slots=64, max_length=256)
+    behavior = policy.behavior(layers, slots=64, max_length=256)
     tokens, logp = behavior.act(obs, start, episode)
     logp = policy.logprobs(prompts, tokens, mask)
 
@@ -17,7 +17,15 @@ from policies.skipping.by_score import AttentionOnly, BlockInfluence, LowestKL, 
 from policies.skipping.divergence import Length
 from policies.skipping.patches import Absorb, Heal, NoPatch
 from policies.skipping.probe import Probe
-from policies.skipping.samplers import EarlyExit, EvenSkip, FixedSkip, FullDepth, MiddleSkip, UniformSkip
+from policies.skipping.samplers import (
+    EarlyExit,
+    EvenSkip,
+    FixedSkip,
+    FullDepth,
+    MiddleSkip,
+    SkipSampler,
+    UniformSkip,
+)
 
 __all__ = [
     "Absorb",
@@ -41,6 +49,7 @@ __all__ = [
     "PatchedSubset",
     "Policy",
     "Probe",
+    "SkipSampler",
     "SoftmaxSkip",
     "UniformSkip",
     "check_subset",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from policies.engine.ahead import Ahead
 from policies.engine.behavior import Behavior
-from policies.engine.decoder import CachedDecoder, UncachedDecoder
+from policies.engine.decoder import CachedDecoder, Clock, UncachedDecoder
 from policies.engine.sampling import SamplingSpec
-from policies.model.head import chunked_logp, logp_of
+from policies.model.head import TrainableHead
 from policies.model.int8 import Int8Head, Int8Linear
-from policies.model.layers import gain, kept_weights, rms_norm, rotary_table
+from policies.model.layers import LayerWeights, kept_weights, rms_norm, rotary_table
+from policies.model.nested_model import NestedModel
 from policies.model.packing import micro_batches, pack
 from policies.model.scoring import score_hidden
 from policies.model.weights import PackedHead, PackedLinear, PackedWeights, changed_trainable, trainable_layers
@@ -35,7 +36,7 @@ from policies.nested import (
 from policies.pretrained.adapters import add_adapters, factors, merged_copy
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import load_checkpoint
-from policies.pretrained.reference import reference_hidden
+from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
 from registry import UsageError
 
@@ -52,19 +53,23 @@ class Policy:
         config: the model's config.
         version: counts ``refresh`` calls; a behaviour is valid for one version.
         token_limit: most tokens of one forward inside ``logprobs``.
-        recompute: keep only each layer's input for the backward and compute the layer again (gradient checkpointing).
+        temperature: of the policy's distribution. Rollouts are sampled from it and log-probabilities are of it, so both
+            sides of a ratio agree; ``behavior`` and ``logprobs`` take another one where a caller asks for it.
+        gradient_checkpointing: keep only each layer's input for the backward and compute the layer again.
         functional: whether the project's own layers are used (they agreed at load), or else transformers'.
     """
 
-    def __init__(self, model: Any, dtype: str | None = None, token_limit: int = 8192, recompute: bool = False) -> None:
+    def __init__(
+        self, model: Any, dtype: str | None = None, token_limit: int = 8192, gradient_checkpointing: bool = False
+    ) -> None:
         self.model = model
         self.config = model.config
         self.architecture = read_architecture(model.config)
         self.token_limit = token_limit
-        self.recompute = recompute
+        self.temperature = 1.0
+        self.gradient_checkpointing = gradient_checkpointing
         self.version = 0
         self._packed: dict[bool, PackedWeights] = {}  # by whether they are bytes
-        self._stale: set[bool] = set()
         self._tables: tuple[Tensor, Tensor] | None = None
         self._parameters = tuple(model.parameters())  # walking the modules at every token would cost as much as a layer
         self._stamp = self._weights_stamp()
@@ -148,17 +153,15 @@ class Policy:
         """Call after optimizer steps: rollouts use the new weights, behaviours made before refuse to act."""
         self.version += 1
         self._stamp = self._weights_stamp()
-        self._stale = set(self._packed)
 
-    def nested(  # noqa: PLR0913 - the sampling fields are spelt out for the reader of a rollout
+    def behavior(
         self,
         layers: Nested,
         slots: int,
         max_length: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        temperature: float | None = None,
         seed: int = 0,
+        clock: Clock | None = None,
     ) -> Behavior:
         """The behaviour policy of the same weights through ``layers`` only.
 
@@ -167,25 +170,27 @@ class Policy:
                 or a ``PatchedSubset``.
             slots: S, how many episodes it writes at a time.
             max_length: the longest prefix (prompt and completion) in tokens.
-            temperature, top_p, top_k, seed: of ``SamplingSpec``.
+            temperature: the policy's own by default; 0 is greedy.
+            seed: of what it draws.
+            clock: measures layers and head apart (``engine.decoder``).
+
+        Raises:
+            UsageError: layers, slots or length that cannot be.
+            RuntimeError: the weights changed after the last ``refresh``.
         """
         nested = self._checked(layers)
-        subset = layers_of(nested)
-        sampling = SamplingSpec(temperature, top_p, top_k, seed)
+        sampling = SamplingSpec(self.temperature if temperature is None else temperature, seed)
         if slots < 1 or max_length < 1:
             raise UsageError(f"slots={slots} and max_length={max_length} must both be at least 1")
         self._require_fresh()
         decoder: CachedDecoder | UncachedDecoder
         ahead = None
         if self.functional:
-            cos, sin = self.rotary(max_length)
-            rotary = (cos[:max_length], sin[:max_length])
-            weights = self.packed(is_int8(nested)).changed(changes_of(nested))
-            decoder = CachedDecoder(weights, self.architecture, subset, slots, rotary)
+            decoder = CachedDecoder(self.rollout_model(nested, max_length), slots, clock)
             if self.device.type == "cuda":
                 ahead = Ahead(decoder, slots, sampling, _AHEAD)
         else:
-            decoder = UncachedDecoder(self.model, self.architecture, subset, max_length)
+            decoder = UncachedDecoder(self.model, self.architecture, layers_of(nested), max_length)
         made = self.version
 
         def current() -> None:
@@ -193,10 +198,10 @@ class Policy:
             if made != self.version:
                 raise RuntimeError(
                     f"this behaviour was made for weight version {made}, but the policy is at {self.version}: "
-                    "make a new one with policy.nested"
+                    "make a new one with policy.behavior"
                 )
 
-        return Behavior(decoder, subset, slots, sampling, current, ahead)
+        return Behavior(decoder, layers_of(nested), slots, sampling, current, ahead)
 
     def logprobs(
         self,
@@ -204,7 +209,7 @@ class Policy:
         tokens: Tensor,
         mask: Tensor,
         layers: Nested | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
     ) -> Tensor:
         """log pi of each completion token, with gradient to the weights.
 
@@ -214,13 +219,14 @@ class Policy:
             tokens: [B, T] int64.
             mask: [B, T] bool, the tokens to score; the others are read only if a scored one follows them.
             layers: score under this (patched) subset instead of all layers.
-            temperature: of the distribution, positive.
+            temperature: the policy's own by default; positive.
 
         Returns:
             [B, T] float32, 0 where ``mask`` is false.
         """
         if any(len(prompt) == 0 for prompt in prompts):
             raise UsageError("a prompt is empty: the first token of a completion needs at least one token before it")
+        temperature = self.temperature if temperature is None else temperature
         if temperature <= 0:
             raise UsageError(f"temperature={temperature}: log-probabilities need a positive one")
         nested = self._checked(layers if layers is not None else tuple(range(self.num_layers)))
@@ -229,44 +235,57 @@ class Policy:
         tokens, mask = tokens.to(self.device), mask.to(self.device).bool()
         if not mask.any():
             return torch.zeros(mask.shape, device=self.device)
-        batches = micro_batches(prompts, mask, self.token_limit)
+        score = self._scorer(nested, max(map(len, prompts)) + tokens.shape[1], temperature)
         parts, where = [], []
-        for batch in batches:
+        for batch in micro_batches(prompts, mask, self.token_limit):
             index = torch.tensor(batch, device=self.device)
             row, column = mask[index].nonzero(as_tuple=True)
             if len(row):
                 where.append((index[row], column))
-                parts.append(self._score([prompts[i] for i in batch], tokens[index], mask[index], nested, temperature))
+                parts.append(score([prompts[i] for i in batch], tokens[index], mask[index]))
         scores = torch.zeros(mask.shape, device=self.device)
         place = tuple(torch.cat(coordinates) for coordinates in zip(*where, strict=True))
         return scores.index_put(place, torch.cat(parts))
 
-    def _score(self, prompts: list[Tensor], tokens: Tensor, mask: Tensor, nested: Nested, temperature: float) -> Tensor:
-        """[M] float32, the scored tokens of one micro-batch in row-major order."""
-        if self.functional:
-            packing = pack(prompts, tokens, mask)
-            rotary = self.rotary(int(packing.position.max()) + 1)
-            if is_int8(nested):
-                changed = self.packed(True).changed(changes_of(nested)).layers
-            else:
-                changed = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
-            kept = kept_weights(changed, layers_of(nested))
-            embedding = self.model.model.embed_tokens.weight
-            hidden = score_hidden(packing, kept, self.architecture, embedding, rotary, self.recompute)
-            norm = gain(self.model.model.norm.weight, self.architecture)
-            hidden = rms_norm(hidden, norm, self.architecture.eps, torch.float32)
-        else:
-            ids = torch.nn.utils.rnn.pad_sequence(
-                [torch.cat((prompt.to(tokens.device), row)) for prompt, row in zip(prompts, tokens, strict=True)],
-                batch_first=True,
-            )
-            states = reference_hidden(self.model, ids, layers_of(nested), self.architecture.windows)
-            row, column = mask.nonzero(as_tuple=True)
-            size = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)
-            hidden = states[row, size[row] + column - 1]
-        if is_int8(nested):
-            return logp_of(self.packed(True).head.logits, hidden, tokens[mask], temperature)
-        return chunked_logp(hidden, self.model.lm_head.weight, tokens[mask], temperature, self.dtype)
+    def _scorer(
+        self, nested: Nested, longest: int, temperature: float
+    ) -> Callable[[list[Tensor], Tensor, Tensor], Tensor]:
+        """(prompts, tokens, mask) of a micro-batch -> [M] float32, its scored tokens in row-major order."""
+        if not self.functional:
+            head = TrainableHead(self.model.lm_head.weight, self.dtype)
+
+            def by_reference(prompts: list[Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
+                hidden = scored_states(self.model, prompts, tokens, mask, layers_of(nested), self.architecture.windows)
+                return head.logp(hidden, tokens[mask], temperature)
+
+            return by_reference
+        model = self.rollout_model(nested, longest) if is_int8(nested) else self.trainable_model(nested, longest)
+
+        def score(prompts: list[Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
+            hidden = score_hidden(pack(prompts, tokens, mask), model, self.gradient_checkpointing)
+            hidden = rms_norm(hidden, model.final_gain, self.architecture.eps, torch.float32)
+            return model.head.logp(hidden, tokens[mask], temperature)
+
+        return score
+
+    def rollout_model(self, nested: Nested, longest: int) -> NestedModel:
+        """The model as ``nested`` computes it in rollouts, by packed weights, for prefixes of at most ``longest``
+        tokens; only of a functional policy."""
+        weights = self.packed(is_int8(nested)).changed(changes_of(nested))
+        layers = kept_weights(weights.layers, layers_of(nested))
+        return self._nested_model(nested, longest, layers, weights.head)
+
+    def trainable_model(self, nested: Nested, longest: int) -> NestedModel:
+        """The same with gradients to the weights, for updates."""
+        layers = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
+        head = TrainableHead(self.model.lm_head.weight, self.dtype)
+        return self._nested_model(nested, longest, kept_weights(layers, layers_of(nested)), head)
+
+    def _nested_model(self, nested: Nested, longest: int, layers: list[LayerWeights], head: Any) -> NestedModel:
+        embedding, norm = self.model.model.embed_tokens.weight, self.model.model.norm.weight
+        cos, sin = self.rotary(longest)
+        rotary = (cos[:longest], sin[:longest])
+        return NestedModel(self.architecture, layers, embedding, norm, head, rotary, self.dtype, is_int8(nested))
 
     def _use(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -288,13 +307,14 @@ class Policy:
         """The inference form of the present weights, made or rewritten when first asked for; only of a functional
         policy. ``int8``: on bytes (``policies.model.int8``)."""
         self._require_fresh()
-        if int8 not in self._packed:
+        packed = self._packed.get(int8)
+        if packed is None:
             maps = (Int8Linear, Int8Head) if int8 else (PackedLinear, PackedHead)
-            self._packed[int8] = PackedWeights(self.model, self.architecture, self.dtype, *maps)
-        elif int8 in self._stale:
-            self._packed[int8].refresh()
-        self._stale.discard(int8)
-        return self._packed[int8]
+            packed = self._packed[int8] = PackedWeights(self.model, self.architecture, self.dtype, *maps)
+        elif packed.version != self.version:
+            packed.refresh()
+        packed.version = self.version
+        return packed
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [>= length, tables, D] of ``layers.rotary_table``."""

@@ -30,6 +30,9 @@ skip_samplers: Registry = Registry("skip sampler")
 problem_samplers: Registry = Registry("problem sampler")
 patches: Registry = Registry("patch")
 agents: Registry = Registry("agent")
+problem_sources: Registry = Registry("problem source")
+templates: Registry = Registry("template")
+reward_parts: Registry = Registry("reward part")
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -47,5 +50,8 @@ __all__ = [
     "parse_value",
     "patches",
     "problem_samplers",
+    "problem_sources",
+    "reward_parts",
     "skip_samplers",
+    "templates",
 ]

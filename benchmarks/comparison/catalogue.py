@@ -5,26 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.comparison.grid import PRESETS, preset, preset_names
 from benchmarks.experiment.spec import PARTS
-from envs.problems.arithmetic import Arithmetic
-from envs.problems.sources import KNOWN
-from envs.templates import TEMPLATES
-from registry import Registry
+from envs.problems.load import FORMS
+from registry import Registry, problem_sources, reward_parts, templates
 from registry import agents as agent_registry
 
 SENTENCE = re.compile(r".*?\.(?=\s+[A-Z`]|$)")
 PLURALS = {"patch": "patches"}
-OTHER_SOURCES = {
-    "FILE": "The rows of a .json, .jsonl, .csv or .parquet file.",
-    "FOLDER": "A folder of datasets.save_to_disk.",
-    "OWNER/NAME": "A data set of the Hugging Face hub.",
-    "reasoning_gym:TASK": "A task of reasoning-gym (extra reasoning-gym), generated.",
-    "MODULE:FUNCTION": "What a function of yours returns.",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,8 @@ def catalogue() -> list[Kind]:
         _agents(),
         *(components(name, registry) for name, registry in PARTS.items()),
         _problem_sources(),
-        _templates(),
+        components("env.template", templates),
+        components("env.reward_parts", reward_parts),
         _presets(),
         _recipes(),
     ]
@@ -93,16 +85,9 @@ def _agents() -> Kind:
 
 
 def _problem_sources() -> Kind:
-    about = {"arithmetic": first_sentence(Arithmetic)}
-    for name, known in KNOWN.items():
-        about[name] = f"{known.hub[0]} of the hub, or its files; splits {', '.join(known.files)}."
-    return Kind("problem sources", "--set env.problems=", about | OTHER_SOURCES)
-
-
-def _templates() -> Kind:
-    return Kind(
-        "templates", "--set env.template=", {name: first_sentence(one.render) for name, one in TEMPLATES.items()}
-    )
+    """Those with a name of their own, and the forms of other names."""
+    named = components("env.problems", problem_sources)
+    return replace(named, about=named.about | {form: first_sentence(source) for form, source in FORMS.items()})
 
 
 def _presets() -> Kind:

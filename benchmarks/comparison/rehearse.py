@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agents.arguments import check_device
-from agents.nesting import check_sampler
 from benchmarks.comparison.grid import Arm
 from benchmarks.experiment.spec import RunSpec, agent_arguments
-from envs.problems.sources import KNOWN
-from envs.templates import template
+from envs.problems import check_source
 from policies.pretrained.load import load_config
-from registry import UsageError, did_you_mean, skip_samplers
+from registry import skip_samplers, templates
 
 
 def rehearse(arms: Sequence[Arm], here: bool) -> None:
@@ -21,25 +19,19 @@ def rehearse(arms: Sequence[Arm], here: bool) -> None:
     layers: dict[str, int] = {}
     for arm in arms:
         spec = arm.specs[0]
-        _check_task(spec)
+        _check_task(spec, here)
         if here:
             check_device(spec.device)
         if spec.policy not in layers and (here or Path(spec.policy).is_dir()):
             layers[spec.policy] = load_config(spec.policy).num_hidden_layers
         if "sampler" in spec.agent and spec.policy in layers:
             _, arguments = agent_arguments(spec.agent)
-            check_sampler(skip_samplers.build(arguments["sampler"]), layers[spec.policy])
+            skip_samplers.build(arguments["sampler"]).check(layers[spec.policy])
 
 
-def _check_task(spec: RunSpec) -> None:
-    template(spec.env["template"])
-    for name in (spec.env["problems"], *spec.evaluated.sets, spec.evaluated.source):
+def _check_task(spec: RunSpec, here: bool) -> None:
+    templates.check(spec.env["template"])
+    check_source(spec.env["problems"], spec.env["problem_options"], here)
+    for name in (*spec.evaluated.sets, spec.evaluated.source):
         if name is not None:
-            _check_problems(name)
-
-
-def _check_problems(name: str) -> None:
-    """A bare word has to be a set that is known, or a path."""
-    if name in KNOWN or name == "arithmetic" or "/" in name or ":" in name or Path(name).exists():
-        return
-    raise UsageError(f"unknown problem set {name!r}: {did_you_mean(name, [*KNOWN, 'arithmetic'])}")
+            check_source(name, here=here)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout, collect
 from benchmarks.experiment.spec import EvaluationSpec
+from envs.problems import source_of
 from envs.task import Task
 from envs.vector import MathReasonVector
 from policies import Policy
-from registry import UsageError
+from registry import UsageError, fields_of
 
 SLOTS = 256
 SAMPLED_TEMPERATURE = 1.0
@@ -63,7 +64,7 @@ class HeldOut:
 
     def __call__(self, policy: Policy, samples: int = 1, temperature: float = 0.0, seed: int = 0) -> Accuracy:
         """Greedy accuracy (temperature 0, one sample) or sampled accuracy of the full model."""
-        mu = policy.nested(
+        mu = policy.behavior(
             tuple(range(policy.num_layers)),
             slots=self.envs.num_envs,
             max_length=self.task.max_length,
@@ -107,14 +108,15 @@ class Evaluator:
     def __init__(self, task: Task, spec: EvaluationSpec, ranks: Ranks = ALONE) -> None:
         self.spec = spec
         options = {name: value for name, value in task.spec.problem_options.items() if name not in ("subset", "limit")}
-        elsewhere = {name: value for name, value in options.items() if name == "data_dir"}
-        chosen = dict(options if spec.source is None else elsewhere)
+        chosen = dict(options) if spec.source is None else _data_dir(options, spec.source)
         if spec.subset is not None:
             chosen["subset"] = spec.subset
         source = spec.source or task.spec.problems
         self.own = HeldOut(task, spec.problems, ranks, problems=source, split=spec.split, problem_options=chosen)
         self.further = {
-            name: HeldOut(task, spec.problems, ranks, problems=name, split="test", problem_options=elsewhere)
+            name: HeldOut(
+                task, spec.problems, ranks, problems=name, split="test", problem_options=_data_dir(options, name)
+            )
             for name in spec.sets
         }
         _refuse_overlap(task, self.own)
@@ -135,6 +137,12 @@ class Evaluator:
             "sets": {name: _greedy(held_out(policy)) for name, held_out in self.further.items()},
             "shown": self.own.shown(greedy),
         }
+
+
+def _data_dir(options: dict[str, Any], source: str) -> dict[str, Any]:
+    """The one option that another set shares with the training set, where it has it."""
+    shared = {"data_dir"} & set(options) & set(fields_of(type(source_of(source))))
+    return {name: options[name] for name in shared}
 
 
 def _refuse_overlap(task: Task, held_out: HeldOut) -> None:

@@ -11,8 +11,9 @@ import gymnasium as gym
 
 from benchmarks.experiment import BUDGETS
 from benchmarks.experiment.spec import OWN_FIELDS, PARTS, EvaluationSpec, RunSpec, check_names, fingerprint
+from envs.shaping import whole_parts
 from envs.task import TaskSpec
-from registry import UnknownField, UsageError, fields_of, parse_value
+from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
 from registry import agents as agent_registry
 from registry.fields import REQUIRED
 
@@ -26,8 +27,9 @@ def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: A
         agent: an id such as ``nested-reft/uniform/retrace``.
         settings: values by name, as text or typed: ``learning_rate`` or ``agent.learning_rate``; ``correction.lam`` and
             so on for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
-            ``env.problem_options.level``; ``evaluation.problems``; ``iterations``. A component goes before its fields,
-            whatever the order they were given in.
+            ``env.problem_options.level``; ``env.reward_parts`` (``format,length-penalty``) and then
+            ``env.reward_parts.length-penalty.weight``; ``evaluation.problems``; ``iterations``. A component goes before
+            its fields, whatever the order they were given in.
         **given: fields of ``RunSpec`` (``policy``, ``env`` as an id, ``seed``, ...); None leaves the default.
 
     Raises:
@@ -53,7 +55,7 @@ def applicable(agent: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
 
 
 def _components_first(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(settings.items(), key=lambda setting: "." in setting[0].removeprefix("agent."))
+    return sorted(settings.items(), key=lambda setting: setting[0].removeprefix("agent.").count("."))
 
 
 class _Draft:
@@ -107,8 +109,21 @@ class _Draft:
         check_names("env", [field_name], known)
         if dot and field_name == "problem_options":
             self.env.setdefault("problem_options", {})[option] = _guess(value)
+        elif dot and field_name == "reward_parts":
+            self._assign_reward_part(option, name, value)
         else:
             self.env[field_name] = parse_value(value, known[field_name].type, name)
+
+    def _assign_reward_part(self, rest: str, name: str, value: Any) -> None:
+        id, _, field_name = rest.partition(".")
+        parts = whole_parts({**_registered(self.env["id"]), **self.env}.get("reward_parts", ()))
+        if id not in [part["id"] for part in parts]:
+            chosen = ",".join([*(part["id"] for part in parts), id])
+            raise UsageError(f"{name}: {id!r} is not among the reward parts; --set env.reward_parts={chosen} as well")
+        known = reward_parts.fields(id)
+        check_names(f"reward part {id!r}", [field_name], known)
+        parsed = parse_value(value, known[field_name].type, name)
+        self.env["reward_parts"] = [{**part, field_name: parsed} if part["id"] == id else part for part in parts]
 
     def spec(self) -> RunSpec:
         """The spec; components are made once, so that a bad value fails here and not in the run."""
@@ -135,6 +150,9 @@ class _Draft:
         policy = self.run.get("policy", RunSpec.policy)
         if policy != RunSpec.policy and "tokenizer" not in given:
             defaults["tokenizer"] = policy
+        parts = whole_parts(defaults.pop("reward_parts"))
+        if parts:  # absent where there are none, as in runs from before there were any: their hashes stay
+            defaults["reward_parts"] = parts
         return {"id": given["id"], **defaults}
 
 

@@ -58,12 +58,12 @@ class Bench:
         began = time.perf_counter()
         patch, text = make_component(patches, spec), self._fit_text(number)
         if self.options.both_texts:
-            first = patch.fit(self.policy, text.first(max(1, len(text.mask) // 4)), layers).nested
+            first = patch.fit(self.policy, text.first(max(1, len(text.mask) // 4)), layers).subset
             seed = self.options.seed + 2 + 2 * number
             text = text + write(self.policy, first, self.fitted_on, self.length, seed=seed)
         fit = patch.fit(self.policy, text, layers)
         cost = {"fit_seconds": time.perf_counter() - began, "fit_residual": fit.residual, "fit_tokens": text.size}
-        return self.divergence(fit.nested) | cost | {"fit": number}
+        return self.divergence(fit.subset) | cost | {"fit": number}
 
     def divergence(self, mu: Nested) -> dict[str, Any]:
         """KL, TV, D and mean length of ``mu`` on its own completions of the held-out prompts."""

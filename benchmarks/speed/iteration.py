@@ -47,6 +47,6 @@ class OurIteration:
         policy, new_tokens, group_size = self.agent.target, self.work.new_tokens, self.agent.group_size
         prompts = [len(self.work.prompt(problem)) for problem in self.work.problems]
         tokens = sum(prompts) + len(prompts) * group_size * new_tokens
-        rollout = tokens / product_limit(policy, self.work.env.num_envs, self.agent.int8)
+        rollout = tokens / product_limit(policy, self.work.env.num_envs, self.agent.nesting.int8)
         packed = self.used * (new_tokens - 1) + sum(prompts) * self.used // (len(prompts) * group_size)
         return rollout + update_seconds(policy, packed, self.used * new_tokens, self.agent.microbatch_tokens)

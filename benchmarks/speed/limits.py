@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 
 from policies import Policy, with_int8
-from policies.engine.whole_steps import FusedStore
 from policies.model.products import outer_product, product
 
 
@@ -37,28 +34,16 @@ def best_seconds(call: Callable[[], object], device: torch.device, repeats: int 
 def product_limit(policy: Policy, rows: int, int8: bool = False) -> float:
     """Tokens per second of one decode step's packed matrix products on ``rows`` rows, all layers and the head, and
     nothing else: by the kernels, the layout and the threads that the engine uses. A compiled head draws on the way."""
-    weights, a = policy.packed(int8), policy.architecture
-    x = torch.randn(rows, a.width, device=policy.device).to(policy.dtype)
-    mixed = torch.randn(rows, a.query_heads * a.head_dim, device=policy.device).to(policy.dtype)
-    inner = torch.randn(rows, policy.config.intermediate_size, device=policy.device).to(policy.dtype)
-
-    def step() -> None:
-        for layer in weights.layers:
-            layer.qkv(x)
-            layer.out(mixed)
-            layer.gate_up(x)
-            layer.down(inner)
-
-    decoder: Any = policy.nested(with_int8(tuple(range(a.layers)), int8), rows, 1)._decoder
-    store = decoder.slots.store
-    call = partial(store.products, rows) if isinstance(store, FusedStore) else step
+    behavior = policy.behavior(with_int8(tuple(range(policy.num_layers)), int8), rows, 1)
+    head = policy.packed(int8).head
     uniform = torch.rand(rows, dtype=torch.float64)
-    hidden = x.float()
-    if weights.head.fused:
-        head = best_seconds(lambda: weights.head.draw(hidden, uniform, 1.0), policy.device)
-    else:
-        head = best_seconds(lambda: weights.head.logits(hidden), policy.device)
-    return rows / (best_seconds(call, policy.device) + head)
+    hidden = torch.randn(rows, policy.architecture.width, device=policy.device)
+
+    def project() -> object:
+        return head.draw(hidden, uniform, 1.0) if head.draws else head.logits(hidden)
+
+    layers = best_seconds(lambda: behavior.decoder.products(rows), policy.device)
+    return rows / (layers + best_seconds(project, policy.device))
 
 
 @torch.inference_mode()

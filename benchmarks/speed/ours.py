@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +48,8 @@ class Engine:
         """One whole rollout of the work's deck."""
         parts, longest = self.parts, self.work.env.unwrapped.task.max_length
         began = time.perf_counter()
-        behavior = self.policy.nested(self.layers, self.work.env.num_envs, longest)
-        decoder: Any = behavior._decoder
-        layers, head = Clock(self.policy.device), Clock(self.policy.device)
-        clocks = {"hidden": layers, "follow": layers, "draw": head}
-        timed = [name for name in clocks if hasattr(decoder, name)]
-        for name in timed:
-            setattr(decoder, name, clocks[name].timed(getattr(decoder, name)))
+        clock = Clock(self.policy.device)
+        behavior = self.policy.behavior(self.layers, self.work.env.num_envs, longest, clock=clock)
 
         def count(tokens: int, done: Any, infos: Any) -> bool:
             parts.steps += 1
@@ -62,43 +58,38 @@ class Engine:
 
         rollout = collect(behavior, self.work.env, self.work.problems, self.work.group_size, count)
         seconds = time.perf_counter() - began
-        for name in timed:
-            delattr(decoder, name)  # they refer to the decoder, whose slots would outlive the block
         parts.total += seconds
         parts.prompt_tokens += sum(len(self.work.prompt(problem)) for problem in self.work.problems)
-        parts.layers += layers.seconds()
-        parts.head += head.seconds()
+        parts.layers += clock.seconds("layers")
+        parts.head += clock.seconds("head")
         return Block(int(rollout.mask.sum()), seconds)
 
 
 class Clock:
-    """Seconds spent in calls, by events where they run on a GPU: to wait for each would keep it from running ahead."""
+    """Seconds spent in the parts of a decode step, a ``policies.engine.decoder.Clock``: by events on a GPU, since to
+    wait for each would keep it from running ahead."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.spent = 0.0
-        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.spent = {"layers": 0.0, "head": 0.0}
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
-    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call``, counted."""
-
-        def timed(*arguments: Any) -> Any:
-            began = time.perf_counter()
-            result = call(*arguments)
-            self.spent += time.perf_counter() - began
-            return result
-
-        def recorded(*arguments: Any) -> Any:
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Measure what is inside."""
+        if self.device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
-            result = call(*arguments)
+            yield
             end.record()
-            self.events.append((begin, end))
-            return result
+            self.events.append((part, begin, end))
+            return
+        began = time.perf_counter()
+        yield
+        self.spent[part] += time.perf_counter() - began
 
-        return recorded if self.device.type == "cuda" else timed
-
-    def seconds(self) -> float:
+    def seconds(self, part: str) -> float:
         """So far; waits for the device."""
         wait(self.device)
-        return self.spent + sum(begin.elapsed_time(end) for begin, end in self.events) / 1000
+        recorded = (begin.elapsed_time(end) for name, begin, end in self.events if name == part)
+        return self.spent[part] + sum(recorded) / 1000

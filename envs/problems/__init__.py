@@ -1,5 +1,18 @@
 """Where problems come from: generators, files, hub sets and other libraries. What a verdict is does not belong here."""
 
-from envs.problems.load import ListedProblems, duplicates, load_problems, overlap
+from envs.problems.listed import ListedProblems, duplicates, overlap
+from envs.problems.load import check_source, list_sources, load_problems, source_of
+from envs.problems.sources import ProblemSource, PublishedSet, RowSource
 
-__all__ = ["ListedProblems", "duplicates", "load_problems", "overlap"]
+__all__ = [
+    "ListedProblems",
+    "ProblemSource",
+    "PublishedSet",
+    "RowSource",
+    "check_source",
+    "duplicates",
+    "list_sources",
+    "load_problems",
+    "overlap",
+    "source_of",
+]

@@ -20,21 +20,13 @@ from pathlib import Path
 from random import Random
 
 from envs.problem import Problem
-from envs.problems.scenes import FORMS, Size, Story, distraction
+from envs.problems.scenes import DEFAULT_LEVELS, DISTRACTED_LEVEL, FORMS, LEVELS, Size, Story, distraction
 from registry import UsageError
 from registry.command import command
 from registry.errors import did_you_mean
 
 SPLITS = ("train", "test")
 TEST_SHARE = 0.2
-LEVELS = {
-    1: Size(steps=2, operations="+-", operand=10, factor=5, value=30),
-    2: Size(steps=2, operations="+-*/", operand=20, factor=6, value=60),
-    3: Size(steps=3, operations="+-*/", operand=20, factor=9, value=99),
-    4: Size(steps=3, operations="+-*/", operand=60, factor=12, value=250),
-}
-DEFAULT_LEVELS = (1, 2, 3)
-DISTRACTED_LEVEL = 4
 
 
 def split_of(operands: tuple[int, ...]) -> str:

@@ -37,24 +37,24 @@ def to_problem(row: dict[str, Any], source: str, index: int, columns: Columns) -
     by_lower = {str(key).lower(): key for key in row}
     answer_key = _find("answer", columns.answer, ANSWERS, by_lower, where)
     question = _question(row, by_lower, columns, where)
-    raw = _text(row[answer_key], where)
+    raw = _answer_text(row[answer_key], where)
     solution_key = next((by_lower[name] for name in SOLUTIONS if name in by_lower and row[by_lower[name]]), None)
-    solution = _solution(row[solution_key]) if solution_key else ""
-    if "####" in raw or str(answer_key).lower() in SOLUTIONS or _boxed_solution(raw):
+    solution = _solution_text(row[solution_key]) if solution_key else ""
+    if "####" in raw or str(answer_key).lower() in SOLUTIONS or _has_box(raw):
         solution, raw = _CALCULATION.sub("", raw), gold_of(raw, where)
     if not question or not raw:
         raise UsageError(f"{where} has an empty {'question' if not question else 'answer'}; mend or leave out that row")
     if not solution and "equation" in by_lower:
-        solution = _worked(str(row[by_lower["equation"]]), raw)
+        solution = _worked_solution(str(row[by_lower["equation"]]), raw)
     id_key = next((by_lower[name] for name in IDS if name in by_lower and row[by_lower[name]] is not None), None)
     return Problem(question, raw, source, str(row[id_key]) if id_key else str(index), solution)
 
 
-def _solution(value: Any) -> str:
+def _solution_text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _worked(equation: str, answer: str) -> str:
+def _worked_solution(equation: str, answer: str) -> str:
     """A worked solution from SVAMP's equation: ``( 76.0 - 25.0 )`` and 51 give ``76 - 25 = 51. #### 51``."""
     bare = re.sub(r"(\d)\.0\b", r"\1", equation.strip())
     if bare.startswith("( ") and bare.endswith(" )") and bare.count("(") == 1:
@@ -62,7 +62,7 @@ def _worked(equation: str, answer: str) -> str:
     return f"{bare} = {answer}. #### {answer}"
 
 
-def _boxed_solution(text: str) -> bool:
+def _has_box(text: str) -> bool:
     return "\\boxed" in text or "\\fbox" in text
 
 
@@ -70,14 +70,16 @@ def _find(role: str, named: str | None, candidates: tuple[str, ...], by_lower: d
     if named is not None:
         if named in by_lower.values():
             return named
-        raise UsageError(f"{where} has no column {named!r}; its columns are {_listed(by_lower)}")
+        raise UsageError(f"{where} has no column {named!r}; its columns are {_column_names(by_lower)}")
     for candidate in candidates:
         if candidate in by_lower:
             return by_lower[candidate]
-    raise UsageError(f"{where} has no {role} column; its columns are {_listed(by_lower)}: name one with {role}=...")
+    raise UsageError(
+        f"{where} has no {role} column; its columns are {_column_names(by_lower)}: name one with {role}=..."
+    )
 
 
-def _listed(by_lower: dict[str, str]) -> str:
+def _column_names(by_lower: dict[str, str]) -> str:
     return ", ".join(repr(key) for key in by_lower.values()) or "none"
 
 
@@ -91,7 +93,7 @@ def _question(row: dict[str, Any], by_lower: dict[str, str], columns: Columns, w
     return f"{body} {question}" if body[-1] in ".?!," else f"{body}, {question}"
 
 
-def _text(value: Any, where: str) -> str:
+def _answer_text(value: Any, where: str) -> str:
     """An answer as text. A list (of annotators' variants) gives its first; a whole float is an integer."""
     if isinstance(value, str) and value.strip().startswith(("['", '["')):
         with suppress(ValueError, SyntaxError):  # unless it is no list in a string after all

@@ -1,8 +1,4 @@
-"""Problem sets by name: generated, from a file, from a folder, from the hub, from reasoning-gym or from a function.
-
-    load_problems("arithmetic", split="test", level=2)
-    load_problems("gsm8k", split="train", limit=1000, shuffle=0)
-    load_problems("questions.csv", question="text", answer="key")
+"""From a name and options to problems: registered sources, files, the hub, reasoning-gym tasks and functions.
 
 Every gold answer is checked when it is loaded: one that the verifier cannot read is an error, not a reward of 0.
 """
@@ -10,200 +6,195 @@ Every gold answer is checked when it is loaded: one that the verifier cannot rea
 from __future__ import annotations
 
 import importlib
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from random import Random
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from envs.problem import Problem, Problems
-from envs.problems.columns import Columns, to_problem
-from envs.problems.sources import KNOWN, read_known, read_path, read_reference
-from envs.verifier import settle_in_process
-from envs.verifier.notation import normalise
-from registry import UsageError
-from registry.errors import UnknownField
-
-OPTIONS = ("question", "answer", "subset", "shuffle", "limit", "data_dir", "config")
+from envs.problem import Problems
+from envs.problems.readers import READERS, Row, check_exists, read_hub, read_path
+from envs.problems.reasoning_gym import ReasoningGymSource
+from envs.problems.sources import ProblemSource, RowSource
+from registry import UnknownField, UnknownName, UsageError, did_you_mean, fields_of, problem_sources
 
 
-class ListedProblems:
-    """A finite source, held in memory. Supports ``len``, indexing and iteration."""
-
-    def __init__(self, name: str, problems: Iterable[Problem]) -> None:
-        self.name = name
-        self.problems = tuple(problems)
-        self.size: int | None = len(self.problems)
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def __getitem__(self, index: int) -> Problem:
-        return self.problems[index]
-
-    def __iter__(self) -> Iterator[Problem]:
-        return iter(self.problems)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which rows of a source are taken, in this order: shuffle, subset, limit.
-
-    Attributes:
-        subset: ``"start:stop"``, either side may be empty.
-        shuffle: seed of a permutation, None for the order of the source.
-        limit: at most this many rows.
-    """
-
-    subset: str | None = None
-    shuffle: int | None = None
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit={self.limit!r} must be at least 1")
-
-    def of(self, rows: list[Any]) -> list[Any]:
-        if self.shuffle is not None:
-            rows = list(rows)
-            Random(self.shuffle).shuffle(rows)
-        if self.subset is not None:
-            try:
-                start, stop = (int(part) if part.strip() else None for part in self.subset.split(":"))
-            except ValueError:
-                raise UsageError(f"subset={self.subset!r} is not of the form 'start:stop', such as '0:100'") from None
-            rows = rows[start:stop]
-        return rows[: self.limit]
-
-
-def load_problems(name: str, split: str = "train", **kwargs: Any) -> Problems:
+def load_problems(name: str, split: str = "train", **options: Any) -> Problems:
     """The problems that ``name`` stands for.
 
     Args:
-        name: ``arithmetic`` (options ``level`` and ``seed``); a known set (``sources.KNOWN``); a ``.json``, ``.jsonl``,
-            ``.csv`` or ``.parquet`` file; a folder written by ``datasets.save_to_disk``;
-            ``reasoning_gym:<task>`` (options ``size``, ``seed`` and the task's own); ``module:function``, which is
-            called with ``split`` and the options and returns problems or rows; or else a hub id.
+        name: a registered source (``arithmetic``, ``gsm8k``, ...); a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet``
+            file; a folder; a hub id; ``reasoning_gym:<task>``; or ``module:function``. ``list_sources`` lists all.
         split: the split. A single file has only one, which is taken whatever ``split`` says.
-        kwargs: ``question`` and ``answer`` (column names; found if not given), ``subset``, ``shuffle`` and ``limit``
-            (see ``Selection``), ``data_dir`` (the folder of the known sets' files, by default the environment variable
-            NESTED_REFT_DATA) and ``config`` (of a hub id).
+        options: fields of the source. Rows, whatever they come from, have ``question`` and ``answer`` (column names;
+            found if not given), ``subset``, ``shuffle`` and ``limit``, see ``envs.problems.sources.RowSource``.
 
     Raises:
-        UsageError: no such file, set, split or column; the hub cannot be reached; no rows; a gold answer that the
-            verifier cannot read.
+        UsageError: no such file, set, split, option or column; the hub cannot be reached; no rows; a gold answer that
+            the verifier cannot read.
+
+    >>> problems = load_problems("arithmetic", split="test", level=1, limit=100)
+    >>> problems.size, problems[0].question
+    (100, 'Ana has 6 fewer than Leo. Leo has 9 books. How many books do both have in all?')
+    >>> problems[0].answer, problems[0].solution
+    ('12', ' 9 - 6 = 3. 9 + 3 = 12. #### 12')
     """
-    if name == "arithmetic":
-        return _arithmetic(split, kwargs)
-    if name.startswith("reasoning_gym:"):
-        from envs.problems.reasoning_gym import reasoning_gym_problems
-
-        return reasoning_gym_problems(name.partition(":")[2], split, kwargs)
-    if ":" in name and "/" not in name and "\\" not in name:
-        return _from_function(name, split, kwargs)
-    for key in kwargs:
-        if key not in OPTIONS:
-            raise UnknownField(f"the problem set {name!r}", key, OPTIONS)
-    selection = Selection(*(kwargs.get(key) for key in ("subset", "shuffle", "limit")))
-    columns = Columns(kwargs.get("question"), kwargs.get("answer"))
-    rows = _rows(name, split, kwargs)
-    return _checked(f"{name}/{split}", rows, columns, selection)
+    return source_of(name, options).load(split)
 
 
-def _rows(name: str, split: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    if name in KNOWN:
-        return read_known(name, split, options.get("data_dir"))
-    rows = read_path(name, split)
-    return read_reference(name, split, options.get("config")) if rows is None else rows
+@dataclass(frozen=True, kw_only=True)
+class PathSource(RowSource):
+    """A .json, .jsonl, .csv or .parquet file, or a folder of such files or of ``datasets.save_to_disk``.
+
+    Attributes:
+        path: of the file or folder.
+    """
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The path as given."""
+        return self.path
+
+    def rows(self, split: str) -> list[Row]:
+        """All rows of the file, or of a split of the folder."""
+        return read_path(Path(self.path).expanduser(), split)
 
 
-def _checked(name: str, rows: Iterable[Any], columns: Columns, selection: Selection) -> ListedProblems:
-    problems = [
-        row if isinstance(row, Problem) else to_problem(row, name, index, columns) for index, row in enumerate(rows)
-    ]
-    taken = selection.of(problems)
-    if not taken:
-        raise UsageError(
-            f"{name} has no rows{' in the chosen subset' if problems else ''}; choose another split or subset"
-        )
-    for problem in taken:
-        check_gold(problem)
-    listed = ListedProblems(name, _unique_ids(taken))
-    repeated = len(listed) - len({question_key(problem) for problem in listed})
-    if repeated:
-        warnings.warn(f"{repeated} of {len(listed)} problems of {name} repeat an earlier question", stacklevel=3)
-    return listed
+@dataclass(frozen=True, kw_only=True)
+class HubSource(RowSource):
+    """A data set of the Hugging Face hub.
+
+    Attributes:
+        id: ``owner/name``.
+        config: its configuration, if it has several.
+    """
+
+    id: str
+    config: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The hub id."""
+        return self.id
+
+    def rows(self, split: str) -> list[Row]:
+        """All rows of a split."""
+        return read_hub(self.id, split, self.config)
 
 
-def _unique_ids(problems: list[Problem]) -> list[Problem]:
-    if len({problem.id for problem in problems}) == len(problems):
-        return problems
-    return [replace(problem, id=f"{problem.id}#{index}") for index, problem in enumerate(problems)]
+@dataclass(frozen=True, kw_only=True)
+class FunctionSource(RowSource):
+    """A function of yours, called with ``split`` and its own options; it returns problems or rows.
+
+    Attributes:
+        function: ``module:function``.
+        options: further arguments of the function.
+    """
+
+    function: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The function's name as given."""
+        return self.function
+
+    def load(self, split: str) -> Problems:
+        """What the function returns; rows are checked as those of a file are."""
+        result = self._callable()(split=split, **self.options)
+        if not (hasattr(result, "size") and hasattr(result, "__getitem__")):
+            return self.list_rows(result, split)
+        chosen = [name for name in fields_of(RowSource) if getattr(self, name) is not None]
+        if chosen:
+            raise UsageError(
+                f"problems={self.function!r} returns problems, not rows, so {chosen[0]!r} does not apply to it; "
+                "return a list, or give the function an option of its own"
+            )
+        return result
+
+    def _callable(self) -> Callable[..., Any]:
+        module, _, attribute = self.function.partition(":")
+        try:
+            function = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(
+                f"problems={self.function!r}: {error}; the form is 'module:function', importable from here"
+            ) from error
+        parameters = inspect.signature(function).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            for option in self.options:
+                if option not in parameters:
+                    own = [name for name in parameters if name != "split"]
+                    raise UnknownField(f"problem source {self.function!r}", option, [*own, *fields_of(RowSource)])
+        return function
 
 
-def check_gold(problem: Problem) -> None:
-    """Raise ``UsageError`` unless the gold answer verifies against itself."""
-    gold = normalise(problem.answer)
-    if settle_in_process(gold, gold) != "right":
-        raise UsageError(
-            f"problem {problem.id} of {problem.source}: the verifier cannot read the gold answer "
-            f"{problem.answer[:80]!r}; mend or leave out that row, or name the answer column"
-        )
+FORMS: dict[str, type[ProblemSource]] = {
+    "FILE or FOLDER": PathSource,
+    "OWNER/NAME": HubSource,
+    "reasoning_gym:TASK": ReasoningGymSource,
+    "MODULE:FUNCTION": FunctionSource,
+}
+"""The forms of a name that is not registered."""
 
 
-def question_key(problem: Problem) -> str:
-    """What makes two questions the same: their words and numbers, whatever the case and spacing."""
-    return " ".join(problem.question.split()).casefold()
+def source_of(name: str, options: Mapping[str, Any] | None = None) -> ProblemSource:
+    """The source that a name stands for, with ``options`` for its fields; nothing is loaded.
+
+    Raises:
+        UsageError: the name is a word that is neither registered nor a path here; an unknown option, or one out of its
+            range.
+    """
+    options = options or {}
+    head, colon, tail = name.partition(":")
+    if colon and head == "reasoning_gym":
+        return _configure(ReasoningGymSource, name, options, task=tail)
+    if colon and "/" not in name and "\\" not in name:
+        return _configure(FunctionSource, name, options, function=name)
+    path = Path(name).expanduser()
+    is_path = path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~"))
+    if not is_path and "/" not in name:
+        if _is_registered(name):
+            return problem_sources.make(name, **options)
+        if not path.exists():
+            raise UsageError(
+                f"unknown problem set {name!r}: {did_you_mean(name, problem_sources)} Or give a file, or a hub id of "
+                "the form 'owner/name'"
+            )
+    if is_path or path.exists() or name.count("/") > 1:
+        return _configure(PathSource, name, options, path=name)
+    return _configure(HubSource, name, options, id=name)
 
 
-def overlap(first: Problems, second: Problems) -> list[tuple[int, int]]:
-    """Index pairs of equal questions in two finite sources."""
-    places = {question_key(first[index]): index for index in range(_size(first))}
-    keys = ((question_key(second[index]), index) for index in range(_size(second)))
-    return [(places[key], index) for key, index in keys if key in places]
-
-
-def duplicates(problems: Problems) -> list[tuple[int, int]]:
-    """Index pairs (first occurrence, repetition) of equal questions in a finite source."""
-    seen: dict[str, int] = {}
-    found = []
-    for index in range(_size(problems)):
-        first = seen.setdefault(question_key(problems[index]), index)
-        if first != index:
-            found.append((first, index))
-    return found
-
-
-def _size(problems: Problems) -> int:
-    if problems.size is None:
-        raise UsageError(f"{problems.name} is unlimited, so it cannot be searched for repeated questions")
-    return problems.size
-
-
-def _arithmetic(split: str, options: dict[str, Any]) -> Problems:
-    from envs.problems.arithmetic import Arithmetic
-
-    options = dict(options)
-    limit = options.pop("limit", None)
-    for key in options:
-        if key not in ("level", "seed"):
-            raise UnknownField("the problem set 'arithmetic'", key, ("level", "seed", "limit"))
-    source = Arithmetic(split=split, **options)
-    if limit is None:
-        return source
-    return ListedProblems(source.name, (source[index] for index in range(limit)))
-
-
-def _from_function(name: str, split: str, options: dict[str, Any]) -> Problems:
-    module, _, attribute = name.partition(":")
+def _is_registered(name: str) -> bool:
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"problems={name!r}: {error}; the form is 'module:function', importable from here") from error
-    options = dict(options)
-    selection = Selection(*(options.pop(key, None) for key in ("subset", "shuffle", "limit")))
-    columns = Columns(options.pop("question", None), options.pop("answer", None))
-    made = function(split=split, **options)
-    if hasattr(made, "size") and hasattr(made, "__getitem__"):
-        return made
-    return _checked(f"{name}/{split}", made, columns, selection)
+        problem_sources.check(name)
+    except UnknownName:
+        return False
+    return True
+
+
+def _configure(component: type, name: str, options: Mapping[str, Any], **by_name: str) -> Any:
+    """A source whose name sets some of its fields; options that are no fields go to its ``options``, if it has them."""
+    known = [field for field in fields_of(component) if field not in (*by_name, "options")]
+    own = {option: value for option, value in options.items() if option in known}
+    others = {option: value for option, value in options.items() if option not in known}
+    if others and "options" not in fields_of(component):
+        raise UnknownField(f"problem source {name!r}", next(iter(others)), known)
+    return component(**by_name, **own, **({"options": others} if others else {}))
+
+
+def check_source(name: str, options: Mapping[str, Any] | None = None, here: bool = True) -> None:
+    """Raise ``UsageError`` for a name or an option that ``load_problems`` would refuse, without loading anything.
+    ``here=False``: the problems will be loaded on another machine, which may have other files."""
+    source = source_of(name, options)
+    if here and isinstance(source, PathSource):
+        check_exists(Path(source.path).expanduser())
+
+
+def list_sources() -> dict[str, str]:
+    """Every registered source and every other form of a name, with a line on each."""
+    sources = {name: problem_sources.get(name) for name in problem_sources} | FORMS
+    return {name: (inspect.getdoc(source) or "").partition("\n")[0] for name, source in sources.items()}

@@ -9,9 +9,12 @@ symbolic. Only a full score is right.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from envs.problem import Problem
+from envs.problems.sources import check_limit
 from envs.verifier.scorers import entries
 from registry import UnknownName, UsageError
 
@@ -31,17 +34,17 @@ class ReasoningGym:
         options: the task's own configuration.
     """
 
-    def __init__(self, task: str, split: str, size: int, seed: int, options: dict[str, Any]) -> None:
+    def __init__(self, task: str, split: str, size: int, seed: int, options: Mapping[str, Any]) -> None:
         if split not in ("train", "test"):
             raise UsageError(f"reasoning_gym has no split {split!r}; choose 'train' or 'test'")
         self.name = f"reasoning_gym:{task}/{split}"
         self.size: int | None = size
         first = seed + (TEST_SEED_OFFSET if split == "test" else 0)
-        self._recipe = {"task": task, "size": size, "seed": first, "options": options}
+        self._recipe = {"task": task, "size": size, "seed": first, "options": dict(options)}
         try:
             self._entries = entries(json.dumps(self._recipe, sort_keys=True))
         except (TypeError, AssertionError, ValueError) as error:
-            raise UsageError(f"reasoning_gym task {task!r} refuses its options {options}: {error}") from error
+            raise UsageError(f"reasoning_gym task {task!r} refuses its options {dict(options)}: {error}") from error
 
     def __getitem__(self, index: int) -> Problem:
         entry = self._entries[index]
@@ -50,15 +53,35 @@ class ReasoningGym:
         return Problem(entry["question"].strip(), answer, self.name, str(index), scorer=scorer)
 
 
-def reasoning_gym_problems(task: str, split: str, options: dict[str, Any]) -> ReasoningGym:
-    """The problems of a task; ``size`` and ``seed`` among the options are ours, the others the task's."""
-    try:
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        remedy = "pip install 'nested-reft[reasoning-gym]'"
-        raise UsageError(f"reasoning_gym:{task} needs the optional extra: {remedy}") from error
-    if task not in DATASETS:
-        raise UnknownName("reasoning_gym task", task, DATASETS)
-    options = dict(options)
-    size, seed = options.pop("size", None) or options.pop("limit", DEFAULT_SIZE), options.pop("seed", 0)
-    return ReasoningGym(task, split, size, seed, options)
+@dataclass(frozen=True, kw_only=True)
+class ReasoningGymSource:
+    """A task of reasoning-gym (optional extra), whose own scorer judges its answers.
+
+    Attributes:
+        task: name of the task.
+        size: how many problems it has; None for ``limit``, or else 1000.
+        seed: of the first problem.
+        limit: at most this many problems.
+        options: the task's own configuration.
+    """
+
+    task: str
+    size: int | None = None
+    seed: int = 0
+    limit: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+
+    def load(self, split: str) -> ReasoningGym:
+        """The problems of a split. Raises ``UsageError``: no such task, or options that it refuses."""
+        try:
+            from reasoning_gym.factory import DATASETS
+        except ImportError as error:
+            remedy = "pip install 'nested-reft[reasoning-gym]'"
+            raise UsageError(f"reasoning_gym:{self.task} needs the optional extra: {remedy}") from error
+        if self.task not in DATASETS:
+            raise UnknownName("reasoning_gym task", self.task, DATASETS)
+        size = self.size or self.limit or DEFAULT_SIZE
+        return ReasoningGym(self.task, split, min(size, self.limit or size), self.seed, self.options)

@@ -60,6 +60,18 @@ class Size:
     value: int
 
 
+LEVELS = {
+    1: Size(steps=2, operations="+-", operand=10, factor=5, value=30),
+    2: Size(steps=2, operations="+-*/", operand=20, factor=6, value=60),
+    3: Size(steps=3, operations="+-*/", operand=20, factor=9, value=99),
+    4: Size(steps=3, operations="+-*/", operand=60, factor=12, value=250),
+}
+"""Degrees of difficulty."""
+DEFAULT_LEVELS = (1, 2, 3)
+DISTRACTED_LEVEL = 4
+"""The level whose stories hold a number that is not needed."""
+
+
 @dataclass(frozen=True)
 class Theme:
     """The phrases of a chain. ``{N}`` the person, ``{M}`` another, ``{he}`` the pronoun, ``{o}`` the things, ``{n}``

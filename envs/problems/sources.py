@@ -1,187 +1,286 @@
-"""Rows of a problem set, from files, Arrow folders or the hub.
+"""Sources of problems as components: what can be chosen about a source is its fields, and ``load(split)`` loads it.
 
-Known sets are looked for under ``data_dir`` (or NESTED_REFT_DATA) first and on the hub otherwise.
+``registry.problem_sources`` holds the ones with a name of their own: the generator and the published data sets. A
+source of yours is registered in the same way; most are rows of a table and need no more than ``RowSource.rows``.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, ClassVar, Protocol
 
-from registry import UsageError
-from registry.errors import did_you_mean
-from registry.hub import hub_unreachable
+from envs.problem import Problem, Problems
+from envs.problems.columns import Columns, to_problem
+from envs.problems.listed import ListedProblems, list_problems
+from envs.problems.readers import Row, read_hub, read_path
+from envs.problems.scenes import DEFAULT_LEVELS
+from registry import UsageError, did_you_mean, problem_sources
 
-Row = dict[str, Any]
 DATA_VARIABLE = "NESTED_REFT_DATA"
 SVAMP_TRAIN = 700
 
 
+class ProblemSource(Protocol):
+    """Where problems come from. Its fields are the options that ``load_problems`` takes for it."""
+
+    def load(self, split: str) -> Problems:
+        """The problems of a split; raises ``UsageError`` where they cannot be had."""
+        ...
+
+
+@problem_sources.register("arithmetic")
 @dataclass(frozen=True)
-class Known:
-    """Where a known set is found.
+class ArithmeticSource:
+    """Generated word problems, unlimited, with worked solutions; ``train`` and ``test`` are disjoint.
 
     Attributes:
-        files: for each split, paths below the data folder, tried in order; ``path#key`` is a key of an Arrow folder.
-        hub: hub id, and its configuration if it has several.
-        hub_splits: for each split, its name on the hub where that differs.
+        level: a difficulty from 1 to 4, or several, mixed evenly (see ``envs.problems.arithmetic``).
+        seed: of the stream of problems.
+        limit: that many problems, the first ones; None for no limit.
     """
 
-    files: dict[str, tuple[str, ...]]
-    hub: tuple[str, str | None]
-    hub_splits: dict[str, str] = field(default_factory=dict)
+    level: int | tuple[int, ...] = DEFAULT_LEVELS
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+
+    def load(self, split: str) -> Problems:
+        """The generator of a split, or its first ``limit`` problems."""
+        from envs.problems.arithmetic import Arithmetic
+
+        problems = Arithmetic(split=split, level=self.level, seed=self.seed)
+        if self.limit is None:
+            return problems
+        return ListedProblems(problems.name, (problems[index] for index in range(self.limit)))
 
 
-def _own_files(name: str, *splits: str) -> dict[str, tuple[str, ...]]:
+def check_limit(limit: Any) -> None:
+    """Raise ``UsageError`` unless ``limit`` is None or a positive integer."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise UsageError(f"limit={limit!r} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource:
+    """Rows of a table, one a problem; a subclass says where they are. Which rows are taken: ``shuffle``, then
+    ``subset``, then ``limit``.
+
+    Attributes:
+        question: name of the question's column; None to find it.
+        answer: name of the answer's column; None to find it.
+        subset: ``"start:stop"``, either side may be empty.
+        shuffle: seed of a permutation; None for the order of the source.
+        limit: at most this many rows.
+    """
+
+    question: str | None = None
+    answer: str | None = None
+    subset: str | None = None
+    shuffle: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+        self._bounds()
+
+    @property
+    def name(self) -> str:
+        """What the problems say they come from, before the split."""
+        raise NotImplementedError
+
+    def rows(self, split: str) -> Iterable[Row | Problem]:
+        """All rows of a split, as mappings from column to value or as problems."""
+        raise NotImplementedError
+
+    def load(self, split: str) -> Problems:
+        """The problems of a split. Raises ``UsageError``: no rows, a missing column, an unreadable gold answer."""
+        return self.list_rows(self.rows(split), split)
+
+    def list_rows(self, rows: Iterable[Row | Problem], split: str) -> ListedProblems:
+        """Those of ``rows`` that the fields choose, as problems."""
+        name, columns = f"{self.name}/{split}", Columns(self.question, self.answer)
+        problems = [
+            row if isinstance(row, Problem) else to_problem(row, name, index, columns) for index, row in enumerate(rows)
+        ]
+        chosen = self._choose(problems)
+        if not chosen:
+            raise UsageError(
+                f"{name} has no rows{' in the chosen subset' if problems else ''}; choose another split or subset"
+            )
+        return list_problems(name, chosen)
+
+    def _choose(self, problems: list[Problem]) -> list[Problem]:
+        if self.shuffle is not None:
+            problems = list(problems)
+            Random(self.shuffle).shuffle(problems)
+        return problems[self._bounds()][: self.limit]
+
+    def _bounds(self) -> slice:
+        if self.subset is None:
+            return slice(None)
+        try:
+            start, stop = (int(part) if part.strip() else None for part in self.subset.split(":"))
+        except (ValueError, AttributeError):
+            raise UsageError(f"subset={self.subset!r} is not of the form 'start:stop', such as '0:100'") from None
+        return slice(start, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedSet(RowSource):
+    """A data set of the literature, by its name: from files below ``data_dir`` if they are there, else from the hub.
+
+    Attributes:
+        data_dir: folder of the files; None for the environment variable NESTED_REFT_DATA, if that is set.
+        files: for each split, paths below ``data_dir``, tried in order; ``path#key`` is a split of an Arrow folder.
+        hub: hub id, and its configuration if it has several.
+        hub_splits: for each split, its name on the hub where that differs.
+        default_split: what the environment id ``MathReason/<name>-v0`` serves.
+    """
+
+    data_dir: str | None = None
+
+    name: ClassVar[str]  # type: ignore[assignment, misc]
+    files: ClassVar[dict[str, tuple[str, ...]]]
+    hub: ClassVar[tuple[str, str | None]]
+    hub_splits: ClassVar[dict[str, str]] = {}
+    default_split: ClassVar[str] = "test"
+
+    def rows(self, split: str) -> list[Row]:
+        """All rows of a split."""
+        if split not in self.files:
+            raise UsageError(f"{self.name} has no split {split!r}: {did_you_mean(split, self.files)}")
+        folder = self.data_dir or os.environ.get(DATA_VARIABLE)
+        if folder is not None:
+            if not Path(folder).is_dir():
+                raise UsageError(f"data_dir={folder!r} is not a folder; give the one that holds {self.files[split][0]}")
+            for file in self.files[split]:
+                path, _, key = file.partition("#")
+                if (Path(folder) / path).exists():
+                    return self.file_rows(Path(folder) / path, key, split)
+        hub_id, config = self.hub
+        return read_hub(hub_id, self.hub_splits.get(split, split), config)
+
+    def file_rows(self, path: Path, key: str, split: str) -> list[Row]:
+        """The rows of a split in one of ``files``."""
+        return read_path(path, key or split)
+
+
+PUBLISHED: dict[str, type[PublishedSet]] = {}
+"""The published sets by name."""
+
+
+def _published(component: type[PublishedSet]) -> type[PublishedSet]:
+    PUBLISHED[component.name] = component
+    return problem_sources.register(component.name)(component)
+
+
+def _files(name: str, *splits: str) -> dict[str, tuple[str, ...]]:
     return {split: (f"{name}/{split}.jsonl", f"{name}/{split}.parquet", f"{name}_{split}.jsonl") for split in splits}
 
 
-def _test_only(*files: str) -> dict[str, tuple[str, ...]]:
-    return {"test": files}
+@_published
+class GSM8K(PublishedSet):
+    """8,792 grade-school word problems with worked solutions (arXiv 2110.14168)."""
+
+    name = "gsm8k"
+    default_split = "train"
+    files = _files("gsm8k", "train", "test")
+    hub = ("openai/gsm8k", "main")
 
 
-KNOWN: dict[str, Known] = {
-    "gsm8k": Known(_own_files("gsm8k", "train", "test"), ("openai/gsm8k", "main")),
-    "svamp": Known(dict.fromkeys(("train", "test"), ("svamp/SVAMP.json", "SVAMP.json")), ("ChilleD/SVAMP", None)),
-    "math": Known(_own_files("math", "train", "test"), ("DigitalLearningGmbH/MATH-lighteval", None)),
-    "asdiv": Known(_test_only("asdiv/test.jsonl", "asdiv.jsonl"), ("EleutherAI/asdiv", None), {"test": "validation"}),
-    "mawps": Known(_own_files("mawps", "train", "test"), ("MU-NLPC/Calc-mawps", None)),
-    "math500": Known(_test_only("math500.jsonl", "evaluation_suite#math"), ("HuggingFaceH4/MATH-500", None)),
-    "aime24": Known(
-        _test_only("aime24.jsonl", "evaluation_suite#aime"), ("HuggingFaceH4/aime_2024", None), {"test": "train"}
-    ),
-    "amc23": Known(_test_only("amc23.jsonl", "evaluation_suite#amc"), ("math-ai/amc23", None)),
-    "minerva": Known(_test_only("minerva.jsonl", "evaluation_suite#minerva"), ("math-ai/minervamath", None)),
-    "olympiad": Known(
-        _test_only("olympiad.jsonl", "evaluation_suite#olympiad_bench"),
-        ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP"),
-        {"test": "train"},
-    ),
-}
+@_published
+class SVAMP(PublishedSet):
+    """1,000 short word problems in varied wording (arXiv 2103.07191); its first 700 are ``train``."""
+
+    name = "svamp"
+    default_split = "train"
+    files = dict.fromkeys(("train", "test"), ("svamp/SVAMP.json", "SVAMP.json"))
+    hub = ("ChilleD/SVAMP", None)
+
+    def file_rows(self, path: Path, key: str, split: str) -> list[Row]:
+        """SVAMP.json is one list of 1000. Its first 700 rows are the training split here and the last 300 the test
+        split: the published sizes, and variations of one story, which stand side by side, stay together."""
+        rows = super().file_rows(path, key, split)
+        return rows[:SVAMP_TRAIN] if split == "train" else rows[SVAMP_TRAIN:]
 
 
-def read_known(name: str, split: str, data_dir: str | None) -> list[Row]:
-    """Rows of a known set."""
-    known = KNOWN[name]
-    if split not in known.files:
-        raise UsageError(f"{name} has no split {split!r}: {did_you_mean(split, known.files)}")
-    folder = data_dir or os.environ.get(DATA_VARIABLE)
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise UsageError(f"data_dir={folder!r} is not a folder; give the one that holds {known.files[split][0]}")
-        for file in known.files[split]:
-            path, _, key = file.partition("#")
-            if (Path(folder) / path).exists():
-                rows = _read_existing(Path(folder) / path, key or split)
-                return _svamp_split(rows, split) if name == "svamp" else rows
-    return read_reference(known.hub[0], known.hub_splits.get(split, split), known.hub[1])
+@_published
+class MATH(PublishedSet):
+    """12,500 competition problems with worked solutions (arXiv 2103.03874)."""
+
+    name = "math"
+    default_split = "train"
+    files = _files("math", "train", "test")
+    hub = ("DigitalLearningGmbH/MATH-lighteval", None)
 
 
-def _svamp_split(rows: list[Row], split: str) -> list[Row]:
-    """SVAMP.json is one list of 1000. Its first 700 rows are the training split here and the last 300 the test split:
-    the published sizes, and variations of one story, which stand side by side, stay together."""
-    return rows[:SVAMP_TRAIN] if split == "train" else rows[SVAMP_TRAIN:]
+@_published
+class ASDiv(PublishedSet):
+    """2,305 diverse elementary word problems (arXiv 2106.15772); ``test`` alone."""
+
+    name = "asdiv"
+    files: ClassVar = {"test": ("asdiv/test.jsonl", "asdiv.jsonl")}
+    hub = ("EleutherAI/asdiv", None)
+    hub_splits: ClassVar = {"test": "validation"}
 
 
-def read_path(name: str, split: str) -> list[Row] | None:
-    """Rows of a file or an Arrow folder; None if ``name`` is no path. Raises ``UsageError`` if it is a missing one."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return _read_existing(path, split)
-    if path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UsageError(f"no problem file or folder {name!r} (looked in {Path.cwd()})")
-    return None
+@_published
+class MAWPS(PublishedSet):
+    """Elementary word problems of several earlier collections (N16-1136)."""
+
+    name = "mawps"
+    files = _files("mawps", "train", "test")
+    hub = ("MU-NLPC/Calc-mawps", None)
 
 
-def _read_existing(path: Path, split: str) -> list[Row]:
-    if path.is_dir():
-        return _read_folder(path, split)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UsageError(f"{path}: unknown kind of file {path.suffix!r}; give one of {', '.join(sorted(READERS))}")
-    try:
-        rows = reader(path)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
-    if not rows:
-        raise UsageError(f"{path} has no rows")
-    return rows
+@_published
+class MATH500(PublishedSet):
+    """500 test problems of MATH (arXiv 2305.20050)."""
+
+    name = "math500"
+    files: ClassVar = {"test": ("math500.jsonl", "evaluation_suite#math")}
+    hub = ("HuggingFaceH4/MATH-500", None)
 
 
-def _read_folder(path: Path, split: str) -> list[Row]:
-    if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-        from datasets import DatasetDict, load_from_disk
+@_published
+class AIME24(PublishedSet):
+    """30 problems of the American Invitational Mathematics Examination of 2024."""
 
-        loaded = load_from_disk(str(path))
-        if isinstance(loaded, DatasetDict):
-            if split not in loaded:
-                raise UsageError(f"{path} has no split {split!r}: {did_you_mean(split, [str(key) for key in loaded])}")
-            loaded = loaded[split]
-        return loaded.to_list()
-    for suffix in READERS:
-        if (path / f"{split}{suffix}").exists():
-            return _read_existing(path / f"{split}{suffix}", split)
-    raise UsageError(f"{path} is neither an Arrow folder (datasets.save_to_disk) nor has it a file {split}.jsonl")
+    name = "aime24"
+    files: ClassVar = {"test": ("aime24.jsonl", "evaluation_suite#aime")}
+    hub = ("HuggingFaceH4/aime_2024", None)
+    hub_splits: ClassVar = {"test": "train"}
 
 
-def _read_json(path: Path) -> list[Row]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        if len(lists) != 1:
-            raise ValueError("expected one list of objects")
-        content = lists[0]
-    return content
+@_published
+class AMC23(PublishedSet):
+    """40 problems of the American Mathematics Competitions of 2023."""
+
+    name = "amc23"
+    files: ClassVar = {"test": ("amc23.jsonl", "evaluation_suite#amc")}
+    hub = ("math-ai/amc23", None)
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+@_published
+class Minerva(PublishedSet):
+    """272 undergraduate problems in science and mathematics (arXiv 2206.14858)."""
+
+    name = "minerva"
+    files: ClassVar = {"test": ("minerva.jsonl", "evaluation_suite#minerva")}
+    hub = ("math-ai/minervamath", None)
 
 
-def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        return list(csv.DictReader(lines))
+@_published
+class OlympiadBench(PublishedSet):
+    """675 olympiad problems in English with one final answer (arXiv 2402.14008)."""
 
-
-def _read_parquet(path: Path) -> list[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        return parquet.read_table(path).to_pylist()
-    except ArrowException as error:
-        raise ValueError(str(error)) from error
-
-
-READERS: dict[str, Callable[[Path], list[Row]]] = {
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-
-
-def read_reference(hub_id: str, split: str, config: str | None = None) -> list[Row]:
-    """Rows of a hub data set; an unreachable hub is a ``UsageError`` that says what to do instead."""
-    if "/" not in hub_id:
-        known = did_you_mean(hub_id, [*KNOWN, "arithmetic"])
-        raise UsageError(
-            f"unknown problem set {hub_id!r}: {known} Or give a file, or a hub id of the form 'owner/name'"
-        )
-    from datasets import config as client
-    from datasets import load_dataset
-
-    client.HF_HUB_OFFLINE = client.HF_HUB_OFFLINE or hub_unreachable()  # then only its cache is looked through
-    try:
-        return load_dataset(hub_id, config, split=split).to_list()
-    except Exception as error:  # the hub client raises many kinds; each means that these rows cannot be had
-        raise UsageError(
-            f"problem set {hub_id!r}, split {split!r}, could not be loaded from the hub: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}. Offline, give a file or folder by its path, "
-            f"or data_dir=... (or {DATA_VARIABLE}) for the known sets; 'arithmetic' needs no data"
-        ) from error
+    name = "olympiad"
+    files: ClassVar = {"test": ("olympiad.jsonl", "evaluation_suite#olympiad_bench")}
+    hub = ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP")
+    hub_splits: ClassVar = {"test": "train"}

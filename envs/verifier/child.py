@@ -44,7 +44,7 @@ class Symbolic:
     def proportional(self, gold: Tree, answer: Tree, positive: bool) -> bool:
         return proportional(gold, answer, positive)
 
-    def unparsed(self, gold: str, answer: str) -> bool:
+    def equal_unparsed(self, gold: str, answer: str) -> bool:
         """Golds outside of the grammar (integrals, sums, limits) are math-verify's, unless the answer is a number
         beyond all bounds."""
         with suppress(NotAnExpression):

@@ -15,7 +15,7 @@ from envs.verifier.expression import Tree, parse
 from envs.verifier.lexer import NotAnExpression
 from envs.verifier.literal import Literal
 from envs.verifier.literal import equal as literals_equal
-from envs.verifier.nodes import Based, Expression, Group, Matrix, Named, Node, Relation, Text
+from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
 from envs.verifier.structure import FLIPPED, read, words
 from envs.verifier.units import without_letter_unit
 
@@ -31,7 +31,7 @@ class Oracle(Protocol):
 
     def equal(self, gold: Tree, answer: Tree) -> bool: ...
     def proportional(self, gold: Tree, answer: Tree, positive: bool) -> bool: ...
-    def unparsed(self, gold: str, answer: str) -> bool: ...
+    def equal_unparsed(self, gold: str, answer: str) -> bool: ...
 
 
 class InProcess:
@@ -49,7 +49,7 @@ class InProcess:
             return True
         raise NeedsWorker
 
-    def unparsed(self, gold: str, answer: str) -> bool:
+    def equal_unparsed(self, gold: str, answer: str) -> bool:
         raise NeedsWorker
 
 
@@ -60,10 +60,10 @@ class Comparer:
         self.oracle = oracle
         self.rules: dict[type, Callable[[Any, Node], bool]] = {
             Literal: self._literal,
-            Text: self._text,
+            Words: self._words,
             Based: lambda gold, answer: gold == answer,
             Matrix: self._matrix,
-            Group: self._group,
+            Collection: self._collection,
             Named: self._named,
             Relation: self._relation,
             Expression: self._expression,
@@ -72,7 +72,7 @@ class Comparer:
     def compare(self, gold: str, answer: str) -> bool:
         """Whether ``answer`` equals ``gold``. Raises ``Unreadable`` if either cannot be read."""
         node = read(gold)
-        if isinstance(node, Text) and words(answer) == node.words:
+        if isinstance(node, Words) and words(answer) == node.words:
             return True
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
@@ -80,17 +80,17 @@ class Comparer:
             return True
         # Against a gold list a tight comma may separate: 3,500 are two values if the gold has two.
         apart = _TIGHT_COMMA.sub(", ", answer)
-        return isinstance(node, Group | Named) and apart != answer and self.same(node, read(apart))
+        return isinstance(node, Collection | Named) and apart != answer and self.same(node, read(apart))
 
     def same(self, gold: Node, answer: Node) -> bool:
         """Whether two structures state the same."""
-        if isinstance(answer, Named) and not isinstance(gold, Named | Relation | Group):
+        if isinstance(answer, Named) and not isinstance(gold, Named | Relation | Collection):
             answer = answer.value
         if (
-            isinstance(answer, Group)
+            isinstance(answer, Collection)
             and answer.kind == "set"
             and len(answer.items) == 1
-            and not isinstance(gold, Group)
+            and not isinstance(gold, Collection)
         ):
             answer = answer.items[0]
         return self.rules[type(gold)](gold, answer)
@@ -100,8 +100,8 @@ class Comparer:
             answer = read(without_letter_unit(answer.text), 1)
         return isinstance(answer, Literal) and literals_equal(gold, answer)
 
-    def _text(self, gold: Text, answer: Node) -> bool:
-        if isinstance(answer, Text):
+    def _words(self, gold: Words, answer: Node) -> bool:
+        if isinstance(answer, Words):
             return answer.words == gold.words
         return isinstance(answer, Expression) and words(answer.text) == gold.words
 
@@ -125,8 +125,8 @@ class Comparer:
             del left[partner]
         return True
 
-    def _group(self, gold: Group, answer: Node) -> bool:
-        if _assigned(gold) or _assigned(answer):
+    def _collection(self, gold: Collection, answer: Node) -> bool:
+        if _assignment(gold) or _assignment(answer):
             return self._assignments(gold, answer)
         answer = _value(answer)
         if gold.kind in ("list", "set"):
@@ -134,7 +134,7 @@ class Comparer:
             if given is None and gold.kind == "set" and len(gold.items) == 1:
                 given = (answer,)
             return expected is not None and given is not None and self._unordered(expected, given)
-        if not isinstance(answer, Group):
+        if not isinstance(answer, Collection):
             return False
         if gold.kind == "union":
             return answer.kind == "union" and self._unordered(gold.items, answer.items)
@@ -144,20 +144,20 @@ class Comparer:
 
     def _assignments(self, gold: Node, answer: Node) -> bool:
         """``a = 5, b = 7`` against the same by name; ``x = 1, y = 2`` also against the tuple (1, 2), in order."""
-        expected, given = _assigned(gold), _assigned(answer)
+        expected, given = _assignment(gold), _assignment(answer)
         if expected and given:
             return set(expected) == set(given) and all(self.same(expected[name], given[name]) for name in expected)
-        if given and isinstance(gold, Group) and gold.ends == "()":
+        if given and isinstance(gold, Collection) and gold.ends == "()":
             return self._pairwise(gold.items, tuple(given.values()))
         return False
 
     def _named(self, gold: Named, answer: Node) -> bool:
-        if _assigned(gold) and isinstance(answer, Group) and _assigned(answer):
+        if _assignment(gold) and isinstance(answer, Collection) and _assignment(answer):
             return self._assignments(gold, answer)
         if isinstance(answer, Named):
             return gold.name == answer.name and self.same(gold.value, answer.value)
         if isinstance(answer, Relation):
-            if isinstance(gold.value, Group):
+            if isinstance(gold.value, Collection):
                 return answer.interval is not None and self._named(gold, answer.interval)
             return isinstance(gold.value, Expression) and self._equations(_as_relation(gold), answer)
         return self.same(gold.value, answer)
@@ -167,7 +167,7 @@ class Comparer:
             if gold.interval and answer.interval:
                 return self._named(gold.interval, answer.interval)
             return self._equations(gold, answer)
-        if gold.interval and isinstance(_value(answer), Group):
+        if gold.interval and isinstance(_value(answer), Collection):
             return self._named(gold.interval, answer)
         return (
             isinstance(answer, Named)
@@ -201,8 +201,8 @@ class Comparer:
     def _expression(self, gold: Expression, answer: Node) -> bool:
         alternatives = _alternatives(gold)
         if alternatives is not None:
-            return self._group(Group("list", alternatives), answer)
-        if isinstance(answer, Text):
+            return self._collection(Collection("list", alternatives), answer)
+        if isinstance(answer, Words):
             return words(gold.text) == answer.words
         text = _source(answer)
         if text is None or "±" in text:
@@ -212,7 +212,7 @@ class Comparer:
         try:
             tree = parse(gold.text)
         except NotAnExpression:
-            return self.oracle.unparsed(gold.text, text)
+            return self.oracle.equal_unparsed(gold.text, text)
         try:
             return self.oracle.equal(tree, parse(text))
         except NotAnExpression:
@@ -226,12 +226,12 @@ def _value(node: Node) -> Node:
     return node.value if isinstance(node, Named) else node
 
 
-def _assigned(node: Node) -> dict[str, Node] | None:
+def _assignment(node: Node) -> dict[str, Node] | None:
     """The values of several names (``a = 5, b = 7`` or ``(a, b) = (5, 7)``) by name; None for anything else."""
-    if isinstance(node, Group) and node.kind == "list":
+    if isinstance(node, Collection) and node.kind == "list":
         named = {item.name: item.value for item in node.items if isinstance(item, Named)}
         return named if len(named) == len(node.items) else None
-    if isinstance(node, Named) and node.name.startswith("(") and isinstance(node.value, Group):
+    if isinstance(node, Named) and node.name.startswith("(") and isinstance(node.value, Collection):
         names = node.name.strip("()").split(",")
         if node.value.ends == "()" and len(names) == len(node.value.items):
             return dict(zip(names, node.value.items, strict=True))
@@ -241,10 +241,10 @@ def _assigned(node: Node) -> dict[str, Node] | None:
 def _alternatives(node: Node) -> tuple[Node, ...] | None:
     """The values of a list or set, with ``±`` written out; None for a single value or another structure."""
     node = _value(node)
-    if isinstance(node, Group) and node.kind in ("list", "set"):
-        written_out = ((_alternatives(item) if _signed(item) else None) or (item,) for item in node.items)
+    if isinstance(node, Collection) and node.kind in ("list", "set"):
+        written_out = ((_alternatives(item) if _has_sign_choice(item) else None) or (item,) for item in node.items)
         return tuple(value for values in written_out for value in values)
-    if _signed(node):
+    if _has_sign_choice(node):
         assert isinstance(node, Expression)
         plus = node.text.replace("±", "+").replace("∓", "-")
         minus = node.text.replace("±", "-").replace("∓", "+")
@@ -252,7 +252,7 @@ def _alternatives(node: Node) -> tuple[Node, ...] | None:
     return None
 
 
-def _signed(node: Node) -> bool:
+def _has_sign_choice(node: Node) -> bool:
     return isinstance(node, Expression) and "±" in node.text
 
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from envs.verifier.expression import Tree
-from envs.verifier.numbers import Arithmetic, Digits, Doubles, NoValue, Undecided
+from envs.verifier.numbers import Digits, Doubles, NoValue, NumberSystem, Undecided
 
 POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1), (-70, 1), (600, 1))
 """Scales (numerator, denominator) of the sample points; a name's value at a point is near the scale and fixed by its
@@ -55,7 +55,7 @@ def sample(name: str, point: int) -> Fraction:
     return Fraction(top, bottom) * (1 + jitter / 2)
 
 
-def evaluate(tree: Tree, point: int, system: Arithmetic) -> Any:
+def evaluate(tree: Tree, point: int, system: NumberSystem) -> Any:
     """The value of a tree at a sample point in a number system; raises ``NoValue`` (or ``Undecided``)."""
     try:
         value = _evaluate(tree, point, system)
@@ -66,7 +66,7 @@ def evaluate(tree: Tree, point: int, system: Arithmetic) -> Any:
     return value
 
 
-def _evaluate(tree: Tree, point: int, system: Arithmetic) -> Any:
+def _evaluate(tree: Tree, point: int, system: NumberSystem) -> Any:
     operation = tree[0]
     if operation == "num":
         return system.number(tree[1])
@@ -82,7 +82,7 @@ def _evaluate(tree: Tree, point: int, system: Arithmetic) -> Any:
     return _binary(tree, first, _evaluate(tree[2], point, system), system)
 
 
-def _binary(tree: Tree, first: Any, second: Any, system: Arithmetic) -> Any:
+def _binary(tree: Tree, first: Any, second: Any, system: NumberSystem) -> Any:
     operation = tree[0]
     if operation == "add":
         return system.add(first, second)
@@ -101,7 +101,7 @@ def _binary(tree: Tree, first: Any, second: Any, system: Arithmetic) -> Any:
     raise NoValue
 
 
-def _unary(operation: str, value: Any, system: Arithmetic) -> Any:
+def _unary(operation: str, value: Any, system: NumberSystem) -> Any:
     if operation == "neg":
         return -value
     if operation == "factorial":
@@ -117,7 +117,7 @@ def _unary(operation: str, value: Any, system: Arithmetic) -> Any:
     return system.functions[operation](value)
 
 
-def _real(function: Callable[[Any], Any], value: Any, system: Arithmetic) -> Any:
+def _real(function: Callable[[Any], Any], value: Any, system: NumberSystem) -> Any:
     """The result of a function whose value may leave the reals, which is no value in a real evaluation."""
     result = function(value)
     if not system.imaginary and getattr(result, "imag", 0) != 0:
@@ -125,7 +125,7 @@ def _real(function: Callable[[Any], Any], value: Any, system: Arithmetic) -> Any
     return result
 
 
-def _rational_power(exponent: Tree, base: Any, power: Any, system: Arithmetic) -> Any:
+def _rational_power(exponent: Tree, base: Any, power: Any, system: NumberSystem) -> Any:
     if not system.imaginary and base < 0 and exponent[0] == "div" and all(side[0] == "num" for side in exponent[1:]):
         fraction = Fraction(exponent[1][1], exponent[2][1])
         if fraction.denominator % 2 == 1:
@@ -134,7 +134,7 @@ def _rational_power(exponent: Tree, base: Any, power: Any, system: Arithmetic) -
     return system.power(base, power)
 
 
-def _root(base: Any, index: Any, system: Arithmetic) -> Any:
+def _root(base: Any, index: Any, system: NumberSystem) -> Any:
     if not system.imaginary and base < 0 and index == int(index) and int(index) % 2 == 1:
         return -system.power(-base, 1 / index)
     return system.power(base, 1 / index)
@@ -150,17 +150,17 @@ def _values(trees: tuple[Tree, Tree], system: type) -> list[tuple[Any, Any]]:
     free = names(trees[0]) | names(trees[1])
     imaginary = any(has_constant(tree, "i") for tree in trees)
     points = len(POINTS) + (STEPS if any(map(has_steps, trees)) else 0)
-    found: list[tuple[Any, Any]] = []
+    pairs: list[tuple[Any, Any]] = []
     for numbers in (_number_system(system, imaginary), _number_system(system, True)):
         for point in range(points if free else 1):
             try:
-                found.append((evaluate(trees[0], point, numbers), evaluate(trees[1], point, numbers)))
+                pairs.append((evaluate(trees[0], point, numbers), evaluate(trees[1], point, numbers)))
             except NoValue:
                 continue
-        if found or imaginary:
+        if pairs or imaginary:
             break
         imaginary = True
-    return found
+    return pairs
 
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:

@@ -71,14 +71,14 @@ class _Parser:
         return tree
 
     def product(self, depth: int) -> Tree:
-        tree = self.signed(depth)
+        tree = self.sign(depth)
         while True:
             if self.token in ("·", "×", "*"):
                 self.take()
-                tree = ("mul", tree, self.signed(depth))
+                tree = ("mul", tree, self.sign(depth))
             elif self.token in ("/", "÷"):
                 self.take()
-                tree = ("div", tree, self.signed(depth))
+                tree = ("div", tree, self.sign(depth))
             elif self._starts_factor():
                 tree = ("mul", tree, self.power(depth))
             else:
@@ -98,7 +98,7 @@ class _Parser:
             or (token[0] == "\\" and token not in ("\\}", "\\rfloor", "\\rceil", "\\{", "\\\\"))
         )
 
-    def signed(self, depth: int) -> Tree:
+    def sign(self, depth: int) -> Tree:
         if self.token not in ("+", "-"):
             return self.power(depth)
         negative = self.take() == "-"
@@ -141,7 +141,7 @@ class _Parser:
                 tree = ("div", tree, ("num", Fraction(100)))
         return tree
 
-    def enclosed(self, depth: int) -> Tree:
+    def bracket(self, depth: int) -> Tree:
         opener = self.take()
         bars, self.bars = self.bars, 0
         tree = self.sum(depth + 1)
@@ -163,7 +163,7 @@ class _Parser:
         if token is None:
             raise NotAnExpression("ends early")
         if token in ("(", "[", "{"):
-            return self.enclosed(depth)
+            return self.bracket(depth)
         if token == "|" and self.bars < 2:
             self.take()
             self.bars += 1
@@ -209,11 +209,11 @@ class _Parser:
 
     def primes(self) -> str:
         """Derivative marks, ``'`` or ``^{'}``."""
-        found = ""
+        marks = ""
         while self.token == "'" or self.tokens[self.position : self.position + 3] == ["^", "{", "'"]:
             braced = self.take() == "^"
-            found += self.subscript() if braced else "'"
-        return found
+            marks += self.subscript() if braced else "'"
+        return marks
 
     def subscript(self) -> str:
         if self.token != "{":
@@ -278,7 +278,7 @@ class _Parser:
     def operand(self, depth: int) -> Tree:
         """What a function applies to: a group, or the factors up to the next function or sign."""
         if self.token in ("(", "{", "["):
-            return self.enclosed(depth)
+            return self.bracket(depth)
         tree = self.power(depth)
         while (
             self._starts_factor()

@@ -114,7 +114,7 @@ def last_phrase(text: str) -> Extraction | None:
 
 def gold_of(text: str, row: str) -> str:
     """The gold answer in a worked solution: the last box or ``####``. ``row`` names it in the error."""
-    found = last_box(text) or last_hash(text)
-    if found is None or not found[0]:
+    extraction = last_box(text) or last_hash(text)
+    if extraction is None or not extraction[0]:
         raise UsageError(f"{row}: the solution has neither a \\boxed answer nor a '####' line; name the answer column")
-    return found[0]
+    return extraction[0]

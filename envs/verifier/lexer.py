@@ -22,18 +22,18 @@ class NotAnExpression(Exception):
 
 def tokens(text: str) -> list[str]:
     """Numbers, commands with their backslash, single letters and marks; words in a text font as ``\\\\text:words``."""
-    found: list[str] = []
+    result: list[str] = []
     for match in _TOKEN.finditer(text):
         if match["word"]:
-            found.extend(_split_word(match["word"]))
+            result.extend(_split_word(match["word"]))
         elif match["text"]:
             content = match["text"][6:-1].strip()
-            found.append(content if len(content) == 1 else "\\text:" + content)
+            result.append(content if len(content) == 1 else "\\text:" + content)
         elif not match[0].isspace():
-            found.append(match[0].replace(",", "") if match["number"] else match[0])
-        if len(found) > MAX_TOKENS:
+            result.append(match[0].replace(",", "") if match["number"] else match[0])
+        if len(result) > MAX_TOKENS:
             raise NotAnExpression("too long")
-    return found
+    return result
 
 
 def _split_word(word: str) -> list[str]:

@@ -12,7 +12,7 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
-class Text:
+class Words:
     """Words, as they compare."""
 
     words: str
@@ -27,7 +27,7 @@ class Based:
 
 
 @dataclass(frozen=True)
-class Group:
+class Collection:
     """Several values. ``kind``: ``list`` and ``set`` (unordered), ``bracket`` (tuple or interval, with its two ends in
     ``ends``), ``ratio`` (3:4), ``union`` (unordered), ``intersection``, ``difference``."""
 
@@ -68,7 +68,7 @@ class Expression:
     text: str
 
 
-Node = Literal | Text | Based | Group | Matrix | Named | Relation | Expression
-EVERYTHING = Group("bracket", (Expression("-∞"), Expression("∞")), "()")
+Node = Literal | Words | Based | Collection | Matrix | Named | Relation | Expression
+EVERYTHING = Collection("bracket", (Expression("-∞"), Expression("∞")), "()")
 """The real line."""
-EMPTY = Group("set", ())
+EMPTY = Collection("set", ())

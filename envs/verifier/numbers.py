@@ -25,7 +25,7 @@ class Undecided(Exception):
     """Double precision cannot tell."""
 
 
-class Arithmetic(Protocol):
+class NumberSystem(Protocol):
     """The number system of an evaluation."""
 
     imaginary: bool
@@ -47,27 +47,27 @@ class Doubles:
         self.functions: dict[str, Callable[[Any], Any]] = {name: getattr(source, name) for name in _SHARED}
         self.functions |= {"abs": abs, "floor": self._floor, "ceil": lambda a: -self._floor(-a)}
         for name in ("sin", "cos", "tan"):
-            self.functions[name] = self._stable(self.functions[name])
-        self.functions["exp"] = self._above_zero(self.functions["exp"])
+            self.functions[name] = self._guard_precision(self.functions[name])
+        self.functions["exp"] = self._guard_underflow(self.functions["exp"])
         self.functions["conj"] = lambda a: a.conjugate()
 
-    def _stable(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def stable(a: Any) -> Any:
+    def _guard_precision(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def guarded(a: Any) -> Any:
             value = function(a)
             if abs(a) > 1e6 or abs(value) < 1e-8:
                 raise Undecided
             return value
 
-        return stable
+        return guarded
 
-    def _above_zero(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def above_zero(a: Any) -> Any:
+    def _guard_underflow(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def guarded(a: Any) -> Any:
             value = function(a)
             if value == 0:
                 raise NoValue  # underflow
             return value
 
-        return above_zero
+        return guarded
 
     def _floor(self, a: Any) -> Any:
         if isinstance(a, complex) or abs(a - round(a)) < 1e-6 or abs(a) > 1e9:
@@ -117,24 +117,24 @@ class Digits:
         }
         self.functions |= {"abs": mp.fabs, "conj": mp.conj, "exp": self._exp}
         for name in ("sin", "cos", "tan"):
-            self.functions[name] = self._bounded(self.functions[name])
+            self.functions[name] = self._guard_magnitude(self.functions[name])
         for name in ("floor", "ceil"):
-            self.functions[name] = self._stepped(self.functions[name])
+            self.functions[name] = self._snap_to_integers(self.functions[name])
 
-    def _bounded(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def bounded(a: Any) -> Any:
+    def _guard_magnitude(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def guarded(a: Any) -> Any:
             if abs(a) > 1e15:
                 raise NoValue
             return function(a)
 
-        return bounded
+        return guarded
 
-    def _stepped(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def stepped(a: Any) -> Any:
+    def _snap_to_integers(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def snapping(a: Any) -> Any:
             whole = self.mp.nint(a)  # 3 (n / 3) is n, whatever its last digit
             return whole if abs(a - whole) < 1e-45 else function(a)
 
-        return stepped
+        return snapping
 
     def _exp(self, a: Any) -> Any:
         if abs(a) > MAX_LOG2:

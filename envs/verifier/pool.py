@@ -101,7 +101,7 @@ class Child:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode()
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self.process.poll() is None
 
     def kill(self) -> None:
@@ -168,7 +168,7 @@ class WorkerPool:
                 for _ in range(ATTEMPTS):
                     child = self._living(child)
                     reply = child.ask(request)
-                    if reply != DIED or child.alive() or stopping.is_set():
+                    if reply != DIED or child.is_alive() or stopping.is_set():
                         break
             except BaseException as error:  # the one who waits for the future must learn of it, whatever it is
                 self._count_down()
@@ -180,7 +180,7 @@ class WorkerPool:
             child.kill()
 
     def _living(self, child: Child | None) -> Child:
-        if child is not None and child.alive():
+        if child is not None and child.is_alive():
             return child
         with self._lock:
             self._children = {other for other in self._children if other is not child}

@@ -35,7 +35,7 @@ def top_level(text: str, thousands: bool = False) -> list[Mark]:
     joined: frozenset[int] = frozenset()
     if thousands and "," in text:
         joined = frozenset(n for m in _THOUSANDS.finditer(text) for n in range(m.start(), m.end()))
-    depth, found = 0, []
+    depth, marks = 0, []
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token in _OPENERS:
@@ -47,10 +47,10 @@ def top_level(text: str, thousands: bool = False) -> list[Mark]:
         elif depth or match.start() in joined:
             continue
         elif token[0] != "\\" or token == "\\\\" or CONJUNCTION.fullmatch(token):
-            found.append((match.start(), match.end(), token))
+            marks.append((match.start(), match.end(), token))
     if depth:
         raise Unreadable
-    return found
+    return marks
 
 
 def cut(text: str, marks: list[Mark]) -> list[str]:

@@ -15,8 +15,8 @@ def entries(recipe: str) -> Any:
     """The data set that a recipe (JSON) describes."""
     import reasoning_gym
 
-    made = json.loads(recipe)
-    return reasoning_gym.create_dataset(made["task"], size=made["size"], seed=made["seed"], **made["options"])
+    parts = json.loads(recipe)
+    return reasoning_gym.create_dataset(parts["task"], size=parts["size"], seed=parts["seed"], **parts["options"])
 
 
 def score(scorer: str, candidate: str) -> bool:

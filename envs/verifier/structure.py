@@ -15,14 +15,14 @@ from envs.verifier.nodes import (
     EMPTY,
     EVERYTHING,
     Based,
+    Collection,
     Expression,
-    Group,
     Matrix,
     Named,
     Node,
     Relation,
-    Text,
     Unreadable,
+    Words,
 )
 from envs.verifier.scan import CONJUNCTION, LIST_MARKS, Mark, cut, designator, top_level
 from envs.verifier.symbols import word_set
@@ -57,9 +57,9 @@ def read(text: str, depth: int = 0) -> Node:
 
 def _simple(text: str) -> Node | None:
     """Literals with or without a unit, numerals with a base, and words."""
-    found = parse_literal(text)
-    if found and (not found[1] or is_unit(found[1])):
-        return found[0]
+    literal = parse_literal(text)
+    if literal and (not literal[1] or is_unit(literal[1])):
+        return literal[0]
     if text == "∅":
         return EMPTY
     based = _BASED.fullmatch(text)
@@ -67,22 +67,22 @@ def _simple(text: str) -> Node | None:
         return Based(based[1].upper().lstrip("0"), based[2])
     if text.startswith("\\text{") and text.find("}") == len(text) - 1:
         inner = without_lead(text[6:-1].strip())
-        found = parse_literal(inner)
-        if found and (not found[1] or is_unit(found[1])):
-            return found[0]
+        literal = parse_literal(inner)
+        if literal and (not literal[1] or is_unit(literal[1])):
+            return literal[0]
         if not any(c.isdigit() for c in inner):
-            return Text(words(inner))
-        return _parts(inner, 1) or Text(words(inner))
+            return Words(words(inner))
+        return _parts(inner, 1) or Words(words(inner))
     bare = text.strip("()[] ")
     if bare.lower() in _SHORT_WORDS:
-        return Text(words(bare))
+        return Words(words(bare))
     prose = len(bare) > 3 and _PROSE.fullmatch(bare) and _WORD.search(bare)
-    if prose and bare not in _MATH_WORDS and not _separated(bare):
-        return Text(words(bare))
+    if prose and bare not in _MATH_WORDS and not _is_short_list(bare):
+        return Words(words(bare))
     return None
 
 
-def _separated(text: str) -> bool:
+def _is_short_list(text: str) -> bool:
     """A short list such as ``a and b`` rather than prose."""
     pieces = re.split(r",|\band\b|\bor\b", text)
     return len(pieces) > 1 and all(len(piece.strip()) <= 2 for piece in pieces)
@@ -113,8 +113,8 @@ def _parts(text: str, depth: int) -> Node | None:
         return _matrix(text[: text.index("\\begin")].strip("·× "), matrix[2], depth)
     colons = [m for m in marks if m[2] == ":"]
     if colons:
-        return Group("ratio", _read_all(cut(text, colons), depth))
-    return _bracketed(text, depth)
+        return Collection("ratio", _read_all(cut(text, colons), depth))
+    return _read_bracketed(text, depth)
 
 
 def _read_all(pieces: list[str], depth: int) -> tuple[Node, ...]:
@@ -124,22 +124,22 @@ def _read_all(pieces: list[str], depth: int) -> tuple[Node, ...]:
 
 
 def _set_operation(kind: str, items: tuple[Node, ...]) -> Node:
-    if kind == "union" and all(isinstance(item, Group) and item.kind == "set" for item in items):
-        return Group("set", tuple(value for item in items if isinstance(item, Group) for value in item.items))
+    if kind == "union" and all(isinstance(item, Collection) and item.kind == "set" for item in items):
+        return Collection("set", tuple(value for item in items if isinstance(item, Collection) for value in item.items))
     first, *others = items
-    if kind == "difference" and first == EVERYTHING and len(others) == 1 and isinstance(others[0], Group):
-        return _punctured(others[0]) or Group(kind, items)
-    return Group(kind, items)
+    if kind == "difference" and first == EVERYTHING and len(others) == 1 and isinstance(others[0], Collection):
+        return _puncture(others[0]) or Collection(kind, items)
+    return Collection(kind, items)
 
 
-def _punctured(holes: Group) -> Group | None:
+def _puncture(holes: Collection) -> Collection | None:
     """The real line without some numbers, as a union of intervals."""
     numbers = {hole.value: hole for hole in holes.items if isinstance(hole, Literal)}
     if holes.kind != "set" or not numbers or len(numbers) != len(holes.items):
         return None
     low, high = EVERYTHING.items
     ends = [low, *(numbers[value] for value in sorted(numbers)), high]
-    return Group("union", tuple(Group("bracket", pair, "()") for pair in pairwise(ends)))
+    return Collection("union", tuple(Collection("bracket", pair, "()") for pair in pairwise(ends)))
 
 
 def _list(text: str, separators: list[Mark], depth: int) -> Node:
@@ -152,31 +152,31 @@ def _list(text: str, separators: list[Mark], depth: int) -> Node:
     items = _read_all(pieces, depth)
     intervals = [item.interval for item in items if isinstance(item, Relation) and item.interval]
     if len(intervals) == len(items) and conjunctions and len({interval.name for interval in intervals}) == 1:
-        joined = _joined([interval.value for interval in intervals], either="or" in conjunctions[0])
+        joined = _join([interval.value for interval in intervals], either="or" in conjunctions[0])
         if joined:
             return Named(intervals[0].name, joined)
-    return _named_list(items) or Group("list", items)
+    return _named_list(items) or Collection("list", items)
 
 
-def _joined(intervals: list[Node], either: bool) -> Node | None:
+def _join(intervals: list[Node], either: bool) -> Node | None:
     """Intervals of one variable joined by "or", or two half-lines by "and"."""
     if either:
-        return Group("union", tuple(intervals))
+        return Collection("union", tuple(intervals))
     infinite = (Expression("-∞"), Expression("∞"))
     for low, high in (intervals, intervals[::-1]) if len(intervals) == 2 else ():
-        if isinstance(low, Group) and isinstance(high, Group) and (high.items[0], low.items[1]) == infinite:
-            return Group("bracket", (low.items[0], high.items[1]), low.ends[0] + high.ends[1])
+        if isinstance(low, Collection) and isinstance(high, Collection) and (high.items[0], low.items[1]) == infinite:
+            return Collection("bracket", (low.items[0], high.items[1]), low.ends[0] + high.ends[1])
     return None
 
 
 def _named_list(items: tuple[Node, ...]) -> Node | None:
     """``x = 1, 2``, ``x = 1, x = 2`` and ``x_1 = 1, x_2 = 2`` name the values of one unknown."""
     if isinstance(items[0], Named) and not any(isinstance(item, Named | Relation) for item in items[1:]):
-        return Named(items[0].name, Group("list", (items[0].value, *items[1:])))
+        return Named(items[0].name, Collection("list", (items[0].value, *items[1:])))
     named = [item for item in items if isinstance(item, Named)]
     stems = {item.name.partition("_")[0] for item in named}
     if len(named) == len(items) and len(stems) == 1:
-        return Named(stems.pop(), Group("list", tuple(item.value for item in named)))
+        return Named(stems.pop(), Collection("list", tuple(item.value for item in named)))
     return None
 
 
@@ -214,7 +214,7 @@ def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | Non
     if name is None:
         return None
     brackets = ("[" if ends[0] == "≤" else "(") + ("]" if ends[1] == "≤" else ")")
-    return Named(name, Group("bracket", (read(low, depth + 1), read(high, depth + 1)), brackets))
+    return Named(name, Collection("bracket", (read(low, depth + 1), read(high, depth + 1)), brackets))
 
 
 def _matrix(factor: str, body: str, depth: int) -> Node | None:
@@ -228,10 +228,10 @@ def _matrix(factor: str, body: str, depth: int) -> Node | None:
     scale = read("-1" if factor == "-" else factor, depth + 1)
     if not isinstance(scale, Literal):
         return None
-    return Matrix(tuple(tuple(_scaled(scale, cell) for cell in row) for row in cells))
+    return Matrix(tuple(tuple(_scale(scale, cell) for cell in row) for row in cells))
 
 
-def _scaled(scale: Literal, cell: Node) -> Node:
+def _scale(scale: Literal, cell: Node) -> Node:
     if isinstance(cell, Literal):
         value = scale.value * cell.value
         return Literal(value, "integer" if value.denominator == 1 else "fraction")
@@ -240,7 +240,7 @@ def _scaled(scale: Literal, cell: Node) -> Node:
     raise Unreadable
 
 
-def _bracketed(text: str, depth: int) -> Node | None:
+def _read_bracketed(text: str, depth: int) -> Node | None:
     """A text that one pair of brackets encloses."""
     opener = "\\{" if text.startswith("\\{") else text[0]
     closer = "\\}" if text.endswith("\\}") else text[-1]
@@ -259,7 +259,7 @@ def _bracketed(text: str, depth: int) -> Node | None:
         builder = None if separators else _BUILDER.fullmatch(inner)
         if builder and designator(builder[1].strip()):
             return read(builder[2], depth + 1)
-        return Group("set", _read_all(cut(inner, separators), depth) if inner.strip() else ())
+        return Collection("set", _read_all(cut(inner, separators), depth) if inner.strip() else ())
     if separators:
-        return Group("bracket", _read_all(cut(inner, separators), depth), opener + closer)
+        return Collection("bracket", _read_all(cut(inner, separators), depth), opener + closer)
     return read(inner, depth + 1) if opener + closer in ("()", "[]") else None

@@ -46,12 +46,12 @@ def is_unit(text: str) -> bool:
         if match is None or match.end() == position or (count == 0 and _POWER.fullmatch(match[0])):
             return False  # a power needs a unit before it
         quoted, bare, bracketed = match.groups()
-        found = re.findall(r"[A-Za-z]+", quoted or bracketed or bare or "")
-        count += len(found)
-        if count > MAX_WORDS or any(word.lower() in _NOT_UNITS for word in found):
+        words = re.findall(r"[A-Za-z]+", quoted or bracketed or bare or "")
+        count += len(words)
+        if count > MAX_WORDS or any(word.lower() in _NOT_UNITS for word in words):
             return False
         if quoted and (
-            not _QUOTED.fullmatch(quoted) or (len(quoted.strip()) == 1 and found and found[0] not in _LETTERS)
+            not _QUOTED.fullmatch(quoted) or (len(quoted.strip()) == 1 and words and words[0] not in _LETTERS)
         ):
             return False
         if bare and not _is_word(bare):

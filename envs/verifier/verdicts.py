@@ -72,13 +72,13 @@ class Verifier:
         gold = problem.answer if isinstance(problem, Problem) else problem
         candidate, why = self.extract(completion)
         if why:
-            return _finished(Verdict(0.0, "", why))
+            return _ready(Verdict(0.0, "", why))
         shown = candidate[:MAX_SHOWN]
         if len(candidate) > max(MAX_CANDIDATE, 4 * len(gold)):
-            return _finished(Verdict(0.0, shown, "unsupported"))
+            return _ready(Verdict(0.0, shown, "unsupported"))
         scorer = problem.scorer if isinstance(problem, Problem) else ""
         if scorer:
-            return self._scored(scorer, gold, candidate, shown)
+            return self._score(scorer, gold, candidate, shown)
         key = (_notation(gold), _notation(candidate))
         status = _SETTLED.get(key)
         if status is None:
@@ -86,12 +86,12 @@ class Verifier:
             if status == "open":
                 return self._from_worker("compare", key, shown)
             _remember(key, status)
-        return _finished(_verdict(status, shown))
+        return _ready(_verdict(status, shown))
 
-    def _scored(self, scorer: str, gold: str, candidate: str, shown: str) -> Future[Verdict]:
+    def _score(self, scorer: str, gold: str, candidate: str, shown: str) -> Future[Verdict]:
         key = (scorer, candidate)
         status = "right" if candidate.strip() == gold.strip() else _SETTLED.get(key)
-        return _finished(_verdict(status, shown)) if status else self._from_worker("score", key, shown)
+        return _ready(_verdict(status, shown)) if status else self._from_worker("score", key, shown)
 
     def _from_worker(self, task: str, key: tuple[str, str], shown: str) -> Future[Verdict]:
         future: Future[Verdict] = Future()
@@ -149,7 +149,7 @@ def _verdict(status: str, shown: str) -> Verdict:
     return Verdict(1.0 if status == "right" else 0.0, shown, status)
 
 
-def _finished(verdict: Verdict) -> Future[Verdict]:
+def _ready(verdict: Verdict) -> Future[Verdict]:
     future: Future[Verdict] = Future()
     future.set_result(verdict)
     return future

@@ -24,17 +24,23 @@ class Decoder(Protocol):
         """[n, width] float32, the final hidden states of the ``active`` slots' prefixes."""
         ...
 
-    def draw(self, hidden: Tensor, uniform: Tensor, sampling: SamplingSpec) -> tuple[Tensor, Tensor]:
+    def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Tokens [n] int64 and log-probabilities [n] float32 from ``hidden``, at ``uniform`` [n] float64."""
+        ...
+
+    def products(self, rows: int) -> None:
+        """The layers' matrix products of a step of ``rows`` rows and nothing else: what a step takes at the least."""
         ...
 
 
 class Behavior:
-    """Made by ``Policy.nested``; valid for one weight version of the policy. Shape letter: S slots.
+    """Made by ``Policy.behavior``; valid for one weight version of the policy. Shape letter: S slots.
 
     Attributes:
         layers: the subset it keeps.
         slots: S.
+        sampling: how it draws tokens.
+        decoder: what turns prefixes into hidden states and those into tokens.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Behavior:
         self.layers = layers
         self.slots = slots
         self.sampling = sampling
-        self._decoder = decoder
+        self.decoder = decoder
         self._current = current
         self._ahead = ahead
 
@@ -77,9 +83,9 @@ class Behavior:
         if len(active) and self._ahead is not None:
             tokens[active], logp[active] = self._ahead.next(ids, length, np.asarray(start, bool), episode, active)
         elif len(active):
-            hidden = self._decoder.hidden(ids, length, np.asarray(start, bool), active)
+            hidden = self.decoder.hidden(ids, length, np.asarray(start, bool), active)
             uniform = torch.from_numpy(uniforms(self.sampling.seed, episode[active], length[active])).to(hidden.device)
-            token, chosen = self._decoder.draw(hidden, uniform, self.sampling)
+            token, chosen = self.decoder.draw(hidden, uniform, self.sampling.temperature)
             tokens[active], logp[active] = token.cpu().numpy(), chosen.cpu().numpy()
         return tokens, logp
 
@@ -93,7 +99,7 @@ class Behavior:
         active = np.flatnonzero(length > 0)
         if len(active) == 0:
             raise UsageError("every slot is idle: there is no prefix to compute a state of")
-        hidden = self._decoder.hidden(ids, length, start, active)
+        hidden = self.decoder.hidden(ids, length, start, active)
         states = hidden.new_zeros(self.slots, hidden.shape[1])
         states[torch.from_numpy(active).to(hidden.device)] = hidden
         return states
@@ -109,9 +115,9 @@ class Behavior:
                 f"this behaviour has {self.slots} slots, but input_ids, length, start and episode have "
                 f"{len(ids)}, {len(length)}, {len(start)} and {len(episode)} rows"
             )
-        if length.max(initial=0) > self._decoder.longest:
+        if length.max(initial=0) > self.decoder.longest:
             raise UsageError(
-                f"a prefix of {length.max()} tokens is longer than max_length={self._decoder.longest}: "
+                f"a prefix of {length.max()} tokens is longer than max_length={self.decoder.longest}: "
                 "make the behaviour with a larger max_length"
             )
         return ids, length

@@ -10,23 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.model.layers import kept_weights
-from policies.model.weights import PackedWeights
+from policies.model.nested_model import NestedModel
 from policies.native import BLOCK, Kernels
 from policies.native.step import DecodeStep, LayerStep
-from policies.nested import LayerSubset
-from policies.pretrained.architecture import Architecture
 
 
 class SharedPrompt:
     """A prompt's keys and values of all attentions kept, [attentions, blocks, Hk, 2 * BLOCK * D].
 
-    ``room`` is how many blocks lie between two attentions: more than its own where it is a view into a batch."""
+    ``stride`` is how many blocks lie between two attentions: more than the prompt's own where the store is a view into
+    that of a batch of prompts."""
 
-    def __init__(self, store: Tensor, tokens: int, room: int) -> None:
+    def __init__(self, store: Tensor, tokens: int, stride: int) -> None:
         self.store = store
         self.tokens = tokens
-        self.room = room
+        self.stride = stride
 
 
 class NativeStore:
@@ -34,47 +32,37 @@ class NativeStore:
 
     Rows with the same prompt are attended one after the other, so that the prompt is read from cache."""
 
-    def __init__(
-        self,
-        kernels: Kernels,
-        weights: PackedWeights,
-        architecture: Architecture,
-        layers: LayerSubset,
-        rows: int,
-        rotary: tuple[Tensor, Tensor],
-    ) -> None:
-        a = self.architecture = architecture
+    def __init__(self, kernels: Kernels, model: NestedModel, rows: int) -> None:
+        a = model.architecture
         self.kernels = kernels
+        self.model = model
         self.device = torch.device("cpu")
-        self.weights = weights
-        self.layers = kept_weights(weights.layers, layers)
-        cos, sin = rotary
+        cos, sin = model.rotary
         half = a.head_dim // 2
         # rotary_table folds a sign into the first half of sin; the kernel has it in its arithmetic.
         self.cos = cos[:, 0].float().contiguous()
         self.sin = torch.cat((-sin[:, 0, :half], sin[:, 0, half:]), dim=1).float().contiguous()
         # Untouched memory costs nothing, so rows have room for the longest prefix although most of it stays unused.
-        self.attentions = sum(w.attends for w in self.layers)
         self.block = 2 * BLOCK * a.head_dim
-        shape = (self.attentions, -(-len(cos) // BLOCK), a.key_heads, rows, self.block)
+        shape = (model.attentions, -(-len(cos) // BLOCK), a.key_heads, rows, self.block)
         self.own = self._room(shape)
         self.prompts: list[SharedPrompt | None] = [None] * rows
         self.prompt_tokens = np.zeros(rows, dtype=np.int64)
         self.prompt_blocks = np.zeros(rows, dtype=np.int64)
         self.prompt_at = np.zeros(rows, dtype=np.uint64)
         self.order: np.ndarray | None = None
-        self.words = self.block * weights.dtype.itemsize // 4
+        self.words = self.block * model.dtype.itemsize // 4
         self.offsets = np.arange(rows) * self.words
         self.table = self._table(list(self.own))
 
     def _room(self, shape: tuple[int, ...]) -> Tensor:
-        return self.kernels.own_store(shape, self.weights.dtype)
+        return self.kernels.own_store(shape, self.model.dtype)
 
     def _table(self, stores: list[Tensor]) -> Any:
         """The kept layers for the kernels; ``stores`` are those of their attentions."""
-        table = (LayerStep * len(self.layers))()
+        table = (LayerStep * len(self.model.layers))()
         attention = 0  # number among those kept: the place of its keys and values
-        for entry, w in zip(table, self.layers, strict=True):
+        for entry, w in zip(table, self.model.layers, strict=True):
             entry.window = w.window or 0
             entry.query_norm, entry.key_norm = (None if n is None else n.data_ptr() for n in (w.query_norm, w.key_norm))
             if w.attends:
@@ -84,9 +72,9 @@ class NativeStore:
 
     def remember(self, kv: list[Tensor]) -> SharedPrompt:
         """In the kernels' layout."""
-        a, tokens = self.architecture, len(kv[0])
+        a, tokens = self.model.architecture, len(kv[0])
         blocks = -(-tokens // BLOCK)
-        store = torch.zeros(len(kv), blocks, a.key_heads, self.block, dtype=self.weights.dtype)
+        store = torch.zeros(len(kv), blocks, a.key_heads, self.block, dtype=self.model.dtype)
         for layer_index, part in enumerate(kv):
             self.kernels.store_prompt(part.contiguous(), store, layer_index)
         return SharedPrompt(store, tokens, blocks)
@@ -95,7 +83,7 @@ class NativeStore:
         """Refer to the prompt."""
         self.prompts[row] = prompt
         self.prompt_tokens[row] = prompt.tokens if prompt else 0
-        self.prompt_blocks[row] = prompt.room if prompt else 0
+        self.prompt_blocks[row] = prompt.stride if prompt else 0
         self.prompt_at[row] = prompt.store.data_ptr() if prompt else 0
         self.order = None
 
@@ -113,7 +101,7 @@ class NativeStore:
 
     def _step(self, order: np.ndarray, token: np.ndarray, position: np.ndarray) -> DecodeStep:
         """The description of a step of one token a row, in the order given; the arrays must outlive it."""
-        a = self.architecture
+        a = self.model.architecture
         return DecodeStep(
             query_heads=a.query_heads,
             key_heads=a.key_heads,
@@ -134,23 +122,28 @@ class NativeStore:
             prompt=self.prompt_at.ctypes.data,
             scale=a.scale,
             eps=a.eps,
-            is_bf16=self.weights.dtype == torch.bfloat16,
+            is_bf16=self.model.dtype == torch.bfloat16,
         )
 
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
         """As ``slots.Store.decode``."""
-        a, call, dtype = self.architecture, self.kernels, self.weights.dtype
+        model, call = self.model, self.kernels
+        eps, dtype = model.architecture.eps, model.dtype
         token, position = np.ascontiguousarray(token), np.ascontiguousarray(position)
         step = self._step(self._order(len(token)), token, position)
-        x = F.embedding(torch.from_numpy(token), self.weights.embedding).float()
+        x = F.embedding(torch.from_numpy(token), model.embedding).float()
         delta = None
-        for w, entry in zip(self.layers, self.table, strict=True):
+        for w, entry in zip(model.layers, self.table, strict=True):
             if w.attends:
-                qkv = w.qkv(call.add_norm(x, delta, w.attention_norm, a.eps, dtype))
+                qkv = w.qkv(call.add_norm(x, delta, w.attention_norm, eps, dtype))
                 delta = w.out(call.decode_attention(step, entry, qkv))
             if w.transforms:
-                delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, a.eps, dtype))))
-        return call.add_norm(x, delta, self.weights.norm, a.eps, dtype).float()
+                delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, eps, dtype))))
+        return call.add_norm(x, delta, model.norm, eps, dtype).float()
+
+    def products(self, rows: int) -> None:
+        """As ``slots.Store.products``."""
+        self.model.multiply(rows)
 
     def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
         """As ``slots.Store.plan``."""

@@ -25,23 +25,15 @@ class SamplingSpec:
 
     Attributes:
         temperature: 0 is greedy.
-        top_p: nucleus mass in (0, 1]; 1 keeps all.
-        top_k: number of most likely tokens kept; 0 keeps all.
         seed: of the uniforms, together with the episode and the position.
     """
 
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise UsageError(f"temperature={self.temperature} is negative: give 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p={self.top_p} is outside (0, 1]: 1 keeps every token")
-        if self.top_k < 0:
-            raise UsageError(f"top_k={self.top_k} is negative: 0 keeps every token")
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -59,20 +51,6 @@ def uniforms(seed: int, episode: np.ndarray, position: np.ndarray) -> np.ndarray
         word = _mix(word ^ episode.astype(np.uint64))
         word = _mix(word ^ position.astype(np.uint64))
     return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def truncate(scores: Tensor, top_p: float, top_k: int) -> Tensor:
-    """``scores`` [B, V] with -inf outside the ``top_k`` largest (0: all) and then outside the nucleus, the smallest set
-    of most likely tokens whose mass reaches ``top_p`` (Holtzman et al. 2020)."""
-    if 0 < top_k < scores.shape[-1]:
-        kth = scores.topk(top_k, dim=-1).values[:, -1:]
-        scores = scores.masked_fill(scores < kth, -torch.inf)
-    if top_p < 1.0:
-        ordered, index = scores.sort(dim=-1, descending=True)
-        mass = ordered.double().softmax(-1)
-        outside = mass.cumsum(-1) - mass >= top_p
-        scores = scores.scatter(1, index, ordered.masked_fill(outside, -torch.inf))
-    return scores
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
@@ -105,22 +83,19 @@ def _invert(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return block * _BLOCK + _first_above(inner.cumsum(-1, dtype=torch.float64), target - before), total
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Tokens [B] int64 and their log-probabilities [B] float32 under the distribution they are drawn from.
 
     Args:
         logits: [B, V] float32; overwritten.
         uniform: [B] float64 in [0, 1), one per row.
         temperature: 0 is greedy, and the log-probability is then the untempered softmax's.
-        top_p, top_k: nucleus and top-k truncation of the tempered distribution (1.0 and 0: none), renormalised.
     """
     if temperature == 0.0:
         best, token = logits.max(-1)
         return token, -logits.sub_(best[:, None]).exp_().sum(-1).log()
     if temperature != 1.0:
         logits.div_(temperature)
-    if top_p < 1.0 or top_k > 0:
-        logits = truncate(logits, top_p, top_k)
     peak = logits.amax(-1, keepdim=True)
     mass = logits.sub_(peak).exp_()
     token, total = _invert(mass, uniform)

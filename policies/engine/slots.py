@@ -43,6 +43,10 @@ class Store(Protocol):
         values are stored on the way."""
         ...
 
+    def products(self, rows: int) -> None:
+        """The matrix products of a step of ``rows`` rows and nothing else, for whoever wants to know their time."""
+        ...
+
     def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
         """``decode`` of steps whose positions [m, n] are known beforehand, as a function of a step's number and its
         tokens [n], which stay on the device."""

@@ -11,38 +11,27 @@ from torch import Tensor
 
 from policies.engine.graphs import LENGTH, ROWS, Replays, bucket, upload
 from policies.model.attention import SlotAttention
-from policies.model.layers import embed, gain, kept_weights, layer, rotated
+from policies.model.layers import layer, rotated
+from policies.model.nested_model import NestedModel
 from policies.model.unpadded import UnpaddedSlots
-from policies.model.weights import PackedWeights
-from policies.nested import LayerSubset
-from policies.pretrained.architecture import Architecture
 
 
 class TorchStore:
     """One [row, position] tensor per attention, keys beside values; a shared prompt is copied into each row."""
 
-    def __init__(
-        self,
-        weights: PackedWeights,
-        architecture: Architecture,
-        layers: LayerSubset,
-        rows: int,
-        rotary: tuple[Tensor, Tensor],
-    ) -> None:
-        self.weights = weights
-        self.architecture = architecture
-        self.layers = kept_weights(weights.layers, layers)
-        self.longest = len(rotary[0])
-        self.rotary = (rotary[0].to(weights.dtype), rotary[1].to(weights.dtype))
-        self.device = weights.embedding.device
+    def __init__(self, model: NestedModel, rows: int) -> None:
+        self.model = model
+        self.longest = model.longest
+        self.rotary = (model.rotary[0].to(model.dtype), model.rotary[1].to(model.dtype))
+        self.device = model.device
         self.rows = rows
         # One row more than there are slots: padded inputs write there.
-        shape = ((rows + 1) * self.longest, architecture.kv_width)
-        self.kv = [torch.zeros(shape, dtype=weights.dtype, device=self.device) for w in self.layers if w.attends]
+        shape = ((rows + 1) * self.longest, model.architecture.kv_width)
+        self.kv = [torch.zeros(shape, dtype=model.dtype, device=self.device) for _ in range(model.attentions)]
         self.replays = Replays(rows, self.device) if self.device.type == "cuda" else None
 
     def remember(self, kv: list[Tensor]) -> list[Tensor]:
-        """As it is."""
+        """The prompt's keys and values unchanged."""
         return kv
 
     def begin(self, row: int, prompt: list[Tensor] | None, size: int) -> None:
@@ -62,6 +51,10 @@ class TorchStore:
         inputs, sizes = self._inputs(position[None])
         inputs[0, 0, : len(token)] = token
         return self._run(upload(inputs[0], self.device), sizes[0])[: len(token)]
+
+    def products(self, rows: int) -> None:
+        """As ``slots.Store.products``."""
+        self.model.multiply(rows)
 
     def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
         """As ``slots.Store.plan``; all positions go to the device at once."""
@@ -91,10 +84,10 @@ class TorchStore:
 
     def _step(self, inputs: Tensor, size: int) -> Tensor:
         """[R, width] from ``inputs`` [3, R]: tokens, positions, and the places in the store where their KV goes."""
-        a = self.architecture
+        model, a = self.model, self.model.architecture
         token, where, flat = inputs
         n = len(token)
-        x = embed(token, self.weights.embedding, a)
+        x = model.embed(token)
         rotary = (self.rotary[0][where], self.rotary[1][where])
         attention = UnpaddedSlots(SlotAttention(where + 1, size, a.scale), self.longest)
         stores = iter(self.kv)
@@ -106,6 +99,6 @@ class TorchStore:
             past = kv.view(-1, self.longest, 2, a.key_heads, a.head_dim)[:n]
             return attention(query, past[:, :, 0], past[:, :, 1], window)
 
-        for weights in self.layers:
+        for weights in model.layers:
             x = layer(x, weights, a, attend)
-        return F.rms_norm(x, (a.width,), gain(self.weights.norm, a), a.eps)
+        return F.rms_norm(x, (a.width,), model.final_gain, a.eps)

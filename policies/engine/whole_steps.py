@@ -28,22 +28,22 @@ def _keep(room: Tensor) -> None:
     del _kept[:-2]  # defensive groups have two stores at a time
 
 
-class FusedStore(NativeStore):
+class WholeStepStore(NativeStore):
     """The layout of ``NativeStore``, decoded and prefilled by whole steps."""
 
     def _room(self, shape: tuple[int, ...]) -> Tensor:
         """Memory of an earlier store, if there is some: touching new memory costs more than a rollout's attention."""
-        size = math.prod(shape) * self.weights.dtype.itemsize
+        size = math.prod(shape) * self.model.dtype.itemsize
         found = next((n for n, kept in enumerate(_kept) if len(kept) >= size), None)
         room = self.kernels.own_store((size,), torch.uint8) if found is None else _kept.pop(found)
         if len(room) <= _MOST_KEPT:
             weakref.finalize(self, _keep, room).atexit = False
-        return room[:size].view(self.weights.dtype).view(shape)
+        return room[:size].view(self.model.dtype).view(shape)
 
     def _table(self, stores: list[Tensor]) -> Any:
         table = super()._table(stores)
         self.panels: list[Panels] = []  # kept alive: the table has their addresses
-        for entry, w in zip(table, self.layers, strict=True):
+        for entry, w in zip(table, self.model.layers, strict=True):
             self._add(entry, w)
         return table
 
@@ -64,39 +64,40 @@ class FusedStore(NativeStore):
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
         """As ``slots.Store.decode``."""
         token, position = np.ascontiguousarray(token), np.ascontiguousarray(position)
-        hidden = torch.empty(len(token), self.architecture.width)
+        hidden = torch.empty(len(token), self.model.architecture.width)
         self._run(self._step(self._order(len(token)), token, position), self.table, _bounds(len(token)), hidden)
         return hidden
 
     def products(self, rows: int) -> None:
-        """The matrix products of a step of ``rows`` rows and nothing else, for whoever wants to know their time."""
+        """As ``slots.Store.products``."""
         zeros = np.zeros(rows, dtype=np.int64)
         self._run(self._step(self._order(rows), zeros, zeros), self.table, _bounds(rows), None, products=True)
 
     def _run(
         self, step: DecodeStep, table: Any, bounds: np.ndarray, hidden: Tensor | None, products: bool = False
     ) -> None:
-        self.kernels.steps.run(step, table, bounds, (self.weights.embedding, self.weights.norm), hidden, products)
+        self.kernels.steps.run(step, table, bounds, (self.model.embedding, self.model.norm), hidden, products)
 
     def remember(self, kv: SharedPrompt) -> SharedPrompt:  # type: ignore[override]
-        """As it is."""
+        """The prompt unchanged: ``prefill`` has the kernels' layout already."""
         return kv
 
     def prefill(self, prompts: Sequence[np.ndarray]) -> list[SharedPrompt]:
         """Keys and values of prompts ([tokens] int64 each) by steps of all their tokens in order, a prompt a thread.
 
-        The blocks before a token's are to it what a shared prompt is to a row, and its own block is all it owns."""
+        To the kernel each token is a row of its own: the full blocks before the token's are its shared prompt, and the
+        token's block is the part that the row owns."""
         sizes = np.array([len(prompt) for prompt in prompts])
         blocks = -(-sizes // BLOCK)
         begin, bounds = np.cumsum(blocks) - blocks, np.concatenate(([0], np.cumsum(sizes)))
-        heads, room = self.architecture.key_heads, int(blocks.sum())
-        kv = torch.zeros(self.attentions, room, heads, self.block, dtype=self.weights.dtype)
+        heads, stride = self.model.architecture.key_heads, int(blocks.sum())
+        kv = torch.zeros(self.model.attentions, stride, heads, self.block, dtype=self.model.dtype)
         token = np.concatenate(prompts)
         position = np.arange(len(token)) - np.repeat(bounds[:-1], sizes)
         first = np.repeat(begin, sizes)
         own = (first + position // BLOCK) * heads * self.words
         at = (kv.data_ptr() + first * (heads * self.words * 4)).astype(np.uint64)
-        tokens, rooms = position // BLOCK * BLOCK, np.full(len(token), room)
+        tokens, rooms = position // BLOCK * BLOCK, np.full(len(token), stride)
         order = np.arange(len(token), dtype=np.int32)
         step = self._step(order, token, position)
         step.head_step = self.words
@@ -108,7 +109,7 @@ class FusedStore(NativeStore):
                 entry.store = kv[entry.number].data_ptr()
         self._run(step, table, bounds, None)
         return [
-            SharedPrompt(kv[:, b : b + n], int(size), room) for b, n, size in zip(begin, blocks, sizes, strict=True)
+            SharedPrompt(kv[:, b : b + n], int(size), stride) for b, n, size in zip(begin, blocks, sizes, strict=True)
         ]
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policies.model.compute import scoring_head_kernels
 from policies.model.products import float_product, operand, outer_product, product
-from policies.native import PANEL, Kernels, kernels
+from policies.native import PANEL, Kernels
 
 _CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
 _KEPT = 2**27  # most exponentials kept for the backward of one micro-batch: 256 MB
@@ -83,17 +84,17 @@ class _CompiledProjection:
 
     dtype = torch.bfloat16
 
-    def __init__(self, native: Kernels, weight: Tensor, temperature: float) -> None:
-        self.native = native
+    def __init__(self, kernels: Kernels, weight: Tensor, temperature: float) -> None:
+        self.kernels = kernels
         self.vocabulary = len(weight)
-        self.panels = native.pack_head(weight.detach().bfloat16().contiguous())
+        self.panels = kernels.pack_head(weight.detach().bfloat16().contiguous())
         self.temperature = temperature
 
     def logp(self, hidden: Tensor, token: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         rows = hidden.bfloat16().contiguous()
         panels = min(len(self.panels), _KEPT // (len(rows) * PANEL)) if keep else 0
         self.kept = rows.new_empty(panels, len(rows), PANEL)
-        logp, normaliser, self.peak = self.native.head_logp(
+        logp, normaliser, self.peak = self.kernels.head_logp(
             rows, self.panels, self.vocabulary, self.temperature, token.contiguous(), self.kept
         )
         return logp, normaliser
@@ -102,17 +103,16 @@ class _CompiledProjection:
         rows, factors = hidden.bfloat16().contiguous(), (normaliser.contiguous(), scale.contiguous())
         panels = slice(begin // PANEL, -(-end // PANEL))
         kept = self.kept[panels], self.peak[:, panels]
-        return self.native.head_slope(rows, self.panels[panels], end - begin, self.temperature, factors, kept)
+        return self.kernels.head_slope(rows, self.panels[panels], end - begin, self.temperature, factors, kept)
 
 
 _Projection = _TorchProjection | _CompiledProjection
 
 
 def _projection(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> _Projection:
-    if dtype == torch.bfloat16 and hidden.device.type == "cpu" and hidden.shape[1] % 2 == 0:
-        native = kernels()
-        if native is not None and native.fused_head:
-            return _CompiledProjection(native, weight, temperature)
+    kernels = scoring_head_kernels(hidden.device, dtype, hidden.shape[1])
+    if kernels is not None:
+        return _CompiledProjection(kernels, weight, temperature)
     return _TorchProjection(weight, temperature, dtype)
 
 
@@ -137,6 +137,18 @@ def chunked_logp(hidden: Tensor, weight: Tensor, token: Tensor, temperature: flo
     """
     keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _ChunkedLogp.apply(hidden, weight, token, _projection(hidden, weight, temperature, dtype), keep)
+
+
+class TrainableHead:
+    """The output projection of updates: log-probabilities with gradients to its ``weight`` [V, width]."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.weight = weight
+        self.dtype = dtype
+
+    def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
+        """[N] float32, see ``chunked_logp``."""
+        return chunked_logp(hidden, self.weight, token, temperature, self.dtype)
 
 
 def logp_of(project: Callable[[Tensor], Tensor], hidden: Tensor, token: Tensor, temperature: float) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.model.compute import byte_kernels
 from policies.model.weights import PackedHead, PackedLinear
-from policies.native import kernels
 from policies.nested import Change
 from registry import UsageError
 
@@ -55,16 +55,15 @@ class Int8Linear(PackedLinear):
 
     def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, change: Change | None = None) -> None:
         self.block = rotation_block(modules[0].in_features)
-        native = kernels() if modules[0].weight.device.type == "cpu" else None
-        self._native = native.int8 if native is not None else None
+        self._byte_kernels = byte_kernels(modules[0].weight.device)
         super().__init__(modules, dtype, change)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the modules' present weights."""
         fused = self._fused(torch.float32)
-        if self._native is not None:
-            self.weight, self.scale = self._native.pack(fused, self.block)
+        if self._byte_kernels is not None:
+            self.weight, self.scale = self._byte_kernels.pack(fused, self.block)
         else:
             rows, self.scale = to_bytes(fused, self.block)
             self.weight = rows.t()
@@ -73,8 +72,8 @@ class Int8Linear(PackedLinear):
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self._native is not None:
-            return self._native.linear(x.contiguous(), self.weight, self.scale, self.bias, self.block)
+        if self._byte_kernels is not None:
+            return self._byte_kernels.linear(x.contiguous(), self.weight, self.scale, self.bias, self.block)
         rows, scale = to_bytes(x, self.block)
         sums = torch._int_mm(F.pad(rows, (0, 0, 0, max(0, 32 - len(rows)))), self.weight)[: len(rows)]
         y = sums.float() * (scale / self.block)[:, None] * self.scale
@@ -88,17 +87,20 @@ class Int8Head(PackedHead):
         self.module = module
         self.dtype = dtype
         self.block = rotation_block(module.in_features)
-        native = kernels() if module.weight.device.type == "cpu" else None
-        self._int8 = native.int8 if native is not None else None
-        self.fused = self._int8 is not None
+        self._byte_kernels = byte_kernels(module.weight.device)
         self.refresh()
+
+    @property
+    def draws(self) -> bool:
+        """As ``PackedHead.draws``."""
+        return self._byte_kernels is not None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the module's present weights."""
         self._plain = None
-        if self._int8 is not None:
-            self._bytes = self._int8.pack(self.module.weight.detach().float(), self.block, whole=True)
+        if self._byte_kernels is not None:
+            self._bytes = self._byte_kernels.pack(self.module.weight.detach().float(), self.block, whole=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """As ``PackedHead.logits``."""
@@ -108,5 +110,5 @@ class Int8Head(PackedHead):
 
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """As ``PackedHead.draw``."""
-        assert self._int8 is not None
-        return self._int8.draw(hidden, self._bytes, self.module.out_features, self.block, temperature, uniform)
+        assert self._byte_kernels is not None
+        return self._byte_kernels.draw(hidden, self._bytes, self.module.out_features, self.block, temperature, uniform)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.model.products import _compiled
+from policies.model.compute import elementwise_kernels
 from policies.nested import LayerSubset, kept_blocks
 from policies.pretrained.architecture import Architecture
 
@@ -30,9 +30,9 @@ Attend = Callable[[Tensor, "int | None"], Tensor]
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        native = _compiled(x)
-        if native is not None:
-            out, inverse = native.norm(x, weight, eps, dtype)
+        kernels = elementwise_kernels(x)
+        if kernels is not None:
+            out, inverse = kernels.norm(x, weight, eps, dtype)
         else:
             inverse = x.square().mean(-1).add_(eps).rsqrt_()
             out = (x * inverse[:, None]).mul_(weight).to(dtype)
@@ -42,9 +42,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        native = _compiled(x)
-        if native is not None:
-            return *native.norm_backward(grads[0].contiguous(), x, weight, inverse), None, None
+        kernels = elementwise_kernels(x)
+        if kernels is not None:
+            return *kernels.norm_backward(grads[0].contiguous(), x, weight, inverse), None, None
         grad = grads[0].float()
         unit = x * inverse[:, None]
         slope = grad * weight
@@ -61,18 +61,18 @@ class _SiluMul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        native = _compiled(gate_up)
-        if native is not None:
-            return native.silu_mul(gate_up)
+        kernels = elementwise_kernels(gate_up)
+        if kernels is not None:
+            return kernels.silu_mul(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gate_up,) = ctx.saved_tensors
-        native = _compiled(gate_up)
-        if native is not None:
-            return (native.silu_mul_backward(gate_up, grads[0].contiguous()),)
+        kernels = elementwise_kernels(gate_up)
+        if kernels is not None:
+            return (kernels.silu_mul_backward(gate_up, grads[0].contiguous()),)
         gate, up = gate_up.chunk(2, dim=-1)
         sigmoid = gate.sigmoid()
         slope = grads[0] * sigmoid
@@ -149,7 +149,7 @@ def rotated(
 
 
 def gain(norm: Tensor, architecture: Architecture) -> Tensor:
-    """What an RMS norm multiplies by."""
+    """The factors [width] of an RMS norm: 1 plus its weights for Gemma, the weights themselves for all others."""
     return norm + 1 if architecture.gemma else norm
 
 

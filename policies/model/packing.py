@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from policies.native.packed import PackedLayout
 from policies.pretrained.architecture import Architecture
-
-if TYPE_CHECKING:
-    from policies.model.packing import Packing
-    from policies.pretrained.architecture import Architecture
 
 
 @dataclass(frozen=True)

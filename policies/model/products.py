@@ -1,8 +1,11 @@
-"""The differentiable pieces of a layer, with backwards of their own where torch's are slow or keep too much.
+"""Matrix products: with backwards of their own where torch's are slow, and with float32 results of half operands.
 
 On a CPU matrix products go through oneDNN: torch sends float32 ones to MKL, which has been seen to run at half
 oneDNN's speed on an AMD processor. Small float32 products and float32 gradients of weights go by the compiled tiles.
-Norms and gates keep their inputs alone; the compiled kernels make each of them one pass.
+
+Logits rounded to bfloat16 are 0.125 apart at 16, too coarse for ratios of probabilities. A GPU multiplies operands of
+half precision many times as fast as float32 ones and sums in float32 anyway; torch's ``mm`` hands that out. Elsewhere
+the rounded operands are multiplied in float32.
 """
 
 from __future__ import annotations
@@ -16,29 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.native import Kernels, kernels
+from policies.model.compute import calls_onednn, elementwise_kernels, product_dtype
 from policies.native.packed import LANES
 
 _SMALL = 2**17  # weights that stay in the second cache
-
-
-def _compiled(x: Tensor) -> Kernels | None:
-    return kernels() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) else None
-
-
-def packs(device: torch.device) -> bool:
-    """Whether oneDNN's linear can be called directly on ``device``."""
-    return (
-        device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-
-
-@cache
-def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What operands of ``dtype`` are multiplied in on ``device``: float32 for the bfloat16 ones of a processor that has
-    no such products (AVX2 alone). Rounded operands have the same products in both."""
-    half = device.type == "cpu" and dtype == torch.bfloat16
-    return torch.float32 if half and not torch.ops.mkldnn._is_mkldnn_bf16_supported() else dtype
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -47,13 +31,13 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     oneDNN makes code anew for each N, and every micro-batch has another: for small weights that takes as long as the
     product."""
     if x.dtype == torch.float32 and weight.numel() <= _SMALL and len(weight) % LANES == 0:
-        native = _compiled(x)
-        if native is not None:
-            return native.small_product(x.contiguous(), weight.t().contiguous())
+        kernels = elementwise_kernels(x)
+        if kernels is not None:
+            return kernels.small_product(x.contiguous(), weight.t().contiguous())
     wide = product_dtype(x.device, x.dtype)
     if wide != x.dtype:
         return product(x.to(wide), weight.to(wide)).to(x.dtype)
-    if packs(x.device):
+    if calls_onednn(x.device):
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)
 
@@ -63,10 +47,10 @@ def outer_product(grad: Tensor, x: Tensor) -> Tensor:
     wide = product_dtype(x.device, x.dtype)
     if wide != x.dtype:
         return outer_product(grad.to(wide), x.to(wide)).to(x.dtype)
-    native = _compiled(x) if x.dtype == torch.float32 else None
-    if native is not None and x.shape[1] % LANES == 0:
-        return native.outer_product(grad.contiguous(), x.contiguous())
-    if x.dtype == torch.float32 and packs(x.device):
+    kernels = elementwise_kernels(x) if x.dtype == torch.float32 else None
+    if kernels is not None and x.shape[1] % LANES == 0:
+        return kernels.outer_product(grad.contiguous(), x.contiguous())
+    if x.dtype == torch.float32 and calls_onednn(x.device):
         return product(grad.t(), x.t())
     return grad.t() @ x  # oneDNN reads transposed bfloat16 as it lies
 
@@ -121,7 +105,7 @@ TOLERANCE = 1e-4  # relative to the largest: float32 sums are ten times nearer, 
 def operand(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``weight`` [M, K] rounded to ``dtype``, as ``float_product`` takes it."""
     rounded = weight.detach().to(dtype)
-    return rounded if fits(rounded) and trusted(rounded.device, dtype) else rounded.float()
+    return rounded if is_half_operand(rounded) and can_multiply_halves(rounded.device, dtype) else rounded.float()
 
 
 def float_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -135,14 +119,14 @@ def half_product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(x, weight.t(), out_dtype=torch.float32)
 
 
-def fits(weight: Tensor) -> bool:
+def is_half_operand(weight: Tensor) -> bool:
     """Whether ``half_product`` is made for such operands."""
     return weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 @cache
-def trusted(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether ``half_product`` gives the float32 sums on ``device``; warns if it does not."""
+def can_multiply_halves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ``half_product`` gives the float32 sums on ``device``: tried once, with a warning if it does not."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(size, 192, generator=generator).to(device, dtype) for size in (40, 304))
     expected = x.double() @ weight.double().T

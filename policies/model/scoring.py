@@ -7,40 +7,36 @@ completions costs P + G C tokens instead of G (P + C).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from policies.model.attention import CausalAttention, CompiledAttention, SharedPromptAttention
-from policies.model.layers import Attend, LayerWeights, embed, layer, rotated
+from policies.model.compute import attention_kernels
+from policies.model.layers import Attend, LayerWeights, layer, rotated
+from policies.model.nested_model import NestedModel
 from policies.model.packing import Layout, Packing
 from policies.model.unpadded import UnpaddedAttention, shared_spans
-from policies.native import kernels
-from policies.native.packed import LANES
 from policies.pretrained.architecture import Architecture
 
 
-def first_stream(
-    packing: Packing, architecture: Architecture, embedding: Tensor, rotary: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]:
-    """The residual stream [N, width] float32 before the first layer, and the function that takes it through one.
-
-    ``rotary`` is the table of at least all positions."""
-    attend = packed_attention(packing, architecture, rotary)
+def first_stream(packing: Packing, model: NestedModel) -> tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]:
+    """The residual stream [N, width] float32 before the first layer, and the function that takes it through one."""
+    attend = packed_attention(packing, model.architecture, model.rotary)
 
     def apply(x: Tensor, weights: LayerWeights) -> Tensor:
-        return layer(x, weights, architecture, attend)
+        return layer(x, weights, model.architecture, attend)
 
-    return embed(packing.ids, embedding, architecture), apply
+    return model.embed(packing.ids), apply
 
 
 def packed_attention(packing: Packing, architecture: Architecture, rotary: tuple[Tensor, Tensor]) -> Attend:
     """Attention of a micro-batch's tokens, by the fastest kernel that there is for them."""
-    native = kernels() if packing.ids.device.type == "cpu" and architecture.head_dim % LANES == 0 else None
-    if native is not None:
-        return CompiledAttention(native, Layout(packing, architecture, rotary))
+    kernels = attention_kernels(architecture, packing.ids.device)
+    if kernels is not None:
+        return CompiledAttention(kernels, Layout(packing, architecture, rotary))
     n = packing.prompt_tokens
     padded = SharedPromptAttention(
         CausalAttention(packing.sequence[:n], packing.position[:n], architecture.scale),
@@ -60,22 +56,15 @@ def packed_attention(packing: Packing, architecture: Architecture, rotary: tuple
     return attend
 
 
-def score_hidden(
-    packing: Packing,
-    layers: Sequence[LayerWeights],
-    architecture: Architecture,
-    embedding: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    recompute: bool,
-) -> Tensor:
+def score_hidden(packing: Packing, model: NestedModel, gradient_checkpointing: bool = False) -> Tensor:
     """The residual stream [M, width] float32 (before the final norm) from which each scored token is predicted.
 
-    With ``recompute`` only each layer's input is kept for the backward, which computes the layer again."""
-    x, apply = first_stream(packing, architecture, embedding, rotary)
-    for weights in layers:
+    With ``gradient_checkpointing`` only each layer's input is kept for the backward, which computes the layer again."""
+    x, apply = first_stream(packing, model)
+    for weights in model.layers:
         x = (
             checkpoint(apply, x, weights, use_reentrant=False)
-            if recompute and torch.is_grad_enabled()
+            if gradient_checkpointing and torch.is_grad_enabled()
             else apply(x, weights)
         )
     return x.index_select(0, packing.before)

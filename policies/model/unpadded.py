@@ -76,7 +76,7 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
     return out.flatten(1)
 
 
-def fits(query: Tensor) -> bool:
+def can_attend_unpadded(query: Tensor) -> bool:
     """Whether the kernel is made for a query [N, Hq, D]."""
     channels = query.shape[2]
     return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and channels % 8 == 0 and channels <= 256
@@ -98,7 +98,7 @@ class UnpaddedAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
         """As an ``Attention``."""
-        if fits(query) and trusted(disagreement, *_kind(query, key), window is not None):
+        if can_attend_unpadded(query) and kernel_agrees(disagreement, *_kind(query, key), window is not None):
             return span_attention(query, key, value, self.spans(), self.scale, window)
         return self.padded(query, key, value, window)
 
@@ -119,7 +119,7 @@ class UnpaddedSlots:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
         """As a ``SlotAttention``."""
-        if fits(query) and trusted(slot_disagreement, *_kind(query, key), window is not None):
+        if can_attend_unpadded(query) and kernel_agrees(slot_disagreement, *_kind(query, key), window is not None):
             return self.kernel(query, key, value, window)
         return self.padded(query, key, value, window)
 
@@ -155,7 +155,7 @@ Check = Callable[[torch.device, torch.dtype, torch.Size, int, "int | None"], flo
 
 
 @cache
-def trusted(
+def kernel_agrees(
     check: Check, device: torch.device, dtype: torch.dtype, heads: torch.Size, key_heads: int, windowed: bool
 ) -> bool:
     """Whether the kernel agrees with the padded attention for queries of ``heads`` [Hq, D]; warns if it does not."""

@@ -16,15 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.model.compute import calls_onednn, drawing_head_kernels, product_dtype
+from policies.model.head import logp_of
 from policies.model.layers import LayerWeights, Linear
-from policies.model.products import float_product, linear, operand, packs, product_dtype
-from policies.native import Kernels, kernels
+from policies.model.products import float_product, linear, operand
+from policies.native import Kernels
 from policies.native.step import Panels
 from policies.nested import Change
 from policies.pretrained.adapters import factors, merged_weight
 from policies.pretrained.architecture import Architecture
 
-_SMALL_HEAD = 2**20  # weights of a float32 head that each core reads for its own rows
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
 
 
@@ -47,7 +48,7 @@ class PackedLinear:
         self._panels: Panels | None = None
         self._blocked: Tensor | None = None
         device = self.modules[0].weight.device
-        self.packed = packs(device)
+        self.packed = calls_onednn(device)
         self.product_dtype = product_dtype(device, self.dtype)
         if not self.packed:
             self.weight = self._fused(self.dtype)
@@ -172,30 +173,29 @@ class PackedHead:
 
     bfloat16 logits are 0.125 apart at 16 to 32, too coarse for ratios of probabilities. So bfloat16 weights go either
     through the compiled head, which accumulates and keeps float32, or through ``wide.float_product``.
-    ``fused``: the compiled kernels project and draw in one call, bfloat16 heads of any size and small float32 ones.
     """
 
     def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
-        native = kernels() if module.weight.device.type == "cpu" else None
-        if dtype == torch.bfloat16:
-            self.fused = native is not None and native.fused_head and module.in_features % 2 == 0
-        else:
-            self.fused = native is not None and module.weight.numel() <= _SMALL_HEAD
-        self._native = native
+        self._kernels = drawing_head_kernels(module, dtype)
         self.refresh()
+
+    @property
+    def draws(self) -> bool:
+        """Whether projection and draw are one call, ``draw``; else ``logits`` are drawn from."""
+        return self._kernels is not None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the module's present weights."""
         weight = self.module.weight.detach()
         self._plain: Linear | None = None
-        if self._native is not None and self.fused:
+        if self._kernels is not None:
             self._packed: Tensor | Panels = (
-                self._native.steps.pack(weight)
+                self._kernels.steps.pack(weight)
                 if self.dtype == torch.float32
-                else self._native.pack_head(weight.to(self.dtype).contiguous())
+                else self._kernels.pack_head(weight.to(self.dtype).contiguous())
             )
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -212,13 +212,17 @@ class PackedHead:
         rounded.weight = nn.Parameter(weight, requires_grad=False)
         return PackedLinear([rounded], torch.float32)
 
+    def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
+        """[N] float32 log-probabilities of ``token`` [N], without gradient."""
+        return logp_of(self.logits, hidden, token, temperature)
+
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Tokens [n] and log-probabilities [n] float32 without the logits in memory; only where ``fused``."""
-        assert self._native is not None
+        """Tokens [n] and log-probabilities [n] float32 without the logits in memory; only where it ``draws``."""
+        assert self._kernels is not None
         rows = hidden.to(self.dtype).contiguous()
         if isinstance(self._packed, Panels):
-            return self._native.steps.draw(rows, self._packed, temperature, uniform)
-        return self._native.head_draw(rows, self._packed, self.module.out_features, temperature, uniform)
+            return self._kernels.steps.draw(rows, self._packed, temperature, uniform)
+        return self._kernels.head_draw(rows, self._packed, self.module.out_features, temperature, uniform)
 
 
 class PackedWeights:
@@ -232,6 +236,7 @@ class PackedWeights:
         linear: type[PackedLinear] = PackedLinear,
         head: type[PackedHead] = PackedHead,
     ) -> None:
+        self.version = 0  # of the policy's weights that these are of
         self.dtype = dtype
         self.linear = linear
         self._linears: list[PackedLinear] = []
@@ -263,7 +268,8 @@ class PackedWeights:
         return linear
 
     def refresh(self) -> None:
-        """Copy the model's present weights, in place: whoever holds these weights sees the new ones."""
+        """Take over the model's present weights. What a store has made of the old ones (``panels``) stays old: a
+        behaviour made before refuses to act."""
         for packed in self._linears:
             packed.refresh()
         self.head.refresh()

@@ -8,13 +8,12 @@
 #include <limits>
 #include <vector>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "lanes.h"
 
 namespace {
 
 using bf16 = uint16_t;
+typedef bf16 EightHalves __attribute__((vector_size(16)));
 inline float bits_to_float(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
 inline uint32_t float_to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
 inline float load(float x) { return x; }
@@ -40,11 +39,22 @@ inline float fast_exp(float x) {
     return p * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
 }
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef int32_t Integers __attribute__((vector_size(64)));
+inline Eight load_eight(const float* x) { Eight v; std::memcpy(&v, x, sizeof v); return v; }
+inline Eight load_eight(const bf16* x) {
+    EightHalves v;
+    std::memcpy(&v, x, sizeof v);
+    return (Eight)(__builtin_convertvector(v, EightWords) << 16);
+}
+inline void save_eight(float* to, Eight x) { std::memcpy(to, &x, sizeof x); }
+inline void save_eight(bf16* to, Eight x) {
+    const EightWords u = (EightWords)x;
+    const EightHalves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, EightHalves);
+    std::memcpy(to, &h, sizeof h);
+}
 
+#ifdef __AVX512F__
 inline Lanes load_lanes(const float* x) { Lanes v; std::memcpy(&v, x, sizeof v); return v; }
+inline Words load_words(const uint32_t* x) { Words v; std::memcpy(&v, x, sizeof v); return v; }
 inline Lanes load_lanes(const bf16* x) {
     typedef uint16_t Halves __attribute__((vector_size(32)));
     Halves h;
@@ -62,41 +72,59 @@ inline void save_lanes(bf16* to, Lanes x) {
     std::memcpy(to, &h, sizeof h);
 #endif
 }
-
-typedef float Eight __attribute__((vector_size(32)));
-typedef uint16_t EightHalves __attribute__((vector_size(16)));
-typedef uint32_t EightWords __attribute__((vector_size(32)));
-
-inline Eight load_eight(const float* x) { Eight v; std::memcpy(&v, x, sizeof v); return v; }
-inline Eight load_eight(const bf16* x) {
-    EightHalves v;
-    std::memcpy(&v, x, sizeof v);
-    return (Eight)(__builtin_convertvector(v, EightWords) << 16);
+template <int C>
+inline void load_row(Lanes (&to)[C], const float* x) { std::memcpy(to, x, sizeof to); }
+template <int C>
+inline void save_row(float* to, const Lanes (&x)[C]) { std::memcpy(to, x, sizeof x); }
+template <typename F>
+inline Eight join_halves(Lanes x, F join) {
+    Eight h[2];
+    std::memcpy(h, &x, sizeof h);
+    return join(h[0], h[1]);
 }
-inline void save_eight(float* to, Eight x) { std::memcpy(to, &x, sizeof x); }
-inline void save_eight(bf16* to, Eight x) {
-    const EightWords u = (EightWords)x;
-    const EightHalves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, EightHalves);
-    std::memcpy(to, &h, sizeof h);
+#else
+template <typename T>
+inline Lanes load_lanes(const T* x) { return {load_eight(x), load_eight(x + 8)}; }
+inline Words load_words(const uint32_t* x) {
+    Words v;
+    std::memcpy(&v.low, x, sizeof v.low);
+    std::memcpy(&v.high, x + 8, sizeof v.high);
+    return v;
 }
+template <typename T>
+inline void save_lanes(T* to, Lanes x) { save_eight(to, x.low), save_eight(to + 8, x.high); }
+template <int C>
+inline void load_row(Lanes (&to)[C], const float* x) {  // copied whole, the halves would not stay in registers
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) to[c] = load_lanes(x + 16 * c);
+}
+template <int C>
+inline void save_row(float* to, const Lanes (&x)[C]) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) save_lanes(to + 16 * c, x[c]);
+}
+template <typename F>
+inline Eight join_halves(Lanes x, F join) { return join(x.low, x.high); }
+#endif
 
 template <typename F>
 inline float reduce_lanes(Lanes x, F join) {
-    typedef float Half __attribute__((vector_size(32)));
     typedef float Quarter __attribute__((vector_size(16)));
-    Half h[2];
-    std::memcpy(h, &x, sizeof h);
-    h[0] = join(h[0], h[1]);
+    const Eight h = join_halves(x, join);
     Quarter q[2];
-    std::memcpy(q, h, sizeof q);
+    std::memcpy(q, &h, sizeof q);
     q[0] = join(q[0], q[1]);
     return join(join(q[0][0], q[0][1]), join(q[0][2], q[0][3]));
 }
 
+inline Lanes larger(Lanes a, Lanes b) { return choose(a > b, a, b); }
+inline float largest_lane(Lanes x) { return reduce_lanes(x, [](auto a, auto b) { return a > b ? a : b; }); }
+inline float sum_lanes(Lanes x) { return reduce_lanes(x, [](auto a, auto b) { return a + b; }); }
+
 inline Lanes exp_lanes(Lanes x) {  // fast_exp
     const Lanes lowest = Lanes{} - 87.0f, highest = Lanes{} + 88.0f;
-    x = x < lowest ? lowest : x;
-    x = x > highest ? highest : x;
+    x = choose(x < lowest, lowest, x);
+    x = choose(x > highest, highest, x);
     const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
     const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -105,7 +133,7 @@ inline Lanes exp_lanes(Lanes x) {  // fast_exp
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * (Lanes)((__builtin_convertvector(n, Integers) + 127) << 23);
+    return p * (Lanes)((rounded(n) + 127) << 23);
 }
 
 }  // namespace

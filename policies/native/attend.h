@@ -46,9 +46,9 @@ struct Seen {
 inline Lanes mask_scores(float* line, int64_t at, const Seen& seen) {
     const Lanes x = load_lanes(line + at);
     if (seen.begin <= at && at + 16 <= seen.end) return x;
-    const Integers place = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(at);
+    const Integers place = counted() + static_cast<int32_t>(at);
     const Integers inside = (place >= static_cast<int32_t>(seen.begin)) & (place < static_cast<int32_t>(seen.end));
-    const Lanes masked = inside ? x : Lanes{} - std::numeric_limits<float>::infinity();
+    const Lanes masked = choose(inside, x, Lanes{} - std::numeric_limits<float>::infinity());
     save_lanes(line + at, masked);
     return masked;
 }
@@ -56,18 +56,17 @@ inline Lanes mask_scores(float* line, int64_t at, const Seen& seen) {
 // exp(score - max) of the tokens of the prompt and of a row's own into p, 0 elsewhere; returns the sum.
 template <typename T>
 float exponentials(float* line, const Seen& prompt, const Seen& own, T* p) {
-    const auto larger = [](auto a, auto b) { return a > b ? a : b; };
     Lanes top = Lanes{} - std::numeric_limits<float>::infinity();
     for (const Seen* seen : {&prompt, &own})
         for (int64_t t = seen->from; t < seen->to; t += 16) top = larger(mask_scores(line, t, *seen), top);
-    const float peak = reduce_lanes(top, larger);
+    const float peak = largest_lane(top);
     Lanes sum = {};
     for (int64_t t = prompt.from; t < own.to; t += 16) {
         const Lanes e = exp_lanes(load_lanes(line + t) - peak);
         save_lanes(p + t, e);
         sum += e;
     }
-    return reduce_lanes(sum, [](auto a, auto b) { return a + b; });
+    return sum_lanes(sum);
 }
 
 // to [d] = rotated x [d] times `scale`, after the head's own norm if there is one; d is a multiple of 16

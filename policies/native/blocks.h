@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kBlock = 16;
 constexpr int kFetched = 2;  // lines at a time
+constexpr int kMostQueries = kRegisters == 32 ? 12 : 6;  // whose scores are taken together
 
 // Words of one head's blocks, `step` words apart.
 struct Blocks {
@@ -42,6 +43,11 @@ struct Soon {
     }
 };
 
+// Vectors next to each other that Q queries are multiplied with: enough independent sums to hide the latency of one, and no
+// more than the registers hold.
+template <int Q>
+constexpr int kBeside = kRegisters == 32 || Q == 1 ? 4 : Q < 4 ? 2 : 1;
+
 // scores of Q queries [Q][words] with B blocks of keys from block `first`
 template <typename T, int Q, int B>
 inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float* scores, int64_t stride, Soon& soon) {
@@ -67,7 +73,7 @@ inline void score_tile(const Blocks& kv, int64_t first, const uint32_t* q, float
 
 template <typename T, int Q>
 void score_blocks(const Blocks& kv, int64_t blocks, const uint32_t* q, float* scores, int64_t stride, Soon& soon) {
-    constexpr int kWide = Q > 6 ? 1 : Q > 3 ? 3 : 4;  // enough independent sums to hide the latency of one
+    constexpr int kWide = kRegisters < 32 ? kBeside<Q> : Q > 6 ? 1 : Q > 3 ? 3 : 4;
     int64_t b = 0;
     for (; b + kWide <= blocks; b += kWide) score_tile<T, Q, kWide>(kv, b, q, scores + b * kBlock, stride, soon);
     for (; b < blocks; ++b) score_tile<T, Q, 1>(kv, b, q, scores + b * kBlock, stride, soon);
@@ -79,7 +85,7 @@ inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32
     constexpr int64_t kSteps = kBlock / kPack<T>;
     const int64_t d = kv.words * kPack<T>;
     Lanes sum[Q][C];
-    for (int i = 0; i < Q; ++i) std::memcpy(sum[i], out + i * d + from, sizeof sum[i]);
+    for (int i = 0; i < Q; ++i) load_row(sum[i], out + i * d + from);
     for (int64_t begin = 0; begin < steps; begin += kSteps) {
         const uint32_t* values = kv.values(begin / kSteps) + from;
         for (int64_t t = 0; t < std::min(kSteps, steps - begin); ++t) {
@@ -93,14 +99,14 @@ inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32
                 for (int c = 0; c < C; ++c) sum[i][c] = multiply_add<T>(sum[i][c], p[i * stride + begin + t], value[c]);
         }
     }
-    for (int i = 0; i < Q; ++i) std::memcpy(out + i * d + from, sum[i], sizeof sum[i]);
+    for (int i = 0; i < Q; ++i) save_row(out + i * d + from, sum[i]);
 }
 
 template <typename T, int Q>
 void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t stride, float* out, Soon& soon) {
     const int64_t d = kv.words * kPack<T>;
     int64_t c = 0;
-    for (; c + 64 <= d; c += 64) mix_tile<T, Q, 4>(kv, c, steps, p, stride, out, soon);
+    for (; c + 16 * kBeside<Q> <= d; c += 16 * kBeside<Q>) mix_tile<T, Q, kBeside<Q>>(kv, c, steps, p, stride, out, soon);
     for (; c < d; c += 16) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out, soon);
 }
 
@@ -127,7 +133,7 @@ void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t st
 template <typename T>
 void score(const Blocks& kv, int64_t blocks, const T* queries, int64_t count, float* scores, int64_t stride, Soon& soon) {
     const auto* q = reinterpret_cast<const uint32_t*>(queries);
-    TILES(count, 12, (score_blocks<T, Q>(kv, blocks, q + first * kv.words, scores + first * stride, stride, soon)))
+    TILES(count, kMostQueries, (score_blocks<T, (Q > kMostQueries ? kMostQueries : Q)>(kv, blocks, q + first * kv.words, scores + first * stride, stride, soon)))
 }
 
 template <typename T>

@@ -50,11 +50,11 @@ inline void turn_back(const float* g, const float* cos, const float* sin, int64_
 
 // what stands in the blocks of `line` that tokens [begin, end) lie in, but is none of them, becomes `none`
 inline void keep_seen(float* line, int64_t begin, int64_t end, float none) {
-    const Integers place = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const Integers place = counted();
     const int64_t first = begin / kLanes * kLanes, last = (end - 1) / kLanes * kLanes;
     const Lanes blank = Lanes{} + none;
-    save_lanes(line + last, place < static_cast<int32_t>(end - last) ? load_lanes(line + last) : blank);
-    if (begin > first) save_lanes(line + first, place < static_cast<int32_t>(begin - first) ? blank : load_lanes(line + first));
+    save_lanes(line + last, choose(place < static_cast<int32_t>(end - last), load_lanes(line + last), blank));
+    if (begin > first) save_lanes(line + first, choose(place < static_cast<int32_t>(begin - first), blank, load_lanes(line + first)));
 }
 
 // zeros in [0, first) and [last, n), multiples of 16
@@ -134,16 +134,16 @@ struct Task {
                 Lanes top = load_lanes(line + first), sum = {};
                 for (int64_t t = first + kLanes; t < last; t += kLanes) {
                     const Lanes x = load_lanes(line + t);
-                    top = x > top ? x : top;
+                    top = larger(x, top);
                 }
-                const float peak = reduce_lanes(top, [](auto a, auto b) { return a > b ? a : b; });
+                const float peak = largest_lane(top);
                 for (int64_t t = first; t < last; t += kLanes) {
                     const Lanes e = exp_lanes(load_lanes(line + t) - peak);
                     save_lanes(line + t, e);
                     sum += e;
                 }
                 clear_outside(line, first, last, n);
-                total[row] = reduce_lanes(sum, [](auto a, auto b) { return a + b; });
+                total[row] = sum_lanes(sum);
                 peaks[row] = peak;
             }
             product(tokens * repeat, d, n, scores.data(), longest, 1, values.data(), d, mixed.data(), d);

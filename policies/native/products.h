@@ -10,11 +10,9 @@
 namespace {
 
 constexpr int64_t kPanelColumns = 32;
-#ifdef __AVX512F__
-constexpr int kMostRows = 12;  // 24 sums, two weights and a factor in 32 registers
-#else
-constexpr int kMostRows = 2;
-#endif
+// Sums, weights and a factor in the registers: 12 rows of a whole panel in 32 of them, 6 of half a panel in 16 smaller ones.
+constexpr int kMostRows = kRegisters == 32 ? 12 : 6;
+constexpr int kMostSums = kRegisters == 32 ? 24 : 6;
 
 template <typename T>
 int64_t panel_words(int64_t k) { return (k + kPack<T> - 1) / kPack<T>; }
@@ -25,17 +23,25 @@ struct Sums { Lanes of[R][2]; };
 // Not inlined: next to what follows, the compiler runs out of registers.
 template <typename T, int R>
 __attribute__((noinline)) void product_sums(const uint32_t* x, int64_t stride, int64_t words, const uint32_t* panel, Sums<R>* to) {
-    Lanes sum[R][2] = {};
-    for (int64_t w = 0; w < words; ++w) {
-        const Words first = load_words(panel + w * kPanelColumns), second = load_words(panel + w * kPanelColumns + 16);
+    constexpr int C = 2 * R > kMostSums ? 1 : 2;
+    for (int from = 0; from < 2; from += C) {
+        Lanes sum[R][C] = {};
+        for (int64_t w = 0; w < words; ++w) {
+            Words weight[C];
+#pragma GCC unroll 2
+            for (int c = 0; c < C; ++c) weight[c] = load_words(panel + w * kPanelColumns + 16 * (from + c));
 #pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            const uint32_t factor = x[r * stride + w];
-            sum[r][0] = multiply_add<T>(sum[r][0], factor, first);
-            sum[r][1] = multiply_add<T>(sum[r][1], factor, second);
+            for (int r = 0; r < R; ++r) {
+                const uint32_t factor = x[r * stride + w];
+#pragma GCC unroll 2
+                for (int c = 0; c < C; ++c) sum[r][c] = multiply_add<T>(sum[r][c], factor, weight[c]);
+            }
         }
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+            for (int c = 0; c < C; ++c) to->of[r][from + c] = sum[r][c];
     }
-    std::memcpy(to->of, sum, sizeof sum);
 }
 
 template <typename T, int R, typename F>

@@ -139,10 +139,10 @@ void draw_row(float* logits, int64_t panels, bool greedy, double uniform, float*
     for (int64_t p = 0; p < panels; ++p) {
         float* at = logits + p * kPanelColumns;
         const Lanes first = load_lanes(at) - top, second = load_lanes(at + 16) - top, least = Lanes{} - 87.0f;
-        const Lanes a = first > least ? exp_lanes(first) : Lanes{}, b = second > least ? exp_lanes(second) : Lanes{};
+        const Lanes a = choose(first > least, exp_lanes(first), Lanes{}), b = choose(second > least, exp_lanes(second), Lanes{});
         save_lanes(at, a);
         save_lanes(at + 16, b);
-        total += sums[p] = reduce_lanes(a + b, [](auto x, auto y) { return x + y; });
+        total += sums[p] = sum_lanes(a + b);
     }
     int64_t pick = best;
     if (!greedy) {

@@ -41,7 +41,7 @@ template <int C>
 inline void product_columns(int64_t m, const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c,
                             int64_t ldc, int64_t k, bool add) {
     int64_t i = 0;
-    if constexpr (C == 1) i = product_rows<12, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
+    if constexpr (C == 1 && kRegisters == 32) i = product_rows<12, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
     i = product_rows<6, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
     i = product_rows<3, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
     product_rows<1, C>(i, m, a, row, column, b, ldb, c, ldc, k, add);
@@ -51,10 +51,14 @@ inline void product_columns(int64_t m, const float* a, int64_t row, int64_t colu
 void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c,
              int64_t ldc, bool add = false) {
     int64_t j = 0;
-    for (; j + 4 * kLanes <= n; j += 4 * kLanes) product_columns<4>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
-    if (j + 2 * kLanes <= n) {
-        product_columns<2>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
-        j += 2 * kLanes;
+    if constexpr (kRegisters == 32) {
+        for (; j + 4 * kLanes <= n; j += 4 * kLanes) product_columns<4>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
+        if (j + 2 * kLanes <= n) {
+            product_columns<2>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
+            j += 2 * kLanes;
+        }
+    } else {  // six rows of 16 columns are all that fits
+        for (; j + kLanes < n; j += kLanes) product_columns<1>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
     }
     if (j < n) product_columns<1>(m, a, row, column, b + j, ldb, c + j, ldc, k, add);
 }

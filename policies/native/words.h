@@ -23,6 +23,4 @@ inline Lanes multiply_add<bf16>(Lanes sum, uint32_t a, Words b) {
 #endif
 }
 
-inline Words load_words(const uint32_t* x) { Words v; std::memcpy(&v, x, sizeof v); return v; }
-
 }  // namespace

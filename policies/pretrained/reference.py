@@ -5,6 +5,7 @@ The oracle of the self-check at load, and the path that is used where the functi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,6 +54,26 @@ def reference_hidden(model: Any, ids: Tensor, layers: LayerSubset, windows: tupl
         else:
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return decoder.norm(hidden)
+
+
+def scored_states(
+    model: Any,
+    prompts: Sequence[Tensor],
+    tokens: Tensor,
+    mask: Tensor,
+    layers: LayerSubset,
+    windows: tuple[int | None, ...],
+) -> Tensor:
+    """[M, width], the final hidden states from which the completion tokens ``tokens`` [B, T] are predicted where
+    ``mask``; arguments as of ``reference_hidden``."""
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.cat((prompt.to(tokens.device), row)) for prompt, row in zip(prompts, tokens, strict=True)],
+        batch_first=True,
+    )
+    states = reference_hidden(model, ids, layers, windows)
+    row, column = mask.nonzero(as_tuple=True)
+    size = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)
+    return states[row, size[row] + column - 1]
 
 
 def reference_logits(model: Any, ids: Tensor, layers: LayerSubset, windows: tuple[int | None, ...]) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from policies.nested import LayerSubset, kept_blocks, without
 from policies.skipping.costs import LayerCosts
 from policies.skipping.probe import Probe
-from policies.skipping.samplers import inner_layers
+from policies.skipping.samplers import SkipSampler, inner_layers
 from registry import UsageError, skip_samplers
 
 OPTIMISM = 2.0  # standard deviations below its expected cost at which a layer is still worth a trial
@@ -27,7 +27,7 @@ class BudgetAllowsNothing(UserWarning):
 
 @skip_samplers.register("budget")
 @dataclass(frozen=True)
-class BudgetSkip:
+class BudgetSkip(SkipSampler):
     """Skips as many inner layers as keep D, the divergence of a completion in nats, within ``budget``: at D < 0.3 any
     correction works, at D > 2 no unbiased one does.
 

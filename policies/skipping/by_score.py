@@ -14,7 +14,7 @@ import numpy as np
 
 from policies.nested import LayerSubset, without
 from policies.skipping.probe import Probe
-from policies.skipping.samplers import inner_layers, skip_count
+from policies.skipping.samplers import SkipSampler, inner_layers, skip_count
 from registry import UsageError, skip_samplers
 
 
@@ -31,7 +31,7 @@ def cheapest(scores: Sequence[float], candidates: np.ndarray, count: int) -> lis
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoredSkip(SkipSampler):
     """What samplers with measured scores share; ``ratio`` and ``border`` as in ``uniform``."""
 
     ratio: float = 0.15
@@ -69,7 +69,7 @@ class Measured:
 
 @skip_samplers.register("block-influence")
 @dataclass(frozen=True)
-class BlockInfluence(Measured):
+class BlockInfluence(ScoredSkip):
     """Skips the ``round(ratio * L)`` inner layers whose output is nearest to their input: ShortGPT's block influence,
     1 - cos (arXiv 2403.03853, eq. 1). The same layers at every call. Needs ``prepare``: one forward of a few texts."""
 
@@ -86,7 +86,7 @@ class BlockInfluence(Measured):
 
 @skip_samplers.register("lowest-kl")
 @dataclass(frozen=True)
-class LowestKL(Measured):
+class LowestKL(ScoredSkip):
     """Skips the ``round(ratio * L)`` inner layers that cost least divergence. The same layers at every call. Needs
     ``prepare``: a forward per layer, or with ``joint`` several per skipped layer.
 
@@ -121,7 +121,7 @@ class LowestKL(Measured):
 
 @skip_samplers.register("softmax")
 @dataclass(frozen=True)
-class SoftmaxSkip(Measured):
+class SoftmaxSkip(ScoredSkip):
     """Skips ``round(ratio * L)`` inner layers drawn without replacement with probabilities proportional to
     score ** (-1 / temperature), by Gumbel top-k (arXiv 1903.06059): cheap layers often, every layer sometimes.
     Needs ``prepare``.
@@ -156,7 +156,7 @@ class SoftmaxSkip(Measured):
 
 
 @dataclass(frozen=True)
-class HalfSkip(Measured):
+class HalfSkip(ScoredSkip):
     """What the samplers of half layers share: ``round(ratio * L)`` halves of one kind are skipped, which is less than
     ``ratio`` of the weights; the share that is reported counts them by weight.
 

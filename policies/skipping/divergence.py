@@ -2,7 +2,7 @@
 
     text   = write(policy, layers, prompts, Length(48, stop))     completions by mu (or by pi: all layers)
     theirs = states(policy, text, layers)                          final hidden states after the same prefixes
-    found  = compare(policy, states(policy, text, full), [theirs])
+    gap    = compare(policy, states(policy, text, full), [theirs])
 
 By the chain rule KL(mu || pi) of whole completions is the mean length times the mean over *mu's own* tokens of the
 per-token KL(mu || pi). On tokens that pi wrote the same figure is an approximation, which ranks layers cheaply: one
@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.model.layers import LayerWeights, gain, kept_weights
+from policies.model.layers import LayerWeights, kept_weights
+from policies.model.nested_model import NestedModel
 from policies.model.packing import Packing, micro_batches, pack
 from policies.model.products import float_product, operand
 from policies.model.scoring import first_stream, score_hidden
-from policies.nested import HALVES, LayerSubset, Nested, changes_of, is_int8, layers_of
+from policies.nested import HALVES, LayerSubset, Nested
 from policies.policy import Policy
 from registry import UsageError
 
@@ -88,13 +89,12 @@ def write(
     layers: Nested,
     prompts: Sequence[Tensor],
     length: Length,
-    temperature: float = 1.0,
     seed: int = 0,
 ) -> Text:
     """A completion of each of B ``prompts`` (int64, one-dimensional) by ``layers`` of the policy."""
     sizes = np.array([len(prompt) for prompt in prompts])
     longest = int(sizes.max()) + length.tokens
-    behavior = policy.nested(layers, len(prompts), longest, temperature, seed=seed)
+    behavior = policy.behavior(layers, len(prompts), longest, seed=seed)
     ids = np.zeros((len(prompts), longest), np.int64)
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt.numpy()
@@ -128,45 +128,39 @@ def completions(policy: Policy, text: Text) -> Tensor:
     return torch.cat([torch.tensor(batch)[text.mask[batch].cpu().nonzero()[:, 0]] for batch in batches])
 
 
-def _rotary(policy: Policy, packing: Packing) -> tuple[Tensor, Tensor]:
-    return policy.rotary(int(packing.position.max()) + 1)
+def _model(policy: Policy, text: Text, layers: Nested) -> NestedModel:
+    """What computes ``text`` through ``layers``. Raises ``UsageError`` for a policy on transformers' own layers."""
+    if not policy.functional:
+        raise UsageError(
+            "this checkpoint runs on transformers' own layers (the project's do not reproduce it), which exact "
+            "divergences do not support: choose a sampler that measures nothing, such as uniform or even"
+        )
+    return policy.rollout_model(layers, max(map(len, text.prompts)) + text.tokens.shape[1])
+
+
+def full_model(policy: Policy, text: Text) -> NestedModel:
+    """All layers, for the tokens of ``text``. Raises ``UsageError`` for a policy on transformers' own layers."""
+    return _model(policy, text, tuple(range(policy.num_layers)))
 
 
 def passes(policy: Policy, text: Text) -> list[tuple[Tensor, Callable[[Tensor, LayerWeights], Tensor]]]:
     """Per micro-batch of the text, the residual stream [N, width] before the first layer, and the way through a layer.
 
     Raises ``UsageError`` for a policy that runs on transformers' own layers."""
-    _weights(policy)
-    embedding = policy.packed().embedding
-    return [first_stream(one, policy.architecture, embedding, _rotary(policy, one)) for one in _packings(policy, text)]
+    model = full_model(policy, text)
+    return [first_stream(packing, model) for packing in _packings(policy, text)]
 
 
-def _final(policy: Policy, stream: Tensor) -> Tensor:
-    a = policy.architecture
-    return F.rms_norm(stream, (a.width,), gain(policy.packed().norm, a), a.eps)
-
-
-def _weights(policy: Policy) -> list[LayerWeights]:
-    if not policy.functional:
-        raise UsageError(
-            "this checkpoint runs on transformers' own layers (the project's do not reproduce it), which exact "
-            "divergences do not support: choose a sampler that measures nothing, such as uniform or even"
-        )
-    return policy.packed().layers
+def _final(model: NestedModel, stream: Tensor) -> Tensor:
+    a = model.architecture
+    return F.rms_norm(stream, (a.width,), model.final_gain, a.eps)
 
 
 @torch.inference_mode()
 def states(policy: Policy, text: Text, layers: Nested) -> Tensor:
     """Final hidden states [M, width] float32 through ``layers``, from which the text's M tokens are predicted."""
-    _weights(policy)
-    kept = kept_weights(policy.packed(is_int8(layers)).changed(changes_of(layers)).layers, layers_of(layers))
-    embedding = policy.packed().embedding
-    return torch.cat(
-        [
-            _final(policy, score_hidden(one, kept, policy.architecture, embedding, _rotary(policy, one), False))
-            for one in _packings(policy, text)
-        ]
-    )
+    model = _model(policy, text, layers)
+    return torch.cat([_final(model, score_hidden(packing, model)) for packing in _packings(policy, text)])
 
 
 @torch.inference_mode()
@@ -174,20 +168,20 @@ def states_without_each(policy: Policy, text: Text, half: str | None = None) -> 
     """For each of the L layers in turn, ``states`` of the subset that leaves out that layer, or its ``half``.
 
     What comes before the layer is computed once for all: half the cost of L calls of ``states``."""
-    weights = _weights(policy)
-    embedding = policy.packed().embedding
+    model = full_model(policy, text)
+    weights = list(model.layers)
     packings = list(_packings(policy, text))
-    passes = [first_stream(one, policy.architecture, embedding, _rotary(policy, one)) for one in packings]
-    before = [x for x, _ in passes]
+    ways = [first_stream(packing, model) for packing in packings]
+    before = [x for x, _ in ways]
     for n in range(len(weights)):
         rest = kept_weights(weights, _left(n, half, len(weights)))
         parts = []
-        for i, (packing, (_, apply)) in enumerate(zip(packings, passes, strict=True)):
+        for i, (packing, (_, apply)) in enumerate(zip(packings, ways, strict=True)):
             x = before[i]
             before[i] = apply(x, weights[n])
             for w in rest:
                 x = apply(x, w)
-            parts.append(_final(policy, x.index_select(0, packing.before)))
+            parts.append(_final(model, x.index_select(0, packing.before)))
         yield torch.cat(parts)
 
 
@@ -201,52 +195,48 @@ def _left(n: int, half: str | None, layers: int) -> LayerSubset:
 def influence(policy: Policy, text: Text) -> list[float]:
     """Block influence of each layer (ShortGPT, arXiv 2403.03853, eq. 1): 1 - cos(input, output), mean over the text's
     tokens, prompts included."""
-    weights = _weights(policy)
-    embedding = policy.packed().embedding
-    totals, tokens = np.zeros(len(weights)), 0
+    model = full_model(policy, text)
+    totals, tokens = np.zeros(len(model.layers)), 0
     for packing in _packings(policy, text):
-        x, apply = first_stream(packing, policy.architecture, embedding, _rotary(policy, packing))
+        x, apply = first_stream(packing, model)
         tokens += len(x)
-        for n, w in enumerate(weights):
-            after = apply(x, w)
+        for n, weights in enumerate(model.layers):
+            after = apply(x, weights)
             totals[n] += float((1 - F.cosine_similarity(x, after, dim=1)).sum())
             x = after
     return (totals / tokens).tolist()
 
 
 @torch.inference_mode()
-def compare(
-    policy: Policy, target: Tensor, nested: Sequence[Tensor], temperature: float = 1.0, int8: bool = False
-) -> list[Divergence]:
-    """The divergence of each nested policy from the target.
+def compare(policy: Policy, target: Tensor, behaviors: Sequence[Tensor], int8: bool = False) -> list[Divergence]:
+    """The divergence of each nested policy mu from the target, both at the policy's temperature.
 
     Args:
         target: final hidden states [M, width] of pi, from ``states``.
-        nested: those of one or several mu, [M, width] each, after the same prefixes.
-        temperature: of both distributions.
-        int8: whether the nested ones' products are on bytes; so is their head then.
+        behaviors: those of one or several mu, [M, width] each, after the same prefixes.
+        int8: whether the products of every mu are on bytes; so is its head then.
     """
     weight = operand(policy.model.lm_head.weight, policy.dtype)
     rows = max(1, _CHUNK // len(weight))
-    found = torch.zeros(len(nested), 3, len(target), device=target.device)
+    gaps = torch.zeros(len(behaviors), 3, len(target), device=target.device)
 
     def logits(hidden: Tensor) -> Tensor:
         return float_product(hidden.to(policy.dtype), weight)
 
     def log_distribution(hidden: Tensor, head: Callable[[Tensor], Tensor] = logits) -> Tensor:
-        return head(hidden).div_(temperature).log_softmax(-1)
+        return head(hidden).div_(policy.temperature).log_softmax(-1)
 
     theirs = policy.packed(True).head.logits if int8 else logits
 
     for start in range(0, len(target), rows):
         log_pi = log_distribution(target[start : start + rows])
         pi = log_pi.exp()
-        for n, hidden in enumerate(nested):
+        for n, hidden in enumerate(behaviors):
             log_mu = log_distribution(hidden[start : start + rows], theirs)
             mu, gap = log_mu.exp(), log_mu - log_pi
             kinds = (mu * gap).sum(1), -(pi * gap).sum(1), (mu - pi).abs().sum(1) / 2
-            found[n, :, start : start + rows] = torch.stack(kinds)
-    means = found.double().mean(2).tolist()
+            gaps[n, :, start : start + rows] = torch.stack(kinds)
+    means = gaps.double().mean(2).tolist()
     return [
-        Divergence(kl, reverse, tv, len(target), one[0]) for (kl, reverse, tv), one in zip(means, found, strict=True)
+        Divergence(kl, reverse, tv, len(target), one[0]) for (kl, reverse, tv), one in zip(means, gaps, strict=True)
     ]

@@ -10,7 +10,7 @@ later layers also make up for what is still missing, in the manner of layer-wise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from policies.model.layers import LayerWeights
 from policies.nested import Change, LayerSubset, PatchedSubset, halves
 from policies.policy import Policy
-from policies.skipping.divergence import Text, passes
+from policies.skipping.divergence import Text, full_model, passes
 from registry import UsageError, patches
 
 _ROWS = 512  # of a gram computed at a time
@@ -74,13 +74,13 @@ class NormalEquations:
 
 
 class _Streams:
-    """One micro-batch's residual streams [N, width] float32: of the full model, and of the nested one."""
+    """A micro-batch's residual streams [N, width] float32: ``full`` of the full model, ``partial`` of the nested."""
 
     def __init__(
-        self, weights: list[LayerWeights], before: Tensor, apply: Callable[[Tensor, LayerWeights], Tensor]
+        self, weights: Sequence[LayerWeights], before: Tensor, apply: Callable[[Tensor, LayerWeights], Tensor]
     ) -> None:
         self.weights, self.full, self.apply = weights, before, apply
-        self.nested = self.full
+        self.partial = self.full
         self.read = self.full
 
     def advance(self, numbers: Iterable[int]) -> None:
@@ -98,14 +98,14 @@ class _Streams:
             return output(x)
 
         recorded = replace(half, down=recording) if number % 2 else replace(half, out=recording)
-        self.nested = self.apply(self.nested, recorded)
+        self.partial = self.apply(self.partial, recorded)
 
     def change(self, change: Change) -> None:
         """The nested stream as it is with ``change`` in the map just passed."""
-        self.nested = self.nested + F.linear(self.read.float(), change.weight, change.bias)
+        self.partial = self.partial + F.linear(self.read.float(), change.weight, change.bias)
 
 
-def _half(weights: list[LayerWeights], number: int) -> LayerWeights:
+def _half(weights: Sequence[LayerWeights], number: int) -> LayerWeights:
     return replace(weights[number // 2], attends=number % 2 == 0, transforms=number % 2 == 1)
 
 
@@ -114,7 +114,7 @@ class Fit:
     """A fitted subset, and ``residual``: the share of what the skipped layers add that stays unexplained, on the tokens
     fitted to, as a mean over the runs of skipped layers (0 where nothing is skipped)."""
 
-    nested: PatchedSubset
+    subset: PatchedSubset
     residual: float
 
 
@@ -181,7 +181,7 @@ class Absorb:
         last = 2 * policy.num_layers
         following = [*numbers[1:], last]
         gaps = [after > number + 1 for number, after in zip(numbers, following, strict=True)]
-        streams = [_Streams(policy.packed().layers, *passed) for passed in passes(policy, text)]
+        streams = [_Streams(full_model(policy, text).layers, *passed) for passed in passes(policy, text)]
         for one in streams:
             one.advance(range(numbers[0]))
         parted = numbers[0] > 0
@@ -196,7 +196,7 @@ class Absorb:
                 if parted:
                     one.step(number)
                 else:
-                    one.nested = one.full
+                    one.partial = one.full
             if gaps[place] or (parted and self.everything):
                 change, residual = self._solve(streams, before.changes.get(number) if before else None)
                 changes[number] = change
@@ -207,7 +207,7 @@ class Absorb:
         """The change of the map that all streams have just passed, put into them."""
         equations = NormalEquations(streams[0].read.shape[1], streams[0].full.shape[1], streams[0].full.device)
         for one in streams:
-            equations.add(one.read, one.full - one.nested)
+            equations.add(one.read, one.full - one.partial)
         change, residual = equations.solve(self.ridge, before)
         for one in streams:
             one.change(change)

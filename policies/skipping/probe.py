@@ -34,7 +34,6 @@ class Probe:
         policy: the target.
         prompts: B int64 tensors; share an object among completions of one prompt.
         length: of the completions it is measured on.
-        temperature: of both distributions.
         seed: of the completions.
         longest: tokens of the longest completion that rollouts may write, for samplers that budget whole completions;
             by default ``length.tokens``.
@@ -45,14 +44,12 @@ class Probe:
         policy: Policy,
         prompts: Sequence[Tensor],
         length: Length,
-        temperature: float = 1.0,
         seed: int = 0,
         longest: int | None = None,
     ) -> None:
         self.policy = policy
         self.prompts = prompts
         self.length = length
-        self.temperature = temperature
         self.seed = seed
         self.longest = longest or length.tokens
         self._each: dict[str | None, list[Divergence]] = {}
@@ -65,7 +62,7 @@ class Probe:
     @cached_property
     def text(self) -> Text:
         """What the full model wrote."""
-        return write(self.policy, self._full, self.prompts, self.length, self.temperature, self.seed)
+        return write(self.policy, self._full, self.prompts, self.length, self.seed)
 
     @property
     def _full(self) -> LayerSubset:
@@ -78,8 +75,8 @@ class Probe:
     def each(self, half: str | None = None) -> list[Divergence]:
         """[L] the divergence of the mu that skips one layer alone, or its ``half`` (attention or mlp)."""
         if half not in self._each:
-            nested = states_without_each(self.policy, self.text, half)
-            self._each[half] = [compare(self.policy, self._target, [one], self.temperature)[0] for one in nested]
+            hidden = states_without_each(self.policy, self.text, half)
+            self._each[half] = [compare(self.policy, self._target, [one])[0] for one in hidden]
         return self._each[half]
 
     def kl(self, half: str | None = None) -> list[float]:
@@ -88,8 +85,8 @@ class Probe:
 
     def set_kl(self, skipped: Iterable[Block]) -> float:
         """KL(mu || pi) per token of the mu that skips a set of layers or halves."""
-        nested = states(self.policy, self.text, without(skipped, self.num_layers))
-        return compare(self.policy, self._target, [nested], self.temperature)[0].kl
+        hidden = states(self.policy, self.text, without(skipped, self.num_layers))
+        return compare(self.policy, self._target, [hidden])[0].kl
 
     @cached_property
     def influence(self) -> list[float]:

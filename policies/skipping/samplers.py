@@ -1,25 +1,52 @@
-"""Skip samplers: which layers a rollout's behaviour policy leaves out.
-
-``sample(num_layers, rng)`` is called once per rollout (the paper redraws per batch) and returns the layers *kept*.
-Further methods are optional:
-
-    ready, prepare(probe)               false until scores have been measured on the target (``probe``)
-    check(num_layers)                   raises for settings that cannot work, before anything is measured
-    observe(layers, diagnostics)        after each update: what the layers cost
-    state_dict(), load_state_dict(d)    JSON-able, so that a run resumes to the same sets
-    metrics()                           of the last sample, written beside the run's own
-
-Those here need nothing but the number of layers.
-"""
+"""Skip samplers: which layers a rollout's behaviour policy leaves out. Those here need only the number of layers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from policies.nested import LayerSubset, without
 from registry import UsageError, skip_samplers
+
+if TYPE_CHECKING:
+    from policies.skipping.probe import Probe
+
+
+class SkipSampler:
+    """What every skip sampler is: ``sample`` is its own, and the rest does nothing until it is overridden."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``sample`` has all that it needs; if not, ``prepare`` is called before the first rollout."""
+        return True
+
+    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
+        """The layers *kept* of ``num_layers``, increasing: drawn once per rollout (the paper redraws per batch)."""
+        raise NotImplementedError
+
+    def check(self, num_layers: int) -> None:
+        """Raise ``UsageError`` for settings that cannot work with ``num_layers``, before anything is measured."""
+        self.sample(num_layers, np.random.default_rng(0))
+
+    def prepare(self, probe: Probe) -> None:
+        """Measure scores of the layers on the target."""
+
+    def observe(self, layers: LayerSubset, diagnostics: Mapping[str, float]) -> None:
+        """Learn what ``layers`` cost from the ``diagnostics`` of the update after their rollout."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the run writes beside its own metrics, about the last sample."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able, so that a run resumes to the same sets."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``."""
 
 
 def skip_count(ratio: float, num_layers: int, candidates: int) -> int:
@@ -46,7 +73,7 @@ def inner_layers(border: int, num_layers: int) -> np.ndarray:
 
 @skip_samplers.register("full")
 @dataclass(frozen=True)
-class FullDepth:
+class FullDepth(SkipSampler):
     """Keeps every layer: on-policy rollouts."""
 
     def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
@@ -56,7 +83,7 @@ class FullDepth:
 
 @skip_samplers.register("uniform")
 @dataclass(frozen=True)
-class UniformSkip:
+class UniformSkip(SkipSampler):
     """Skips ``round(ratio * num_layers)`` layers, uniformly without replacement, never the borders (arXiv 2508.10123).
 
     Attributes:
@@ -76,7 +103,7 @@ class UniformSkip:
 
 @skip_samplers.register("fixed")
 @dataclass(frozen=True)
-class FixedSkip:
+class FixedSkip(SkipSampler):
     """Skips the same layers in every rollout.
 
     Attributes:
@@ -104,7 +131,7 @@ class FixedSkip:
 
 @skip_samplers.register("even")
 @dataclass(frozen=True)
-class EvenSkip:
+class EvenSkip(SkipSampler):
     """Skips ``round(ratio * num_layers)`` layers spread evenly over the inner ones, so that no two neighbours go before
     they must. The same layers at every call. ``ratio`` and ``border`` as in ``uniform``."""
 
@@ -121,7 +148,7 @@ class EvenSkip:
 
 @skip_samplers.register("middle")
 @dataclass(frozen=True)
-class MiddleSkip:
+class MiddleSkip(SkipSampler):
     """Skips a run of ``round(ratio * num_layers)`` neighbours, as depth pruning does (arXiv 2403.17887).
 
     Attributes:
@@ -145,7 +172,7 @@ class MiddleSkip:
 
 @skip_samplers.register("early-exit")
 @dataclass(frozen=True)
-class EarlyExit:
+class EarlyExit(SkipSampler):
     """Skips the ``round(ratio * num_layers)`` last inner layers (LayerSkip, arXiv 2404.16710, drafts so).
 
     Attributes:

@@ -57,8 +57,8 @@ def pull(policy: Policy, coefficient: float) -> tuple[Consistency, torch.Tensor]
         group=torch.arange(VOCABULARY),
         episodes=({},) * VOCABULARY,
     )
-    loss = Consistency(coefficient, nested=KEPT)
-    loss.backward(policy, batch, target[:, None], nested.detach().exp()[:, None])
+    loss = Consistency(coefficient)
+    loss.backward(policy, KEPT, batch, target[:, None], nested.detach().exp()[:, None])
     return loss, (target.exp() * (target - nested)).sum()
 
 
@@ -89,10 +89,10 @@ def test_completions_that_the_target_wrote_are_left_out() -> None:
         by_target=rows < 2,
     )
     logp = every_next_token(policy).detach()[tokens]
-    loss, ones = Consistency(1.0, nested=KEPT), torch.ones(6, 1)
-    loss.backward(policy, batch, logp, ones)
+    loss, ones = Consistency(1.0), torch.ones(6, 1)
+    loss.backward(policy, KEPT, batch, logp, ones)
     mixed = gradient(policy)
-    loss.backward(policy, batch.select(rows[2:]), logp[2:], ones[2:])
+    loss.backward(policy, KEPT, batch.select(rows[2:]), logp[2:], ones[2:])
     own = gradient(policy)
     assert own.abs().max() > 0
     torch.testing.assert_close(mixed, own)

@@ -13,7 +13,7 @@ from policies import PatchedSubset, Policy
 from policies.nested import layers_of
 from policies.skipping.divergence import Length, states, write
 from tests.oracles.policy_checkpoints import random_model
-from tests.oracles.reft_agents import SKIP, CoinFlips, make, numbers, weights
+from tests.oracles.reft_agents import SKIP, CoinFlips, make, numbers, weights, write_batch
 
 
 def fitted(agent: ReFT, iterations: int) -> list[bool]:
@@ -24,8 +24,8 @@ def test_a_subset_in_use_is_fitted_again_now_and_then(folder: str) -> None:
     agent = make(folder, sampler=SKIP, patch={"id": "absorb", "every": 3})
     assert fitted(agent, 6) == [False, True, False, False, True, False]
     assert agent.metrics["skip_ratio"] == 0.5
-    assert agent.patcher.fitted is not None
-    assert agent.patcher.fitted.layers == (0, 3)
+    assert agent.nesting.patcher.fitted is not None
+    assert agent.nesting.patcher.fitted.layers == (0, 3)
 
 
 def test_the_first_rollout_skips_nothing(folder: str) -> None:
@@ -42,10 +42,10 @@ def test_another_subset_is_fitted_anew(folder: str) -> None:
     seen = set()
     for iteration in range(6):
         metrics = agent.iterate()
-        new = agent.patcher.fitted is not None and iteration - agent.patcher.fitted_at == 0
+        new = agent.nesting.patcher.fitted is not None and iteration - agent.nesting.patcher.fitted_at == 0
         assert ("patch/residual" in metrics) == new
-        if agent.patcher.fitted is not None:
-            assert agent.patcher.fitted.layers == agent.layers
+        if agent.nesting.patcher.fitted is not None:
+            assert agent.nesting.patcher.fitted.layers == agent.layers
         seen.add(agent.layers)
     assert len(seen) > 2
 
@@ -54,8 +54,8 @@ def test_another_subset_is_fitted_anew(folder: str) -> None:
 def test_log_probabilities_are_those_of_the_patched_policy(folder: str, correction: str) -> None:
     agent = make(folder, sampler=SKIP, patch={"id": "heal", "every": 50}, correction=correction)
     agent.iterate()
-    rollout, _ = agent._rollout(np.random.default_rng(1), None)
-    nested = agent.patcher.fitted
+    rollout, _ = write_batch(agent, np.random.default_rng(1))
+    nested = agent.nesting.patcher.fitted
     with torch.no_grad():
         scored, plain = (
             agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=layers)
@@ -75,23 +75,23 @@ def test_a_saved_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, 
     resumed = ReFT.load(
         tmp_path / "saved", CoinFlips(16), group_size=4, problems_per_batch=6, learning_rate=1e-2, seed=3, **given
     )
-    assert isinstance(resumed.patcher.fitted, PatchedSubset)
+    assert isinstance(resumed.nesting.patcher.fitted, PatchedSubset)
     for _ in range(2):  # the first uses the saved patches, the second fits to saved tokens, anchored at them
         assert numbers(resumed.iterate()) == numbers(straight.iterate())
     assert torch.equal(weights(resumed), weights(straight))
-    assert layers_of(resumed.patcher.fitted) == resumed.layers
+    assert layers_of(resumed.nesting.patcher.fitted) == resumed.layers
 
 
 def test_an_agent_saved_before_its_first_rollout_loads(folder: str, tmp_path: Path) -> None:
     make(folder, sampler=SKIP, patch="absorb").save(tmp_path / "saved")
     agent = ReFT.load(tmp_path / "saved", CoinFlips(16), sampler=SKIP, patch="absorb")
-    assert agent.patcher.text is None
+    assert agent.nesting.patcher.text is None
 
 
 def test_tokens_are_bounded_and_groups_share_their_prompt(folder: str) -> None:
     agent = make(folder, sampler=SKIP, patch={"id": "absorb", "tokens": 150})
     agent.iterate()
-    text = agent.patcher.text
+    text = agent.nesting.patcher.text
     assert text is not None
     used = int(text.mask.sum()) + sum(len(p) for p in {id(p): p for p in text.prompts}.values())
     assert 0 < used <= 150

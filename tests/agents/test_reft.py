@@ -18,14 +18,14 @@ from envs.vector import MathReasonVector
 from policies import Policy
 from registry import UsageError, advantages, corrections
 from registry import agents as agent_registry
-from tests.oracles.reft_agents import CoinFlips, gradient_of, make, numbers, weights
+from tests.oracles.reft_agents import CoinFlips, gradient_of, make, numbers, weights, write_batch
 
 LAYERS = 4
 
 
 def rollout_of(agent: ReFT, layers: tuple[int, ...], problems: int = 6, group: int = 4) -> Rollout:
     length = agent.observation_space["input_ids"].shape[0]
-    mu = agent.target.nested(layers, agent.env.num_envs, length, seed=1)
+    mu = agent.target.behavior(layers, agent.env.num_envs, length, seed=1)
     return collect(mu, agent.envs, list(range(problems)), group)
 
 
@@ -43,7 +43,7 @@ def test_update_gradient_is_reinforce_with_group_advantages(folder: str) -> None
     rollout = rollout_of(agent, tuple(range(LAYERS)))
     advantage = agent.advantage(rollout.reward, rollout.group)
     assert 0 < (advantage != 0).sum() < len(rollout) or (advantage != 0).all()
-    found = gradient_of(agent, lambda: agent.update(rollout, advantage, 1, 1, np.random.default_rng(0)))
+    found = gradient_of(agent, lambda: agent.update(rollout, advantage, np.random.default_rng(0)))
 
     model = LlamaForCausalLM.from_pretrained(folder)
     loss = torch.zeros(())
@@ -70,7 +70,7 @@ def test_base_variant_gradient_is_the_clipped_loss_with_importance_ratio(folder:
     rollout = replace(rollout, old_logp=old)
 
     def act() -> None:
-        agent.update._step(rollout, advantage, None)
+        agent.update._step(rollout, advantage, None, None)
 
     found = gradient_of(agent, act)
     agent.optimizer.zero_grad()
@@ -108,7 +108,7 @@ def test_slots_change_nothing(folder: str) -> None:
 def test_equal_seeds_deal_equal_problems_whatever_the_agent(folder: str) -> None:
     def dealt(**arguments: Any) -> list[int]:
         agent = make(folder, **arguments)
-        rollout, problems = agent._rollout(np.random.default_rng([3, 0]), None)
+        rollout, problems = write_batch(agent, np.random.default_rng([3, 0]))
         assert [info["problem_index"] for info in rollout.episodes][::4] == problems
         return problems
 
@@ -142,7 +142,7 @@ def test_a_sampler_that_needs_scores_gets_them_once_and_pairs_with_the_others(fo
     assert first["skip_ratio"] == second["skip_ratio"] == 0.25
     assert first["layers_kept"] == 3
     other.iterate()
-    assert agent._rollout(np.random.default_rng(1), None)[1] == other._rollout(np.random.default_rng(1), None)[1]
+    assert write_batch(agent, np.random.default_rng(1))[1] == write_batch(other, np.random.default_rng(1))[1]
     with pytest.raises(UsageError, match="largest possible"):
         make(folder, sampler={"id": "lowest-kl", "ratio": 0.95})
 
@@ -158,7 +158,7 @@ def test_a_policy_without_some_halves_is_trained_and_counted_by_weight(folder: s
 
 def test_defensive_groups_hold_both_writers(folder: str) -> None:
     agent = make(folder, sampler="fixed", correction="defensive", target_written=2)
-    rollout, _ = agent._rollout(np.random.default_rng(0), None)
+    rollout, _ = write_batch(agent, np.random.default_rng(0))
     assert rollout.by_target is not None
     assert rollout.by_target.view(-1, 4).tolist() == [[True, True, False, False]] * 6
     with torch.no_grad():

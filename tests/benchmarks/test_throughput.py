@@ -96,7 +96,7 @@ def test_kept_layers_are_spread_and_never_the_borders(policy):
 
 
 def test_limits_are_above_what_a_product_heavy_engine_reaches(policy):
-    policy.nested((0,), 1, 4)
+    policy.behavior((0,), 1, 4)
     assert product_limit(policy, 8) > 0
     assert bandwidth_limit(policy, 8, 10.0) > bandwidth_limit(policy, 8, 1000.0) > 0
 

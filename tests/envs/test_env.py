@@ -16,8 +16,8 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-import envs
 from envs.math_reason import MathReason
+from envs.problems.sources import PUBLISHED
 from envs.vector import MathReasonVector
 from registry import UsageError
 from tests.oracles.env_oracles import R1, SHORT, Typist, assert_same
@@ -96,7 +96,7 @@ def test_ids_specs_and_the_native_vector_env() -> None:
     assert isinstance(vector, MathReasonVector) and vector.num_envs == 5
     assert isinstance(gym.make_vec("MathReason-v0", num_envs=2, vectorization_mode="sync"), SyncVectorEnv)
     assert json.loads(vector.spec.to_json())["id"] == "MathReason-v0"  # type: ignore[union-attr]
-    for name in envs.PROBLEM_SETS:
+    for name in PUBLISHED:
         gym.spec(f"MathReason/{name}-v0").to_json()
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import envs  # noqa: F401  (registers the environments)
-from envs.shaping import FormatReward, LengthPenalty, ShapedReward, ShapedRewardVector
+from envs.math_reason import MathReason
+from envs.shaping import FormatReward, LengthPenalty, ShapedReward, ShapedRewardVector, whole_parts
+from envs.vector import MathReasonVector
 from registry import UsageError
+from tests.oracles.env_oracles import SHORT, Typist, assert_same
 
 PARTS = [FormatReward(0.5), LengthPenalty(0.01, free_tokens=1)]
+SUM = r"\sum_{k=1}^{3} \frac{1}{k^2}"
+AS_FIELD = ({"id": "format", "weight": 0.5}, {"id": "length-penalty", "weight": 0.01, "free_tokens": 1})
 
 
 def tokens(env: Any, text: str) -> list[int]:
@@ -20,11 +28,18 @@ def tokens(env: Any, text: str) -> list[int]:
     return [*env.unwrapped.task.tokenizer(text, add_special_tokens=False)["input_ids"], eos]
 
 
+def make_single(how: str, **task: Any) -> gym.Env:
+    if how == "field":
+        return gym.make("MathReason-v0", reward_parts=AS_FIELD, **task)
+    return ShapedReward(gym.make("MathReason-v0", **task), PARTS)
+
+
+@pytest.mark.parametrize("how", ["field", "wrapper"])
 @pytest.mark.parametrize(
     ("text", "form"), [("#### {gold}", 0.5), ("#### {gold}1", 0.5), ("no idea", 0.0), ("####", 0.0)]
 )
-def test_single(text: str, form: float) -> None:
-    env = ShapedReward(gym.make("MathReason-v0"), PARTS)
+def test_single(how: str, text: str, form: float) -> None:
+    env = make_single(how)
     _, start = env.reset(options={"problem_index": 3})
     gold = env.unwrapped.task.problem(start["problem_index"]).answer  # type: ignore[attr-defined]
     ids = tokens(env, text.format(gold=gold))
@@ -34,31 +49,135 @@ def test_single(text: str, form: float) -> None:
         assert terminated or reward == 0.0
     length = -0.01 * (len(ids) - 1)
     assert (info["format_reward"], info["length_penalty"]) == (form, pytest.approx(length))
-    assert info["verdict_reward"] == float(info["is_success"])
+    assert info["verdict_reward"] == float(info["is_success"]) == float(text == "#### {gold}")
     assert reward == pytest.approx(info["verdict_reward"] + form + length)
 
 
-def test_vector_equals_single() -> None:
-    venv = ShapedRewardVector(gym.make_vec("MathReason-v0", num_envs=2), PARTS)
-    venv.reset(options={"problem_indices": np.array([3, 4])})
-    gold = venv.unwrapped.task.problem(3).answer  # type: ignore[attr-defined]
-    texts = [tokens(venv, f"#### {gold}"), tokens(venv, "none, I think, or 5")]
-    ended: dict[int, tuple[float, float, float, float]] = {}
-    for step in range(max(map(len, texts))):
-        actions = np.array([ids[min(step, len(ids) - 1)] for ids in texts])
-        _, rewards, terminated, _, infos = venv.step(actions)
-        for slot in np.flatnonzero(terminated):
-            final = infos["final_info"]
-            shares = [final[key][slot] for key in ("verdict_reward", "format_reward", "length_penalty")]
-            ended.setdefault(int(slot), (float(rewards[slot]), *map(float, shares)))
-    assert ended[0][1:3] == (1.0, 0.5)
-    assert ended[1][1:3] == (0.0, 0.0)
-    for slot, (reward, *shares) in ended.items():
-        assert reward == pytest.approx(sum(shares))
-        assert shares[2] == pytest.approx(-0.01 * (len(texts[slot]) - 1))
-    venv.close()
+@pytest.mark.parametrize("control", ["verified", "random"])
+def test_field_of_the_vector_env_equals_field_of_the_single_env_and_both_wrappers(control: str) -> None:
+    """The coin of the control arm stands in for the verdict's reward alone."""
+    task: dict[str, Any] = {**SHORT, "reward": control}
+    wrapped_singles = SyncVectorEnv(
+        [lambda: ShapedReward(MathReason(**task), PARTS)] * 3, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    singles = SyncVectorEnv(
+        [lambda: MathReason(**task, reward_parts=AS_FIELD)] * 3, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    native = MathReasonVector(num_envs=3, **task, reward_parts=AS_FIELD)
+    others = [singles, wrapped_singles, ShapedRewardVector(MathReasonVector(num_envs=3, **task), PARTS)]
+    bare = MathReasonVector(num_envs=3, **task)
+    for env in (native, bare, *others):
+        env.reset(seed=5)
+    typist, rewards = Typist(native, 5, (" #### 12", "####")), set()
+    for step in range(80):
+        actions = typist()
+        expected, unshaped = native.step(actions), bare.step(actions)
+        for other in others:
+            for part, value in enumerate(other.step(actions)):
+                assert_same(value, expected[part], f"step {step} part {part}")
+        final = expected[4].get("final_info", {})
+        if final:
+            rewards |= set(final["verdict_reward"][final["_verdict_reward"]].tolist())
+            assert_same(final["verdict_reward"], unshaped[1])
+            assert_same(final["is_success"], unshaped[4]["final_info"]["is_success"])
+    assert rewards == ({0.0, 1.0} if control == "random" else {0.0}), "random typing solves nothing"
+
+
+def test_a_deferred_verdict_gets_its_parts_when_it_is_settled(tmp_path: Path) -> None:
+    rows = [{"question": "What is it?", "answer": SUM}, {"question": "What is five?", "answer": "5"}]
+    path = tmp_path / "symbolic.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    env = MathReasonVector(num_envs=2, problems=str(path), max_new_tokens=60, reward_parts=AS_FIELD)
+    scripts = [tokens(env, r"\boxed{\frac{49}{36}}"), tokens(env, r"\boxed{5}")]
+    length = max(map(len, scripts))
+
+    def play(defer: bool) -> tuple[dict[int, dict[str, Any]], set[str]]:
+        env.reset(options={"deck": [0, 1], "defer": defer})
+        outcomes: dict[int, dict[str, Any]] = {}
+        statuses: set[str] = set()
+        for step in range(length):
+            _, rewards, ended, _, infos = env.step(np.array([ids[min(step, len(ids) - 1)] for ids in scripts]))
+            for slot in np.flatnonzero(ended):
+                final = {key: value[slot] for key, value in infos["final_info"].items() if key[0] != "_"}
+                statuses.add(final["status"])
+                assert final["status"] != "pending" or rewards[slot] == 0.0
+                outcomes[int(final["episode_id"])] = {**final, "reward": float(rewards[slot])}
+        outcomes |= {final["episode_id"]: {**final, "reward": late} for late, final in env.settle()}
+        return outcomes, statuses
+
+    (late, statuses), (immediate, _) = play(defer=True), play(defer=False)
+    assert late == immediate and late[1]["reward"] == pytest.approx(1.5 - 0.01 * (len(scripts[1]) - 1))
+    assert late[0]["reward"] == pytest.approx(1.0 + 0.5 - 0.01 * (len(scripts[0]) - 1))
+    assert "pending" in statuses, "a worker needs longer than a step"
+
+
+@dataclass(frozen=True)
+class Hurry:
+    """A part of a third party, which looks at another entry of the terminal info."""
+
+    name: str = "hurry"
+
+    def __call__(self, info: Any) -> float:
+        return -1.0 if info["finish_reason"] == "length" else 0.0
+
+
+def test_a_part_of_ones_own_sees_the_whole_terminal_info() -> None:
+    single = ShapedReward(gym.make("MathReason-v0", **SHORT), ["format", Hurry()])
+    venv = ShapedRewardVector(gym.make_vec("MathReason-v0", num_envs=1, **SHORT), ["format", Hurry()])
+    single.reset(options={"problem_index": 3})
+    venv.reset(options={"problem_index": 3})
+    for _ in range(8):
+        _, reward, _, _, info = single.step(np.int64(5))
+        _, rewards, _, _, infos = venv.step(np.array([5]))
+    assert info["hurry"] == infos["final_info"]["hurry"][0] == -1.0
+    assert reward == rewards[0] == -1.0 + info["format_reward"]
+
+
+def test_without_parts_nothing_changes() -> None:
+    env, plain = gym.make("MathReason-v0", reward_parts=(), **SHORT), gym.make("MathReason-v0", **SHORT)
+    for one in (env, plain):
+        one.reset(seed=3)
+    for _ in range(8):
+        assert_same(env.step(np.int64(5)), plain.step(np.int64(5)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("format", "format"), "one name"),
+        (("formt",), "did you mean 'format'"),
+        (({"id": "format", "wieght": 1.0},), "did you mean 'weight'"),
+        (({"weight": 1.0},), "has no 'id'"),
+        (({"id": "format", "weight": float("nan")},), "finite number"),
+        ("format", "tuple of ids"),
+        ((FormatReward(),), "ShapedReward"),
+        (({"id": "format", "name": "status"},), "would hide 'status'"),
+    ],
+)
+def test_wrong_parts(parts: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        env = MathReason(reward_parts=parts)
+        env.reset(seed=0)
+        env.step(np.int64(min(env.task.stop_token_ids)))
 
 
 def test_names_must_differ() -> None:
     with pytest.raises(UsageError, match="one name"):
         ShapedReward(gym.make("MathReason-v0"), [FormatReward(), FormatReward()])
+    twice = ShapedReward(gym.make("MathReason-v0", reward_parts=("format",)), ["format"])
+    twice.reset(seed=0)
+    with pytest.raises(UsageError, match="would hide 'format_reward'"):
+        twice.step(np.int64(min(twice.unwrapped.task.stop_token_ids)))  # type: ignore[attr-defined]
+
+
+def test_specs_are_json_and_whole() -> None:
+    env = gym.make("MathReason-v0", reward_parts=("format", {"id": "length-penalty", "weight": 0.01}))
+    assert env.spec is not None
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert again.unwrapped.task.reward_parts == env.unwrapped.task.reward_parts  # type: ignore[attr-defined]
+    whole = whole_parts(env.unwrapped.task.spec.reward_parts)  # type: ignore[attr-defined]
+    assert whole == [
+        {"id": "format", "weight": 0.1, "name": "format_reward"},
+        {"id": "length-penalty", "weight": 0.01, "free_tokens": 0, "name": "length_penalty"},
+    ]
+    assert MathReason(reward_parts=whole).task.reward_parts == env.unwrapped.task.reward_parts  # type: ignore[attr-defined]

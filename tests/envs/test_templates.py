@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from envs.task import BUILTIN_TOKENIZER
-from envs.templates import TEMPLATES, template
-from registry import UsageError
+from registry import UsageError, templates
 
 QUESTION = "  What is 2 + 3?  "
 CHAT = (
@@ -39,28 +38,28 @@ def adds_bos() -> PreTrainedTokenizerFast:
 
 
 def test_plain_is_exact_and_has_no_stop_strings(builtin: Any) -> None:
-    plain = template("plain")
+    plain = templates.make("plain")
     assert plain.prompt(QUESTION, builtin) == "Question: What is 2 + 3?\nAnswer:"
     assert plain.stop == ()
     assert plain.prompt_ids(QUESTION, builtin) == builtin("Question: What is 2 + 3?\nAnswer:")["input_ids"]
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", ["plain", "chat", "qwen-math", "r1"])
 def test_bos_never_stands_twice(name: str, adds_bos: PreTrainedTokenizerFast) -> None:
-    ids = template(name).prompt_ids(QUESTION, adds_bos)
+    ids = templates.make(name).prompt_ids(QUESTION, adds_bos)
     assert ids.count(0) == 1 and ids[0] == 0
 
 
 @pytest.mark.parametrize("name", ["chat", "qwen-math", "r1"])
 def test_the_answer_is_asked_for_in_a_box(name: str, adds_bos: PreTrainedTokenizerFast) -> None:
-    prompt = template(name).prompt(QUESTION, adds_bos)
+    prompt = templates.make(name).prompt(QUESTION, adds_bos)
     assert "\\boxed{}" in prompt and "What is 2 + 3?" in prompt
-    assert template(name).extract(prompt)[0] == "", "the prompt's own box is no answer"
+    assert templates.make(name).extract(prompt)[0] == "", "the prompt's own box is no answer"
 
 
 def test_chat_needs_a_chat_template(builtin: Any) -> None:
     with pytest.raises(UsageError, match=r"chat template.*template='plain'"):
-        template("chat").prompt(QUESTION, builtin)
+        templates.make("chat").prompt(QUESTION, builtin)
 
 
 def test_chat_is_the_tokenizers_own(shared_dir: Path) -> None:
@@ -68,7 +67,7 @@ def test_chat_is_the_tokenizers_own(shared_dir: Path) -> None:
     if not (folder / "tokenizer.json").exists():
         pytest.skip("no instruction-tuned tokenizer at hand")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    ids = template("chat").prompt_ids(QUESTION, tokenizer)
+    ids = templates.make("chat").prompt_ids(QUESTION, tokenizer)
     text = tokenizer.decode(ids)
     assert text.endswith("<|im_start|>assistant\n")
     assert json.dumps(text).count("<|im_start|>user") == 1
@@ -76,4 +75,4 @@ def test_chat_is_the_tokenizers_own(shared_dir: Path) -> None:
 
 def test_unknown_names_say_what_was_meant() -> None:
     with pytest.raises(UsageError, match="did you mean 'plain'"):
-        template("plane")
+        templates.make("plane")

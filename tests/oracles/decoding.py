@@ -46,7 +46,7 @@ def check_greedy(behavior: Behavior, model, prefixes: list[list[int]], start: np
 
 def roll_out(policy: Policy, slots: int, deck: list[list[int]], steps: int, **sampling) -> dict[int, list]:
     """Deal a deck of prompts to slots as they fall free; every episode is ``steps`` tokens long."""
-    behavior = policy.nested(FULL, slots=slots, max_length=LONGEST, **sampling)
+    behavior = policy.behavior(FULL, slots=slots, max_length=LONGEST, **sampling)
     waiting = list(enumerate(deck))
     running: list[tuple[int, list[int], int] | None] = [None] * slots
     record: dict[int, list] = {episode: [] for episode in range(len(deck))}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 import agents  # noqa: F401 (registers)
-from agents import ReFT
+from agents import ReFT, Rollout
 from envs.vector import MathReasonVector
 
 
@@ -41,3 +42,10 @@ def gradient_of(agent: ReFT, act: Callable[[], Any]) -> torch.Tensor:
 
 
 SKIP = {"id": "fixed", "layers": [1, 2]}
+
+
+def write_batch(agent: ReFT, rng: np.random.Generator) -> tuple[Rollout, list[int]]:
+    """A rollout as an iteration writes it, and its problems; nothing is learnt from it."""
+    problems = agent._draw_problems(rng)
+    seed = int(rng.integers(2**31))
+    return agent.rollout(problems, agent.nesting.draw(agent.target, rng, agent.iteration), seed), problems

@@ -21,8 +21,7 @@ def recompute(step, inputs, size, pool):
 def replayed(monkeypatch, capture) -> list[Replays]:
     """Makes every pure store decode through ``Replays`` in small buckets; the stores' replays, as they are made."""
     made: list[Replays] = []
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
-    monkeypatch.setattr("policies.model.weights.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
     monkeypatch.setattr(torch_store, "ROWS", 2)
     monkeypatch.setattr(torch_store, "LENGTH", 8)
     begin = torch_store.TorchStore.__init__

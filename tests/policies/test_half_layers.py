@@ -26,7 +26,7 @@ SUBSETS: list[LayerSubset] = [(0, "1.attention", "2.mlp", 3), ("0.mlp", "2.atten
 
 
 def check_decoding(policy: Policy, layers: LayerSubset) -> None:
-    behavior = policy.nested(layers, slots=3, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(layers, slots=3, max_length=LONGEST, temperature=0.0)
     model = zeroed(policy.model, layers)
     prefixes, start = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [9, 9, 2, 4]], np.ones(3, bool)
     for _ in range(5):
@@ -47,7 +47,7 @@ def test_decoding_equals_zeroed_branches(family, layers):
 @pytest.mark.parametrize("family", ["llama-rope-scaled", "qwen2-window", "qwen3"])
 @pytest.mark.parametrize("layers", SUBSETS)
 def test_decoding_in_pure_torch_equals_zeroed_branches(family, layers, monkeypatch):
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
     check_decoding(shared_policy(family), layers)
 
 
@@ -57,12 +57,12 @@ def test_logprobs_equal_zeroed_branches(family, layers):
     policy = shared_policy(family)
     prompts, tokens, mask = random_batch()
     expected = plain_logp(zeroed(policy.model, layers), prompts, tokens, mask, 0.7)
-    for recompute in (False, True):
-        policy.recompute = recompute
+    for gradient_checkpointing in (False, True):
+        policy.gradient_checkpointing = gradient_checkpointing
         try:
             found = policy.logprobs(prompts, tokens, mask, layers=layers, temperature=0.7)
         finally:
-            policy.recompute = False
+            policy.gradient_checkpointing = False
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

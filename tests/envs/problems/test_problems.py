@@ -15,7 +15,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from envs.problem import Problem
-from envs.problems.load import duplicates, load_problems, overlap, question_key
+from envs.problems import duplicates, load_problems, overlap
+from envs.problems.listed import question_key
 from envs.verifier import verify
 from envs.verifier.literal import parse_literal
 from envs.verifier.notation import normalise

@@ -19,7 +19,7 @@ DECK = [[4, 5, 6], [4, 5, 6], [9], list(range(11)), list(range(11)), [1, 2]]
 
 
 def let_ahead(behavior: Behavior, most: int) -> Ahead:
-    ahead = Ahead(behavior._decoder, behavior.slots, behavior.sampling, most, patience=1)
+    ahead = Ahead(behavior.decoder, behavior.slots, behavior.sampling, most, patience=1)
     behavior._ahead = ahead
     return ahead
 
@@ -33,11 +33,11 @@ class Writing:
         self.made: list[Ahead] = []
         self.calls = 0
 
-    def nested(self, *arguments: Any, **sampling: Any) -> Behavior:
-        behavior = self.policy.nested(*arguments, **sampling)
+    def behavior(self, *arguments: Any, **sampling: Any) -> Behavior:
+        behavior = self.policy.behavior(*arguments, **sampling)
         if self.most > 1:
             self.made.append(let_ahead(behavior, self.most))
-        decoder: Any = behavior._decoder
+        decoder: Any = behavior.decoder
         hidden = decoder.hidden
 
         def counted(*given: Any) -> Any:
@@ -61,7 +61,7 @@ def same_episodes(found: dict[int, list], expected: dict[int, list], exact: bool
 @pytest.fixture(params=[NativeStore, TorchStore])
 def store(request, monkeypatch):
     if request.param is TorchStore:
-        monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
+        monkeypatch.setattr("policies.native.kernels", lambda: None)
     return request.param
 
 
@@ -95,7 +95,7 @@ def test_rows_in_step_give_the_same_numbers_to_the_bit(store, most):
 
 def act_on(policy: Policy, most: int, slots: int, steps: int) -> tuple[list, int]:
     writing = Writing(policy, most)
-    behavior = writing.nested(FULL, slots=slots, max_length=LONGEST, seed=7)
+    behavior = writing.behavior(FULL, slots=slots, max_length=LONGEST, seed=7)
     prefixes = [[slot + 1, 2, 3] for slot in range(slots)]
     written = []
     for step in range(steps):
@@ -109,7 +109,7 @@ def act_on(policy: Policy, most: int, slots: int, steps: int) -> tuple[list, int
 def test_the_observation_is_the_truth(store):
     """Edited last tokens, edited prompts, truncated prefixes, episodes that change without saying so."""
     policy = shared_policy()
-    behavior = policy.nested(FULL, slots=3, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(FULL, slots=3, max_length=LONGEST, temperature=0.0)
     let_ahead(behavior, 8)
     prefixes, start = [[5, 6, 7, 8], [3], [9, 9, 2, 4]], np.ones(3, bool)
 
@@ -134,19 +134,19 @@ def test_the_observation_is_the_truth(store):
 
 def test_a_token_belongs_to_its_episode(store):
     policy = shared_policy()
-    behavior = policy.nested(FULL, slots=1, max_length=LONGEST, seed=1)
+    behavior = policy.behavior(FULL, slots=1, max_length=LONGEST, seed=1)
     let_ahead(behavior, 8)
     obs, prompt, none = observe([[1, 2, 3]]), np.ones(1, bool), np.zeros(1, bool)
     for episode in range(12):
         token, logp = behavior.act(obs, prompt if episode == 0 else none, np.array([episode]))
-        alone = policy.nested(FULL, slots=1, max_length=LONGEST, seed=1).act(obs, prompt, np.array([episode]))
+        alone = policy.behavior(FULL, slots=1, max_length=LONGEST, seed=1).act(obs, prompt, np.array([episode]))
         assert token == alone[0]
         assert logp == pytest.approx(alone[1], abs=1e-5)
 
 
 def test_states_and_tokens_of_one_behaviour(store):
     policy = shared_policy()
-    behavior = policy.nested(FULL, slots=2, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(FULL, slots=2, max_length=LONGEST, temperature=0.0)
     let_ahead(behavior, 4)
     prefixes, start = [[5, 6, 7], [3]], np.ones(2, bool)
     for _ in range(7):
@@ -160,7 +160,7 @@ def test_states_and_tokens_of_one_behaviour(store):
 
 def test_a_prefix_may_reach_the_longest(store):
     policy = shared_policy()
-    behavior = policy.nested(FULL, slots=2, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(FULL, slots=2, max_length=LONGEST, temperature=0.0)
     let_ahead(behavior, 8)
     prefixes, start = [list(range(10, 10 + LONGEST - 9)), [3]], np.ones(2, bool)
     while len(prefixes[0]) <= LONGEST:

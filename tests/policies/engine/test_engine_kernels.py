@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from policies import Policy
 from policies.engine.sampling import draw, uniforms
 from policies.engine.torch_store import TorchStore
-from policies.engine.whole_steps import FusedStore
+from policies.engine.whole_steps import WholeStepStore
 from policies.model.attention import CompiledAttention
 from policies.model.layers import rms_norm, rotated, silu_mul
 from policies.model.packing import Layout, pack
@@ -35,15 +35,14 @@ def native():
 
 @pytest.fixture
 def pure(monkeypatch):
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
-    monkeypatch.setattr("policies.model.weights.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pure_path_equals_a_fresh_forward(pure, family):
     policy = shared_policy(family)
-    behavior = policy.nested((0, 2, 3), slots=3, max_length=LONGEST, temperature=0.0)
-    assert isinstance(behavior._decoder.slots.store, TorchStore)
+    behavior = policy.behavior((0, 2, 3), slots=3, max_length=LONGEST, temperature=0.0)
+    assert isinstance(behavior.decoder.slots.store, TorchStore)
     model = without_layers(policy.model, (0, 2, 3))
     prefixes, start = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [9, 9, 2, 4]], np.ones(3, bool)
     for _ in range(6):
@@ -57,8 +56,7 @@ def test_both_paths_write_the_same_episodes(native, monkeypatch, dtype):
     deck = [[4, 5, 6], [4, 5, 6], [9], *[list(range(n)) for n in (17, 17, 2)]]
     model = random_model("qwen3", head_dim=32)
     compiled = roll_out(Policy(model, dtype), 4, deck, 4, seed=1)
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
-    monkeypatch.setattr("policies.model.weights.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
     plain = roll_out(Policy(model, dtype), 4, deck, 4, seed=1)
     for episode, steps in compiled.items():
         for (token, logp), (expected, expected_logp) in zip(steps, plain[episode], strict=True):
@@ -69,8 +67,8 @@ def test_both_paths_write_the_same_episodes(native, monkeypatch, dtype):
 
 
 def test_kernels_are_used_where_they_fit(native):
-    assert isinstance(shared_policy("llama").nested(FULL, 1, 4)._decoder.slots.store, FusedStore)
-    assert isinstance(shared_policy("qwen3").nested(FULL, 1, 4)._decoder.slots.store, TorchStore)  # head_dim 24
+    assert isinstance(shared_policy("llama").behavior(FULL, 1, 4).decoder.slots.store, WholeStepStore)
+    assert isinstance(shared_policy("qwen3").behavior(FULL, 1, 4).decoder.slots.store, TorchStore)  # head_dim 24
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -222,7 +220,7 @@ def test_float32_products(native, rows, columns, width):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_own_backwards_equal_autograd(monkeypatch, compiled, dtype):
     if not compiled:
-        monkeypatch.setattr("policies.model.products.kernels", lambda: None)
+        monkeypatch.setattr("policies.native.kernels", lambda: None)
     generator = torch.Generator().manual_seed(0)
     tight = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 3e-2, "rtol": 3e-2}
 

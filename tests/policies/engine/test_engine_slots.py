@@ -27,7 +27,7 @@ from tests.oracles.policy_checkpoints import (
 @pytest.mark.parametrize("layers", [FULL, (0, 2, 3)])
 def test_slots_equal_a_fresh_forward_of_the_model_with_the_other_layers_removed(family, layers):
     policy = shared_policy(family)
-    behavior = policy.nested(layers, slots=3, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(layers, slots=3, max_length=LONGEST, temperature=0.0)
     model = without_layers(policy.model, layers)
     prefixes = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [9, 9, 2, 4]]
     start = np.ones(3, bool)
@@ -46,7 +46,7 @@ PROMPTS = {"p0": [7], "p1": [1, 2, 3, 4, 5], "p2": [1, 2, 3, 9, 9, 9, 8]}
 @given(events=EVENTS, layers=st.sampled_from([FULL, (1, 3)]), flag_starts=st.booleans())
 def test_slots_equal_a_fresh_forward_for_any_order_of_resets(events, layers, flag_starts):
     policy = shared_policy("qwen3")
-    behavior = policy.nested(layers, slots=4, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(layers, slots=4, max_length=LONGEST, temperature=0.0)
     model = without_layers(policy.model, layers)
     prefixes: list[list[int]] = [[] for _ in range(4)]
     for step in events:
@@ -82,7 +82,7 @@ def test_the_slot_count_and_refills_change_no_episode():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_slot_count_changes_no_bit(dtype, whole_steps, monkeypatch):
     """Prompts are computed alone or with others, rows stand among few or many: the sums are the same."""
-    monkeypatch.setattr(decoder, "fits_reach", lambda *model: whole_steps)
+    monkeypatch.setattr(decoder, "takes_whole_steps", lambda *model: whole_steps)
     policy = Policy(random_model(hidden_size=128, intermediate_size=320), dtype=dtype)
     rng = np.random.default_rng(0)
     distinct = [rng.integers(0, VOCABULARY, size).tolist() for size in (3, 13, 1, 7)]
@@ -115,7 +115,7 @@ def test_bfloat16_slots_stay_near_float32():
 
 def test_a_step_needs_a_refresh_and_then_rollouts_follow_the_new_weights():
     policy = Policy(random_model(seed=1))
-    behavior = policy.nested(FULL, slots=1, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(FULL, slots=1, max_length=LONGEST, temperature=0.0)
     prefixes, start = [[1, 2, 3]], np.ones(1, bool)
     check_greedy(behavior, policy.model, prefixes, start)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.05)
@@ -125,39 +125,39 @@ def test_a_step_needs_a_refresh_and_then_rollouts_follow_the_new_weights():
     with pytest.raises(RuntimeError, match="refresh"):
         behavior.act(observe(prefixes), start, np.zeros(1, np.int64))
     with pytest.raises(RuntimeError, match="refresh"):
-        policy.nested(FULL, slots=1, max_length=LONGEST)
+        policy.behavior(FULL, slots=1, max_length=LONGEST)
     policy.refresh()
     assert policy.version == 1
     with pytest.raises(RuntimeError, match="weight version 0"):
         behavior.act(observe(prefixes), start, np.zeros(1, np.int64))
-    check_greedy(policy.nested((0, 2), 1, LONGEST, 0.0), without_layers(policy.model, (0, 2)), prefixes, start)
+    check_greedy(policy.behavior((0, 2), 1, LONGEST, 0.0), without_layers(policy.model, (0, 2)), prefixes, start)
 
 
 def test_the_model_is_never_altered_by_nesting():
     policy = shared_policy()
     before = list(policy.model.model.layers)
-    policy.nested((1,), slots=1, max_length=4).act(observe([[1]]), np.ones(1, bool), np.zeros(1, np.int64))
+    policy.behavior((1,), slots=1, max_length=4).act(observe([[1]]), np.ones(1, bool), np.zeros(1, np.int64))
     assert list(policy.model.model.layers) == before
     assert [block.self_attn.layer_idx for block in before] == list(FULL)
 
 
 def test_behaviours_share_one_set_of_weights():
     policy = shared_policy()
-    first, second = (policy.nested(layers, 2, LONGEST)._decoder.slots.store for layers in (FULL, (0, 3)))
-    assert second.layers[1] is first.layers[3]
+    first, second = (policy.behavior(layers, 2, LONGEST).decoder.slots.store for layers in (FULL, (0, 3)))
+    assert second.model.layers[1] is first.model.layers[3]
 
 
 def test_bad_arguments_say_what_to_do():
     policy = shared_policy()
     with pytest.raises(UsageError, match="empty layer subset"):
-        policy.nested((), 1, LONGEST)
+        policy.behavior((), 1, LONGEST)
     with pytest.raises(UsageError, match="not increasing"):
-        policy.nested((1, 0), 1, LONGEST)
+        policy.behavior((1, 0), 1, LONGEST)
     with pytest.raises(UsageError, match="slots=0"):
-        policy.nested(FULL, 0, LONGEST)
+        policy.behavior(FULL, 0, LONGEST)
     with pytest.raises(UsageError, match="temperature=-1"):
-        policy.nested(FULL, 1, LONGEST, temperature=-1)
-    behavior = policy.nested(FULL, 2, 4)
+        policy.behavior(FULL, 1, LONGEST, temperature=-1)
+    behavior = policy.behavior(FULL, 2, 4)
     with pytest.raises(UsageError, match="longer than max_length=4"):
         behavior.act(observe([[1] * 5, [1]]), np.ones(2, bool), np.zeros(2, np.int64))
     with pytest.raises(UsageError, match="2 slots"):

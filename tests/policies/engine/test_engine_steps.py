@@ -11,7 +11,7 @@ from policies import PatchedSubset, Policy
 from policies.engine.native_store import NativeStore
 from policies.engine.sampling import draw, uniforms
 from policies.engine.torch_store import TorchStore
-from policies.engine.whole_steps import FusedStore
+from policies.engine.whole_steps import WholeStepStore
 from policies.native import kernels
 from policies.nested import Change
 from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, VOCABULARY, random_model
@@ -30,11 +30,11 @@ def native():
 
 
 def layered(monkeypatch):
-    monkeypatch.setattr("policies.engine.decoder.fits_reach", lambda *_: False)
+    monkeypatch.setattr("policies.engine.decoder.takes_whole_steps", lambda *_: False)
 
 
 def pure(monkeypatch):
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
 
 
 def prefixes(step: int) -> list[list[int]]:
@@ -50,8 +50,8 @@ def prefixes(step: int) -> list[list[int]]:
 
 def hidden_states(policy: Policy, layers, store: type, slots: list[int], steps: int = 8) -> list[torch.Tensor]:
     """By step, the final hidden states [active, width] of the given ones of the six slots, with the same tokens."""
-    behavior = policy.nested(layers, len(slots), LONGEST)
-    assert type(behavior._decoder.slots.store) is store
+    behavior = policy.behavior(layers, len(slots), LONGEST)
+    assert type(behavior.decoder.slots.store) is store
     found, before = [], [[] for _ in slots]
     for step in range(steps):
         now = [prefixes(step)[slot] for slot in slots]
@@ -63,14 +63,14 @@ def hidden_states(policy: Policy, layers, store: type, slots: list[int], steps: 
         active = np.flatnonzero(length)
         if len(active):
             with torch.inference_mode():
-                found.append(behavior._decoder.hidden(ids, length, start, active))
+                found.append(behavior.decoder.hidden(ids, length, start, active))
         before = now
     return found
 
 
 def check_paths(monkeypatch, policy: Policy, layers) -> None:
     everyone = list(range(6))
-    whole = hidden_states(policy, layers, FusedStore, everyone)
+    whole = hidden_states(policy, layers, WholeStepStore, everyone)
     with monkeypatch.context() as patch:
         layered(patch)
         others = [hidden_states(policy, layers, NativeStore, everyone)]
@@ -114,24 +114,24 @@ def test_company_and_threads_change_no_bit(native, dtype):
         pytest.skip("no bfloat16 dot product on this processor")
     policy = Policy(random_model("qwen2"), dtype)
     layers, threads = SUBSETS["full"], torch.get_num_threads()
-    together = hidden_states(policy, layers, FusedStore, list(range(6)), steps=5)
+    together = hidden_states(policy, layers, WholeStepStore, list(range(6)), steps=5)
     try:
         torch.set_num_threads(1 if threads > 1 else 2)
-        again = hidden_states(policy, layers, FusedStore, list(range(6)), steps=5)
+        again = hidden_states(policy, layers, WholeStepStore, list(range(6)), steps=5)
     finally:
         torch.set_num_threads(threads)
     for a, b in zip(together, again, strict=True):
         assert torch.equal(a, b)
     for slot in range(6):
-        alone = hidden_states(policy, layers, FusedStore, [slot], steps=5)
+        alone = hidden_states(policy, layers, WholeStepStore, [slot], steps=5)
         assert all(torch.equal(a[slot], b[0]) for a, b in zip(together, alone, strict=True))
 
 
 def test_a_prompt_at_once_equals_its_tokens_one_by_one(native):
     policy = Policy(random_model("mistral-window"))
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 40)
-    at_once = policy.nested(SUBSETS["full"], 1, LONGEST)._decoder
-    one_by_one = policy.nested(SUBSETS["full"], 1, LONGEST)._decoder
+    at_once = policy.behavior(SUBSETS["full"], 1, LONGEST).decoder
+    one_by_one = policy.behavior(SUBSETS["full"], 1, LONGEST).decoder
     for size in range(1, 41):
         stepped = one_by_one.hidden(tokens[None], np.array([size]), np.array([size == 1]), np.array([0]))
         if size in (1, 2, 16, 17, 33, 40):
@@ -149,7 +149,7 @@ def test_the_small_head_draws_what_the_plain_draw_does(native, vocabulary, tempe
     uniform = torch.from_numpy(uniforms(0, np.arange(rows), np.arange(rows)))
     head = native.steps.pack(weight)
     token, logp = native.steps.draw(hidden, head, temperature, uniform)
-    expected, expected_logp = draw(F.linear(hidden, weight), uniform, temperature, 1.0, 0)
+    expected, expected_logp = draw(F.linear(hidden, weight), uniform, temperature)
     assert torch.equal(token, expected)
     torch.testing.assert_close(logp, expected_logp, atol=1e-4, rtol=1e-4)
     alone, alone_logp = native.steps.draw(hidden[:1].contiguous(), head, temperature, uniform[:1])
@@ -172,6 +172,6 @@ def test_gates_far_below_zero_close(native):
 
 
 def test_large_models_go_layer_by_layer(native, monkeypatch):
-    monkeypatch.setattr("policies.engine.whole_steps._MOST_BYTES", 1000)
-    behavior = Policy(random_model()).nested(SUBSETS["full"], 1, 4)
-    assert type(behavior._decoder.slots.store) is NativeStore
+    monkeypatch.setattr("policies.model.compute._WHOLE_STEP_BYTES", 1000)
+    behavior = Policy(random_model()).behavior(SUBSETS["full"], 1, 4)
+    assert type(behavior.decoder.slots.store) is NativeStore

@@ -3,7 +3,7 @@ does whatever mixes devices: prefill and packing may read sizes, steps and layer
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -30,9 +30,10 @@ FAMILIES = ["llama-rope-scaled", "qwen2-window", "qwen3", "gemma3"]
 @pytest.fixture
 def trusting(monkeypatch):
     """The checks of kernels pass: they read their result."""
-    for module in (unpadded, products):
-        monkeypatch.setattr(module, "fits", lambda given: given.dtype == torch.bfloat16)
-        monkeypatch.setattr(module, "trusted", lambda *_: True)
+    monkeypatch.setattr(unpadded, "can_attend_unpadded", lambda query: query.dtype == torch.bfloat16)
+    monkeypatch.setattr(products, "is_half_operand", lambda weight: weight.dtype == torch.bfloat16)
+    monkeypatch.setattr(unpadded, "kernel_agrees", lambda *_: True)
+    monkeypatch.setattr(products, "can_multiply_halves", lambda *_: True)
     monkeypatch.setattr("policies.policy.agrees", lambda *_: True)
 
 
@@ -46,8 +47,8 @@ def policy_on_meta(family: str) -> Policy:
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_planned_steps_read_nothing_on_the_host(family, replayed, trusting):
-    behavior = policy_on_meta(family).nested((0, 2, 3), 5, LONGEST)
-    decoder = behavior._decoder
+    behavior = policy_on_meta(family).behavior((0, 2, 3), 5, LONGEST)
+    decoder = behavior.decoder
     store = decoder.slots.store
     assert isinstance(store, TorchStore) and store.device == META
     store.replays = Replays(5, META, capture=lambda *_: pytest.fail("too early")) if replayed else None
@@ -57,10 +58,10 @@ def test_planned_steps_read_nothing_on_the_host(family, replayed, trusting):
         hidden = decoder.hidden(np.full((5, LONGEST), 7), np.array([1, 1, 0, 1, 1]), np.ones(5, bool), active)
         decoder.plan(active, np.array([[1, 1, 1, 1], [2, 2, 1, 2]]))
         for step in range(2 - replayed):  # the third visit of a bucket captures it, and the check of that reads
-            token, logp = decoder.draw(hidden, uniform, behavior.sampling)
+            token, logp = decoder.draw(hidden, uniform, behavior.sampling.temperature)
             hidden = decoder.follow(step, token)
-        for changes in ({"top_p": 0.9}, {"top_k": 5, "temperature": 0.7}, {"temperature": 0.0}):
-            assert decoder.draw(hidden, uniform, replace(behavior.sampling, **changes))[0].shape == (4,)
+        for temperature in (0.7, 0.0):
+            assert decoder.draw(hidden, uniform, temperature)[0].shape == (4,)
     assert (token.device, logp.device, hidden.device) == (META, META, META)
     assert (token.dtype, logp.dtype, hidden.dtype) == (torch.int64, torch.float32, torch.float32)
 
@@ -96,11 +97,10 @@ def test_an_iteration_by_all_of_it_is_that_of_a_cpu(folder, monkeypatch):
     nested = make(folder, **arguments)
     expected = gradient_of(nested, nested.iterate)
     with monkeypatch.context() as patch:
-        for module in ("decoders", "weights", "head", "scoring", "gradients"):
-            patch.setattr(f"policies.{module}.kernels", lambda: None)
+        patch.setattr("policies.native.kernels", lambda: None)
         patch.setattr(torch_varlen, "varlen_attn", plain_varlen)
-        patch.setattr(unpadded, "fits", lambda query: True)
-        patch.setattr(unpadded, "trusted", lambda *_: True)
+        patch.setattr(unpadded, "can_attend_unpadded", lambda query: True)
+        patch.setattr(unpadded, "kernel_agrees", lambda *_: True)
         made = replayed(patch, recompute)
         begin, windows = Behavior.__init__, []
 

@@ -30,19 +30,18 @@ def stand_in(monkeypatch):
         return EXACT["accumulated"](x, weight)
 
     monkeypatch.setattr(products, "half_product", counted)
-    monkeypatch.setattr(products, "fits", lambda weight: weight.dtype == torch.bfloat16)
-    for module in ("decoders", "weights", "head"):
-        monkeypatch.setattr(f"policies.{module}.kernels", lambda: None)
-    products.trusted.cache_clear()
+    monkeypatch.setattr(products, "is_half_operand", lambda weight: weight.dtype == torch.bfloat16)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
+    products.can_multiply_halves.cache_clear()
     yield calls
-    products.trusted.cache_clear()
+    products.can_multiply_halves.cache_clear()
 
 
 def test_rollouts_and_scores_by_half_products_are_those_by_float_products(stand_in, monkeypatch):
     deck = [[4, 5, 6], [9], [1, 2, 3, 4]]
     found = roll_out(Policy(random_model(), "bfloat16"), 3, deck, 6, seed=1)
     assert 3 in stand_in
-    monkeypatch.setattr(products, "fits", lambda weight: False)
+    monkeypatch.setattr(products, "is_half_operand", lambda weight: False)
     expected = roll_out(Policy(random_model(), "bfloat16"), 3, deck, 6, seed=1)
     for episode, steps in expected.items():
         for (token, logp), (again, logp_again) in zip(steps, found[episode], strict=True):
@@ -56,7 +55,7 @@ def test_the_chunked_head_by_half_products(stand_in, monkeypatch):
     token, slope = torch.randint(0, 97, (43,), generator=generator), torch.randn(43, generator=generator)
     results = []
     for fits in (True, False):
-        monkeypatch.setattr(products, "fits", lambda weight, fits=fits: fits)
+        monkeypatch.setattr(products, "is_half_operand", lambda weight, fits=fits: fits)
         logp = chunked_logp(hidden, weight, token, 0.7, torch.bfloat16)
         results.append([logp.detach(), *torch.autograd.grad((logp * slope).sum(), (hidden, weight))])
     assert 43 in stand_in
@@ -80,4 +79,4 @@ def test_a_product_that_is_not_float32_is_not_used(stand_in, monkeypatch, fault)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_torch_s_product_sums_in_float32(dtype):
-    assert products.trusted(torch.device("cuda"), dtype)
+    assert products.can_multiply_halves(torch.device("cuda"), dtype)

@@ -16,7 +16,7 @@ from policies.nested import Change
 from registry import UsageError
 from tests.oracles.decoding import LONGEST, observe, roll_out
 from tests.oracles.policy_checkpoints import FAMILIES, LAYERS, random_model, shared_policy
-from tests.oracles.reft_agents import SKIP, gradient_of, make, numbers
+from tests.oracles.reft_agents import SKIP, gradient_of, make, numbers, write_batch
 
 FULL = tuple(range(LAYERS))
 BYTES = with_int8(FULL)
@@ -34,8 +34,7 @@ def path(request, monkeypatch):
     if request.param == "compiled":
         request.getfixturevalue("compiled")
     else:
-        for module in ("decoders", "weights", "int8"):
-            monkeypatch.setattr(f"policies.{module}.kernels", lambda: None)
+        monkeypatch.setattr("policies.native.kernels", lambda: None)
     return request.param
 
 
@@ -126,7 +125,7 @@ def test_the_head_draws_from_its_own_logits(compiled, vocabulary, temperature):
     expected, expected_logp = draw(head.logits(hidden), uniform, temperature, 1.0, 0)
     assert torch.equal(token, expected)
     torch.testing.assert_close(logp, expected_logp, atol=1e-5, rtol=1e-5)
-    assert head.fused
+    assert head.draws
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,7 +133,7 @@ def test_the_head_draws_from_its_own_logits(compiled, vocabulary, temperature):
 def test_log_mu_is_the_byte_models_own(path, family, layers):
     policy = Policy(random_model(family))
     nested = with_int8(layers)
-    behavior = policy.nested(nested, slots=3, max_length=LONGEST, seed=1)
+    behavior = policy.behavior(nested, slots=3, max_length=LONGEST, seed=1)
     prefixes, start, logp = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [9, 9, 2, 4]], np.ones(3, bool), []
     prompts = [torch.tensor(prefix) for prefix in prefixes]
     for _ in range(8):
@@ -157,12 +156,12 @@ def test_the_slot_count_changes_no_episode(path):
     deck = [[4, 5, 6], [4, 5, 6], [9], *[list(range(n)) for n in (17, 17, 2)]]
 
     def episodes(slots):
-        made = policy.nested
-        policy.nested = lambda layers, *a, **k: made(BYTES, *a, **k)
+        made = policy.behavior
+        policy.behavior = lambda layers, *a, **k: made(BYTES, *a, **k)
         try:
             return roll_out(policy, slots, deck, 6, seed=3)
         finally:
-            policy.nested = made
+            policy.behavior = made
 
     many = episodes(6)
     for slots in (1, 4):
@@ -191,17 +190,17 @@ def test_patches_come_along(path):
 def test_new_weights_reach_rollouts(path):
     policy = Policy(random_model("llama"))
     prefix, start = observe([[3, 4, 5]]), np.ones(1, bool)
-    before = policy.nested(BYTES, 1, LONGEST, temperature=0.0).act(prefix, start, np.zeros(1, int))
+    before = policy.behavior(BYTES, 1, LONGEST, temperature=0.0).act(prefix, start, np.zeros(1, int))
     with torch.no_grad():
         policy.model.lm_head.weight.neg_()
     policy.refresh()
-    after = policy.nested(BYTES, 1, LONGEST, temperature=0.0).act(prefix, start, np.zeros(1, int))
+    after = policy.behavior(BYTES, 1, LONGEST, temperature=0.0).act(prefix, start, np.zeros(1, int))
     assert before[0] != after[0]
 
 
 def test_bad_input_is_named():
     with pytest.raises(UsageError, match=r"multiples of 16.*one of 40.*leave\s+rollout_dtype out"):
-        Policy(random_model("llama", intermediate_size=40)).nested(BYTES, 1, 4)
+        Policy(random_model("llama", intermediate_size=40)).behavior(BYTES, 1, 4)
     with pytest.raises(UsageError, match=r"no gradient: ask for them under torch\.no_grad"):
         prompts, tokens = [torch.tensor([1, 2])], torch.tensor([[3]])
         shared_policy().logprobs(prompts, tokens, tokens > 0, layers=BYTES)
@@ -215,10 +214,10 @@ def test_an_agent_rolls_out_by_bytes_and_updates_in_full(folder):
     assert 1e-6 < abs(metrics["kl_k1"]) < 0.05
     assert metrics["skip_ratio"] == 0
     assert metrics["noise_mean"] == plain.iterate()["noise_mean"] < 1e-4  # of the full-precision engine
-    rollout, _ = agent._rollout(np.random.default_rng(1), None)
+    rollout, _ = write_batch(agent, np.random.default_rng(1))
     advantage = agent.advantage(rollout.reward, rollout.group)
     # log pi and its gradient are the full-precision target's, whatever wrote the tokens.
-    update = gradient_of(agent, lambda: agent.update(rollout, advantage, 1, 1, np.random.default_rng(0)))
+    update = gradient_of(agent, lambda: agent.update(rollout, advantage, np.random.default_rng(0)))
     agent.optimizer.zero_grad()
     logp = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
     coef = agent.aggregation(rollout.mask) * advantage[:, None]
@@ -233,8 +232,8 @@ def test_nested_rollouts_by_bytes(folder, given):
     for _ in range(2):
         metrics = agent.iterate()
     assert metrics["skip_ratio"] == 0.5 and np.isfinite(list(numbers(metrics).values())).all()
-    rollout, _ = agent._rollout(np.random.default_rng(1), None)
-    nested = agent.patcher.fitted
+    rollout, _ = write_batch(agent, np.random.default_rng(1))
+    nested = agent.nesting.patcher.fitted
     assert nested is not None and not nested.int8  # patches are fitted in full precision
     with torch.no_grad():
         scored = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=with_int8(nested))

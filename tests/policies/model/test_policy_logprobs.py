@@ -94,7 +94,7 @@ def test_micro_batches_change_nothing_and_keep_the_limit():
 def test_chunked_head_equals_the_plain_head_forward_and_backward(monkeypatch, temperature, dtype, kept, vocabulary):
     monkeypatch.setattr("policies.model.head._CHUNK_LOGITS", 17 * vocabulary)
     if kept is None:
-        monkeypatch.setattr("policies.model.head.kernels", lambda: None)
+        monkeypatch.setattr("policies.native.kernels", lambda: None)
     else:
         monkeypatch.setattr("policies.model.head._KEPT", kept * 32 * 43)
     generator = torch.Generator().manual_seed(0)

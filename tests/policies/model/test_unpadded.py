@@ -32,11 +32,11 @@ def stand_in(monkeypatch):
         return plain_varlen(*arguments, **options)
 
     monkeypatch.setattr(torch_varlen, "varlen_attn", counted)
-    monkeypatch.setattr(unpadded, "fits", lambda query: True)
-    monkeypatch.setattr("policies.model.scoring.kernels", lambda: None, raising=False)  # not by compiled attention
-    unpadded.trusted.cache_clear()
+    monkeypatch.setattr(unpadded, "can_attend_unpadded", lambda query: True)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)  # not by compiled attention
+    unpadded.kernel_agrees.cache_clear()
     yield calls
-    unpadded.trusted.cache_clear()
+    unpadded.kernel_agrees.cache_clear()
 
 
 def test_the_stand_in_is_called_as_torch_s_own():
@@ -126,7 +126,7 @@ def test_scores_and_gradients_without_padding_are_those_with_padding(family, sta
     weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1))
     results = []
     for fits in (False, True):
-        unpadded.fits = lambda query, fits=fits: fits  # undone by the fixture
+        unpadded.can_attend_unpadded = lambda query, fits=fits: fits  # undone by the fixture
         policy = Policy(random_model(family))
         logp = policy.logprobs(prompts, tokens, mask, layers=(0, 2, 3))
         (logp * weight).sum().backward()
@@ -139,14 +139,14 @@ def test_scores_and_gradients_without_padding_are_those_with_padding(family, sta
 
 
 def test_rollouts_without_padding_write_the_same_episodes(stand_in, monkeypatch):
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
     decoded = []
     kernel = unpadded.UnpaddedSlots.kernel
     monkeypatch.setattr(unpadded.UnpaddedSlots, "kernel", lambda *given: decoded.append(1) or kernel(*given))
     deck = [[4, 5, 6], [9], list(range(11)), [1, 2]]
     found = roll_out(shared_policy("qwen2-window"), 3, deck, 5, seed=1)
     assert 0 < len(decoded) < len(stand_in)  # decode steps, and prefill
-    unpadded.fits = lambda query: False
+    unpadded.can_attend_unpadded = lambda query: False
     expected = roll_out(shared_policy("qwen2-window"), 3, deck, 5, seed=1)
     for episode, steps in expected.items():
         assert [token for token, _ in found[episode]] == [token for token, _ in steps]
@@ -175,7 +175,7 @@ def test_a_kernel_that_computes_something_else_is_not_used(fault, says, stand_in
     prompts, tokens, mask = random_batch()
     with pytest.warns(UserWarning, match=says):
         found = policy.logprobs(prompts, tokens, mask)
-    unpadded.fits = lambda query: False
+    unpadded.can_attend_unpadded = lambda query: False
     torch.testing.assert_close(found, policy.logprobs(prompts, tokens, mask), atol=1e-5, rtol=1e-5)
 
 
@@ -190,12 +190,12 @@ def test_a_kernel_that_decodes_something_else_is_not_used(fault, stand_in, monke
             window_size = (window_size[0] - 1, 0)
         return plain_varlen(*given, seqused_k=seqused_k, window_size=window_size, **options)
 
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
     monkeypatch.setattr(torch_varlen, "varlen_attn", faulty)
     deck = [[4, 5, 6], list(range(11))]
     with pytest.warns(UserWarning, match="to decode for"):
         found = roll_out(shared_policy("qwen2-window"), 2, deck, 5, seed=1)
-    unpadded.fits = lambda query: False
+    unpadded.can_attend_unpadded = lambda query: False
     expected = roll_out(shared_policy("qwen2-window"), 2, deck, 5, seed=1)
     for episode, steps in expected.items():
         np.testing.assert_allclose([p for _, p in found[episode]], [p for _, p in steps], atol=1e-4)
@@ -211,7 +211,7 @@ def test_the_check_holds_in_half_precision(check, stand_in):
 @pytest.mark.parametrize("check", [unpadded.disagreement, unpadded.slot_disagreement])
 @torch.inference_mode()
 def test_the_first_use_may_be_a_rollout_s(check, stand_in):
-    assert unpadded.trusted(check, CPU, torch.float32, torch.Size((2, 8)), 1, False)
+    assert unpadded.kernel_agrees(check, CPU, torch.float32, torch.Size((2, 8)), 1, False)
 
 
 @pytest.mark.gpu

@@ -56,11 +56,11 @@ def test_gradients_of_adapters_equal_those_through_pefts_own_forward():
 def test_rollouts_and_saved_weights_have_the_adapters_merged(tmp_path):
     pytest.importorskip("peft")
     policy = adapted()
-    before = policy.nested(FULL, 1, LONGEST, temperature=0.0)
+    before = policy.behavior(FULL, 1, LONGEST, temperature=0.0)
     step(policy)
     with pytest.raises(RuntimeError, match="weight version"):
         check_greedy(before, policy.model, [[1, 2, 3]], np.ones(1, bool))
-    check_greedy(policy.nested(FULL, 1, LONGEST, temperature=0.0), policy.model, [[1, 2, 3]], np.ones(1, bool))
+    check_greedy(policy.behavior(FULL, 1, LONGEST, temperature=0.0), policy.model, [[1, 2, 3]], np.ones(1, bool))
     policy.save(tmp_path)
     again = Policy.load(str(tmp_path))
     assert not again.adapted and policy.adapted
@@ -83,7 +83,7 @@ def test_bad_adapters_say_what_to_do():
 def test_recomputation_changes_no_gradient():
     model = random_model("qwen3")
     prompts, tokens, mask = random_batch()
-    plain, saving = Policy(model), Policy(model, recompute=True)
+    plain, saving = Policy(model), Policy(model, gradient_checkpointing=True)
     parameters = list(model.parameters())
     expected = torch.autograd.grad(plain.logprobs(prompts, tokens, mask).sum(), parameters)
     found = torch.autograd.grad(saving.logprobs(prompts, tokens, mask).sum(), parameters)

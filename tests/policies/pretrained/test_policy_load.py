@@ -76,14 +76,14 @@ def test_a_checkpoint_that_the_functional_layers_get_wrong_falls_back_loudly_and
     start, episode = np.ones(3, bool), np.arange(3)
     fast = shared_policy("qwen2-window")
     expected = fast.logprobs(prompts, tokens, mask, layers=(0, 2, 3))
-    acts = [fast.nested(kept, 3, 8).act(obs, start, episode) for kept in ((0, 1, 2, 3), (1, 2))]
+    acts = [fast.behavior(kept, 3, 8).act(obs, start, episode) for kept in ((0, 1, 2, 3), (1, 2))]
     monkeypatch.setitem(layers.GATES, "silu", layers.GATES["gelu"])
     with pytest.warns(UserWarning, match="falling back to transformers' layers"):
         slow = Policy(random_model("qwen2-window"))
     assert not slow.functional
     torch.testing.assert_close(slow.logprobs(prompts, tokens, mask, layers=(0, 2, 3)), expected, atol=1e-4, rtol=1e-4)
     for kept, (token, logp) in zip(((0, 1, 2, 3), (1, 2)), acts, strict=True):
-        found = slow.nested(kept, 3, 8).act(obs, start, episode)
+        found = slow.behavior(kept, 3, 8).act(obs, start, episode)
         assert found[0].tolist() == token.tolist()
         np.testing.assert_allclose(found[1], logp, atol=1e-4)
 

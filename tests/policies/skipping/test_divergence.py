@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies import Probe, with_int8
+from policies import Policy, Probe, with_int8
 from policies.nested import LayerSubset, without
 from policies.skipping.divergence import Length, compare, completions, influence, states, states_without_each, write
 from registry import UsageError
@@ -101,12 +101,13 @@ def test_block_influence_equals_that_of_transformers_hidden_states():
 
 
 def test_a_probe_measures_layers_and_sets_on_one_text_of_the_full_model():
-    policy = shared_policy("qwen3")
-    probe = Probe(policy, PROMPTS, Length(6), temperature=0.8, seed=2)
+    policy = Policy(random_model("qwen3"))
+    policy.temperature = 0.8
+    probe = Probe(policy, PROMPTS, Length(6), seed=2)
     target = states(policy, probe.text, FULL)
     for skipped in ([1], ["2.mlp"], ["0.attention", 3]):
         nested = states(policy, probe.text, without(skipped, LAYERS))
-        wanted = compare(policy, target, [nested], 0.8)[0].kl
+        wanted = compare(policy, target, [nested])[0].kl
         assert probe.set_kl(skipped) == pytest.approx(wanted, rel=1e-5)
     for half in (None, "attention", "mlp"):
         names = [n if half is None else f"{n}.{half}" for n in range(LAYERS)]

@@ -54,7 +54,7 @@ def patched_model(model: Any, nested: PatchedSubset) -> Any:
 
 
 def check_decoding(policy: Policy, nested: PatchedSubset) -> None:
-    behavior = policy.nested(nested, slots=2, max_length=LONGEST, temperature=0.0)
+    behavior = policy.behavior(nested, slots=2, max_length=LONGEST, temperature=0.0)
     model = patched_model(policy.model, nested)
     prefixes, start = [[5, 6, 7, 8, 9, 10, 11, 12], [9, 9, 2, 4]], np.ones(2, bool)
     for _ in range(4):
@@ -72,7 +72,7 @@ def test_decoding_equals_changed_weights(family, layers):
 
 @pytest.mark.parametrize("layers", SUBSETS)
 def test_decoding_in_pure_torch_equals_changed_weights(layers, monkeypatch):
-    monkeypatch.setattr("policies.engine.decoder.kernels", lambda: None)
+    monkeypatch.setattr("policies.native.kernels", lambda: None)
     policy = shared_policy("llama-rope-scaled")
     check_decoding(policy, random_patches(policy, layers))
 
@@ -94,7 +94,7 @@ def test_behaviour_log_probabilities_are_those_of_the_patched_policy():
     policy = Policy(random_model(), dtype="bfloat16")
     nested = random_patches(policy, (0, 2, 3))
     text = write(policy, nested, [torch.tensor([1, 2, 3])] * 8, Length(6), seed=2)
-    behavior = policy.nested(nested, slots=8, max_length=16, seed=2)
+    behavior = policy.behavior(nested, slots=8, max_length=16, seed=2)
     ids = np.zeros((8, 16), np.int64)
     ids[:, :3] = [1, 2, 3]
     token, logp = behavior.act({"input_ids": ids, "length": np.full((8, 1), 3)}, np.ones(8, bool), np.arange(8))
@@ -169,7 +169,7 @@ def test_a_skipped_half_that_adds_a_constant_is_made_up_for_exactly(id):
     layers = without(["2.attention"], LAYERS)
     text, fresh = sample(policy), sample(policy, 1)
     fit = patches.make(id).fit(policy, text, layers)
-    target, plain, patched = (states(policy, fresh, nested) for nested in (FULL, layers, fit.nested))
+    target, plain, patched = (states(policy, fresh, nested) for nested in (FULL, layers, fit.subset))
     before, after = compare(policy, target, [plain, patched])
     assert before.kl > 0.01
     assert after.kl < 1e-6
@@ -181,7 +181,7 @@ def test_a_fit_explains_fresh_text_better_than_the_plain_skip(id):
     policy = shared_policy()
     text, fresh = sample(policy, rows=120), sample(policy, 1)
     layers: LayerSubset = (0, 3)
-    nested = patches.make(id).fit(policy, text, layers).nested
+    nested = patches.make(id).fit(policy, text, layers).subset
     target = states(policy, fresh, FULL)
     before, after = compare(policy, target, [states(policy, fresh, n) for n in (layers, nested)])
     assert after.kl_reverse < 0.9 * before.kl_reverse
@@ -201,15 +201,15 @@ def test_micro_batches_do_not_change_a_fit(id):
     finally:
         policy.token_limit = 8192
     assert split.residual == pytest.approx(whole.residual, rel=1e-4)
-    for number, change in whole.nested.changes.items():
-        torch.testing.assert_close(split.nested.changes[number].weight, change.weight, atol=1e-3, rtol=1e-3)
+    for number, change in whole.subset.changes.items():
+        torch.testing.assert_close(split.subset.changes[number].weight, change.weight, atol=1e-3, rtol=1e-3)
 
 
 def test_fitting_twice_to_the_same_text_leaves_less():
     policy = shared_policy()
     text, layers, absorb = sample(policy), (0, 2, 3), patches.make("absorb", ridge=1.0)
     first = absorb.fit(policy, text, layers)
-    second = absorb.fit(policy, text, layers, first.nested)
+    second = absorb.fit(policy, text, layers, first.subset)
     assert second.residual < first.residual
 
 
@@ -217,7 +217,7 @@ def test_fitting_twice_to_the_same_text_leaves_less():
 def test_nothing_skipped_needs_no_patch(id):
     policy = shared_policy()
     fit = patches.make(id).fit(policy, sample(policy), FULL)
-    assert fit.nested.changes == {}
+    assert fit.subset.changes == {}
     assert fit.residual == 0
 
 
@@ -232,4 +232,4 @@ def test_what_cannot_be_patched_is_refused():
         patches.make("heal", ridge=0.0)
     policy.functional = False
     with pytest.raises(UsageError, match="patch='none'"):
-        policy.nested(PatchedSubset((0, 2, 3), {0: change}), slots=1, max_length=8)
+        policy.behavior(PatchedSubset((0, 2, 3), {0: change}), slots=1, max_length=8)

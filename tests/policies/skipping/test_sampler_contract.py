@@ -47,9 +47,8 @@ class StubProbe:
 def made(id: str, **fields: Any) -> Any:
     """The sampler, prepared as ReFT prepares it."""
     sampler = skip_samplers.make(id, **fields)
-    if hasattr(sampler, "check"):
-        sampler.check(LAYERS)
-    if not getattr(sampler, "ready", True):
+    sampler.check(LAYERS)
+    if not sampler.ready:
         sampler.prepare(StubProbe())
     return sampler
 
@@ -59,8 +58,7 @@ def draws(sampler: Any, seeds: Iterable[int]) -> list[Any]:
     found = []
     for seed in seeds:
         found.append(sampler.sample(LAYERS, np.random.default_rng(seed)))
-        if hasattr(sampler, "observe"):
-            sampler.observe(found[-1], DIAGNOSTICS if len(found[-1]) < LAYERS else {"mean_length": 20.0})
+        sampler.observe(found[-1], DIAGNOSTICS if len(found[-1]) < LAYERS else {"mean_length": 20.0})
     return found
 
 
@@ -78,9 +76,8 @@ def test_saved_state_goes_on_to_the_same_subsets(id, fields):
     straight = made(id, **fields)
     draws(straight, range(5))
     resumed = skip_samplers.make(id, **fields)
-    if hasattr(straight, "state_dict"):
-        resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())))
-    assert getattr(resumed, "ready", True)
+    resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())))
+    assert resumed.ready
     assert draws(resumed, range(5, 20)) == draws(straight, range(5, 20))
 
 
@@ -105,7 +102,7 @@ def test_what_cannot_work_is_refused_before_anything_is_measured(id, fields):
     for bad in ({"ratio": 1.0}, {"ratio": -0.1}, {"border": -1}, {"ratio": 0.9, "border": 3}):
         sampler = skip_samplers.make(id, **{**fields, **bad})
         with pytest.raises(UsageError):
-            sampler.check(LAYERS) if hasattr(sampler, "check") else sampler.sample(LAYERS, np.random.default_rng(0))
+            sampler.check(LAYERS)
 
 
 def test_samplers_with_measured_scores_say_that_they_lack_them():

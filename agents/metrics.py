@@ -1,0 +1,76 @@
+"""What an iteration tells of itself: seconds of its parts, accuracy, lengths and verdicts of its completions."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.rollout import Rollout
+
+
+class Laps:
+    """Seconds of an iteration's parts by name, once each: ``with laps("rollout"): ...``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Measure what is inside."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = time.perf_counter() - began
+
+
+def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
+    """Accuracy under the behaviour policy, share of groups that carry a gradient, lengths and verdict counts."""
+    reward = rollout.reward.view(-1, group_size)
+    solved = [float(info["is_success"]) for info in rollout.episodes]
+    statuses = Counter(info["status"] for info in rollout.episodes)
+    reasons = Counter(info["finish_reason"] for info in rollout.episodes)
+    return {
+        "rollout_accuracy": float(np.mean(solved)),
+        "rollout_reward": float(reward.mean()),
+        "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
+        "mean_length": float(rollout.mask.sum(1).float().mean()),
+        **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
+        **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
+    }
+
+
+def success_rates(rollout: Rollout, group_size: int) -> NDArray[np.float64]:
+    """[problems] mean reward of each group."""
+    return rollout.reward.view(-1, group_size).double().mean(1).numpy()
+
+
+def speed_metrics(rollout: Rollout, laps: Laps, judging: float) -> dict[str, float]:
+    """Tokens, and seconds of the parts of an iteration; ``judging``, the rewards' share of the rollout, is apart."""
+    tokens, wrote = int(rollout.mask.sum()), laps.seconds["rollout"]
+    return {
+        "tokens": tokens,
+        **{f"time/{part}": seconds for part, seconds in laps.seconds.items()},
+        "time/rollout": wrote - judging,
+        "time/reward": judging,
+        "rollout_tokens_per_second": tokens / wrote,
+    }
+
+
+def episode_metrics(finals: list[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy, mean completion length and shares of verdicts and finish reasons of the episodes that ended.
+
+    A rollout of fixed length cuts off more of the long ones, so unlike a drained deck these lean towards short ones."""
+    statuses = Counter(info["status"] for info in finals)
+    reasons = Counter(info["finish_reason"] for info in finals)
+    return {
+        "rollout_accuracy": float(np.mean([info["is_success"] for info in finals])),
+        "episodes": float(len(finals)),
+        "mean_length": float(np.mean([info["response_len"] for info in finals])),
+        **{f"status/{name}": count / len(finals) for name, count in sorted(statuses.items())},
+        **{f"finish/{name}": count / len(finals) for name, count in sorted(reasons.items())},
+    }

@@ -1,0 +1,87 @@
+"""Problems in a list: the gold answer of each can be read, and equal questions are reported."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from envs.problem import Problem, Problems
+from envs.verifier import settle_in_process
+from envs.verifier.notation import normalise
+from registry import UsageError
+
+
+class ListedProblems:
+    """A finite source, held in memory. Supports ``len``, indexing and iteration."""
+
+    def __init__(self, name: str, problems: Iterable[Problem]) -> None:
+        self.name = name
+        self.problems = tuple(problems)
+        self.size: int | None = len(self.problems)
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: int) -> Problem:
+        return self.problems[index]
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.problems)
+
+
+def list_problems(name: str, problems: list[Problem]) -> ListedProblems:
+    """``problems`` with ids that differ. Warns of equal questions; raises ``UsageError`` for a gold answer that the
+    verifier cannot read."""
+    for problem in problems:
+        check_gold(problem)
+    listed = ListedProblems(name, _with_unique_ids(problems))
+    repeated = len(listed) - len({question_key(problem) for problem in listed})
+    if repeated:
+        warnings.warn(f"{repeated} of {len(listed)} problems of {name} repeat an earlier question", stacklevel=4)
+    return listed
+
+
+def _with_unique_ids(problems: list[Problem]) -> list[Problem]:
+    if len({problem.id for problem in problems}) == len(problems):
+        return problems
+    return [replace(problem, id=f"{problem.id}#{index}") for index, problem in enumerate(problems)]
+
+
+def check_gold(problem: Problem) -> None:
+    """Raise ``UsageError`` unless the gold answer verifies against itself."""
+    gold = normalise(problem.answer)
+    if settle_in_process(gold, gold) != "right":
+        raise UsageError(
+            f"problem {problem.id} of {problem.source}: the verifier cannot read the gold answer "
+            f"{problem.answer[:80]!r}; mend or leave out that row, or name the answer column"
+        )
+
+
+def question_key(problem: Problem) -> str:
+    """What makes two questions the same: their words and numbers, whatever the case and spacing."""
+    return " ".join(problem.question.split()).casefold()
+
+
+def overlap(first: Problems, second: Problems) -> list[tuple[int, int]]:
+    """Index pairs of equal questions in two finite sources."""
+    places = {question_key(first[index]): index for index in range(_size(first))}
+    keys = ((question_key(second[index]), index) for index in range(_size(second)))
+    return [(places[key], index) for key, index in keys if key in places]
+
+
+def duplicates(problems: Problems) -> list[tuple[int, int]]:
+    """Index pairs (first occurrence, repetition) of equal questions in a finite source."""
+    places: dict[str, int] = {}
+    pairs = []
+    for index in range(_size(problems)):
+        first = places.setdefault(question_key(problems[index]), index)
+        if first != index:
+            pairs.append((first, index))
+    return pairs
+
+
+def _size(problems: Problems) -> int:
+    if problems.size is None:
+        raise UsageError(f"{problems.name} is unlimited, so it cannot be searched for repeated questions")
+    return problems.size
