@@ -44,6 +44,12 @@ def check_counts(
         raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
 
 
+def check_lora_rank(rank: int) -> None:
+    """Raise UsageError for a rank below 0."""
+    if rank < 0:
+        raise UsageError(f"lora_rank={rank} must be at least 0: 0 trains the weights themselves, 8 or 16 is usual")
+
+
 def check_rollout_dtype(name: str | None) -> bool:
     """Whether rollouts are by int8 products. Raises UsageError for a name that is not known."""
     if name not in (None, "int8"):

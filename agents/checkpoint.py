@@ -15,6 +15,7 @@ from registry import UsageError
 
 STATE = "agent.json"
 OPTIMIZER = "optimizer.safetensors"
+ADAPTERS = "adapters.safetensors"  # of agents that train low-rank adapters
 PATCHES = "patches.safetensors"
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
@@ -27,6 +28,8 @@ def save(agent: Any, path: Path) -> None:
     scratch.mkdir(parents=True)
     agent.target.save(scratch)
     agent.envs.unwrapped.task.tokenizer.save_pretrained(scratch)
+    if agent.target.adapter_rank:  # the folder's weights have them merged in
+        save_file(agent.target.adapter_state_dict(), scratch / ADAPTERS)
     tensors, scalars = _optimizer_state(agent.optimizer)
     save_file(tensors, scratch / OPTIMIZER)
     if hasattr(agent, "critic"):
@@ -37,6 +40,7 @@ def save(agent: Any, path: Path) -> None:
     state = {
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
+        "lora_rank": agent.target.adapter_rank,
         "optimizer": scalars,
         "sampler": agent.nesting.sampler.state_dict() if agent.nesting else {},
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
@@ -52,19 +56,36 @@ def save(agent: Any, path: Path) -> None:
 
 
 def load(cls: type, path: Path, **arguments: Any) -> Any:
-    """An agent of ``cls`` from ``save``'s folder; ``arguments`` are its constructor's."""
+    """An agent of ``cls`` from ``save``'s folder; ``arguments`` are its constructor's.
+
+    ``lora_rank``, unless given, is that of the saved agent."""
     if not (path / STATE).is_file():
         raise UsageError(
             f"{path} is no saved agent: {STATE} is missing (a plain model is loaded with policy={str(path)!r})"
         )
+    rank = json.loads((path / STATE).read_text()).get("lora_rank", 0)
+    if rank:
+        arguments.setdefault("lora_rank", rank)
     agent = cls(policy=str(path), **arguments)
     restore(agent, path)
     return agent
 
 
 def restore(agent: Any, path: Path) -> None:
-    """Counters, optimizer and learned samplers of ``save``'s folder into an agent made with its weights."""
+    """Counters, optimizer, adapters and learned samplers of ``save``'s folder into an agent made with its weights.
+
+    Raises:
+        UsageError: the agent's adapters are of another rank than the saved ones.
+    """
     state = json.loads((path / STATE).read_text())
+    rank = state.get("lora_rank", 0)
+    if rank != agent.target.adapter_rank:
+        raise UsageError(
+            f"{path} was saved with lora_rank={rank}, so it cannot go on with lora_rank={agent.target.adapter_rank}: "
+            f"give {rank}, or start anew from its weights with policy={str(path)!r}"
+        )
+    if rank:
+        agent.target.load_adapter_state_dict(load_file(path / ADAPTERS))
     agent.num_timesteps = state["num_timesteps"]
     agent.iteration = state["iteration"]
     _load_optimizer_state(agent.optimizer, load_file(path / OPTIMIZER), state["optimizer"])

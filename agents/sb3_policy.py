@@ -14,11 +14,21 @@ from policies import Behavior, Policy
 from registry import UsageError
 
 
-def target_of(given: str | Policy, actions: spaces.Space, device: str, dtype: str | None = None) -> Policy:
-    """The policy that an agent was given or names.
+def target_of(
+    given: str | Policy,
+    actions: spaces.Space,
+    device: str,
+    dtype: str | None = None,
+    lora_rank: int = 0,
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+) -> Policy:
+    """The policy that an agent was given or names, with gradient checkpointing and low-rank adapters (alpha is twice
+    ``lora_rank``, ``seed`` that of their first factor) where they are asked for.
 
     Raises:
-        UsageError: it cannot be loaded, or its logits are not the environment's ``actions``.
+        UsageError: it cannot be loaded, its logits are not the environment's ``actions``, it has adapters already, or
+            gradient checkpointing is wanted of transformers' own layers.
     """
     target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
     count = int(actions.n) if isinstance(actions, spaces.Discrete) else None
@@ -29,6 +39,15 @@ def target_of(given: str | Policy, actions: spaces.Space, device: str, dtype: st
             f"give the environment the policy's tokenizer (tokenizer={folder}) and, if its logits are padded, "
             f"vocab_size={target.vocab_size}"
         )
+    if gradient_checkpointing:
+        if not target.functional:
+            raise UsageError(
+                "gradient_checkpointing=True needs the project's layers, and this checkpoint runs on transformers' own "
+                "(the project's do not reproduce it): leave gradient_checkpointing out and lower microbatch_tokens"
+            )
+        target.gradient_checkpointing = True
+    if lora_rank:
+        target.add_adapters(lora_rank, 2 * lora_rank, seed)
     return target
 
 

@@ -35,7 +35,7 @@ from torch import nn
 
 from agents import checkpoint
 from agents.actor_critic import LanguageModelActorCritic
-from agents.arguments import slots_of, vector_env_of
+from agents.arguments import check_lora_rank, slots_of, vector_env_of
 from agents.metrics import episode_metrics
 from agents.rollout import Interrupted
 from agents.sb3_policy import target_of
@@ -92,6 +92,7 @@ class SB3PPO(PPO):
         normalize_advantage: to mean 0 and deviation 1 per minibatch.
         max_grad_norm: gradient norm clip.
         target_kl: ends an iteration's updates early where the approximate KL passes 1.5 times this.
+        lora_rank: as for ``agents.reft.ReFT``.
         slots: env slots, when ``env`` does not say; 64.
         seed: of everything drawn.
     """
@@ -114,6 +115,7 @@ class SB3PPO(PPO):
         normalize_advantage: bool = True,
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
+        lora_rank: int = 0,
         slots: int | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -132,6 +134,8 @@ class SB3PPO(PPO):
             raise UsageError(
                 f"batch_size={batch_size} must be a multiple of n_steps={n_steps}: minibatches are whole slots"
             )
+        check_lora_rank(lora_rank)
+        self.lora_rank = lora_rank
         self.iteration = 0
         self.nesting = self.problem_sampler = None
         self.metrics: dict[str, float] = {}
@@ -163,7 +167,9 @@ class SB3PPO(PPO):
 
     def _setup_model(self) -> None:
         """Load the target, then what SB3 sets up around it."""
-        self.target = target_of(self._given_policy, self.action_space, str(self.device))
+        self.target = target_of(
+            self._given_policy, self.action_space, str(self.device), lora_rank=self.lora_rank, seed=self.seed or 0
+        )
         self.policy_kwargs = {"target": self.target, "detached_critic": self._detached_critic}
         super()._setup_model()
         self.layers = tuple(range(self.target.num_layers))

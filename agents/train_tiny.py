@@ -1,9 +1,9 @@
-"""Supervised warm-up, the first stage of ReFT (arXiv 2401.08967): trains the built-in tiny model.
+"""Makes the built-in tiny model: a Llama trained from nothing on generated problems with their worked steps.
 
     python -m agents.train_tiny --out DIR [--steps N] [--seed N] [--threads N]
 
-A Llama of ``DEPTH`` narrow layers learns generated problems of the train split with their worked steps. Three choices
-make it a good start for reinforcement:
+It has ``DEPTH`` narrow layers and learns problems of the train split. Three choices make it a good start for
+reinforcement:
 
 - The last demonstrations are of mixed quality, as human data are: a share, which depends on the theme, is *terse*, the
   answer without the steps. The model takes up both habits; when terse it is mostly wrong, and reward tells them apart.
@@ -24,17 +24,17 @@ from pathlib import Path
 from random import Random
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Muon
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import envs.templates  # noqa: F401 (registers the templates)
+from agents.supervised import descend
 from envs.problem import Problem
 from envs.problems.arithmetic import Arithmetic
 from envs.train_tokenizer import BUILT_IN
-from registry import UsageError
+from registry import UsageError, templates
 from registry.command import command
 
 DEPTH, HEAD = 12, 16
@@ -42,7 +42,7 @@ TERSE_SHARE = {"bus": 0.7, "collection": 0.7, "comparison": 0.7, "bakery": 0.2, 
 
 
 @dataclass(frozen=True)
-class Warmup:
+class TinySpec:
     """What the tiny model is made of and trained with.
 
     Attributes:
@@ -99,11 +99,10 @@ def new_model(width: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 
 def demonstration(problem: Problem, rng: Random) -> str:
     """The worked solution, or with the theme's terse share the bare answer."""
-    theme = problem.id.split("-")[0]
-    return f" #### {problem.answer}" if rng.random() < TERSE_SHARE[theme] else problem.solution
+    return f" #### {problem.answer}" if rng.random() < TERSE_SHARE[problem.theme] else problem.solution
 
 
-def batches(spec: Warmup, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(spec: TinySpec, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of (tokens [B, L], labels [B, L]) in right padding; labels are -100 outside completions. Batches
     are cut from a sorted stretch of sixteen, so that little is padding."""
     problems, rng = Arithmetic("train", spec.levels, spec.seed), Random(f"warm-up/{spec.seed}")
@@ -114,7 +113,7 @@ def batches(spec: Warmup, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[
         drawn.sort(key=lambda problem: len(problem.question) + len(problem.solution))
         mixed = first >= spec.worked_only * spec.steps * spec.batch
         first += stretch
-        prompts = tokenizer([f"Question: {problem.question}\nAnswer:" for problem in drawn])["input_ids"]
+        prompts = tokenizer([templates.make("plain").prompt(problem.question) for problem in drawn])["input_ids"]
         shown = [demonstration(problem, rng) if mixed else problem.solution for problem in drawn]
         answers = tokenizer(shown)["input_ids"]
         pairs = list(zip(prompts, answers, strict=True))
@@ -154,7 +153,7 @@ def completion_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor) -> 
     return F.cross_entropy(model.lm_head(hidden[chosen]), labels[:, 1:][chosen])
 
 
-def new_optimizers(model: LlamaForCausalLM, spec: Warmup) -> tuple[Muon, AdamW]:
+def new_optimizers(model: LlamaForCausalLM, spec: TinySpec) -> tuple[Muon, AdamW]:
     """Muon for the layers' matrices, which learns them in about half the steps, and AdamW for the rest."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.dim() == 2]
     inside = {id(weight) for weight in matrices}
@@ -165,36 +164,25 @@ def new_optimizers(model: LlamaForCausalLM, spec: Warmup) -> tuple[Muon, AdamW]:
     )
 
 
-def train(spec: Warmup, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def train(spec: TinySpec, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The trained model; the same spec, thread count and machine give the same weights."""
     torch.manual_seed(spec.seed)
-    model, rng = new_model(spec.width, tokenizer), Random(f"depth/{spec.seed}")
+    model = new_model(spec.width, tokenizer)
     optimizers = new_optimizers(model, spec)
-    rise = max(1, spec.steps // 20)
-    schedules = [
-        LambdaLR(each, lambda step: min((step + 1) / rise, 1 - 0.9 * max(0, step - rise) / max(1, spec.steps - rise)))
-        for each in optimizers
-    ]
-    source, mean = batches(spec, tokenizer), 0.0
-    with Progress(transient=True) as progress:
-        task = progress.add_task("warm-up", total=spec.steps)
-        for step in range(spec.steps):
-            count = (
-                rng.choices(range(len(spec.skipped)), spec.skipped)[0] if step >= spec.full_depth * spec.steps else 0
-            )
-            with only_layers(model, draw_kept(count, rng)):
-                loss = completion_loss(model, *next(source))
-                loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                schedule.step()
-            model.zero_grad()
-            mean += (loss.item() - mean) * max(0.02, 1 / (step + 1))
-            progress.update(task, advance=1, description=f"warm-up: {mean:.3f} nats/token")
-            if step % 100 == 99:
-                progress.console.print(f"step {step + 1}: {mean:.4f} nats per completion token")
+    weights = list(model.parameters())
+    descend(losses(model, spec, tokenizer), weights, optimizers, steps=spec.steps, rise=spec.steps // 20, last=0.1)
     return model.eval()
+
+
+def losses(model: LlamaForCausalLM, spec: TinySpec, tokenizer: PreTrainedTokenizerFast) -> Iterator[Tensor]:
+    """The loss of each step's batch through the layers drawn for it."""
+    rng, source = Random(f"depth/{spec.seed}"), batches(spec, tokenizer)
+    for step in range(spec.steps):
+        whole = step < spec.full_depth * spec.steps
+        count = 0 if whole else rng.choices(range(len(spec.skipped)), spec.skipped)[0]
+        with only_layers(model, draw_kept(count, rng)):
+            loss = completion_loss(model, *next(source))
+        yield loss
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -212,7 +200,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 @command(interrupted="nothing was written")
 def main(argv: list[str] | None = None) -> int:
     """Train the tiny model and save it. Returns the exit status."""
-    default = Warmup()
+    default = TinySpec()
     parser = argparse.ArgumentParser(prog="python -m agents.train_tiny", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     for name in ("width", "steps", "batch", "seed"):
@@ -222,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     chosen = {name: value for name, value in vars(args).items() if name in asdict(default)}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(BUILT_IN)
-    save(train(Warmup(**chosen), tokenizer), tokenizer, args.out)
+    save(train(TinySpec(**chosen), tokenizer), tokenizer, args.out)
     return 0
 
 

@@ -1,16 +1,17 @@
-"""Supervised warm-up of a pretrained policy, the first stage of ReFT (arXiv 2401.08967, section 3.1).
+"""Warms up any pretrained policy on worked solutions: ReFT's supervised first stage (arXiv 2401.08967, section 3.1).
 
     python -m agents.warm_up --policy DIR --env MathReason/svamp-v0 --epochs 2 --out runs/warm
 
-A few epochs of cross-entropy on the worked solutions of the training split teach the format that the verifier reads;
-the reinforced stage then starts from the folder this writes (``--policy runs/warm``). Sources without worked solutions
-cannot be used. The built-in tiny model has a command of its own, ``python -m agents.train_tiny``.
+A few epochs of cross-entropy on the worked solutions of the training split teach the format that the verifier reads.
+The reinforced stage then starts from the folder that this command writes (``--policy runs/warm``). A source without
+worked solutions cannot be used. The built-in tiny model has a command of its own, ``python -m agents.train_tiny``.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 import envs  # noqa: F401 (registers the env ids)
+from agents.supervised import descend
 from envs.task import Task, TaskSpec
-from policies import Policy
+from policies import LayerSubset, Policy
+from policies.nested import without
 from registry import UnknownField, UsageError, fields_of, parse_value
 from registry.command import assignment, command
 
@@ -53,7 +54,7 @@ class SupervisedWarmup:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or self.problems < 0 or not 0 <= self.skip <= 1 or self.learning_rate <= 0:
-            raise UsageError(f"{self}: epochs, batch and learning_rate must be positive, skip in [0, 1]")
+            raise UsageError(f"{self}: epochs, batch and learning_rate must be positive, problems >= 0, skip in [0, 1]")
 
 
 def demonstrations(task: Task, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -85,42 +86,36 @@ def demonstrations(task: Task, count: int) -> list[tuple[Tensor, Tensor]]:
 def warm_up(policy: Policy, task: Task, spec: SupervisedWarmup) -> list[float]:
     """Train in place; returns the loss of each step in nats per token."""
     pairs = demonstrations(task, spec.problems)
-    rng = np.random.default_rng(spec.seed)
     per_epoch = -(-len(pairs) // spec.batch)
-    total = spec.epochs * per_epoch
-    rise = max(1, total // 10)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=spec.learning_rate, weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, (total - step) / max(1, total - rise))
+    steps = spec.epochs * per_epoch
+    weights = list(policy.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=spec.learning_rate, weight_decay=0.0, fused=True)
+    return descend(
+        _losses(policy, pairs, per_epoch, spec), weights, [optimizer], steps=steps, rise=steps // 10, last=0.0
     )
-    losses = []
-    with Progress(transient=True) as progress:
-        job = progress.add_task("supervised warm-up", total=total)
-        for _ in range(spec.epochs):
-            for chosen in np.array_split(rng.permutation(len(pairs)), per_epoch):
-                completions = [pairs[i][1] for i in chosen]
-                tokens = pad_sequence(completions, batch_first=True)
-                mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(c)] for c in completions])
-                logp = policy.logprobs([pairs[i][0] for i in chosen], tokens, mask, layers=_layers(policy, spec, rng))
-                loss = -logp.sum() / mask.sum()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                clip_grad_norm_(policy.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                policy.refresh()
-                losses.append(float(loss.detach()))
-                progress.update(job, advance=1, description=f"supervised warm-up: {losses[-1]:.3f} nats/token")
-    return losses
 
 
-def _layers(policy: Policy, spec: SupervisedWarmup, rng: np.random.Generator) -> tuple[int, ...]:
-    layers = list(range(policy.num_layers))
-    if rng.random() < spec.skip and len(layers) > 4:
-        count = int(rng.integers(1, max(2, len(layers) // 5 + 1)))
-        gone = set(rng.choice(layers[1:-1], size=count, replace=False).tolist())
-        layers = [layer for layer in layers if layer not in gone]
-    return tuple(layers)
+def _losses(
+    policy: Policy, pairs: list[tuple[Tensor, Tensor]], per_epoch: int, spec: SupervisedWarmup
+) -> Iterator[Tensor]:
+    """The mean cross-entropy per completion token of each batch; the caller steps before it asks for the next."""
+    rng = np.random.default_rng(spec.seed)
+    for _ in range(spec.epochs):
+        for chosen in np.array_split(rng.permutation(len(pairs)), per_epoch):
+            completions = [pairs[i][1] for i in chosen]
+            tokens = pad_sequence(completions, batch_first=True)
+            mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(c)] for c in completions])
+            layers = draw_layers(policy.num_layers, spec.skip, rng)
+            yield -policy.logprobs([pairs[i][0] for i in chosen], tokens, mask, layers=layers).sum() / mask.sum()
+            policy.refresh()  # a step was taken
+
+
+def draw_layers(num_layers: int, skip: float, rng: np.random.Generator) -> LayerSubset:
+    """All layers, or with the chance ``skip`` all but 1 to a fifth of them, drawn between the first and the last."""
+    if rng.random() < skip and num_layers > 4:
+        count = int(rng.integers(1, max(2, num_layers // 5 + 1)))
+        return without(rng.choice(range(1, num_layers - 1), size=count, replace=False).tolist(), num_layers)
+    return tuple(range(num_layers))
 
 
 @command(interrupted="nothing was written")

@@ -178,7 +178,7 @@ def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argpars
     if comparison.groups:
         write(comparison, out)
         if not given.quiet:
-            from benchmarks.report.table import print_comparison
+            from benchmarks.report.tables import print_comparison
 
             print_comparison(comparison)
             print(f"\nreport: {out / 'report.html'}")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from agents.rollout import collect
+from benchmarks.measuring.table import Table
 from envs.problems.arithmetic import DEFAULT_LEVELS, LEVELS
 from envs.vector import MathReasonVector
 from policies import LayerSubset, Policy, UniformSkip
@@ -41,25 +42,30 @@ def measure(
 def report(policy: Policy, problems: int) -> str:
     """Two Markdown tables."""
     whole = tuple(range(policy.num_layers))
-    lines = ["| level | greedy | sampled | tokens |", "|---|---|---|---|"]
+    by_level = []
     for level in (DEFAULT_LEVELS, *((one,) for one in LEVELS)):
         greedy, _, _ = measure(policy, whole, 0.0, problems, level)
         sampled, length, _ = measure(policy, whole, 1.0, problems, level)
         name = "default " + str(level) if level == DEFAULT_LEVELS else str(level[0])
-        lines.append(f"| {name} | {greedy:.1%} | {sampled:.1%} | {length:.1f} |")
-    lines += ["", f"| layers skipped, of {len(whole)} | sampled accuracy | KL per token |", "|---|---|---|"]
-    rng = np.random.default_rng(0)
+        by_level.append([name, f"{greedy:.1%}", f"{sampled:.1%}", f"{length:.1f}"])
+    rng, by_skips = np.random.default_rng(0), []
     for skipped in range(1, LARGEST_SKIP + 1):
         sampler = UniformSkip(ratio=skipped / len(whole), border=1)
-        found = [
-            measure(policy, sampler.sample(len(whole), rng), 1.0, problems, DEFAULT_LEVELS) for _ in range(SUBSETS)
-        ]
-        accuracy, divergence = ([row[column] for row in found] for column in (0, 2))
-        lines.append(
-            f"| {skipped} | {np.mean(accuracy):.1%} ({min(accuracy):.1%} to {max(accuracy):.1%}) "
-            f"| {np.mean(divergence):.3f} ({min(divergence):.3f} to {max(divergence):.3f}) |"
+        subsets = [sampler.sample(len(whole), rng) for _ in range(SUBSETS)]
+        figures = [measure(policy, layers, 1.0, problems, DEFAULT_LEVELS) for layers in subsets]
+        accuracy, _, divergence = zip(*figures, strict=True)
+        by_skips.append(
+            [
+                str(skipped),
+                f"{np.mean(accuracy):.1%} ({min(accuracy):.1%} to {max(accuracy):.1%})",
+                f"{np.mean(divergence):.3f} ({min(divergence):.3f} to {max(divergence):.3f})",
+            ]
         )
-    return "\n".join(lines)
+    tables = (
+        Table(["level", "greedy", "sampled", "tokens"], by_level),
+        Table([f"layers skipped, of {len(whole)}", "sampled accuracy", "KL per token"], by_skips),
+    )
+    return "\n\n".join(table.markdown() for table in tables)
 
 
 @command()

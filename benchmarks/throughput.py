@@ -13,7 +13,8 @@ import argparse
 import json
 import resource
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 
 from benchmarks.measuring.pairing import Block, abba, median_ratio
 from benchmarks.measuring.provenance import provenance
+from benchmarks.measuring.table import Table, console
 from benchmarks.speed.limits import bandwidth_limit, product_limit
 from benchmarks.speed.ours import Engine, Parts
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
@@ -75,12 +77,10 @@ def chosen_skips(options: argparse.Namespace, layers: int) -> tuple[int, ...]:
     return tuple(options.skips)
 
 
-def row(
-    name: str, workload: str, blocks: list[Block], pairs: list[tuple[Block, Block]], against: str
-) -> dict[str, Any]:
-    """One line of the table."""
+def ratio_row(name: str, workload: str, pairs: list[tuple[Block, Block]], against: str) -> dict[str, Any]:
+    """One line of the table: the first block of each pair is that of ``name``, the second that of ``against``."""
     ratio = median_ratio(pairs)
-    rate = float(np.median([block.rate for block in blocks]))
+    rate = float(np.median([ours.rate for ours, _ in pairs]))
     values = (name, workload, rate, ratio.value, ratio.low, ratio.high, against)
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -90,32 +90,31 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
     full = Engine(policy, work, kept_layers(policy, 0))
     full()  # builds kernels, packs weights, touches memory
     full.parts = Parts(slots=options.slots)
-    control = abba(full, full, options.pairs)
-    yield row("engine, again (A/A)", workload, [b for b, _ in control], control, "engine")
+    yield ratio_row("engine, again (A/A)", workload, abba(full, full, options.pairs), "engine")
     batch = options.batch or fastest_batch(policy, work)
-    peers = {f"generate (batch {batch})": Generate(policy, work, batch)}
+    generate = f"generate (batch {batch})"
+    peers = {generate: Generate(policy, work, batch)}
     if options.continuous:
         peers[f"continuous batching ({batch})"] = ContinuousBatching(policy, work, batch)
     for name, peer in peers.items():
         pairs = abba(full, peer, options.pairs)
-        found = row("engine", workload, [ours for ours, _ in pairs], pairs, name)
-        yield found | limits(policy, work, full, found["tokens_per_second"])
-        reverse = [(theirs, ours) for ours, theirs in pairs]
-        yield row(name, workload, [b for b, _ in reverse], reverse, "engine")
-    yield from by_bytes(policy, work, workload, full, next(iter(peers.items())), options.pairs)
+        line = ratio_row("engine", workload, pairs, name)
+        yield line | engine_figures(policy, work, full, line["tokens_per_second"])
+        yield ratio_row(name, workload, [(theirs, ours) for ours, theirs in pairs], "engine")
+    yield from by_bytes(policy, work, workload, {"engine": full, generate: peers[generate]}, options.pairs)
     share = full.parts.layers / full.parts.total
     for skips in options.skips:
         nested = Engine(policy, work, kept_layers(policy, skips))
-        pairs = abba(nested, full, options.pairs)
-        found = row(f"engine, {skips} of {policy.num_layers} skipped", workload, [b for b, _ in pairs], pairs, "engine")
+        name = f"engine, {skips} of {policy.num_layers} skipped"
+        line = ratio_row(name, workload, abba(nested, full, options.pairs), "engine")
         ideal = 1 / (1 - share * skips / policy.num_layers)
-        yield found | {"of_ideal": found["ratio"] / ideal, "occupancy": nested.parts.occupancy}
+        yield line | {"of_ideal": line["ratio"] / ideal, "occupancy": nested.parts.occupancy}
 
 
 def by_bytes(
-    policy: Policy, work: Work, workload: str, full: Engine, peer: tuple[str, Generate], pairs: int
+    policy: Policy, work: Work, workload: str, peers: Mapping[str, Callable[[], Block]], pairs: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of all layers with products on bytes, against the engine and against a peer, where the model allows them."""
+    """Rows of all layers with products on bytes, against each of ``peers`` by its name, where the model allows them."""
     try:
         engine = Engine(policy, work, with_int8(kept_layers(policy, 0)))
         engine()
@@ -123,10 +122,9 @@ def by_bytes(
         print(f"no int8 rows: {error}", file=sys.stderr)
         return
     engine.parts = Parts(slots=work.env.num_envs)
-    for against, other in (("engine", full), peer):
-        found = abba(engine, other, pairs)
-        line = row("engine, int8", workload, [b for b, _ in found], found, against)
-        yield line | limits(policy, work, engine, line["tokens_per_second"], int8=True)
+    for against, peer in peers.items():
+        line = ratio_row("engine, int8", workload, abba(engine, peer, pairs), against)
+        yield line | engine_figures(policy, work, engine, line["tokens_per_second"], int8=True)
 
 
 def fastest_batch(policy: Policy, work: Work) -> int:
@@ -138,7 +136,7 @@ def fastest_batch(policy: Policy, work: Work) -> int:
     return max(possible, key=lambda size: Generate(policy, work, size)().rate)
 
 
-def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def iteration_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of a whole iteration, with rollouts in the compute dtype against itself or, if asked for, with rollouts
     in the compute dtype and on bytes against TRL's."""
     from benchmarks.speed.iteration import OurIteration
@@ -168,25 +166,24 @@ def iterations(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str
 
 def iteration_row(name: str, ours: Any, theirs: Callable[[], Block], pairs: int, against: str) -> dict[str, Any]:
     """Of an ``OurIteration``; ``outside`` is the share of it that is not matrix products of weights."""
-    found = abba(ours, theirs, pairs)
-    seconds = float(np.median([block.seconds for block, _ in found]))
-    line = row(name, "forced", [block for block, _ in found], found, against)
-    return line | {"outside": 1 - ours.product_seconds() / seconds}
+    blocks = abba(ours, theirs, pairs)
+    seconds = float(np.median([block.seconds for block, _ in blocks]))
+    return ratio_row(name, "forced", blocks, against) | {"outside": 1 - ours.product_seconds() / seconds}
 
 
-def limits(policy: Policy, work: Work, full: Engine, rate: float, int8: bool = False) -> dict[str, float]:
-    """The engine's figures beside its rate; ``outside`` is the share of a rollout, prefill, environment and verdicts
-    included, that is not spent in matrix products."""
-    busy = max(1, round(full.parts.occupancy * work.env.num_envs))
+def engine_figures(policy: Policy, work: Work, engine: Engine, rate: float, int8: bool = False) -> dict[str, float]:
+    """What was measured of an engine beside its rate; ``outside`` is the share of a rollout, prefill, environment and
+    verdicts included, that is not spent in matrix products."""
+    busy = max(1, round(engine.parts.occupancy * work.env.num_envs))
     context = float(np.mean([len(work.prompt(p)) for p in work.problems])) + work.new_tokens / 2
     products = product_limit(policy, busy, int8)
     return {
         "of_products": rate / products,
-        "outside": 1 - (full.parts.tokens + full.parts.prompt_tokens) / products / full.parts.total,
+        "outside": 1 - (engine.parts.tokens + engine.parts.prompt_tokens) / products / engine.parts.total,
         "of_bandwidth": rate / bandwidth_limit(policy, busy, context, int8),
-        "occupancy": full.parts.occupancy,
-        "head_share": full.parts.head / full.parts.total,
-        "layer_share": full.parts.layers / full.parts.total,
+        "occupancy": engine.parts.occupancy,
+        "head_share": engine.parts.head / engine.parts.total,
+        "layer_share": engine.parts.layers / engine.parts.total,
         "peak_gb": peak_gb(policy.device),
     }
 
@@ -198,14 +195,26 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def show(rows: list[dict[str, Any]], say: Callable[[str], None] = print) -> None:
-    """The table."""
-    say(f"{'':34}{'workload':>9}{'tokens/s':>10}{'ratio':>8}{'interval':>16}  " + "".join(f"{c:>13}" for c in FIGURES))
-    for found in rows:
-        figures = "".join(f"{found[c]:13.2f}" if c in found else f"{'':13}" for c in FIGURES)
-        interval = f"[{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]"
-        rate = f"{found['tokens_per_second']:10.0f}{found['ratio']:8.3f}{interval:>16}"
-        say(f"{found['name']:34}{found['workload']:>9}{rate}  {figures}  / {found['against']}")
+def show(rows: list[dict[str, Any]]) -> None:
+    """Two tables: the ratios, and what else was measured beside some of them."""
+    place: dict[str, Callable[[dict[str, Any]], str]] = {"": _label, "workload": lambda line: line["workload"]}
+    ratios: dict[str, Callable[[dict[str, Any]], str]] = {
+        "tokens/s": lambda line: f"{line['tokens_per_second']:.0f}",
+        "ratio": lambda line: f"{line['ratio']:.3f}",
+        "interval": lambda line: f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]",
+    }
+    figures = {name.replace("_", " "): partial(_figure, name) for name in FIGURES}
+    console().print(Table.of(rows, place | ratios, left=(0, 1)).rich())
+    if more := [line for line in rows if set(FIGURES) & set(line)]:
+        console().print(Table.of(more, place | figures, left=(0, 1)).rich())
+
+
+def _figure(name: str, line: dict[str, Any]) -> str:
+    return f"{line[name]:.2f}" if name in line else ""
+
+
+def _label(line: dict[str, Any]) -> str:
+    return f"{line['name']} / {line['against']}"
 
 
 def all_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -214,7 +223,7 @@ def all_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, 
     for workload in chosen:
         yield from measure(policy, make_work(options, policy, workload == "natural"), workload, options)
     if options.iteration or options.trl:
-        yield from iterations(policy, options)
+        yield from iteration_rows(policy, options)
 
 
 def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dict[str, Any]]:
@@ -232,25 +241,24 @@ def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dic
 
 def draw(rows: list[dict[str, Any]], target: Path) -> None:
     """Ratios with their intervals as a picture; a peer's row says the same as the engine's against it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
-    rows = [found for found in rows if found["name"].startswith(("engine", "GRPO"))]
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.5))
+    from benchmarks.measuring.plots import style
+
+    rows = [line for line in rows if line["name"].startswith(("engine", "GRPO"))]
+    figure = Figure(figsize=(9, 0.5 * len(rows) + 1.5), layout="constrained")
+    axes = figure.subplots()
     place = np.arange(len(rows))[::-1]
-    middle = np.array([found["ratio"] for found in rows])
-    ends = np.abs(np.array([[found["ratio_low"], found["ratio_high"]] for found in rows]).T - middle)
-    axes.errorbar(middle, place, xerr=ends, fmt="o", capsize=3)
-    axes.set_yticks(place, [f"{found['name']} / {found['against']} ({found['workload']})" for found in rows])
+    middle = np.array([line["ratio"] for line in rows])
+    ends = np.abs(np.array([[line["ratio_low"], line["ratio_high"]] for line in rows]).T - middle)
+    axes.errorbar(middle, place, xerr=ends, capsize=3, **style(1) | {"linestyle": ""})
+    axes.set_yticks(place, [f"{_label(line)} ({line['workload']})" for line in rows])
     axes.set_xscale("log")
     for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_format(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.axvline(1.0, color="grey", linewidth=0.8)
     axes.set_xlabel("ratio of tokens a second")
-    figure.tight_layout()
     figure.savefig(target, dpi=150)
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import envs.templates  # noqa: F401 (registers the templates)
 from envs.problems.arithmetic import LEVELS, Arithmetic
+from registry import templates
 from registry.command import command
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -40,7 +42,8 @@ def train(count: int = 20000, max_length: int = 512) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     problems = Arithmetic("train", tuple(LEVELS))
-    texts = (f"Question: {p.question}\nAnswer:{p.solution}" for p in map(problems.__getitem__, range(count)))
+    plain = templates.make("plain")
+    texts = (plain.prompt(p.question) + p.solution for p in map(problems.__getitem__, range(count)))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -33,7 +33,13 @@ from policies.nested import (
     layers_of,
     layers_skipped,
 )
-from policies.pretrained.adapters import add_adapters, factors, merged_copy
+from policies.pretrained.adapters import (
+    adapter_state_dict,
+    add_adapters,
+    factors,
+    load_adapter_state_dict,
+    merged_copy,
+)
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import load_checkpoint
 from policies.pretrained.reference import scored_states
@@ -55,7 +61,8 @@ class Policy:
         token_limit: most tokens of one forward inside ``logprobs``.
         temperature: of the policy's distribution. Rollouts are sampled from it and log-probabilities are of it, so both
             sides of a ratio agree; ``behavior`` and ``logprobs`` take another one where a caller asks for it.
-        gradient_checkpointing: keep only each layer's input for the backward and compute the layer again.
+        gradient_checkpointing: the backward keeps only each layer's input and computes the layer again
+            (arXiv 1604.06174): less memory, more time. Only of a functional policy.
         functional: whether the project's own layers are used (they agreed at load), or else transformers'.
     """
 
@@ -130,23 +137,34 @@ class Policy:
 
     def save(self, folder: str | Path) -> None:
         """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes."""
-        model = merged_copy(self.model) if self.adapted else self.model
+        model = merged_copy(self.model) if self.adapter_rank else self.model
         model.save_pretrained(folder)
 
     @property
-    def adapted(self) -> bool:
-        """Whether low-rank adapters are what is trained."""
-        return factors(self.model.model.layers[0].self_attn.q_proj) is not None
+    def adapter_rank(self) -> int:
+        """The rank of the low-rank adapters that are trained; 0 where the weights themselves are."""
+        adapter = factors(self.model.model.layers[0].self_attn.q_proj)
+        return 0 if adapter is None else len(adapter[0])
 
-    def add_adapters(self, rank: int = 16, alpha: int = 32) -> None:
+    def add_adapters(self, rank: int = 16, alpha: int = 32, seed: int = 0) -> None:
         """Train low-rank adapters of all projections (LoRA) instead of the weights: call before making an optimizer.
+        ``seed`` is of their first factor; the second starts at zero.
 
         Rollouts use the merged weights of the last ``refresh``; ``save`` writes merged weights. Needs the package peft.
         """
-        add_adapters(self.model, rank, alpha)
+        add_adapters(self.model, rank, alpha, seed)
         self._parameters = tuple(self.model.parameters())
         self._use(self.dtype)
         self._packed = {}
+        self.refresh()
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """What merged weights do not tell: the adapters' factors and the weights under them, by projection."""
+        return adapter_state_dict(self.model)
+
+    def load_adapter_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from ``adapter_state_dict``'s tensors, in place; adapters of the same rank must be there."""
+        load_adapter_state_dict(self.model, state)
         self.refresh()
 
     def refresh(self) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.comparison.grid import PRESETS, preset, preset_names
 from benchmarks.experiment.spec import PARTS
-from envs.problems.load import FORMS
-from registry import Registry, problem_sources, reward_parts, templates
+from envs.problems import list_sources
+from registry import Registry, reward_parts, templates
 from registry import agents as agent_registry
 
 SENTENCE = re.compile(r".*?\.(?=\s+[A-Z`]|$)")
@@ -50,7 +50,7 @@ def catalogue() -> list[Kind]:
     return [
         _agents(),
         *(components(name, registry) for name, registry in PARTS.items()),
-        _problem_sources(),
+        Kind("problem sources", "--set env.problems=", list_sources()),
         components("env.template", templates),
         components("env.reward_parts", reward_parts),
         _presets(),
@@ -82,12 +82,6 @@ def _agents() -> Kind:
         parts = ", ".join(f"{part}={id}" for part, id in fixed.items())
         about[agent_registry.form(name)] = first_sentence(component) + (f" Unless set: {parts}." if parts else "")
     return Kind("agents", "--agent ", about)
-
-
-def _problem_sources() -> Kind:
-    """Those with a name of their own, and the forms of other names."""
-    named = components("env.problems", problem_sources)
-    return replace(named, about=named.about | {form: first_sentence(source) for form, source in FORMS.items()})
 
 
 def _presets() -> Kind:

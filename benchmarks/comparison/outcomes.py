@@ -65,6 +65,11 @@ class Outcome:
         """The rows of iterations."""
         return training_rows(self.rows)
 
+    @property
+    def weighed(self) -> list[dict[str, Any]]:
+        """Those that measured the correction's weights."""
+        return [row for row in self.training if "weight_q50" in row]
+
     def spent(self, axis: str) -> list[float]:
         """The budget used at each evaluation, on one of ``AXES``."""
         return [float(point[axis]) for point in self.result["curve"]]
@@ -96,14 +101,17 @@ class ArmOutcome:
         """Of the finished runs."""
         return [run.result["seed"] for run in self.runs]
 
-    def at(self, axis: str, budget: float, seeds: Sequence[int] | None = None) -> NDArray[np.float64]:
-        """[S, Q] greedy outcomes at a budget."""
-        chosen = [run for run in self.runs if seeds is None or run.result["seed"] in seeds]
-        return np.stack([at_budget(budget, run.spent(axis), run.right()) for run in chosen])
+    def of(self, seeds: Sequence[int]) -> ArmOutcome:
+        """The runs of some seeds alone."""
+        return ArmOutcome(self.label, tuple(run for run in self.runs if run.result["seed"] in seeds))
 
-    def ends(self, which: int, seeds: Sequence[int] | None = None) -> NDArray[np.float64]:
+    def at(self, axis: str, budget: float) -> NDArray[np.float64]:
+        """[S, Q] greedy outcomes at a budget."""
+        return np.stack([at_budget(budget, run.spent(axis), run.right()) for run in self.runs])
+
+    def ends(self, which: int) -> NDArray[np.float64]:
         """[S, Q] greedy outcomes of the first (0) or last (-1) evaluation."""
-        return np.stack([run.right()[which] for run in self.runs if seeds is None or run.result["seed"] in seeds])
+        return np.stack([run.right()[which] for run in self.runs])
 
     def mean(self, name: str) -> float | None:
         """Mean over runs and iterations of a metric."""
@@ -114,47 +122,162 @@ class ArmOutcome:
         """Mean over runs of a number of the result; 0 for one that runs of an older version did not measure."""
         return float(np.mean([run.result.get(name, 0.0) for run in self.runs]))
 
-    def sampled(self, when: str, k: int) -> float:
+    def pass_at(self, when: str, k: int) -> float:
         """pass@k of sampled completions, ``before`` or ``after``, over questions and runs; k = 1 is avg@n."""
         return float(
             np.mean([pass_at_k(r.result[f"sampled_right_{when}"], r.result["samples"], k).mean() for r in self.runs])
         )
 
 
-def describe(arm: ArmOutcome, target: float) -> dict[str, Any]:
-    """One arm's line: accuracy with intervals, cost, divergence; times to the accuracy ``target``."""
+@dataclass(frozen=True)
+class ArmLine:
+    """What a comparison says of one arm; means are over its runs. The fields are those of results.json.
+
+    Attributes:
+        label: of the arm.
+        seeds: of its finished runs.
+        before, after: greedy accuracy on the held-out questions, 0 to 1, at the first and at the last evaluation.
+        gain: the difference of the two, question by question.
+        gain_by_seed: the same for each run.
+        iqm: interquartile mean of the runs' last greedy accuracies.
+        sampled_before, sampled_after: share of sampled completions that are right (avg@n).
+        pass_at: k -> pass@k of sampled completions, before and after.
+        samples: n, sampled completions a question.
+        sets: further problem set -> greedy accuracy, before and after.
+        tokens: of rollouts, a run.
+        tokens_per_second: of rollouts with their verdicts.
+        seconds: of training a run, evaluations left out.
+        seconds_rollout, seconds_reward, seconds_update: the parts of these.
+        seconds_evaluation: of a run's evaluations.
+        kl: KL(mu || pi) per token, nats; None where it was not measured, as the next three.
+        ess: effective sample size of whole completions under exact reweighting, as a fraction.
+        D: KL(mu || pi) of a whole completion, nats.
+        skip_ratio: share of the layers that rollouts leave out.
+        layers_kept: the numbers of layers that rollouts were written with, in rising order.
+        seconds_to_target: of each run, training seconds until its greedy accuracy is the target; None if it never is.
+    """
+
+    label: str
+    seeds: list[int]
+    before: Interval
+    after: Interval
+    gain: Interval
+    gain_by_seed: list[float]
+    iqm: float
+    sampled_before: float
+    sampled_after: float
+    pass_at: dict[int, tuple[float, float]]
+    samples: int
+    sets: dict[str, tuple[float, float]]
+    tokens: float
+    tokens_per_second: float
+    seconds: float
+    seconds_rollout: float
+    seconds_reward: float
+    seconds_update: float
+    seconds_evaluation: float
+    kl: float | None
+    ess: float | None
+    D: float | None
+    skip_ratio: float | None
+    layers_kept: list[float]
+    seconds_to_target: list[float | None]
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of a run by what they are spent on."""
+        return {
+            "rollout": self.seconds_rollout,
+            "reward": self.seconds_reward,
+            "update": self.seconds_update,
+            "evaluation": self.seconds_evaluation,
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two arms at an equal budget.
+
+    Attributes:
+        budget: iterations, rollout tokens or training seconds; the largest that all runs of both arms reached.
+        difference: of greedy accuracy, 0 to 1, paired by question and by seed.
+    """
+
+    budget: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An arm against a baseline, over the seeds that both have. The fields are those of results.json.
+
+    Attributes:
+        label, baseline: of the two arms.
+        seeds: those in common.
+        iteration, tokens, seconds: the arm's accuracy less the baseline's, at equal budgets on each of ``AXES``.
+        probability_of_improvement: chance that a run of the arm ends above a run of the baseline.
+        speed_up_rollout: rollout tokens a second, the arm's over the baseline's.
+        time_ratio: seconds until the arm has the baseline's last accuracy, over the seconds that the baseline takes.
+        speed_up: training seconds of a run, the baseline's over the arm's.
+    """
+
+    label: str
+    baseline: str
+    seeds: list[int]
+    iteration: Difference
+    tokens: Difference
+    seconds: Difference
+    probability_of_improvement: float
+    speed_up_rollout: float
+    time_ratio: Interval
+    speed_up: float
+
+    def at_equal(self, axis: str) -> Difference:
+        """The difference on one of ``AXES``."""
+        return {"iteration": self.iteration, "tokens": self.tokens, "seconds": self.seconds}[axis]
+
+
+@dataclass(frozen=True)
+class NoPair:
+    """Two arms without a seed in common: nothing can be said of their difference."""
+
+    label: str
+    baseline: str
+    seeds: tuple[()] = ()
+
+
+def describe(arm: ArmOutcome, target: float) -> ArmLine:
+    """One arm's line; ``target`` is the accuracy that times are taken to."""
     before, after = arm.ends(0), arm.ends(-1)
-    finals = after.mean(1)
     samples = arm.runs[0].result["samples"]
-    reached = [time_to_target(target, run.spent("seconds"), run.greedy) for run in arm.runs]
     layers = {row.get("layers_kept", len(row["layers"])) for run in arm.runs for row in run.training if "layers" in row}
-    return {
-        "label": arm.label,
-        "seeds": arm.seeds,
-        "before": mean_interval(before),
-        "after": mean_interval(after),
-        "gain": mean_interval(after - before),
-        "gain_by_seed": (after.mean(1) - before.mean(1)).tolist(),
-        "iqm": interquartile_mean(finals),
-        "sampled_before": arm.sampled("before", 1),
-        "sampled_after": arm.sampled("after", 1),
-        "pass_at": {k: (arm.sampled("before", k), arm.sampled("after", k)) for k in (1, 2, 4, 8) if k <= samples},
-        "samples": samples,
-        "sets": _sets(arm),
-        "tokens": arm.over_runs("tokens"),
-        "tokens_per_second": arm.over_runs("rollout_tokens_per_second"),
-        "seconds": arm.over_runs("seconds"),
-        "seconds_rollout": arm.over_runs("seconds_rollout"),
-        "seconds_reward": arm.over_runs("seconds_reward"),
-        "seconds_update": arm.over_runs("seconds_update"),
-        "seconds_evaluation": arm.over_runs("seconds_evaluation"),
-        "kl": arm.mean("kl_k1"),
-        "ess": arm.mean("ess_sequence"),
-        "D": arm.mean("D"),
-        "skip_ratio": arm.mean("skip_ratio"),
-        "layers_kept": sorted(layers),
-        "seconds_to_target": reached,
-    }
+    return ArmLine(
+        label=arm.label,
+        seeds=arm.seeds,
+        before=mean_interval(before),
+        after=mean_interval(after),
+        gain=mean_interval(after - before),
+        gain_by_seed=(after.mean(1) - before.mean(1)).tolist(),
+        iqm=interquartile_mean(after.mean(1)),
+        sampled_before=arm.pass_at("before", 1),
+        sampled_after=arm.pass_at("after", 1),
+        pass_at={k: (arm.pass_at("before", k), arm.pass_at("after", k)) for k in (1, 2, 4, 8) if k <= samples},
+        samples=samples,
+        sets=_sets(arm),
+        tokens=arm.over_runs("tokens"),
+        tokens_per_second=arm.over_runs("rollout_tokens_per_second"),
+        seconds=arm.over_runs("seconds"),
+        seconds_rollout=arm.over_runs("seconds_rollout"),
+        seconds_reward=arm.over_runs("seconds_reward"),
+        seconds_update=arm.over_runs("seconds_update"),
+        seconds_evaluation=arm.over_runs("seconds_evaluation"),
+        kl=arm.mean("kl_k1"),
+        ess=arm.mean("ess_sequence"),
+        D=arm.mean("D"),
+        skip_ratio=arm.mean("skip_ratio"),
+        layers_kept=sorted(layers),
+        seconds_to_target=[time_to_target(target, run.spent("seconds"), run.greedy) for run in arm.runs],
+    )
 
 
 def _sets(arm: ArmOutcome) -> dict[str, tuple[float, float]]:
@@ -167,30 +290,31 @@ def _sets(arm: ArmOutcome) -> dict[str, tuple[float, float]]:
     return {name: (mean(name, "before"), mean(name, "after")) for name in names}
 
 
-def against(arm: ArmOutcome, baseline: ArmOutcome) -> dict[str, Any]:
+def against(arm: ArmOutcome, baseline: ArmOutcome) -> Pair | NoPair:
     """Paired differences of an arm from the baseline at the largest budgets that all of their runs reached.
 
     The same seed deals the same problems to both and both are measured on the same questions, so differences are taken
     question by question and seed by seed.
     """
     seeds = [seed for seed in arm.seeds if seed in baseline.seeds]
-    found: dict[str, Any] = {"label": arm.label, "baseline": baseline.label, "seeds": seeds}
     if not seeds:
-        return found
-    for axis in AXES:
+        return NoPair(arm.label, baseline.label)
+    ours, theirs = arm.of(seeds), baseline.of(seeds)
+
+    def difference(axis: str) -> Difference:
         budget = min(run.spent(axis)[-1] for run in (*arm.runs, *baseline.runs))
-        difference: Interval = mean_interval(arm.at(axis, budget, seeds) - baseline.at(axis, budget, seeds))
-        found[axis] = {"budget": budget, "difference": difference}
-    found["probability_of_improvement"] = probability_of_improvement(
-        arm.ends(-1, seeds).mean(1), baseline.ends(-1, seeds).mean(1)
+        return Difference(budget, mean_interval(ours.at(axis, budget) - theirs.at(axis, budget)))
+
+    our_curves, their_curves = ([(run.spent("seconds"), run.greedy) for run in one.runs] for one in (ours, theirs))
+    return Pair(
+        label=arm.label,
+        baseline=baseline.label,
+        seeds=seeds,
+        iteration=difference("iteration"),
+        tokens=difference("tokens"),
+        seconds=difference("seconds"),
+        probability_of_improvement=probability_of_improvement(ours.ends(-1).mean(1), theirs.ends(-1).mean(1)),
+        speed_up_rollout=arm.over_runs("rollout_tokens_per_second") / baseline.over_runs("rollout_tokens_per_second"),
+        time_ratio=time_ratio(our_curves, their_curves),
+        speed_up=baseline.over_runs("seconds") / arm.over_runs("seconds"),
     )
-    found["speed_up_rollout"] = arm.over_runs("rollout_tokens_per_second") / baseline.over_runs(
-        "rollout_tokens_per_second"
-    )
-    ours, theirs = (
-        [(run.spent("seconds"), run.greedy) for run in one.runs if run.result["seed"] in seeds]
-        for one in (arm, baseline)
-    )
-    found["time_ratio"] = time_ratio(ours, theirs)
-    found["speed_up"] = baseline.over_runs("seconds") / arm.over_runs("seconds")
-    return found

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import agents  # noqa: F401  registers the components
 from agents.corrections import ZeroWeights, traits
 from benchmarks.estimators import adviser, against, contract, picture, report
-from benchmarks.estimators.moments import Groups
+from benchmarks.estimators.moments import Grouping
 from benchmarks.estimators.sweep import Sweep, rows
+from benchmarks.measuring.table import Table
+from benchmarks.measuring.table import console as output
 from registry import UsageError, advantages, corrections, parse_value
 from registry.command import assignment, command
 
@@ -99,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if ``--check`` found a fault, 2 on bad input."""
     given = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = output()
     torch.set_num_threads(1)  # the tensors are small
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ZeroWeights)
@@ -130,7 +131,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         raise UsageError("nothing to enumerate: give --d or --skip")
     if any(not 1 <= horizon <= 7 for horizon in given.horizon):
         raise UsageError("--horizon must lie in 1 to 7: the completions are enumerated, 4 ** T of them")
-    groups = Groups(given.groups, given.by_target)
+    groups = Grouping(given.groups, given.by_target)
     if given.batch < groups.size:
         raise UsageError(f"--batch {given.batch} must hold at least one group of {groups.size}")
     return Sweep(
@@ -224,12 +225,8 @@ def check(target: str, console: Console) -> int:
     correction = load(target)
     faults = contract.check(correction)
     console.print(f"{target} declares {traits(correction)}", soft_wrap=True)
-    table = Table()
-    for name in ("check", "result"):
-        table.add_column(name, overflow="fold")
-    for name, fault in faults.items():
-        table.add_row(name, fault or "ok")
-    console.print(table)
+    results = [[name, fault or "ok"] for name, fault in faults.items()]
+    console.print(Table(["check", "result"], results, left=(0, 1)).rich())
     if any(faults.values()):
         return 1
     if not hasattr(correction, "scope"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from agents.diagnostics import BySubset
-from benchmarks.estimators.report import CANNOT_TELL, merged, ranked, relative_efficiency
+from benchmarks.estimators.report import CANNOT_TELL, group_equal, rank, relative_efficiency
 from benchmarks.estimators.sweep import Row, Sweep, cell_rows, noisy_cell
+from benchmarks.measuring.table import Table
 from policies import LayerSubset
 from registry import UsageError
 
@@ -23,10 +24,11 @@ EASY_D, HOPELESS_D = 0.3, 2.0
 SMALLEST_D = 0.01
 SEEDS = 4
 SUBSETS = 5
+BEST = 6  # corrections that are shown
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunMeans:
     """Means over a run's iterations.
 
     Attributes:
@@ -53,7 +55,7 @@ class Measured:
         return self.length * self.kl
 
 
-def measured(run: Path) -> Measured:
+def read_means(run: Path) -> RunMeans:
     """Read a run's folder (``metrics.jsonl``). Raises ``UsageError`` naming what is missing."""
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -71,7 +73,7 @@ def measured(run: Path) -> Measured:
     ratios = [row["skip_ratio"] for row in rows if "skip_ratio" in row]
     used = [row["sequences"] for row in rows if row.get("sequences")]
     means = {name: fmean(row[name] for row in rows) for name in NEEDED}
-    return Measured(
+    return RunMeans(
         length=means["mean_length"],
         kl=max(means["kl_k1"], 0.0),
         chi2=means["chi2"],
@@ -82,73 +84,74 @@ def measured(run: Path) -> Measured:
     )
 
 
-def nearest_rows(found: Measured, chosen: dict[str, Any]) -> list[Row]:
+def nearest_rows(means: RunMeans, chosen: dict[str, Any]) -> list[Row]:
     """The lab's rows at the run's D and batch size (D within what the lab can reach)."""
-    d = min(max(found.d, SMALLEST_D), HOPELESS_D)
-    sweep = Sweep(batch=max(found.batch or Sweep.batch, 8))
+    d = min(max(means.d, SMALLEST_D), HOPELESS_D)
+    sweep = Sweep(batch=max(means.batch or Sweep.batch, 8))
     cells = (noisy_cell(sweep.vocabulary, 6, success, d, seed) for seed in range(SEEDS) for success in sweep.successes)
     return [row for cell in cells for row in cell_rows(cell, sweep, chosen)]
 
 
 def advise(run: Path, chosen: dict[str, Any], console: Console) -> list[Row]:
     """Print the measurements, the ranking at that divergence and the budget; return the lab's rows."""
-    found = measured(run)
+    means = read_means(run)
     console.print(
-        f"{run}: {found.length:.1f} tokens per completion, KL per token {found.kl:.4g}, D = {found.d:.3g} nats per "
-        f"completion, chi2 {found.chi2:.3g}, sequence ESS {found.ess:.3g} (of a large batch about exp(-2 D) = "
-        f"{2.718281828 ** (-2 * found.d):.2g})",
+        f"{run}: {means.length:.1f} tokens per completion, KL per token {means.kl:.4g}, D = {means.d:.3g} nats per "
+        f"completion, chi2 {means.chi2:.3g}, sequence ESS {means.ess:.3g} (of a large batch about exp(-2 D) = "
+        f"{math.exp(-2 * means.d):.2g})",
         soft_wrap=True,
     )
-    rows = nearest_rows(found, chosen)
-    _show_ranking(rows, found, console)
-    for text in [*budget(found), CANNOT_TELL]:
+    rows = nearest_rows(means, chosen)
+    console.print(_ranking(rows).rich())
+    for text in [*budget(means), CANNOT_TELL]:
         console.print(text, soft_wrap=True)
     return rows
 
 
-def _show_ranking(rows: Sequence[Row], found: Measured, console: Console) -> None:
-    table = Table(title=f"The lab at D = {rows[0]['d']:.3g}, {rows[0]['batch']} completions per update (best first)")
-    for name in ("correction", "unbiased", "bias", "variance", "efficiency / on-policy"):
-        table.add_column(name, justify="left" if name == "correction" else "right", overflow="fold", max_width=40)
-    groups = merged(rows)
-    for id in ranked(rows)[:6]:
+def _ranking(rows: Sequence[Row]) -> Table:
+    """The corrections of the lab's rows that are best."""
+    groups, lines = group_equal(rows), []
+    for id in rank(rows)[:BEST]:
         own = [row for row in rows if row["correction"] == id]
         bias = fmean(row["relative_bias"] for row in own)
-        table.add_row(
-            " = ".join(groups[id]),
-            "yes" if own[0]["declared_unbiased"] else "",
-            "0" if bias < 1e-10 else f"{bias:.2f}",
-            f"{fmean(row['variance_ratio'] for row in own):.3g}",
-            f"{fmean(relative_efficiency(row) for row in own):.2f}",
+        lines.append(
+            [
+                " = ".join(groups[id]),
+                "yes" if own[0]["declared_unbiased"] else "",
+                "0" if bias < 1e-10 else f"{bias:.2f}",
+                f"{fmean(row['variance_ratio'] for row in own):.3g}",
+                f"{fmean(relative_efficiency(row) for row in own):.2f}",
+            ]
         )
-    console.print(table)
+    title = f"The lab at D = {rows[0]['d']:.3g}, {rows[0]['batch']} completions per update (best first)"
+    return Table(["correction", "unbiased", "bias", "variance", "efficiency / on-policy"], lines, title=title)
 
 
-def budget(found: Measured) -> list[str]:
+def budget(means: RunMeans) -> list[str]:
     """What to skip, in words."""
     said = []
-    if found.d > HOPELESS_D:
+    if means.d > HOPELESS_D:
         said.append(
-            f"D = {found.d:.3g} is beyond {HOPELESS_D:g}: the ranking above is for D = {HOPELESS_D:g}. No unbiased "
+            f"D = {means.d:.3g} is beyond {HOPELESS_D:g}: the ranking above is for D = {HOPELESS_D:g}. No unbiased "
             "reweighting works here; shorten the completions or skip less before choosing among corrections."
         )
-    elif found.d <= EASY_D:
+    elif means.d <= EASY_D:
         said.append(f"D is at most {EASY_D:g}: the corrections differ little, and you may skip more.")
-    allowed = EASY_D / max(found.length, 1e-9)
+    allowed = EASY_D / max(means.length, 1e-9)
     said.append(
-        f"Budget: at {found.length:.0f} tokens, D <= {EASY_D:g} asks for a KL per token of at most {allowed:.2g} "
-        f"(D <= {HOPELESS_D:g}: {HOPELESS_D / max(found.length, 1e-9):.2g})."
+        f"Budget: at {means.length:.0f} tokens, D <= {EASY_D:g} asks for a KL per token of at most {allowed:.2g} "
+        f"(D <= {HOPELESS_D:g}: {HOPELESS_D / max(means.length, 1e-9):.2g})."
     )
-    if found.skip_ratio and found.kl > 0:
-        ratio = found.skip_ratio * allowed / found.kl
+    if means.skip_ratio and means.kl > 0:
+        ratio = means.skip_ratio * allowed / means.kl
         said.append(
             f"If KL grew in proportion to the layers skipped (an assumption: which layers matters more), skipping "
-            f"{min(ratio, 1.0):.1%} of them would stay in it; the run skipped {found.skip_ratio:.1%}."
+            f"{min(ratio, 1.0):.1%} of them would stay in it; the run skipped {means.skip_ratio:.1%}."
         )
-    if len(found.by_subset) > 1:
+    if len(means.by_subset) > 1:
         said.append("The nearest of the run's layer subsets (layers kept: KL per token, TV, sequence ESS, rollouts):")
         said += [
             f"  {list(subset)}: {one['kl_k3']:.3g}, {one['tv']:.2f}, {one['ess_sequence']:.2f}, {one['rollouts']:.0f}"
-            for subset, one in list(found.by_subset.items())[:SUBSETS]
+            for subset, one in list(means.by_subset.items())[:SUBSETS]
         ]
     return said

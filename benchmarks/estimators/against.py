@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from scipy.stats import rankdata, spearmanr
 
 from benchmarks.estimators.adviser import HOPELESS_D, SMALLEST_D
 from benchmarks.estimators.report import CANNOT_TELL, relative_efficiency
 from benchmarks.estimators.sweep import Sweep, cell_rows, noisy_cell
+from benchmarks.measuring.table import Table
 from registry import UsageError, corrections
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ class Run:
 
 def read(folders: Iterable[Path]) -> list[Run]:
     """The runs that finished, have a correction and measured a divergence. Raises ``UsageError`` if none."""
-    found, folders = [], list(folders)
+    runs, folders = [], list(folders)
     for folder in folders:
         if not (folder / "result.json").is_file() or not (folder / "spec.json").is_file():
             continue
@@ -45,12 +45,12 @@ def read(folders: Iterable[Path]) -> list[Run]:
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in correction.items() if name != "id"}
         gain = result["accuracy_after"] - result["accuracy_before"]
         key = (correction["id"], tuple(sorted(fields.items())))
-        found.append(Run(key, round(means["skip_ratio"], 3), means["D"], gain))
-    if not found:
+        runs.append(Run(key, round(means["skip_ratio"], 3), means["D"], gain))
+    if not runs:
         raise UsageError(
             f"none of the {len(folders)} folders is a finished run (result.json) of an agent with a correction"
         )
-    return found
+    return runs
 
 
 def compare(folders: Sequence[Path], sweep: Sweep, console: Console) -> list[Row]:
@@ -62,7 +62,7 @@ def compare(folders: Sequence[Path], sweep: Sweep, console: Console) -> list[Row
         part = [_row(own, key, sweep) for key in sorted({run.correction for run in own})]
         _rank(part)
         rows += part
-        _show(part, console)
+        console.print(_table(part).rich())
     console.print(CANNOT_TELL, soft_wrap=True)
     return rows
 
@@ -102,26 +102,20 @@ def _rank(rows: list[Row]) -> None:
         row.update(lab_rank=float(lab), gain_rank=float(gain), spearman=rho)
 
 
-def _show(rows: Sequence[Row], console: Console) -> None:
+def _table(rows: Sequence[Row]) -> Table:
     rho = rows[0]["spearman"]
     agreement = "too few corrections to rank" if rho is None else f"Spearman rank correlation {rho:.2f}"
-    table = Table(
-        title=f"{rows[0]['skip_ratio']:.1%} of the layers skipped: {agreement} over {len(rows)} corrections",
-        title_justify="left",
-    )
-    for name in ("correction", "runs", "D", "lab efficiency", "lab rank", "accuracy gained", "rank", "lab off by"):
-        table.add_column(name, justify="left" if name == "correction" else "right")
-    for row in sorted(rows, key=lambda row: row["gain_rank"]):
-        error = "" if row["gain_error"] is None else f" +- {row['gain_error']:.3f}"
-        beyond = "" if row["d"] <= HOPELESS_D else f" (lab at {HOPELESS_D:g})"
-        table.add_row(
-            row["correction"],
-            str(row["runs"]),
-            f"{row['d']:.3g}{beyond}",
-            f"{row['lab_efficiency']:.2f}",
-            f"{row['lab_rank']:g}",
-            f"{row['gain']:+.3f}{error}",
-            f"{row['gain_rank']:g}",
-            f"{row['lab_rank'] - row['gain_rank']:+g}",
-        )
-    console.print(table)
+    columns: dict[str, Callable[[Row], str]] = {
+        "correction": lambda row: row["correction"],
+        "runs": lambda row: str(row["runs"]),
+        "D": lambda row: f"{row['d']:.3g}" + ("" if row["d"] <= HOPELESS_D else f" (lab at {HOPELESS_D:g})"),
+        "lab efficiency": lambda row: f"{row['lab_efficiency']:.2f}",
+        "lab rank": lambda row: f"{row['lab_rank']:g}",
+        "accuracy gained": lambda row: (
+            f"{row['gain']:+.3f}" + ("" if row["gain_error"] is None else f" +- {row['gain_error']:.3f}")
+        ),
+        "rank": lambda row: f"{row['gain_rank']:g}",
+        "lab off by": lambda row: f"{row['lab_rank'] - row['gain_rank']:+g}",
+    }
+    title = f"{rows[0]['skip_ratio']:.1%} of the layers skipped: {agreement} over {len(rows)} corrections"
+    return Table.of(sorted(rows, key=lambda row: row["gain_rank"]), columns, title=title)

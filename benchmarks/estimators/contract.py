@@ -17,7 +17,7 @@ from agents.advantages import Reinforce
 from agents.corrections import ZeroWeights, traits, weigh
 from agents.rollout import Rollout
 from benchmarks.estimators.mdp import Cell, random_reward, random_target, tree
-from benchmarks.estimators.moments import Groups, all_groups, enumerated, separable
+from benchmarks.estimators.moments import Grouping, all_groups, enumerate_moments, separable
 from registry import UsageError
 
 GROUP = 4
@@ -183,13 +183,13 @@ def relative_bias(correction: Any) -> float:
     cell = Cell(shape, log_pi, log_pi, log_mu, random_reward(shape, log_pi, 0.4, generator), None, {})
     advantage = Reinforce(baseline=0.3)
     if separable(cell, correction):
-        found = enumerated(cell, correction, advantage, Groups(GROUP, 1))
+        estimate = enumerate_moments(cell, correction, advantage, Grouping(GROUP, 1))
     else:
         shape = tree(3, 2)
         cell = Cell(shape, log_pi[:3], log_pi[:3], log_mu[:3], random_reward(shape, log_pi, 0.4, generator), None, {})
-        found = all_groups(cell, correction, advantage, 3)
+        estimate = all_groups(cell, correction, advantage, 3)
     truth = cell.true_gradient()
-    return float((found.mean - truth).norm() / truth.norm())
+    return float((estimate.mean - truth).norm() / truth.norm())
 
 
 CHECKS: dict[str, Callable[[Any], str]] = {
@@ -200,10 +200,10 @@ CHECKS: dict[str, Callable[[Any], str]] = {
 
 def check(correction: Any) -> dict[str, str]:
     """What is wrong with a correction, by the name of the check; the empty string where all is well."""
-    found = {}
+    faults = {}
     for name, one in CHECKS.items():
         try:
-            found[name] = one(correction)
+            faults[name] = one(correction)
         except UsageError as error:
-            found[name] = str(error)
-    return found
+            faults[name] = str(error)
+    return faults

@@ -185,7 +185,7 @@ def random_reward(shape: Tree, log_pi: Tensor, success: float, generator: torch.
     return reward
 
 
-def noised(cell: Cell, d: float, generator: torch.Generator) -> Cell:
+def add_noise(cell: Cell, d: float, generator: torch.Generator) -> Cell:
     """The cell with mu = softmax(log pi + sigma * noise), sigma such that D = ``d`` nats."""
     noise = torch.randn(cell.log_pi.shape, generator=generator, dtype=torch.float64)
 

@@ -40,7 +40,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Groups:
+class Grouping:
     """How completions are grouped: G (``size``) per problem, of which ``by_target`` are written by the target for
     corrections that expect it (``mixed``)."""
 
@@ -52,12 +52,12 @@ class Groups:
             raise UsageError(f"{self.by_target} of {self.size} completions by the target: the nested policy writes one")
 
 
-def moments(cell: Cell, correction: Any, advantage: Any, groups: Groups, batch: int = 64) -> Moments:
+def moments(cell: Cell, correction: Any, advantage: Any, groups: Grouping, batch: int = 64) -> Moments:
     """The estimator's moments: enumerated where the weight of a completion does not depend on what the others are,
     else sampled in batches of ``batch`` completions with a fixed seed (``Moments.samples`` says so)."""
     if separable(cell, correction):
-        return enumerated(cell, correction, advantage, groups)
-    return sampled(cell, correction, advantage, groups, batch)
+        return enumerate_moments(cell, correction, advantage, groups)
+    return sample_moments(cell, correction, advantage, groups, batch)
 
 
 def weights(cell: Cell, correction: Any, index: Tensor, group: Tensor, advantage: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def separable(cell: Cell, correction: Any) -> bool:
     return torch.allclose(together, torch.cat(alone), rtol=1e-12, atol=1e-300)
 
 
-def enumerated(cell: Cell, correction: Any, advantage: Any, groups: Groups) -> Moments:
+def enumerate_moments(cell: Cell, correction: Any, advantage: Any, groups: Grouping) -> Moments:
     """Exact moments of an estimator with separable weights."""
     size = groups.size
     writers = [(size, cell.log_mu)]
@@ -151,7 +151,7 @@ def advantage_table(advantage: Any, size: int) -> Tensor:
     return torch.stack(rows).double().view(2, size)
 
 
-def _first_of_group(cell: Cell, correction: Any, a: Tensor, groups: Groups, by_target: bool) -> Tensor:
+def _first_of_group(cell: Cell, correction: Any, a: Tensor, groups: Grouping, by_target: bool) -> Tensor:
     """[N, T]: the weight of every completion with advantage ``a`` [N]; for a mixed correction as the first of a group
     whose other members only fill the places."""
     index = torch.arange(len(cell.reward))
@@ -165,7 +165,7 @@ def _first_of_group(cell: Cell, correction: Any, a: Tensor, groups: Groups, by_t
     return weigh(correction, logp, rollout, a.repeat_interleave(groups.size))[:: groups.size]
 
 
-def sampled(cell: Cell, correction: Any, advantage: Any, groups: Groups, batch: int) -> Moments:
+def sample_moments(cell: Cell, correction: Any, advantage: Any, groups: Grouping, batch: int) -> Moments:
     """Moments from batches drawn from mu, for weights that depend on what the other completions are."""
     size = max(batch // groups.size, 1) * groups.size
     batches = max(SAMPLED_COMPLETIONS // size, 2)

@@ -5,39 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from benchmarks.estimators.report import levels, merged, ranked, relative_efficiency
+from benchmarks.estimators.report import group_equal, levels, rank, relative_efficiency
 from benchmarks.estimators.sweep import Row
+from benchmarks.measuring.plots import style
 
 NAMED = 10
 TITLES = {"noise": "mu = noised target", "skip": "mu = transformer with layers skipped (dots: single subsets)"}
 KEEP = ("none", "sequence-is", "defensive", "retrace", "token-is", "truncated-is", "v-trace")
 TICKS = (0.03, 0.1, 0.3, 1.0, 2.0)
-MARKERS = "osD^vPX<>*"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Write the picture to ``path`` (png, svg or pdf by its ending)."""
     kinds = [kind for kind in TITLES if any(row["mu"] == kind for row in rows)]
-    figure, panels = plt.subplots(
-        1,
-        len(kinds),
-        figsize=(6.2 * len(kinds) + 2.2, 5.2),
-        sharey=True,
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    groups = merged(rows)
-    order = ranked(rows)
+    figure = Figure(figsize=(6.2 * len(kinds) + 2.2, 5.2), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, sharex=True, squeeze=False)
+    groups = group_equal(rows)
+    order = rank(rows)
     leading = {ids[0] for ids in groups.values() if set(ids) & set(KEEP)}
     named = sorted({*leading, *order[: max(NAMED - len(leading), 0)]}, key=order.index)
     for panel, kind in zip(panels[0], kinds, strict=True):
@@ -61,7 +49,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         fontsize=12,
     )
     figure.savefig(path, dpi=140)
-    plt.close(figure)
 
 
 def _label(id: str, groups: dict[str, list[str]]) -> str:
@@ -79,10 +66,8 @@ def _line(panel: Axes, own: Sequence[Row], kind: str, id: str, named: list[str],
     if id not in named:
         panel.plot(x, y, color="0.8", linewidth=1, zorder=1, label="the others")
         return
-    n = named.index(id)
-    style: dict[str, Any] = {"color": f"C{n}", "marker": MARKERS[n % len(MARKERS)], "markersize": 5}
-    panel.plot(x, y, linewidth=1.8, zorder=3, label=_label(id, groups), **style)
+    look = style(named.index(id))
+    panel.plot(x, y, linewidth=1.8, markersize=5, zorder=3, label=_label(id, groups), **look)
     if kind == "skip":
-        panel.scatter(
-            [row["d"] for row in chosen], [relative_efficiency(row) for row in chosen], s=6, color=f"C{n}", alpha=0.35
-        )
+        efficiencies = [relative_efficiency(row) for row in chosen]
+        panel.scatter([row["d"] for row in chosen], efficiencies, s=6, color=look["color"], alpha=0.35)

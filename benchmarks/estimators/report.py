@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.estimators.sweep import Row
 from benchmarks.estimators.transformer import LAYERS
+from benchmarks.measuring.table import Table
 
 CAN_TELL = (
     "It can tell: the exact bias, variance and direction of the registered code's first gradient step (pi = pi_old), "
@@ -43,7 +43,7 @@ SECTIONS = {
 }
 
 
-def merged(rows: Sequence[Row]) -> dict[str, list[str]]:
+def group_equal(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Corrections whose rows are equal in every cell (up to rounding), as first id -> all ids."""
     figures: dict[str, list[float]] = {}
     for row in rows:
@@ -65,9 +65,9 @@ def relative_efficiency(row: Row) -> float:
     return row["efficiency"] / row["on_policy_efficiency"]
 
 
-def ranked(rows: Sequence[Row]) -> list[str]:
+def rank(rows: Sequence[Row]) -> list[str]:
     """One id of each group of equal corrections, by mean relative efficiency, best first."""
-    return _best_first(rows, merged(rows))
+    return _best_first(rows, group_equal(rows))
 
 
 def _best_first(rows: Sequence[Row], ids: Iterable[str]) -> list[str]:
@@ -79,8 +79,9 @@ def levels(rows: Sequence[Row], kind: str) -> list[float]:
     return sorted({row[SECTIONS[kind][0]] for row in rows if row["mu"] == kind})
 
 
-def summary(rows: Sequence[Row], kind: str, id: str) -> list[str]:
-    """One line of a table: bias, variance, cosine at the middle level, N*, and the efficiency at every level."""
+def _figures(rows: Sequence[Row], kind: str, id: str) -> list[str]:
+    """A correction's cells in a section's table: bias, variance and cosine at the middle level, N*, and the efficiency
+    at every level."""
     label = SECTIONS[kind][0]
     own = [row for row in rows if row["mu"] == kind and row["correction"] == id]
     at = {level: [row for row in own if row[label] == level] for level in levels(rows, kind)}
@@ -101,13 +102,17 @@ def _middle(values: Sequence[float]) -> float:
     return values[len(values) // 2]
 
 
-def header(rows: Sequence[Row], kind: str) -> list[str]:
-    """The columns of a section's table."""
-    name, values = SECTIONS[kind][2], levels(rows, kind)
-    return ["correction", "unbiased", "bias", "variance", "cosine", "N*", *(f"eff. {name} {v:g}" for v in values)]
+def _section(rows: Sequence[Row], kind: str) -> Table:
+    """The table of a kind of cell, a line per group of equal corrections; its title gives the divergences."""
+    name = SECTIONS[kind][2]
+    heads = ["correction", "unbiased", "bias", "variance", "cosine", "N*"]
+    heads += [f"eff. {name} {level:g}" for level in levels(rows, kind)]
+    own, groups = [row for row in rows if row["mu"] == kind], group_equal(rows)
+    lines = [[_names(own, groups[id]), *_figures(rows, kind, id)] for id in _best_first(own, groups)]
+    return Table(heads, lines, title=f"{SECTIONS[kind][1]}: {_divergences(rows, kind)}")
 
 
-def details(rows: Sequence[Row], kind: str) -> str:
+def _divergences(rows: Sequence[Row], kind: str) -> str:
     """The divergences behind a section's columns."""
     label, _, name = SECTIONS[kind]
     parts = []
@@ -118,65 +123,53 @@ def details(rows: Sequence[Row], kind: str) -> str:
     return f"bias to N* at {name} {_middle(levels(rows, kind)):g}; {name} " + "; ".join(parts)
 
 
-def lines(rows: Sequence[Row], kind: str) -> list[list[str]]:
-    """The body of a section's table."""
-    own, groups = [row for row in rows if row["mu"] == kind], merged(rows)
-    return [[_names(own, groups[id]), *summary(rows, kind, id)] for id in _best_first(own, groups)]
-
-
 def _names(rows: Sequence[Row], ids: list[str]) -> str:
     sampled = any(row["sampled_batches"] for row in rows if row["correction"] == ids[0])
     return " = ".join(ids) + (" ~" if sampled else "")
 
 
-def settings(rows: Sequence[Row]) -> list[list[str]]:
-    """Mean efficiency of the noised cells by horizon and by success rate: a header and a line per correction."""
-    own, groups = [row for row in rows if row["mu"] == "noise"], merged(rows)
+def _by_setting(rows: Sequence[Row]) -> Table:
+    """Mean efficiency of the noised cells by horizon and by success rate."""
+    own, groups = [row for row in rows if row["mu"] == "noise"], group_equal(rows)
     axes = [("horizon", "T"), ("success", "success")]
     columns = [(axis, word, value) for axis, word in axes for value in sorted({row[axis] for row in own})]
-    table = [["correction", *(f"eff. {word} {value:g}" for _, word, value in columns)]]
+    lines = []
     for id in _best_first(own, groups) if own else []:
         mine = [row for row in own if row["correction"] == id]
         means = (fmean(relative_efficiency(row) for row in mine if row[axis] == value) for axis, _, value in columns)
-        table.append([_names(own, groups[id]), *(f"{mean:.2f}" for mean in means)])
-    return table
+        lines.append([_names(own, groups[id]), *(f"{mean:.2f}" for mean in means)])
+    heads = ["correction", *(f"eff. {word} {value:g}" for _, word, value in columns)]
+    return Table(heads, lines, title="noised target, all divergences, by horizon and success rate")
 
 
-def claim(rows: Sequence[Row]) -> list[list[str]]:
+def _claim(rows: Sequence[Row]) -> Table:
     """The paper's claim in the exact sense: relative bias and variance (times on-policy) of its three variants, as we
-    read them, and of the unbiased corrections, by layers skipped. A header and a line per correction."""
+    read them, and of the unbiased corrections, by layers skipped."""
     values = levels(rows, "skip")
-    table = [["correction", *(f"bias, variance at {v:g} of {LAYERS}" for v in values)]]
+    lines = []
     for id in ("practical", "base", "retrace", "sequence-is", "defensive"):
         own = [row for row in rows if row["mu"] == "skip" and row["correction"] == id]
         if own:
-            table.append([id])
+            lines.append([id])
             for value in values:
                 cell = [row for row in own if row["skipped"] == value]
                 bias = fmean(row["relative_bias"] for row in cell)
                 variance = math.exp(fmean(math.log(row["variance_ratio"]) for row in cell))
-                table[-1].append(f"{'0' if bias < 1e-10 else f'{bias:.2f}'}, x {variance:.3g}")
-    return table
+                lines[-1].append(f"{'0' if bias < 1e-10 else f'{bias:.2f}'}, x {variance:.3g}")
+    return Table(["correction", *(f"bias, variance at {v:g} of {LAYERS}" for v in values)], lines, title=CLAIM)
 
 
-def sections(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
-    """Every table as a title and its lines, the header first."""
-    found = []
-    for kind in (kind for kind in SECTIONS if any(row["mu"] == kind for row in rows)):
-        found.append((f"{SECTIONS[kind][1]}: {details(rows, kind)}", [header(rows, kind), *lines(rows, kind)]))
-    found += [("noised target, all divergences, by horizon and success rate", settings(rows)), (CLAIM, claim(rows))]
-    return [(title, table) for title, table in found if len(table) > 1]
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Those that the rows have something for."""
+    kinds = [kind for kind in SECTIONS if any(row["mu"] == kind for row in rows)]
+    every = [*(_section(rows, kind) for kind in kinds), _by_setting(rows), _claim(rows)]
+    return [table for table in every if table.rows]
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print the tables and what they mean."""
-    for title, (columns, *body) in sections(rows):
-        table = Table(title=title, title_justify="left")
-        for n, column in enumerate(columns):
-            table.add_column(column, justify="left" if n == 0 else "right", overflow="fold", max_width=34)
-        for line in body:
-            table.add_row(*line)
-        console.print(table)
+    for table in tables(rows):
+        console.print(table.rich())
     for text in notes(rows):
         console.print(text, soft_wrap=True)
 
@@ -184,9 +177,9 @@ def show(rows: Sequence[Row], console: Console) -> None:
 def markdown(rows: Sequence[Row], command: str) -> str:
     """The same as a Markdown page."""
     parts = [f"# Exact estimator lab\n\nMade by `{command}`.\n"]
-    for title, table in sections(rows):
-        heading, _, rest = title.partition(": ")
-        parts.append(f"## {heading[0].upper()}{heading[1:]}\n\n{rest and rest + chr(10) * 2}{_piped(table)}\n")
+    for table in tables(rows):
+        heading, _, rest = table.title.partition(": ")
+        parts.append(f"## {heading[0].upper()}{heading[1:]}\n\n{rest and rest + chr(10) * 2}{table.markdown()}\n")
     return "\n".join([*parts, *(f"{text}\n" for text in notes(rows))])
 
 
@@ -201,11 +194,6 @@ def _verdict(rows: Sequence[Row]) -> str:
         f"With layers skipped, their relative bias ranges over: {', '.join(parts)}. A range that starts above 0 says "
         "that the variant is not unbiased in the exact sense."
     )
-
-
-def _piped(table: list[list[str]]) -> str:
-    rule = ["---"] + ["--:"] * (len(table[0]) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [table[0], rule, *table[1:]])
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from agents.corrections import traits
-from benchmarks.estimators.mdp import Cell, noised, random_reward, random_target, tree
-from benchmarks.estimators.moments import Groups, Moments, moments
-from benchmarks.estimators.transformer import skipping, subsets
+from benchmarks.estimators.mdp import Cell, add_noise, random_reward, random_target, tree
+from benchmarks.estimators.moments import Grouping, Moments, moments
+from benchmarks.estimators.transformer import skipping_cell, subsets
 from registry import advantages, corrections
 
 Row = dict[str, Any]
@@ -46,7 +46,7 @@ class Sweep:
     seeds: int = 2
     vocabulary: int = 4
     advantage: str = "reinforce"
-    groups: Groups = field(default_factory=Groups)
+    groups: Grouping = field(default_factory=Grouping)
     batch: int = 256
 
     def cells(self) -> Iterator[Cell]:
@@ -59,7 +59,7 @@ class Sweep:
             for success in self.successes:
                 for count in self.skips:
                     for skipped in subsets(count, self.subsets, seed):
-                        yield skipping(3, 6, success, seed, skipped)
+                        yield skipping_cell(3, 6, success, seed, skipped)
 
 
 def noisy_cell(vocabulary: int, horizon: int, success: float, d: float, seed: int) -> Cell:
@@ -69,7 +69,7 @@ def noisy_cell(vocabulary: int, horizon: int, success: float, d: float, seed: in
     log_pi = random_target(shape, generator)
     reward = random_reward(shape, log_pi, success, generator)
     labels: dict[str, float | int | str] = {"mu": "noise", "level": d, "success": success, "seed": seed}
-    return noised(Cell(shape, log_pi, log_pi, log_pi, reward, None, labels), d, generator)
+    return add_noise(Cell(shape, log_pi, log_pi, log_pi, reward, None, labels), d, generator)
 
 
 def rows(sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[Row]:
@@ -89,7 +89,7 @@ def cell_rows(cell: Cell, sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[R
     ideal = quality(cell, truth, on_policy, sweep.batch)
     reference = moments(cell, corrections.make(REFERENCE), advantage, sweep.groups)
     for id, correction in chosen.items():
-        found = moments(cell, correction, advantage, sweep.groups, sweep.batch)
+        estimate = moments(cell, correction, advantage, sweep.groups, sweep.batch)
         yield {
             "correction": id,
             "declared_unbiased": traits(correction).unbiased,
@@ -98,37 +98,37 @@ def cell_rows(cell: Cell, sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[R
             **cell.divergence(),
             "advantage": sweep.advantage,
             "batch": sweep.batch,
-            **quality(cell, truth, found, sweep.batch),
-            "variance_ratio": found.variance / on_policy.variance,
+            **quality(cell, truth, estimate, sweep.batch),
+            "variance_ratio": estimate.variance / on_policy.variance,
             "on_policy_efficiency": ideal["efficiency"],
             "on_policy_bias": ideal["relative_bias"],
-            "crossover": None if id == REFERENCE else crossover(cell, truth, found, reference),
-            "sampled_batches": found.samples,
+            "crossover": None if id == REFERENCE else crossover(cell, truth, estimate, reference),
+            "sampled_batches": estimate.samples,
         }
 
 
-def quality(cell: Cell, truth: torch.Tensor, found: Moments, batch: int) -> dict[str, float]:
+def quality(cell: Cell, truth: torch.Tensor, estimate: Moments, batch: int) -> dict[str, float]:
     """``relative_bias`` |m - g| / |g|, ``cosine`` of m and g, and the ascent ``efficiency`` of a batch of N,
     (g.m)^2 / (|g|^2 (|m|^2 + V/N)): the ascent of the best step along the estimate, as a fraction of the best step
     along the true gradient. It does not reward shrinking the gradient, as the mean squared error does. Squared norms
     of sampled means are freed of their own sampling variance; ``bias_error`` is what that leaves uncertain."""
-    g2, gm = cell.inner(truth, truth), cell.inner(truth, found.mean)
-    m2 = max(cell.inner(found.mean, found.mean) - found.mean_error, 0.0)
-    gap = found.mean - truth
-    bias2 = max(cell.inner(gap, gap) - found.mean_error, 0.0)
+    g2, gm = cell.inner(truth, truth), cell.inner(truth, estimate.mean)
+    m2 = max(cell.inner(estimate.mean, estimate.mean) - estimate.mean_error, 0.0)
+    gap = estimate.mean - truth
+    bias2 = max(cell.inner(gap, gap) - estimate.mean_error, 0.0)
     up = max(gm, 0.0)
     return {
         "relative_bias": (bias2 / g2) ** 0.5,
-        "bias_error": (found.mean_error / g2) ** 0.5,
+        "bias_error": (estimate.mean_error / g2) ** 0.5,
         "cosine": min(gm / (g2 * m2) ** 0.5, 1.0) if m2 > 0 else 0.0,
-        "efficiency": up**2 / (g2 * (m2 + found.variance / batch)) if up else 0.0,
+        "efficiency": up**2 / (g2 * (m2 + estimate.variance / batch)) if up else 0.0,
     }
 
 
-def crossover(cell: Cell, truth: torch.Tensor, found: Moments, reference: Moments) -> float | None:
+def crossover(cell: Cell, truth: torch.Tensor, estimate: Moments, reference: Moments) -> float | None:
     """N*: the number of completions per update above which the reference is the more efficient; 1 if always, None if
     never (an estimator with the true direction and the smaller relative variance)."""
-    inflation, noise = _inverse_efficiency(cell, truth, found)
+    inflation, noise = _inverse_efficiency(cell, truth, estimate)
     least, most = _inverse_efficiency(cell, truth, reference)
     if math.isinf(inflation):
         return 1.0
@@ -137,8 +137,8 @@ def crossover(cell: Cell, truth: torch.Tensor, found: Moments, reference: Moment
     return max((most - noise) / (inflation - least), 1.0)
 
 
-def _inverse_efficiency(cell: Cell, truth: torch.Tensor, found: Moments) -> tuple[float, float]:
+def _inverse_efficiency(cell: Cell, truth: torch.Tensor, estimate: Moments) -> tuple[float, float]:
     """1/efficiency of a batch of N is the first plus the second over N; infinite for a direction that descends."""
-    g2, gm = cell.inner(truth, truth), cell.inner(truth, found.mean)
-    m2 = max(cell.inner(found.mean, found.mean) - found.mean_error, 0.0)
-    return (g2 * m2 / gm**2, g2 * found.variance / gm**2) if gm > 0 else (math.inf, math.inf)
+    g2, gm = cell.inner(truth, truth), cell.inner(truth, estimate.mean)
+    m2 = max(cell.inner(estimate.mean, estimate.mean) - estimate.mean_error, 0.0)
+    return (g2 * m2 / gm**2, g2 * estimate.variance / gm**2) if gm > 0 else (math.inf, math.inf)

@@ -22,7 +22,7 @@ HEADS = 2
 FITTING_STEPS = 200
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     """One layer: attention and a gated linear unit on a residual stream."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Mini(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(torch.randn(vocabulary, WIDTH))
         self.position = nn.Parameter(torch.randn(horizon, WIDTH))
-        self.layers = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.head = nn.Linear(WIDTH, vocabulary)
         self.double()
 
@@ -69,7 +69,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 @cache
-def fitted(vocabulary: int, horizon: int, seed: int) -> Mini:
+def fit(vocabulary: int, horizon: int, seed: int) -> Mini:
     """A mini transformer fitted by Adam to a random target policy on every prefix, from a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -77,14 +77,16 @@ def fitted(vocabulary: int, horizon: int, seed: int) -> Mini:
         wanted = random_target(tree(vocabulary, horizon), torch.Generator().manual_seed(seed))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(FITTING_STEPS):
-        loss = -(wanted.exp() * table(model, vocabulary, horizon)).sum(1).mean()
+        loss = -(wanted.exp() * log_probabilities(model, vocabulary, horizon)).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return model.requires_grad_(False)
 
 
-def table(model: nn.Module, vocabulary: int, horizon: int, kept: tuple[int, ...] = tuple(range(LAYERS))) -> Tensor:
+def log_probabilities(
+    model: nn.Module, vocabulary: int, horizon: int, kept: tuple[int, ...] = tuple(range(LAYERS))
+) -> Tensor:
     """[S, V] log-probabilities of every prefix through the layers ``kept``: all prefixes of full length in one batch,
     whose positions are all shorter ones."""
     longest, rows, columns = _layout(vocabulary, horizon)
@@ -102,7 +104,7 @@ def _layout(vocabulary: int, horizon: int) -> tuple[Tensor, Tensor, Tensor]:
 @cache
 def gram(vocabulary: int, horizon: int, seed: int) -> Tensor:
     """[S V, S V]: inner products of the logits' gradients in all parameters (the neural tangent kernel)."""
-    model = fitted(vocabulary, horizon, seed)
+    model = fit(vocabulary, horizon, seed)
     longest, rows, columns = _layout(vocabulary, horizon)
 
     def logits(parameters: dict[str, Tensor]) -> Tensor:
@@ -113,17 +115,17 @@ def gram(vocabulary: int, horizon: int, seed: int) -> Tensor:
     return flat @ flat.T
 
 
-def skipping(vocabulary: int, horizon: int, success: float, seed: int, skipped: Sequence[int]) -> Cell:
+def skipping_cell(vocabulary: int, horizon: int, success: float, seed: int, skipped: Sequence[int]) -> Cell:
     """The cell of a fitted transformer whose nested policy leaves out the layers ``skipped``."""
-    model = fitted(vocabulary, horizon, seed)
+    model = fit(vocabulary, horizon, seed)
     shape = tree(vocabulary, horizon)
-    log_pi = table(model, vocabulary, horizon)
+    log_pi = log_probabilities(model, vocabulary, horizon)
     kept = tuple(n for n in range(LAYERS) if n not in skipped)
     return Cell(
         tree=shape,
         log_pi=log_pi,
         log_old=log_pi,
-        log_mu=table(model, vocabulary, horizon, kept),
+        log_mu=log_probabilities(model, vocabulary, horizon, kept),
         reward=random_reward(shape, log_pi, success, torch.Generator().manual_seed(seed)),
         gram=gram(vocabulary, horizon, seed),
         labels={"mu": "skip", "skipped": len(skipped), "success": success, "seed": seed},

@@ -27,9 +27,9 @@ def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: A
         agent: an id such as ``nested-reft/uniform/retrace``.
         settings: values by name, as text or typed: ``learning_rate`` or ``agent.learning_rate``; ``correction.lam`` and
             so on for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
-            ``env.problem_options.level``; ``env.reward_parts`` (``format,length-penalty``) and then
-            ``env.reward_parts.length-penalty.weight``; ``evaluation.problems``; ``iterations``. A component goes before
-            its fields, whatever the order they were given in.
+            ``env.problem_options.level``; ``env.reward_parts`` and then ``env.reward_parts.length-penalty.weight``;
+            ``evaluation.problems``; ``iterations``. A component goes before its fields, whatever the order they were
+            given in.
         **given: fields of ``RunSpec`` (``policy``, ``env`` as an id, ``seed``, ...); None leaves the default.
 
     Raises:

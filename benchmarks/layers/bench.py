@@ -69,15 +69,15 @@ class Bench:
         """KL, TV, D and mean length of ``mu`` on its own completions of the held-out prompts."""
         text = write(self.policy, mu, self.prompts, self.length, seed=self.options.seed)
         target, nested = (states(self.policy, text, subset) for subset in (self.full, mu))
-        found = compare(self.policy, target, [nested], int8=is_int8(mu))[0]
-        of_prompt = torch.zeros(len(text.mask)).index_add_(0, completions(self.policy, text), found.each.cpu())
+        figures = compare(self.policy, target, [nested], int8=is_int8(mu))[0]
+        of_prompt = torch.zeros(len(text.mask)).index_add_(0, completions(self.policy, text), figures.each.cpu())
         return {
-            "kl_per_token": found.kl,
-            "kl_reverse": found.kl_reverse,
-            "tv": found.tv,
-            "acceptance": 1 - found.tv,
+            "kl_per_token": figures.kl,
+            "kl_reverse": figures.kl_reverse,
+            "tv": figures.tv,
+            "acceptance": 1 - figures.tv,
             "mean_length": text.mean_length,
-            "D": found.kl * text.mean_length,
+            "D": figures.kl * text.mean_length,
             "kl_of_prompts": of_prompt.tolist(),
             "tokens_of_prompts": text.mask.sum(1).tolist(),
         }
@@ -102,7 +102,7 @@ class Bench:
         return Block(tokens, seconds)
 
     def row(
-        self, sampler: str, layers: LayerSubset, found: dict[str, float], ratio: float | None, int8: bool = False
+        self, sampler: str, layers: LayerSubset, figures: dict[str, float], ratio: float | None, int8: bool = False
     ) -> dict[str, Any]:
         """One line of the JSON: a set of layers, where it comes from, and its figures. Patches cost nothing in
         rollouts, so their speed-up is that of the plain skip."""
@@ -118,7 +118,7 @@ class Bench:
             "layers_skipped": [*gone, *halves],
             "ratio": ratio,
             "written_by": "full model" if ratio is None else "nested policy",
-            **found,
+            **figures,
             **self.speed(layers, int8),
         }
 

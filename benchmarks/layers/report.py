@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -10,27 +10,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.measuring.statistics import Interval, resampled_weights
+from benchmarks.measuring.statistics import Interval, percentile_interval, resampled_weights
+from benchmarks.measuring.table import Table, console
 
 Row = dict[str, Any]
-WIDTH = 150  # of the tables where there is no terminal
 MEANS = ("kl_per_token", "kl_reverse", "tv", "acceptance", "mean_length", "D", "skipped", "speedup_ideal")
 
 
 def arms(rows: Sequence[Row]) -> list[Row]:
     """One line per sampler, patch and number of skipped layers: means over its sets, sorted by D."""
-    found = []
+    lines = []
     for _, group in groupby(sorted(rows, key=_arm), _arm):
         members = list(group)
         speeds = [row["speedup_measured"] for row in members if row["speedup_measured"] is not None]
         arm: Row = {name: fmean(row[name] for row in members) for name in MEANS}
         arm |= {name: members[0][name] for name in ("sampler", "patch", "ratio", "num_layers")}
         arm |= {"sets": len(members), "example": members[0]["layers_skipped"]}
-        found.append(arm | {"speedup_measured": fmean(speeds) if speeds else None})
-    return sorted(found, key=lambda arm: arm["D"])
+        lines.append(arm | {"speedup_measured": fmean(speeds) if speeds else None})
+    return sorted(lines, key=lambda arm: arm["D"])
 
 
 def speedup(arm: Row) -> float:
@@ -38,10 +36,10 @@ def speedup(arm: Row) -> float:
     return arm["speedup_measured"] if arm["speedup_measured"] is not None else arm["speedup_ideal"]
 
 
-def pareto(found: Sequence[Row]) -> list[Row]:
+def pareto(compared: Sequence[Row]) -> list[Row]:
     """The arms that are faster than the full model and that no other beats in both D and speed-up, by rising D."""
     front: list[Row] = []
-    for arm in sorted(found, key=lambda arm: (arm["D"], -speedup(arm))):
+    for arm in sorted(compared, key=lambda arm: (arm["D"], -speedup(arm))):
         if speedup(arm) > (speedup(front[-1]) if front else 1.0):
             front.append(arm)
     return front
@@ -54,91 +52,70 @@ def ratio_interval(ours: Sequence[Row], theirs: Sequence[Row], resamples: int = 
     prompts = len(ours[0]["kl_of_prompts"])
     weights = resampled_weights(prompts, resamples, rng)
 
-    def resampled(rows: Sequence[Row]) -> NDArray[np.float64]:
+    def resample(rows: Sequence[Row]) -> NDArray[np.float64]:
         sums, tokens = (np.array([row[name] for row in rows]) for name in ("kl_of_prompts", "tokens_of_prompts"))
         of_rows = (weights @ sums.T) / (weights @ tokens.T)
         return (of_rows * resampled_weights(len(rows), resamples, rng)).sum(1)
 
-    low, high = np.quantile(resampled(ours) / resampled(theirs), [0.025, 0.975])
     value = fmean(row["kl_per_token"] for row in ours) / fmean(row["kl_per_token"] for row in theirs)
-    return Interval(value, float(low), float(high))
+    return percentile_interval(value, resample(ours) / resample(theirs))
 
 
 def against_uniform(rows: Sequence[Row]) -> list[str]:
     """A line for each sampler, patch and number of layers for which plain ``uniform`` was measured, too."""
-    found = []
+    sentences = []
     for (sampler, patch, ratio), group in groupby(sorted(rows, key=_arm), _arm):
         plain = [row for row in rows if _arm(row) == ("uniform", "none", ratio)]
         if not plain or (sampler, patch) == ("uniform", "none"):
             continue
         ours = list(group)
         value, low, high = ratio_interval(ours, plain)
-        found.append(
+        sentences.append(
             f"KL per token of {sampler}, patch {patch}, at {ours[0]['skipped']:.3g} layers: {value:.3f} ({low:.3f} to "
             f"{high:.3f}) of plain uniform's"
         )
-    return found
+    return sentences
 
 
 def _arm(row: Row) -> tuple[Any, ...]:
     return row["sampler"], row["patch"], row["ratio"]
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
-def table(found: Sequence[Row]) -> None:
+def table(compared: Sequence[Row]) -> None:
     """The samplers, the nearest to the target first; a star marks the Pareto front."""
-    shown = Table(title="Samplers: means over their sets, on held-out prompts and the nested policy's own tokens")
-    heads = (
-        "",
-        "sampler",
-        "patch",
-        "skipped",
-        "KL/token",
-        "TV",
-        "acceptance",
-        "D",
-        "ideal",
-        "measured",
-        "sets",
-        "skips",
-    )
-    for n, head in enumerate(heads):
-        shown.add_column(head, justify="left" if n in (0, 1, 2, 11) else "right", no_wrap=n in (1, 3))
-    front = pareto(found)
-    for arm in found:
-        measured = arm["speedup_measured"]
-        shown.add_row(
-            "*" if arm in front else "",
-            arm["sampler"],
-            arm["patch"],
-            f"{arm['skipped']:.3g}/{arm['num_layers']}",
-            *(f"{arm[name]:.3f}" for name in ("kl_per_token", "tv", "acceptance")),
-            f"{arm['D']:.2f}",
-            f"{arm['speedup_ideal']:.3f}",
-            "" if measured is None else f"{measured:.3f}",
-            str(arm["sets"]),
-            " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
-        )
-    _console().print(shown)
+    front = pareto(compared)
+    columns: dict[str, Callable[[Row], str]] = {
+        "": lambda arm: "*" if arm in front else "",
+        "sampler": lambda arm: arm["sampler"],
+        "patch": lambda arm: arm["patch"],
+        "skipped": lambda arm: f"{arm['skipped']:.3g}/{arm['num_layers']}",
+        "KL/token": lambda arm: f"{arm['kl_per_token']:.3f}",
+        "TV": lambda arm: f"{arm['tv']:.3f}",
+        "acceptance": lambda arm: f"{arm['acceptance']:.3f}",
+        "D": lambda arm: f"{arm['D']:.2f}",
+        "ideal": lambda arm: f"{arm['speedup_ideal']:.3f}",
+        "measured": lambda arm: "" if arm["speedup_measured"] is None else f"{arm['speedup_measured']:.3f}",
+        "sets": lambda arm: str(arm["sets"]),
+        "skips": lambda arm: " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
+    }
+    title = "Samplers: means over their sets, on held-out prompts and the nested policy's own tokens"
+    shown = Table.of(compared, columns, title=title, left=(0, 1, 2, len(columns) - 1), whole=(1, 3))
+    console().print(shown.rich())
 
 
 def layer_table(singles: Sequence[Row]) -> None:
     """Every layer skipped alone, and its halves."""
-    shown = Table(title="Layers skipped alone: KL per token on other prompts and the full model's tokens")
-    for head in ("layer", "KL/token", "TV", "attention alone", "MLP alone", "block influence"):
-        shown.add_column(head, justify="right")
     kinds = [[row for row in singles if row["sampler"] == f"one {kind}"] for kind in ("layer", "attention", "mlp")]
+    rows = []
     for n, (whole, attention, mlp) in enumerate(zip(*kinds, strict=True)):
         figures = (whole["kl_per_token"], whole["tv"], attention["kl_per_token"], mlp["kl_per_token"])
-        shown.add_row(str(n), *(f"{value:.3f}" for value in figures), f"{whole['influence']:.4f}")
-    _console().print(shown)
+        rows.append([str(n), *(f"{value:.3f}" for value in figures), f"{whole['influence']:.4f}"])
+    heads = ["layer", "KL/token", "TV", "attention alone", "MLP alone", "block influence"]
+    title = "Layers skipped alone: KL per token on other prompts and the full model's tokens"
+    console().print(Table(heads, rows, title=title, left=()).rich())
 
 
-def recommend(found: Sequence[Row], budget: float) -> str:
+def recommend(compared: Sequence[Row], budget: float) -> str:
     """The fastest arm within the budget, or what is nearest to it, in words."""
 
     def words(arm: Row) -> str:
@@ -148,12 +125,12 @@ def recommend(found: Sequence[Row], budget: float) -> str:
             f"(its ratio {arm['ratio']:.3f}): D {arm['D']:.2f}, {speedup(arm):.2f} times the tokens a second"
         )
 
-    length = fmean(arm["mean_length"] for arm in found)
-    allowed = [arm for arm in found if arm["D"] <= budget and speedup(arm) > 1]
+    length = fmean(arm["mean_length"] for arm in compared)
+    allowed = [arm for arm in compared if arm["D"] <= budget and speedup(arm) > 1]
     if allowed:
         best = max(allowed, key=lambda arm: (speedup(arm), -arm["D"]))
         return f"Recommended within D = {budget:g} ({length:.0f} tokens per completion): {words(best)}."
-    nearest = found[0]
+    nearest = compared[0]
     return (
         f"Nothing here stays within D = {budget:g} nats per completion ({length:.0f} tokens each): keep all layers, or "
         f"accept a bounded correction's bias (truncated-is, retrace) with the nearest, {words(nearest)}; "
@@ -161,23 +138,20 @@ def recommend(found: Sequence[Row], budget: float) -> str:
     )
 
 
-def draw(found: Sequence[Row], budget: float, path: Path, title: str) -> None:
+def draw(compared: Sequence[Row], budget: float, path: Path, title: str) -> None:
     """Speed-up against D: every arm, the Pareto front, the budget."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from benchmarks.measuring.plots import style
 
-    from benchmarks.measuring.plots import COLOURS, MARKERS
-
-    figure, panel = plt.subplots(figsize=(9.5, 5.2), layout="constrained")
-    kinds = list(dict.fromkeys((arm["sampler"], arm["patch"]) for arm in found))
+    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
+    panel = figure.subplots()
+    kinds = list(dict.fromkeys((arm["sampler"], arm["patch"]) for arm in compared))
     for n, (sampler, patch) in enumerate(sorted(kinds)):
-        own = [arm for arm in found if (arm["sampler"], arm["patch"]) == (sampler, patch)]
+        own = [arm for arm in compared if (arm["sampler"], arm["patch"]) == (sampler, patch)]
         label = sampler if patch == "none" else f"{sampler}, {patch}"
-        look: Row = {"marker": MARKERS[(n + n // len(COLOURS)) % len(MARKERS)], "color": COLOURS[n % len(COLOURS)]}
-        panel.plot([a["D"] for a in own], [speedup(a) for a in own], linestyle="", label=label, **look)
-    front = pareto(found)
+        panel.plot([a["D"] for a in own], [speedup(a) for a in own], label=label, **style(n) | {"linestyle": ""})
+    front = pareto(compared)
     panel.plot([a["D"] for a in front], [speedup(a) for a in front], color="black", linewidth=1, zorder=0)
     for arm in front:
         text = f"{arm['skipped']:.3g} of {arm['num_layers']}"
@@ -188,10 +162,9 @@ def draw(found: Sequence[Row], budget: float, path: Path, title: str) -> None:
     panel.set_xscale("log")
     panel.margins(x=0.08)
     panel.set_xlabel("D = KL(mu || pi) of a completion, nats; further left is nearer to the target")
-    timed = found[0]["speedup_measured"] is not None
+    timed = compared[0]["speedup_measured"] is not None
     panel.set_ylabel("speed-up of rollouts, measured" if timed else "ideal speed-up of a decode step, by weights")
     panel.set_title(f"{title}: the line is the Pareto front", fontsize=11)
     panel.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
-    plt.close(figure)

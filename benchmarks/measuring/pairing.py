@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.measuring.statistics import Interval
+from benchmarks.measuring.statistics import Interval, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,20 @@ class Block:
 
 def abba(ours: Callable[[], Block], theirs: Callable[[], Block], pairs: int) -> list[tuple[Block, Block]]:
     """``pairs`` pairs of blocks (ours, theirs), run in the order A B, B A, A B, ..."""
-    found = []
+    blocks = []
     for number in range(pairs):
         if number % 2 == 0:
             first = ours()
-            found.append((first, theirs()))
+            blocks.append((first, theirs()))
         else:
             second = theirs()
-            found.append((ours(), second))
-    return found
+            blocks.append((ours(), second))
+    return blocks
 
 
 def median_ratio(pairs: list[tuple[Block, Block]], resamples: int = 4000, seed: int = 0) -> Interval:
     """Median over pairs of ours / theirs in tokens per second, with a 95 % percentile bootstrap interval."""
     ratios = np.array([ours.rate / theirs.rate for ours, theirs in pairs])
     rng = np.random.default_rng(seed)
-    medians = np.median(ratios[rng.integers(len(ratios), size=(resamples, len(ratios)))], axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return Interval(float(np.median(ratios)), float(low), float(high))
+    drawn = ratios[rng.integers(len(ratios), size=(resamples, len(ratios)))]
+    return percentile_interval(float(np.median(ratios)), np.median(drawn, axis=1))

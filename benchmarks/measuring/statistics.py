@@ -7,7 +7,7 @@ Shape letters: S seeds, Q questions. An outcome is the share of right answers of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,8 +52,15 @@ def mean_interval(outcomes: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
         count = min(_CHUNK, resamples - start)
         by_seed, by_question = (resampled_weights(n, count, rng) for n in table.shape)
         means.append(((by_seed @ table) * by_question).sum(1))
-    low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(table.mean()), float(low), float(high))
+    return percentile_interval(table.mean(), np.concatenate(means))
+
+
+def percentile_interval(
+    value: float, resampled: ArrayLike, method: Literal["linear", "nearest"] = "linear"
+) -> Interval:
+    """``value`` with the middle 95 % of the same statistic of resampled data; ``nearest`` where some are infinite."""
+    low, high = np.quantile(np.asarray(resampled), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method=method)
+    return Interval(float(value), float(low), float(high))
 
 
 def resampled_weights(units: int, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -144,6 +151,4 @@ def time_ratio(
 
     count = len(ours)
     weights = resampled_weights(count, resamples, np.random.default_rng(seed))
-    drawn = np.array([ratio(one) for one in weights])
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="nearest")
-    return Interval(ratio(np.full(count, 1 / count)), float(low), float(high))
+    return percentile_interval(ratio(np.full(count, 1 / count)), [ratio(one) for one in weights], "nearest")

@@ -1,14 +1,13 @@
-"""The report of a comparison: what was measured, said in words that follow from the numbers, and written to files."""
+"""A comparison's numbers, from the folders of its runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.comparison.grid import Arm, Grid, fewer_completions
-from benchmarks.comparison.outcomes import ArmOutcome, Outcome, against, describe
+from benchmarks.comparison.outcomes import ArmLine, ArmOutcome, NoPair, Outcome, Pair, against, describe
 from registry import UsageError
 
 
@@ -33,15 +32,21 @@ class Group:
         pairs: ``against`` the baseline, of each arm but the baseline; empty without a finished baseline.
         rivals: ``against`` the full model with fewer completions, of each nested arm that has such a control.
         target: the accuracy that times to target are taken to.
+        baseline: its label; None where it has no finished run.
     """
 
     name: str
     arms: tuple[ArmOutcome, ...]
-    lines: tuple[dict[str, Any], ...]
-    pairs: tuple[dict[str, Any], ...]
-    rivals: tuple[dict[str, Any], ...]
+    lines: tuple[ArmLine, ...]
+    pairs: tuple[Pair | NoPair, ...]
+    rivals: tuple[Pair | NoPair, ...]
     target: float
     baseline: str | None
+
+    @property
+    def weighing_arms(self) -> list[ArmOutcome]:
+        """Those that skip layers, and measured what their correction's weights were."""
+        return [arm for arm in self.arms if arm.mean("skip_ratio") and any(run.weighed for run in arm.runs)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Comparison:
         failures: list[Failure] = []
         by_group: dict[tuple[str, str], list[tuple[Arm, ArmOutcome]]] = {}
         for arm in arms:
-            done = []
+            done: list[Outcome] = []
             for spec in arm.specs:
                 folder = runs / spec.hash
                 try:
@@ -79,7 +84,7 @@ class Comparison:
 
 def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Group:
     outcomes = tuple(outcome for _, outcome in members)
-    base = next((o for arm, o in members if arm.specs[0].agent["id"] == grid.baseline), None)
+    base = next((o for arm, o in members if arm.specs[0].agent["id"] == grid.baseline and arm.control is None), None)
     reference = base or outcomes[0]
     # Halfway of the baseline's gain: an accuracy that most arms pass, between evaluations.
     target = (reference.ends(0).mean() + reference.ends(-1).mean()) / 2
@@ -88,19 +93,14 @@ def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Grou
         arms=outcomes,
         lines=tuple(describe(outcome, float(target)) for outcome in outcomes),
         pairs=tuple(against(o, base) for o in outcomes if o is not base) if base else (),
-        rivals=_rivals(grid, members),
+        rivals=_rivals(members),
         target=float(target),
         baseline=base.label if base else None,
     )
 
 
-def _rivals(grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> tuple[dict[str, Any], ...]:
-    """Each nested arm against the control ``fewer`` of its own skip ratio."""
-    full = {
-        int(arm.specs[0].agent["group_size"]): outcome
-        for arm, outcome in members
-        if "completions" in arm.label and arm.specs[0].agent["id"] == grid.baseline
-    }
-    nested = [(arm.specs[0].agent, outcome) for arm, outcome in members if arm.specs[0].agent["id"].count("/") == 2]
-    found = ((outcome, full.get(fewer_completions(agent))) for agent, outcome in nested)
-    return tuple(against(outcome, rival) for outcome, rival in found if rival is not None)
+def _rivals(members: list[tuple[Arm, ArmOutcome]]) -> tuple[Pair | NoPair, ...]:
+    """Each arm that skips layers against the control ``fewer`` of its own skip ratio."""
+    full = {arm.specs[0].agent["group_size"]: outcome for arm, outcome in members if arm.control == "fewer"}
+    nested = [(outcome, fewer_completions(arm.specs[0].agent)) for arm, outcome in members if arm.skips]
+    return tuple(against(outcome, full[size]) for outcome, size in nested if size in full)

@@ -1,43 +1,22 @@
-"""The report's figures, as PNG or inline SVG, in the colours of Okabe and Ito (told apart by colour-blind readers)."""
+"""The report's figures, as PNG or inline SVG."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.comparison.outcomes import AXES, ArmOutcome, Outcome
-from benchmarks.measuring.plots import COLOURS, MARKERS
+from benchmarks.comparison.outcomes import AXES, ArmOutcome
+from benchmarks.measuring.plots import COLOURS, style
 from benchmarks.report.comparison import Comparison, Group
 
-matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "nested-reft"  # equal numbers give equal files
-matplotlib.rcParams["font.family"] = "sans-serif"
-matplotlib.rcParams["axes.spines.top"] = False
-matplotlib.rcParams["axes.spines.right"] = False
-
-COSTS = {
-    "seconds_rollout": "rollout",
-    "seconds_reward": "reward",
-    "seconds_update": "update",
-    "seconds_evaluation": "evaluation",
-}
+COSTS = {"rollout": COLOURS[1], "reward": COLOURS[2], "update": COLOURS[5], "evaluation": "#BBBBBB"}
 AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds"}
+WEIGHTS = ("iteration", "weight_q01", "weight_q50", "weight_q99")
 PANEL = (4.2, 3.1)
 MOST_INSIDE = 6  # arms whose legend fits into a panel
-
-
-def style(n: int) -> dict[str, Any]:
-    """Colour, marker and dash of the n-th arm."""
-    return {
-        "color": COLOURS[n % len(COLOURS)],
-        "marker": MARKERS[n % len(MARKERS)],
-        "linestyle": "-" if n < len(COLOURS) else "--",
-    }
 
 
 def learning_curve(panel: Axes, group: Group, axis: str) -> None:
@@ -102,9 +81,9 @@ def cost_shares(group: Group) -> Figure:
     figure = Figure(figsize=(PANEL[0] + 1.2, 1.1 + 0.36 * len(group.arms)), layout="constrained")
     panel = figure.subplots()
     left = np.zeros(len(group.arms))
-    for colour, (name, word) in zip((COLOURS[1], COLOURS[2], COLOURS[5], "#BBBBBB"), COSTS.items(), strict=True):
-        width = np.array([line[name] for line in group.lines])
-        panel.barh([line["label"] for line in group.lines], width, left=left, color=colour, label=word)
+    for part, colour in COSTS.items():
+        width = np.array([line.parts[part] for line in group.lines])
+        panel.barh([line.label for line in group.lines], width, left=left, color=colour, label=part)
         left += width
     panel.invert_yaxis()
     panel.set_xlabel("seconds a run")
@@ -112,14 +91,13 @@ def cost_shares(group: Group) -> Figure:
     return figure
 
 
-def weights_over_time(arm: ArmOutcome) -> Figure | None:
-    """Median and 1 % to 99 % band of the correction's weights over tokens, by iteration; None if not measured."""
-    runs = [series for run in arm.runs if (series := _weights(run)) is not None]
-    if not runs:
-        return None
+def weights_over_time(arm: ArmOutcome) -> Figure:
+    """Median and 1 % to 99 % band of the correction's weights over tokens, by iteration, of the runs that measured
+    them."""
     figure = Figure(figsize=(PANEL[0], 2.2), layout="constrained")
     panel = figure.subplots()
-    for iterations, low, middle, high in runs:
+    for run in arm.runs:
+        iterations, low, middle, high = ([row[name] for row in run.weighed] for name in WEIGHTS)
         panel.fill_between(iterations, low, high, color=COLOURS[1], alpha=0.2, linewidth=0)
         panel.plot(iterations, middle, color=COLOURS[1])
     panel.axhline(1.0, color="#7F7F7F", linewidth=0.8, linestyle=":")
@@ -128,14 +106,6 @@ def weights_over_time(arm: ArmOutcome) -> Figure | None:
     panel.set_ylim(bottom=0)
     panel.set_title(arm.label, fontsize="small", loc="left")
     return figure
-
-
-def _weights(run: Outcome) -> tuple[list[float], ...] | None:
-    rows = [row for row in run.training if "weight_q50" in row]
-    if not rows:
-        return None
-    names = ("iteration", "weight_q01", "weight_q50", "weight_q99")
-    return tuple([row[name] for row in rows] for name in names)
 
 
 def svg(figure: Figure, described: str) -> str:

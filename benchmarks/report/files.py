@@ -14,15 +14,15 @@ from benchmarks.report.comparison import Comparison
 def write(comparison: Comparison, out: Path) -> None:
     """Write report.html, report.md, results.json and curves.png into ``out``."""
     from benchmarks.report.figures import learning_curves_png
-    from benchmarks.report.html import html
-    from benchmarks.report.markdown import markdown
+    from benchmarks.report.sections import report
 
+    page = report(comparison)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "results.json", json.dumps(as_json(comparison), indent=2) + "\n")
         (out / "curves.png").write_bytes(learning_curves_png(comparison))
-        write_whole(out / "report.md", markdown(comparison))
-        write_whole(out / "report.html", html(comparison))
+        write_whole(out / "report.md", page.markdown())
+        write_whole(out / "report.html", page.html())
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -37,11 +37,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "baseline": group.baseline,
                 "target": group.target,
                 "arms": [
-                    {**line, "runs": [run.result["hash"] for run in arm.runs]}
+                    {**asdict(line), "runs": [run.result["hash"] for run in arm.runs]}
                     for arm, line in zip(group.arms, group.lines, strict=True)
                 ],
-                "pairs": group.pairs,
-                "rivals": group.rivals,
+                "pairs": [asdict(pair) for pair in group.pairs],
+                "rivals": [asdict(pair) for pair in group.rivals],
             }
             for group in comparison.groups
         ],

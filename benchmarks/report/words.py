@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, Pair
 from benchmarks.measuring.statistics import Interval
 from benchmarks.report.comparison import Comparison, Group
 
@@ -36,6 +34,13 @@ def ratio(value: Interval) -> str:
     return f"{middle} [{low}, {high}]"
 
 
+def number(value: float | None) -> str:
+    """Two significant digits, or a dash for what was not measured."""
+    if value is None:
+        return "-"
+    return "0" if abs(value) < 1e-4 else f"{value:.2g}"
+
+
 def summary(comparison: Comparison) -> list[str]:
     """The findings as sentences, group by group."""
     said = []
@@ -49,13 +54,13 @@ def summary(comparison: Comparison) -> list[str]:
             f"{len(seeds)} seeds say little of how runs differ: take the intervals as rough, and add seeds "
             "before you rest a claim on them."
         )
-    said += _busy(comparison) + _mixed(comparison)
+    said += _busy_caution(comparison) + _version_caution(comparison)
     for failure in comparison.failures:
         said.append(f"The run of {failure.label} with seed {failure.seed} failed ({failure.error}) and is left out.")
     return said
 
 
-def _busy(comparison: Comparison) -> list[str]:
+def _busy_caution(comparison: Comparison) -> list[str]:
     """A caution where runs had less than a processor, so that times measure the machine's other work too."""
     runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
     shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run["seconds"]]
@@ -67,7 +72,7 @@ def _busy(comparison: Comparison) -> list[str]:
     ]
 
 
-def _mixed(comparison: Comparison) -> list[str]:
+def _version_caution(comparison: Comparison) -> list[str]:
     """A caution where runs of several versions of the code were put together."""
     commits = {
         str(run.provenance.get("commit")) for group in comparison.groups for arm in group.arms for run in arm.runs
@@ -81,41 +86,38 @@ def _mixed(comparison: Comparison) -> list[str]:
 
 
 def _group(group: Group) -> list[str]:
-    said = []
+    said = [_gain(line) for line in group.lines]
+    said += [_difference(pair) for pair in (*group.pairs, *group.rivals) if isinstance(pair, Pair)]
     for line in group.lines:
-        said.append(_learned(line))
-    for pair in (*group.pairs, *group.rivals):
-        if pair["seeds"]:
-            said.append(_compared(pair, pair["baseline"]))
-    for line in group.lines:
-        if line["ess"] is not None and line["ess"] < COLLAPSED_ESS and line["skip_ratio"]:
+        if line.ess is not None and line.ess < COLLAPSED_ESS and line.skip_ratio:
             said.append(
-                f"{line['label']}: the effective sample size of whole completions is {percent(line['ess'])} "
-                f"(D = {line['D']:.2f} nats a completion): reweighting cannot repair that much divergence."
+                f"{line.label}: the effective sample size of whole completions is {percent(line.ess)} "
+                f"(D = {line.D:.2f} nats a completion): reweighting cannot repair that much divergence."
             )
     return said
 
 
-def _learned(line: dict[str, Any]) -> str:
-    gain: Interval = line["gain"]
-    moved = "gained" if gain.low > 0 else "lost" if gain.high < 0 else "did not measurably change"
-    how = f"{points(gain)}, to {percent(line['after'].value)}" if gain.excludes_zero else points(gain)
-    word = f"{line['label']} {moved}"
-    return f"{word} {how} held-out accuracy." if gain.excludes_zero else f"{word}: {how} held-out accuracy."
+def _gain(line: ArmLine) -> str:
+    """What one arm learned."""
+    gain = line.gain
+    if not gain.excludes_zero:
+        return f"{line.label} did not measurably change: {points(gain)} held-out accuracy."
+    verb = "gained" if gain.low > 0 else "lost"
+    return f"{line.label} {verb} {points(gain)}, to {percent(line.after.value)} held-out accuracy."
 
 
-def _compared(pair: dict[str, Any], baseline: str) -> str:
+def _difference(pair: Pair) -> str:
     """One arm against the baseline, on every budget."""
     by_finding: dict[str, list[str]] = {}
     for axis in AXES:
-        difference: Interval = pair[axis]["difference"]
+        difference = pair.at_equal(axis).difference
         if difference.low > 0:
-            finding = f"better than {baseline}"
+            finding = f"better than {pair.baseline}"
         elif difference.high < 0:
-            finding = f"worse than {baseline}"
+            finding = f"worse than {pair.baseline}"
         else:
-            finding = f"not distinguishable from {baseline}"
+            finding = f"not distinguishable from {pair.baseline}"
         by_finding.setdefault(finding, []).append(f"at {AXIS_WORDS[axis]} ({points(difference, '')})")
     parts = [f"{finding} {' and '.join(where)}" for finding, where in by_finding.items()]
-    speed = pair["speed_up_rollout"]
-    return f"{pair['label']} is {'; '.join(parts)}. It wrote {speed:.2f} times as many rollout tokens a second."
+    wrote = f"It wrote {pair.speed_up_rollout:.2f} times as many rollout tokens a second."
+    return f"{pair.label} is {'; '.join(parts)}. {wrote}"

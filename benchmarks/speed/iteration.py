@@ -24,6 +24,7 @@ class OurIteration:
 
     def __init__(self, policy: Policy, work: Work, rollout_dtype: str | None = None) -> None:
         self.work = work
+        self.used = 0  # sequences of the last iteration's update
         self.agent = ReFT(
             policy,
             work.env,

@@ -20,14 +20,14 @@ def wait(device: torch.device) -> None:
 def best_seconds(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """The fastest of some calls after one to warm up: a limit is what the machine can do, not what it did."""
     call()
-    found = []
+    seconds = []
     for _ in range(repeats):
         wait(device)
         began = time.perf_counter()
         call()
         wait(device)
-        found.append(time.perf_counter() - began)
-    return min(found)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
-"""What writes completions in the throughput comparison: the engine at some depth, and transformers' generate."""
+"""The engine in the throughput comparison: rollouts at some depth, with the seconds of their parts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class Parts:
     steps: int = 0
     tokens: int = 0
     prompt_tokens: int = 0  # of prompts that were prefilled
-    slots: int = field(default=1)
+    slots: int = 1
 
     @property
     def occupancy(self) -> float:

@@ -51,8 +51,8 @@ class Generate:
             min_new_tokens=None if self.work.stop else self.work.new_tokens,
             pad_token_id=0,
         )
-        written = out[:, ids.shape[1] :].cpu()
-        return Block(self._written(written), time.perf_counter() - began)
+        completions = out[:, ids.shape[1] :].cpu()
+        return Block(self.count_tokens(completions), time.perf_counter() - began)
 
     def _prompts(self) -> list[torch.Tensor]:
         """The prompts of the next ``batch`` completions."""
@@ -60,8 +60,8 @@ class Generate:
         self.next += self.batch
         return [torch.from_numpy(self.work.prompt(self.work.problems[row])) for row in rows]
 
-    def _written(self, completions: torch.Tensor) -> int:
-        """Tokens up to and including the first stop token of each row."""
+    def count_tokens(self, completions: torch.Tensor) -> int:
+        """Tokens of [B, T] completions, up to and including the first stop token of each row."""
         if not self.work.stop:
             return completions.numel()
         ended = torch.isin(completions, torch.tensor(self.work.stop)).int()
@@ -87,7 +87,7 @@ class ContinuousBatching(Generate):
         began = time.perf_counter()
         out = self.model.generate_batch(prompts, generation_config=config, continuous_batching_config=cache)
         seconds = time.perf_counter() - began
-        written = sum(len(request.generated_tokens) for request in out.values())
-        if not written:
+        tokens = sum(len(request.generated_tokens) for request in out.values())
+        if not tokens:
             raise UsageError("transformers' generate_batch failed on this model (its log says why): drop --continuous")
-        return Block(written, seconds)
+        return Block(tokens, seconds)

@@ -113,10 +113,10 @@ class TrlProcess:
             raise UsageError(
                 f"TRL's process ended with exit code {code}{memory if code == -9 else ''}; its messages are above"
             )
-        found = json.loads(line)
-        if "error" in found:
-            raise UsageError(found["error"])
-        return Block(**found)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UsageError(answer["error"])
+        return Block(**answer)
 
     def close(self) -> None:
         """End the child."""

@@ -79,6 +79,7 @@ class Arithmetic:
             source=self.name,
             id=f"{story.theme}-{level}-{index}",
             solution=f"{steps} #### {story.answer}",
+            theme=story.theme,
         )
 
     def _story(self, rng: Random, size: Size) -> Story:

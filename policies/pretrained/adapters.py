@@ -1,9 +1,10 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) by the optional package peft: trained in their factored form, merged for
-rollouts and on disk."""
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) by the optional package peft: trained in their factored form,
+merged for rollouts and on disk."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 _NAME = "default"
 
 
-def add_adapters(model: Any, rank: int, alpha: int) -> None:
+def add_adapters(model: Any, rank: int, alpha: int, seed: int) -> None:
     """Put adapters into every projection of a transformers CausalLM, in place, and freeze everything else.
 
-    They start at zero, so the model computes what it did. Raises ``UsageError`` without peft or for a rank below 1."""
+    A projection W becomes W + alpha / rank * B A. A is drawn from ``seed`` alone and B is zero, so the model computes
+    what it did. Raises ``UsageError`` without peft or for a rank below 1."""
     if rank < 1:
         raise UsageError(f"rank={rank}: a low-rank adapter needs a rank of at least 1")
     if any(factors(module) for module in model.modules()):
@@ -28,7 +30,9 @@ def add_adapters(model: Any, rank: int, alpha: int) -> None:
     except ImportError as error:
         raise UsageError("low-rank adapters need the package peft: pip install 'nested-reft[lora]'") from error
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(TARGETS), bias="none")
-    inject_adapter_in_model(config, model, adapter_name=_NAME)
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=_NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
@@ -41,14 +45,39 @@ def factors(module: nn.Module) -> tuple[Tensor, Tensor, float] | None:
     return adapter.lora_A[_NAME].weight, adapter.lora_B[_NAME].weight, float(adapter.scaling[_NAME])
 
 
+def adapter_state_dict(model: Any) -> dict[str, Tensor]:
+    """By a projection's name: the factors ``lora_A`` [rank, in] and ``lora_B`` [out, rank], ``scaling`` [] float64, and
+    the frozen ``base`` [out, in], which a merged weight less its adapter would not give to the bit."""
+    state: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        adapter = factors(module)
+        if adapter is not None:
+            state[f"{name}.lora_A"], state[f"{name}.lora_B"] = adapter[0].detach(), adapter[1].detach()
+            state[f"{name}.scaling"] = torch.tensor(adapter[2], dtype=torch.float64)
+            state[f"{name}.base"] = module.weight.detach()
+    return state
+
+
+@torch.no_grad()
+def load_adapter_state_dict(model: Any, state: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of ``adapter_state_dict`` into a model that has adapters of the same rank, in place."""
+    for name, module in model.named_modules():
+        adapter = factors(module)
+        if adapter is not None:
+            adapter[0].copy_(state[f"{name}.lora_A"])
+            adapter[1].copy_(state[f"{name}.lora_B"])
+            module.scaling[_NAME] = float(state[f"{name}.scaling"])
+            module.weight.copy_(state[f"{name}.base"])
+
+
 @torch.no_grad()
 def merged_weight(module: Any) -> Tensor:
     """The [out, in] weight that a projection amounts to, its adapter included; no gradient."""
-    found = factors(module)
+    adapter = factors(module)
     weight = module.weight.detach()
-    if found is None:
+    if adapter is None:
         return weight
-    down, up, scale = found
+    down, up, scale = adapter
     return weight + scale * (up @ down)
 
 

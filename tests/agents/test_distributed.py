@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from agents.distributed import Ranks
+from policies import Policy
 from tests.oracles.reft_agents import make, numbers, weights
 
 Found = tuple[dict[str, Any], np.ndarray]
@@ -73,8 +74,9 @@ def trained(folder: str, iterations: int = 2, **arguments: Any) -> Found:
         {"sampler": "lowest-kl", "patch": "heal"},  # measured before the first rollout, patched from the second on
         {"sampler": {"id": "budget", "budget": 5.0}, "patch": {"id": "absorb", "every": 1}, "correction": "retrace"},
         {"problems_per_batch": 1, "group_size": 8, "aggregation": "sequence-mean"},  # one process has no group
+        {"lora_rank": 4, "gradient_checkpointing": True, "minibatches": 2},
     ],
-    ids=["reft", "batch-scope", "epochs", "defensive", "ragged", "heal", "budget-absorb", "one-group"],
+    ids=["reft", "batch-scope", "epochs", "defensive", "ragged", "heal", "budget-absorb", "one-group", "adapters"],
 )
 def test_two_processes_give_the_numbers_of_one(folder: str, tmp_path: Path, arguments: dict[str, Any]) -> None:
     metrics, after = trained(folder, **arguments)
@@ -125,6 +127,19 @@ def test_processes_must_have_the_same_weights_and_seed(folder: str, tmp_path: Pa
 
     for found in in_processes(2, act, tmp_path):
         assert isinstance(found, str) and found.startswith("UsageError") and "different seeds" in found
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_frozen_weights_must_be_the_same_as_well(folder: str, tmp_path: Path, rank: int) -> None:
+    def act() -> Found:
+        policy = Policy.load(folder)
+        with torch.no_grad():
+            policy.model.model.norm.weight += int(os.environ["RANK"])
+        policy.refresh()
+        return trained(policy, lora_rank=rank)  # type: ignore[arg-type]
+
+    for found in in_processes(2, act, tmp_path):
+        assert isinstance(found, str) and found.startswith("UsageError") and "different weights" in found
 
 
 def test_a_process_that_dies_ends_the_others_with_an_error(folder: str, tmp_path: Path) -> None:

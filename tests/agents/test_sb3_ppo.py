@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from agents.actor_critic import longest_prefixes
 from agents.sb3_ppo import SB3PPO
@@ -15,7 +18,8 @@ from benchmarks.experiment.evaluation import HeldOut
 from policies import Policy
 from registry import UsageError
 from registry import agents as agent_registry
-from tests.oracles.small_world import QUESTIONS, World, make_world, weights
+from tests.oracles.reft_agents import numbers
+from tests.oracles.small_world import AGENTS, QUESTIONS, World, make_world, weights
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +140,26 @@ def test_the_registry_makes_it_and_bad_numbers_are_usage_errors(world: World) ->
             SB3PPO(world.model, world.vector(), **wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="vocab_size=512"):
         SB3PPO(world.model, gym.make_vec("MathReason-v0", num_envs=16, vocab_size=600))
+
+
+def test_it_trains_low_rank_adapters_and_goes_on_to_the_same_numbers(world: World, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    agent = world.agent("sb3-ppo", lora_rank=2)
+    before = weights(agent)
+    # n_epochs=2: B starts at zero, so A moves from the second step on.
+    metrics = [agent.iterate(), agent.iterate()]
+    assert all(abs(each["approx_kl"]) < 0.1 for each in metrics)
+    moved = {name for name, value in weights(agent).items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if "lora_" in name or name.startswith("critic.")}
+    agent.save(tmp_path / "saved")
+    small = {"learning_rate": 1e-3, **AGENTS["sb3-ppo"][1]}
+    loaded = SB3PPO.load(tmp_path / "saved", world.vector(), seed=5, **small)
+    assert loaded.lora_rank == 2
+    for _ in range(2):
+        mine, its = agent.iterate(), loaded.iterate()
+        assert numbers(mine) == numbers(its)
+    assert all(torch.equal(value, weights(agent)[name]) for name, value in weights(loaded).items())
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert not any("lora_" in name for name, _ in plain.named_parameters())
+    with pytest.raises(UsageError, match="lora_rank=-1"):
+        SB3PPO(world.model, world.vector(), lora_rank=-1)

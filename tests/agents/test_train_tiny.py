@@ -1,4 +1,4 @@
-"""The supervised warm-up: what it trains on, which tokens it scores, which layers it runs, and that it repeats."""
+"""The making of the built-in model: what it learns from, which tokens are scored, which layers run; and it repeats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from agents.train_tiny import (
     DEPTH,
     TERSE_SHARE,
-    Warmup,
+    TinySpec,
     batches,
     completion_loss,
     demonstration,
@@ -31,7 +31,7 @@ from envs.problems.scenes import THEMES
 from envs.train_tokenizer import BUILT_IN
 from registry import UsageError
 
-SMALL = Warmup(width=32, steps=4, batch=3, worked_only=0.0, full_depth=0.5)
+SMALL = TinySpec(width=32, steps=4, batch=3, worked_only=0.0, full_depth=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_save_replaces_the_files_and_leaves_nothing_else(tokenizer, model, tmp_p
 )
 def test_impossible_specs_are_usage_errors(changes) -> None:
     with pytest.raises(UsageError, match=next(iter(changes))):
-        Warmup(**changes)
+        TinySpec(**changes)
 
 
 def test_command_exits_with_2_on_a_bad_value(tmp_path, capsys) -> None:

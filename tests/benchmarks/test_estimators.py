@@ -14,20 +14,20 @@ from torch import Tensor
 import agents  # noqa: F401  registers the components
 from benchmarks.estimators import transformer
 from benchmarks.estimators.__main__ import main
-from benchmarks.estimators.adviser import measured
+from benchmarks.estimators.adviser import read_means
 from benchmarks.estimators.contract import relative_bias
-from benchmarks.estimators.mdp import Cell, noised, random_reward, random_target, tree
+from benchmarks.estimators.mdp import Cell, add_noise, random_reward, random_target, tree
 from benchmarks.estimators.moments import (
-    Groups,
+    Grouping,
     Moments,
     advantage_table,
     all_groups,
-    enumerated,
+    enumerate_moments,
     moments,
-    sampled,
+    sample_moments,
     success_counts,
 )
-from benchmarks.estimators.report import merged
+from benchmarks.estimators.report import group_equal
 from benchmarks.estimators.sweep import Sweep, cell_rows, crossover, noisy_cell, quality
 from registry import UsageError, advantages, corrections
 
@@ -76,7 +76,7 @@ def test_one_step_bandit_by_hand():
     reinforce = advantages.make("reinforce")
     torch.testing.assert_close(cell.true_gradient(), 0.75 * score)
     for id, mean, second in (("none", 0.5, 0.5), ("token-is", 0.75, 0.5 * 1.5**2), ("retrace", 0.5, 0.5)):
-        found = moments(cell, corrections.make(id), reinforce, Groups())
+        found = moments(cell, corrections.make(id), reinforce, Grouping())
         torch.testing.assert_close(found.mean, mean * score)
         assert found.variance == pytest.approx((second - mean**2) * 0.125)
 
@@ -93,9 +93,9 @@ def test_what_retrace_keeps_is_one_minus_the_total_variation():
 @pytest.mark.parametrize("advantage", ["reinforce", "rloo", "dr-grpo", "grpo", "whitened"])
 @pytest.mark.parametrize("id", ["none", "token-is", "sequence-is", "topr", "v-trace", "masked-is"])
 def test_binomial_groups_equal_brute_force(id, advantage):
-    cell = noised(cell_of(3, 2, seed=3), 0.1, torch.Generator().manual_seed(1))
+    cell = add_noise(cell_of(3, 2, seed=3), 0.1, torch.Generator().manual_seed(1))
     correction, made = corrections.make(id), advantages.make(advantage)
-    exact, brute = enumerated(cell, correction, made, Groups(3, 1)), all_groups(cell, correction, made, 3)
+    exact, brute = enumerate_moments(cell, correction, made, Grouping(3, 1)), all_groups(cell, correction, made, 3)
     torch.testing.assert_close(exact.mean, brute.mean, rtol=1e-10, atol=1e-14)
     assert exact.variance == pytest.approx(brute.variance, rel=1e-9)
 
@@ -118,7 +118,7 @@ def test_defensive_groups_equal_brute_force(advantage):
         probability = float(pi[members[0]] * mu[members[1]] * mu[members[2]])
         mean = mean + probability * gradient
         second += probability * float(gradient.square().sum())
-    found = enumerated(cell, correction, made, Groups(3, 1))
+    found = enumerate_moments(cell, correction, made, Grouping(3, 1))
     torch.testing.assert_close(found.mean, mean)
     assert found.variance == pytest.approx(3 * (second - float(mean.square().sum())))
 
@@ -141,7 +141,7 @@ def test_advantage_table_calls_the_registered_advantage():
 @pytest.mark.parametrize("id", ["sequence-is", "defensive", "sequence-is*ppo-clip"])
 def test_unbiased_to_1e_10(id, seed):
     for cell in (cell_of(3, 4, seed), noisy_cell(4, 3, 0.3, 1.0, seed)):
-        found = moments(cell, corrections.make(id), advantages.make("reinforce", baseline=0.3), Groups(8, 1))
+        found = moments(cell, corrections.make(id), advantages.make("reinforce", baseline=0.3), Grouping(8, 1))
         truth = cell.true_gradient()
         assert float((found.mean - truth).norm() / truth.norm()) < 1e-10
 
@@ -152,7 +152,7 @@ def test_rloo_keeps_sequence_is_unbiased_and_not_defensive():
     truth, rloo = cell.true_gradient(), advantages.make("rloo")
 
     def bias(id: str, size: int) -> float:
-        mean = moments(cell, corrections.make(id), rloo, Groups(size, size // 4)).mean
+        mean = moments(cell, corrections.make(id), rloo, Grouping(size, size // 4)).mean
         return float((mean - truth).norm() / truth.norm())
 
     assert bias("sequence-is", 8) < 1e-10
@@ -187,7 +187,7 @@ def test_sampled_rollouts_converge_to_the_enumerated_moments(id, advantage):
     size, groups = 3, 20_000
     mixed = id == "defensive"
     exact = all_groups(cell, correction, made, size) if id == "self-normalised" else None
-    exact = exact or enumerated(cell, correction, made, Groups(size, 1))
+    exact = exact or enumerate_moments(cell, correction, made, Grouping(size, 1))
     generator = torch.Generator().manual_seed(11)
 
     def draw(table: Tensor, count: int) -> Tensor:
@@ -212,7 +212,7 @@ def test_sampled_rollouts_converge_to_the_enumerated_moments(id, advantage):
 def test_sampling_in_the_lab_agrees_with_enumeration():
     cell, made = cell_of(3, 2, seed=7), advantages.make("rloo")
     correction = corrections.make("self-normalised")
-    found, exact = sampled(cell, correction, made, Groups(3, 1), 96), all_groups(cell, correction, made, 3)
+    found, exact = sample_moments(cell, correction, made, Grouping(3, 1), 96), all_groups(cell, correction, made, 3)
     assert found.samples and float((found.mean - exact.mean).norm()) < 5 * math.sqrt(found.mean_error)
     assert found.variance == pytest.approx(exact.variance, rel=0.05)
 
@@ -229,15 +229,15 @@ def test_undeclared_scope_is_measured():
             return weight / weight.mean()
 
     cell, made = cell_of(3, 3), advantages.make("reinforce")
-    assert moments(cell, Plain(), made, Groups()).samples is None
-    assert moments(cell, Grouped(), made, Groups()).samples is not None
+    assert moments(cell, Plain(), made, Grouping()).samples is None
+    assert moments(cell, Grouped(), made, Grouping()).samples is not None
 
 
 def test_quality_and_crossover_are_consistent():
     """At N = N* the two estimators have the same efficiency; below it the biased one is better."""
     cell = noisy_cell(4, 6, 0.5, 1.0, 0)
     made, truth = advantages.make("reinforce", baseline=0.5), cell.true_gradient()
-    biased, unbiased = (moments(cell, corrections.make(id), made, Groups()) for id in ("v-trace", "sequence-is"))
+    biased, unbiased = (moments(cell, corrections.make(id), made, Grouping()) for id in ("v-trace", "sequence-is"))
     star = crossover(cell, truth, biased, unbiased)
     assert star is not None and star > 1
 
@@ -262,21 +262,21 @@ def test_defensive_is_bounded_by_the_share_of_the_target():
 def test_trust_regions_are_idle_at_the_first_step_and_not_after():
     cell = noisy_cell(4, 3, 0.5, 0.3, 0)
     made = advantages.make("reinforce", baseline=0.3)
-    idle = moments(cell, corrections.make("ppo-clip"), made, Groups()).mean
-    torch.testing.assert_close(idle, moments(cell, corrections.make("none"), made, Groups()).mean)
+    idle = moments(cell, corrections.make("ppo-clip"), made, Grouping()).mean
+    torch.testing.assert_close(idle, moments(cell, corrections.make("none"), made, Grouping()).mean)
     moved = replace(cell, log_old=cell.log_mu)  # the target has moved away from where it wrote
-    assert not torch.allclose(moments(moved, corrections.make("ppo-clip"), made, Groups()).mean, idle)
+    assert not torch.allclose(moments(moved, corrections.make("ppo-clip"), made, Grouping()).mean, idle)
 
 
 class TestMini:
     def test_all_layers_is_the_target(self):
-        cell = transformer.skipping(3, 3, 0.4, 0, ())
+        cell = transformer.skipping_cell(3, 3, 0.4, 0, ())
         assert cell.divergence()["d"] == pytest.approx(0, abs=1e-12)
 
     def test_the_gram_is_the_parameters_inner_product(self):
-        cell = transformer.skipping(3, 3, 0.4, 0, (3, 7))
+        cell = transformer.skipping_cell(3, 3, 0.4, 0, (3, 7))
         assert cell.divergence()["d"] > 1e-3
-        model = transformer.fitted(3, 3, 0)
+        model = transformer.fit(3, 3, 0)
         parameters = {name: p.clone().requires_grad_() for name, p in model.named_parameters()}
 
         def gradient(coefficient: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ class TestMini:
         assert float(a[5] @ kernel @ a[5]) == pytest.approx(float(gradient(alone).square().sum()), rel=1e-8)
 
     def test_unbiased_with_shared_weights(self):
-        cell = transformer.skipping(3, 3, 0.4, 0, (3, 7))
+        cell = transformer.skipping_cell(3, 3, 0.4, 0, (3, 7))
         row = next(iter(cell_rows(cell, Sweep(), {"sequence-is": corrections.make("sequence-is")})))
         assert row["relative_bias"] < 1e-10
 
@@ -311,7 +311,7 @@ class _Table(torch.nn.Module):
         self.model = model
 
     def forward(self) -> Tensor:
-        return transformer.table(self.model, 3, 3)
+        return transformer.log_probabilities(self.model, 3, 3)
 
 
 SMALL = ["--d", "0.3", "--horizon", "3", "--success", "0.5", "--skip", "--seeds", "1"]
@@ -337,7 +337,7 @@ def test_command_line_writes_rows_tables_and_picture(tmp_path, capsys):
 def test_equal_corrections_are_merged():
     chosen = {id: corrections.make(id) for id in ("none", "ppo-clip", "token-is", "base")}
     rows = list(cell_rows(noisy_cell(4, 3, 0.5, 0.3, 0), Sweep(), chosen))
-    assert merged(rows) == {"none": ["none", "ppo-clip"], "base": ["base", "token-is"]}
+    assert group_equal(rows) == {"none": ["none", "ppo-clip"], "base": ["base", "token-is"]}
 
 
 def test_patterns_products_and_settings(tmp_path):
@@ -417,7 +417,7 @@ def test_adviser_reads_a_run(tmp_path, capsys):
         {"iteration": 3, "mean_length": 20.0},
     ]
     run = write_run(tmp_path / "run", rows)
-    found = measured(run)
+    found = read_means(run)
     assert (
         found.d == pytest.approx(0.8)
         and found.batch == 64

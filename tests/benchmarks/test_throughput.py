@@ -13,8 +13,9 @@ import torch
 
 from benchmarks import gpu, throughput
 from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.speed import limits
 from benchmarks.speed.iteration import OurIteration
-from benchmarks.speed.limits import bandwidth_limit, product_limit, update_seconds
+from benchmarks.speed.limits import update_seconds
 from benchmarks.speed.ours import Engine
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.trl import TrlIteration, TrlProcess
@@ -83,7 +84,7 @@ def test_natural_length_counts_up_to_the_stop(policy):
     assert work.stop
     generate = Generate(policy, work, batch=2)
     stop = work.stop[0]
-    assert generate._written(torch.tensor([[5, stop, 0, 0], [5, 6, 7, 8], [stop, stop, 0, 0]])) == 2 + 4 + 1
+    assert generate.count_tokens(torch.tensor([[5, stop, 0, 0], [5, 6, 7, 8], [stop, stop, 0, 0]])) == 2 + 4 + 1
     assert 2 <= generate().tokens <= 80
     assert 4 <= Engine(policy, work, throughput.kept_layers(policy, 0))().tokens <= 160
 
@@ -95,10 +96,16 @@ def test_kept_layers_are_spread_and_never_the_borders(policy):
         assert {0, policy.num_layers - 1} <= set(kept)
 
 
-def test_limits_are_above_what_a_product_heavy_engine_reaches(policy):
-    policy.behavior((0,), 1, 4)
-    assert product_limit(policy, 8) > 0
-    assert bandwidth_limit(policy, 8, 10.0) > bandwidth_limit(policy, 8, 1000.0) > 0
+def test_the_bandwidth_limit_is_to_read_the_weights_and_each_row_s_cache_once(policy, monkeypatch):
+    """At a byte a second a step takes as many seconds as transformers' weights and keys and values have bytes."""
+    monkeypatch.setattr(limits, "bandwidth", lambda device: 1.0)
+    rows, context = 3, 7
+    with torch.no_grad():
+        cache = policy.model(torch.ones(rows, context, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    weights = sum(weight.nbytes for weight in policy.model.parameters())
+    assert rows / limits.bandwidth_limit(policy, rows, context) == pytest.approx(weights + held)
+    assert rows / limits.bandwidth_limit(policy, rows, context, int8=True) == pytest.approx(weights / 4 + held)
 
 
 def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
@@ -138,7 +145,7 @@ def test_a_whole_iteration_writes_all_its_completions(policy):
 
 
 def test_a_whole_iteration_s_row_says_how_much_is_not_products(policy):
-    (line,) = throughput.iterations(policy, options(device="cpu", dtype=None, pairs=2))
+    (line,) = throughput.iteration_rows(policy, options(device="cpu", dtype=None, pairs=2))
     assert line["against"] == "itself" and line["ratio_low"] <= line["ratio"] <= line["ratio_high"]
     assert 0 < line["outside"] < 1
 

@@ -57,8 +57,8 @@ def test_logprobs_equal_zeroed_branches(family, layers):
     policy = shared_policy(family)
     prompts, tokens, mask = random_batch()
     expected = plain_logp(zeroed(policy.model, layers), prompts, tokens, mask, 0.7)
-    for gradient_checkpointing in (False, True):
-        policy.gradient_checkpointing = gradient_checkpointing
+    for saving in (False, True):
+        policy.gradient_checkpointing = saving
         try:
             found = policy.logprobs(prompts, tokens, mask, layers=layers, temperature=0.7)
         finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
@@ -93,6 +94,25 @@ def test_interrupted_after_any_row_resumes_to_the_same_numbers(whole, tmp_path, 
     for _ in Training(spec, tmp_path):
         pass
     assert numbers(tmp_path) == numbers(folder)
+
+
+def test_interrupted_with_adapters_resumes_to_the_same_numbers(tmp_path):
+    pytest.importorskip("peft")
+    settings = ["lora_rank=2", "gradient_checkpointing=true", "minibatches=2"]
+    spec = resolve(AGENT, settings=[*SMALL, *settings, "iterations=4", "evaluation.every=0"])
+    assert spec.agent["lora_rank"] == 2 and spec.agent["gradient_checkpointing"] is True
+    for _ in Training(spec, tmp_path / "whole"):
+        pass
+    training = iter(Training(spec, tmp_path / "parts"))
+    for _ in range(5):  # the evaluation at the start, then four iterations; the last checkpoint is of the second
+        next(training)
+    training.close()
+    assert (tmp_path / "parts" / "checkpoint" / "adapters.safetensors").is_file()
+    for _ in Training(spec, tmp_path / "parts"):
+        pass
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def in_child(spec: RunSpec, folder: Path) -> int:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.comparison.grid import Grid, arms
-from benchmarks.comparison.outcomes import ArmOutcome, Outcome, against, describe
+from benchmarks.comparison.outcomes import AXES, ArmLine, NoPair, Outcome, Pair, against, describe
 from benchmarks.report.comparison import Comparison
-from benchmarks.report.files import write
-from benchmarks.report.html import html
-from benchmarks.report.markdown import markdown
+from benchmarks.report.files import as_json, write
+from benchmarks.report.sections import report
 from benchmarks.report.words import summary
 from registry import UsageError
 from tests.oracles.finished_runs import QUESTIONS, finish
 
 AGENTS = ("reft", "nested-reft/uniform/retrace", "nested-reft/uniform/none")
 SET = {"iterations": 4, "evaluation.every": 2, "evaluation.samples": 4}
+STORED = Path(__file__).parents[3] / "benchmarks" / "results"
 
 
 def compared(tmp_path, last: dict[str, float], pace: dict[str, float] | None = None, seeds=(0, 1), failed=None):
@@ -32,6 +34,14 @@ def compared(tmp_path, last: dict[str, float], pace: dict[str, float] | None = N
         for spec in arm.specs:
             finish(spec, tmp_path, 0.25, last.get(arm.label, 0.5), (pace or {}).get(arm.label, 1.0))
     return Comparison.read(grid, made, tmp_path, failed or {}, "python -m benchmarks.compare")
+
+
+def html(comparison: Comparison) -> str:
+    return report(comparison).html()
+
+
+def markdown(comparison: Comparison) -> str:
+    return report(comparison).markdown()
 
 
 def test_better_worse_and_not_distinguishable(tmp_path):
@@ -74,31 +84,30 @@ def test_numbers_follow_from_the_runs(tmp_path):
     arm = found.groups[0].arms[0]
     line = describe(arm, target=0.5)
     right = np.array([[bit == "1" for bit in run.result["right_after"]] for run in arm.runs])
-    assert right.shape == (2, QUESTIONS) and line["after"].value == right.mean() == 0.75
-    assert line["gain"].value == pytest.approx(0.5) and line["seeds"] == [0, 1]
-    assert line["seconds_to_target"] == pytest.approx([3.2, 3.2])  # half of 4 iterations of 1.6 s
-    assert line["pass_at"][4] == (0.25, 0.75)
-    assert (line["kl"], line["ess"], line["layers_kept"]) == (0.0, 1.0, [4])
+    assert right.shape == (2, QUESTIONS) and line.after.value == right.mean() == 0.75
+    assert line.gain.value == pytest.approx(0.5) and line.seeds == [0, 1]
+    assert line.seconds_to_target == pytest.approx([3.2, 3.2])  # half of 4 iterations of 1.6 s
+    assert line.pass_at[4] == (0.25, 0.75)
+    assert (line.kl, line.ess, line.layers_kept) == (0.0, 1.0, [4])
 
 
 def test_cost_shares_are_shown_apart(tmp_path):
     found = compared(tmp_path, {"reft": 0.75})
-    line = found.groups[0].lines[0]
-    spent = [line[f"seconds_{part}"] for part in ("rollout", "reward", "update")]
-    assert spent == pytest.approx([3.6, 0.4, 2.0])  # 4 iterations
+    parts = found.groups[0].lines[0].parts
+    assert parts == pytest.approx({"rollout": 3.6, "reward": 0.4, "update": 2.0, "evaluation": 6.0})  # 4 iterations
     assert "| 56/6/31 |" in markdown(found) and "reward" in html(found)
 
 
 def test_equal_budgets_are_the_largest_common_ones(tmp_path):
     """An arm of twice the pace is compared, at equal wall-clock, with the baseline's half-way accuracy."""
     found = compared(tmp_path, {"reft": 0.75, AGENTS[1]: 0.75}, pace={AGENTS[1]: 2.0})
-    pair = next(pair for pair in found.groups[0].pairs if pair["label"] == AGENTS[1])
-    assert pair["iteration"]["difference"].value == 0 and pair["tokens"]["difference"].value == 0
-    assert pair["seconds"]["budget"] == pytest.approx(3.2)
-    assert pair["seconds"]["difference"].value == pytest.approx(0.25)
-    assert pair["speed_up"] == pytest.approx(2.0) and pair["speed_up_rollout"] == pytest.approx(2.0)
-    assert pair["probability_of_improvement"] == 0.5
-    assert pair["time_ratio"].value == pytest.approx(0.5) and "0.50 [" in markdown(found)
+    pair = next(pair for pair in found.groups[0].pairs if pair.label == AGENTS[1])
+    assert pair.iteration.difference.value == 0 and pair.tokens.difference.value == 0
+    assert pair.seconds.budget == pytest.approx(3.2)
+    assert pair.seconds.difference.value == pytest.approx(0.25)
+    assert pair.speed_up == pytest.approx(2.0) and pair.speed_up_rollout == pytest.approx(2.0)
+    assert pair.probability_of_improvement == 0.5
+    assert pair.time_ratio.value == pytest.approx(0.5) and "0.50 [" in markdown(found)
 
 
 def test_a_nested_arm_meets_its_rival_of_fewer_completions(tmp_path):
@@ -113,22 +122,26 @@ def test_a_nested_arm_meets_its_rival_of_fewer_completions(tmp_path):
             finish(spec, tmp_path, 0.25, 0.95 if arm.label == AGENTS[1] else 0.5)
     found = Comparison.read(grid, made, tmp_path, {}, "command")
     (pair,) = found.groups[0].rivals
-    assert (pair["label"], pair["baseline"]) == (AGENTS[1], rival) and pair["seconds"]["difference"].low > 0
+    assert (pair.label, pair.baseline) == (AGENTS[1], rival) and pair.seconds.difference.low > 0
     assert f"{AGENTS[1]} is better than {rival} at equal steps" in " ".join(summary(found))
     assert f"{AGENTS[1]} against {rival}" in markdown(found) and f"{AGENTS[1]} against {rival}" in html(found)
+
+
+def test_a_control_does_not_stand_in_for_a_baseline_without_runs(tmp_path):
+    grid = Grid(agents=AGENTS[:2], seeds=(0,), set=SET, controls=("random-reward",))
+    compared = arms(grid)
+    for arm in compared[1:]:
+        finish(arm.specs[0], tmp_path)
+    (group,) = Comparison.read(grid, compared, tmp_path, {}, "command").groups
+    assert [arm.label for arm in group.arms] == [AGENTS[1], "reft random reward"]
+    assert group.baseline is None and group.pairs == ()
 
 
 def test_only_common_seeds_are_paired(tmp_path):
     found = compared(tmp_path, {"reft": 0.75})
     one, two = found.groups[0].arms[:2]
-    pair = against(ArmOutcome(two.label, two.runs[:1]), one)
-    assert pair["seeds"] == [0]
-    other = ArmOutcome(one.label, one.runs[1:])
-    assert against(ArmOutcome(two.label, two.runs[:1]), other) == {
-        "label": two.label,
-        "baseline": one.label,
-        "seeds": [],
-    }
+    assert against(two.of([0]), one).seeds == [0]
+    assert against(two.of([0]), one.of([1])) == NoPair(two.label, one.label)
 
 
 def test_failed_and_damaged_runs_are_reported_and_left_out(tmp_path):
@@ -193,6 +206,7 @@ def test_page_stands_alone_and_escapes(tmp_path):
     assert "A &lt;title&gt; &amp; more" in text and "<b>&</b>" not in text
     for heading in ("Learning curves", "Against reft", "Correction weights", "Skipped layers", "Sample completions"):
         assert heading in text
+    assert "Failed runs" not in text and "Further problem sets" not in text  # there are none
     assert "width=device-width" in text and "python -m benchmarks.compare" in text
 
 
@@ -205,6 +219,36 @@ def test_files_are_written_and_repeat_bit_for_bit(tmp_path):
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert results["groups"][0]["arms"][0]["after"][0] == 0.75
     assert len(results["groups"][0]["arms"][0]["runs"]) == 2
+
+
+def test_results_json_says_what_it_always_said(tmp_path):
+    """Every key and every number of made-up runs, to 12 digits, as when the reports in results/ were made."""
+    grid = Grid(agents=AGENTS[:2], seeds=(0, 1), set={**SET, "sampler.ratio": 0.25}, controls=("fewer",))
+    compared = arms(grid)
+    for arm, last in zip(compared, (0.75, 0.95, 0.5), strict=True):
+        for spec in arm.specs:
+            finish(spec, tmp_path, 0.25, last, pace=2.0 if last == 0.95 else 1.0)
+    text = json.dumps(as_json(Comparison.read(grid, compared, tmp_path, {}, "command"))["groups"][0])
+    group, before = (
+        json.loads(one, parse_float=lambda digits: float(f"{float(digits):.12g}"))
+        for one in (text, (Path(__file__).parent / "group.json").read_text())
+    )
+    for arm in group["arms"]:
+        assert len(arm.pop("runs")) == 2
+    assert group == before
+
+
+@pytest.mark.parametrize("stored", sorted(STORED.glob("**/results.json")), ids=lambda path: path.parent.name)
+def test_committed_results_have_the_fields_of_the_dataclasses(stored):
+    """Older ones may lack what was not yet measured, and have nothing else."""
+    later = {"seconds_reward", "time_ratio"}
+    for group in json.loads(stored.read_text())["groups"]:
+        for line in group["arms"]:
+            assert {field.name for field in fields(ArmLine)} - later <= set(line) - {"runs"}
+            assert set(line) - {"runs"} <= {field.name for field in fields(ArmLine)}
+        for pair in (*group["pairs"], *group.get("rivals", ())):
+            assert set(pair) | later | {"baseline"} >= {field.name for field in fields(Pair)} >= set(pair)
+            assert all(set(pair[axis]) == {"budget", "difference"} for axis in AXES)
 
 
 def test_markdown_tables_have_one_width(tmp_path):

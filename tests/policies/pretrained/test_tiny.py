@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from agents.train_tiny import Warmup, completion_loss, new_model
+from agents.train_tiny import TinySpec, completion_loss, new_model
 from benchmarks.model_card import main, measure, report
 from envs.problems.arithmetic import DEFAULT_LEVELS, Arithmetic
 from envs.train_tokenizer import BUILT_IN
@@ -35,7 +35,7 @@ def test_it_is_small_deep_and_in_safetensors() -> None:
 
 
 def test_it_is_what_the_warm_up_makes(model, tokenizer) -> None:
-    made = new_model(Warmup().width, tokenizer)
+    made = new_model(TinySpec().width, tokenizer)
     assert model.config.num_hidden_layers >= 12
     assert {n: (p.shape, p.dtype) for n, p in model.named_parameters()} == {
         n: (p.shape, torch.float32) for n, p in made.named_parameters()

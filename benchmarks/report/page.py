@@ -1,0 +1,101 @@
+"""A report as a page: one list of sections, shown in HTML with its pictures and in Markdown without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.measuring.table import Table
+from benchmarks.report.figures import svg
+
+STYLE = Path(__file__).parent / "style.css"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it. Nothing is shown of a section that has nothing to show, heading included.
+
+    Attributes:
+        table: shown in both; without rows it is nothing.
+        note: on what the section shows.
+        extra: further HTML.
+        pictures: in HTML alone, beside each other: what each shows, for screen readers, and what draws it.
+        level: of the heading.
+    """
+
+    heading: str
+    table: Table | None = None
+    note: str = ""
+    extra: str = ""
+    pictures: Sequence[tuple[str, Callable[[], Figure]]] = ()
+    level: int = 3
+
+    def html(self) -> str:
+        """Lines, or none."""
+        pictures = "".join(f"<figure>{svg(draw(), words)}</figure>" for words, draw in self.pictures)
+        shown = [
+            self.table.html() if self.table else "",
+            self.extra,
+            pictures and f'<div class="figures">{pictures}</div>',
+        ]
+        if not any(shown):
+            return ""
+        note = self.note and f'<p class="soft">{escape(self.note)}</p>'
+        return "\n".join([f"<h{self.level}>{escape(self.heading)}</h{self.level}>", *filter(None, [*shown, note])])
+
+    def markdown(self) -> str:
+        """Paragraphs, or none."""
+        table = self.table.markdown() if self.table else ""
+        return table and "\n\n".join(filter(None, [f"{'#' * self.level} {self.heading}", table, self.note]))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is shown of a comparison.
+
+    Attributes:
+        sentences: the findings.
+        command: repeats it.
+        facts: names and values of where the numbers come from.
+        note: on the command.
+    """
+
+    title: str
+    sentences: Sequence[str]
+    sections: Sequence[Section]
+    command: str
+    facts: Sequence[tuple[str, str]]
+    note: str
+
+    def html(self) -> str:
+        """A self-contained page: no script, no font, no picture from elsewhere."""
+        findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
+        facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in self.facts)
+        parts = [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<title>{escape(self.title)}</title>\n<link rel="icon" href="data:,">',
+            f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>",
+            f'<h1>{escape(self.title)}</h1>\n<ul class="summary">{findings}</ul>',
+            *(section.html() for section in self.sections),
+            f"<h2>Repeat</h2>\n<pre>{escape(self.command)}</pre>",
+            f'<p class="soft">{escape(self.note)}</p>\n<dl>{facts}</dl>\n</body>\n</html>\n',
+        ]
+        return "\n".join(filter(None, parts))
+
+    def markdown(self) -> str:
+        """Refers to curves.png beside it."""
+        parts = [
+            f"# {self.title}",
+            "\n".join(f"- {sentence}" for sentence in self.sentences),
+            *(section.markdown() for section in self.sections),
+            "![Learning curves](curves.png)\n\n## Repeat",
+            f"    {self.command}",
+            self.note,
+            "\n".join(f"- {name}: {value}" for name, value in self.facts),
+        ]
+        return "\n\n".join(filter(None, parts)) + "\n"

@@ -1,0 +1,122 @@
+"""The tables of a comparison, and the one of its arms on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from benchmarks.comparison.board import clock
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, NoPair, Pair
+from benchmarks.measuring.table import Table, console
+from benchmarks.report.comparison import Comparison, Failure, Group
+from benchmarks.report.words import interval, number, percent, points, ratio, summary
+
+NOTES = (
+    "Greedy held-out accuracy with 95 % intervals over questions and seeds; tokens/s: of rollouts with their verdicts; "
+    "time: of training, without evaluation, and what its parts are of it; KL/token: of the behaviour policy from the "
+    "target, in nats; ESS: effective sample size of whole completions under exact reweighting; k/L: layers skipped of "
+    "all."
+)
+ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
+    "agent": lambda line: line.label,
+    "seeds": lambda line: str(len(line.seeds)),
+    "accuracy before, %": lambda line: interval(line.before),
+    "after, %": lambda line: interval(line.after),
+    "gain, points": lambda line: points(line.gain, ""),
+    "tokens/s": lambda line: f"{line.tokens_per_second:.0f}",
+    "time": lambda line: clock(line.seconds),
+    "rollout / reward / update, %": lambda line: "/".join(
+        f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}" for part in ("rollout", "reward", "update")
+    ),
+    "KL/token": lambda line: number(line.kl),
+    "ESS": lambda line: number(line.ess),
+    "skip k/L": lambda line: _skip(line),
+}
+PAIR_COLUMNS: dict[str, Callable[[Pair], str]] = {
+    "P(better run)": lambda pair: f"{pair.probability_of_improvement:.2f}",
+    "rollout speed-up": lambda pair: f"{pair.speed_up_rollout:.2f}x",
+    "wall-clock speed-up": lambda pair: f"{pair.speed_up:.2f}x",
+    "its time to the other's final accuracy, ratio": lambda pair: ratio(pair.time_ratio),
+}
+WEIGHT_COLUMNS = {
+    "mean weight": "weight_mean",
+    "share zero": "weight_zero",
+    "share below the raw ratio": "weight_shrunk",
+    "raw log ratio 1 %": "log_ratio_q01",
+    "99 %": "log_ratio_q99",
+}
+
+
+def arms(group: Group, title: str = "") -> Table:
+    """Accuracy, cost and divergence of each arm."""
+    # A name cut short would not say which agent; numbers may take two lines.
+    return Table.of(group.lines, ARM_COLUMNS, title=title, note=NOTES, whole=(0,))
+
+
+def _skip(line: ArmLine) -> str:
+    """Layers skipped of all, or their share where runs kept different numbers of layers."""
+    kept, share = line.layers_kept, line.skip_ratio
+    if not kept or share is None:
+        return ""
+    if len(kept) > 1:
+        return f"{share:.2f}"
+    layers = round(kept[0] / (1 - share))
+    return f"{layers - kept[0]:.3g}/{layers}"
+
+
+def pairs(pairs: Iterable[Pair | NoPair], both_named: bool = False) -> Table:
+    """Paired differences, in points, at each kind of budget; ``both_named`` says in each row what from."""
+    rows = []
+    for pair in pairs:
+        if isinstance(pair, NoPair):
+            cells = [*["no common seed"] * len(AXES), *["-"] * len(PAIR_COLUMNS)]
+        else:
+            cells = [points(pair.at_equal(axis).difference, "") for axis in AXES]
+            cells += [cell(pair) for cell in PAIR_COLUMNS.values()]
+        rows.append([f"{pair.label} against {pair.baseline}" if both_named else pair.label, *cells])
+    return Table(["agent", *(AXIS_WORDS[axis] for axis in AXES), *PAIR_COLUMNS], rows)
+
+
+def sampled_accuracy(group: Group) -> Table:
+    """avg@n and pass@k before and after, the interquartile mean, and the time to the target."""
+    samples = group.lines[0].samples
+    ks = [k for k in group.lines[0].pass_at if k > 1]
+    heads = ["agent", f"avg@{samples}", *(f"pass@{k}" for k in ks), "IQM of runs", f"time to {percent(group.target)}"]
+    rows = []
+    for line in group.lines:
+        shares = [(line.sampled_before, line.sampled_after), *(line.pass_at[k] for k in ks)]
+        times = ", ".join("never" if seconds is None else clock(seconds) for seconds in line.seconds_to_target)
+        rows.append([line.label, *map(_change, shares), percent(line.iqm), times])
+    return Table(heads, rows)
+
+
+def further_sets(group: Group) -> Table:
+    """Greedy accuracy on the further problem sets; no rows without any."""
+    names = list(group.lines[0].sets)
+    rows = [[line.label, *(_change(line.sets[name]) for name in names)] for line in group.lines]
+    return Table(["agent", *names], rows if names else [])
+
+
+def _change(share: tuple[float, float]) -> str:
+    before, after = share
+    return f"{100 * before:.1f} -> {100 * after:.1f}"
+
+
+def weights(group: Group) -> Table:
+    """What the corrections did in each arm that measured it."""
+    rows = [[arm.label, *(number(arm.mean(name)) for name in WEIGHT_COLUMNS.values())] for arm in group.weighing_arms]
+    return Table(["agent", *WEIGHT_COLUMNS], rows)
+
+
+def failures(failures: Iterable[Failure]) -> Table:
+    """Runs without a usable result."""
+    rows = [[failure.label, str(failure.seed), failure.error, failure.folder] for failure in failures]
+    return Table(["agent", "seed", "why", "folder"], rows, left=(0, 2, 3))
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The arms and the summary on standard output."""
+    terminal = console()
+    for group in comparison.groups:
+        terminal.print(arms(group, title=f"{comparison.grid.title}: {group.name}").rich())
+    for sentence in summary(comparison):
+        terminal.print(f"- {sentence}", highlight=False, markup=False)
