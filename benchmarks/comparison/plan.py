@@ -45,13 +45,13 @@ class FinishedRun:
     iterations: int
     peak_bytes: float
 
-    def scaled_to(self, spec: RunSpec) -> Cost:
+    def cost_of(self, spec: RunSpec) -> Cost:
         """The cost of ``spec``, whose shape is the same: in proportion to the completions it trains and evaluates."""
         share = completions(spec) / completions(self.spec)
         seconds, tokens = self.seconds * share, self.tokens * share
         count = iterations(spec, seconds, tokens)
-        evaluation = self.evaluation_seconds * evaluated(spec, count) / evaluated(self.spec, self.iterations)
-        return Cost(seconds * count + evaluation, self.peak_bytes)
+        one_evaluated = self.evaluation_seconds / evaluation_completions(self.spec, self.iterations)
+        return Cost(seconds * count + one_evaluated * evaluation_completions(spec, count), self.peak_bytes)
 
 
 class FinishedRuns:
@@ -64,7 +64,7 @@ class FinishedRuns:
     def __call__(self, spec: RunSpec) -> Cost | None:
         same_shape = [run for run in self.runs if _shape(run.spec) == _shape(spec)]
         same_agent = [run for run in same_shape if run.spec.agent == spec.agent]
-        costs = [run.scaled_to(spec) for run in same_agent or same_shape]
+        costs = [run.cost_of(spec) for run in same_agent or same_shape]
         if not costs:
             return None
         return Cost(float(np.mean([cost.seconds for cost in costs])), max(cost.peak_bytes for cost in costs))
@@ -102,7 +102,7 @@ def iterations(spec: RunSpec, seconds: float, tokens: float) -> int:
     return math.ceil(1 / spec.used(1, max(1, round(tokens)), max(seconds, 1e-6)))
 
 
-def evaluated(spec: RunSpec, count: int) -> int:
+def evaluation_completions(spec: RunSpec, count: int) -> int:
     """Completions of all evaluations of a run of ``count`` iterations."""
     chosen = spec.evaluated
     glances = count // chosen.every if chosen.every else 1
