@@ -89,13 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.rehearse and not torch.cuda.is_available():
         raise UsageError("torch finds no CUDA device: run this where there is one, or give --rehearse")
     options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, object] = {"provenance": provenance()}
+    results: dict[str, object] = {"provenance": provenance()}
     with tempfile.TemporaryDirectory() as folder:
         random_model(Path(folder), SMALL if options.rehearse else SHAPES)
         for name, step in steps(Path(folder), options.out, "cpu" if options.rehearse else "cuda").items():
-            found[name] = run(*step)
-            (options.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
-    return int(any(isinstance(step, dict) and step.get("status", 0) != 0 for step in found.values()))
+            results[name] = run(*step)
+            (options.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+    return int(any(isinstance(step, dict) and step.get("status", 0) != 0 for step in results.values()))
 
 
 if __name__ == "__main__":

@@ -165,13 +165,13 @@ class Registry:
     def ids(self, pattern: str = "*") -> list[str]:
         """All ids, composed ones with every part, that match a shell pattern (``*`` also matches ``/``)."""
         load_plugins()
-        found = []
+        every = []
         for name, entry in sorted(self._known.items()):
-            found.append(name)
+            every.append(name)
             choices = [sorted(registry) for registry in entry.parts.values()]
             if choices:
-                found.extend("/".join((name, *segments)) for segments in itertools.product(*choices))
-        return [id for id in found if fnmatchcase(id, pattern)]
+                every.extend("/".join((name, *segments)) for segments in itertools.product(*choices))
+        return [id for id in every if fnmatchcase(id, pattern)]
 
     def _factors(self, id: str) -> list[str]:
         return id.split("*") if self.product else [id]

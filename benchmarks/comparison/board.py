@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from benchmarks.comparison.launch import Watched
-from benchmarks.experiment.progress import counted
+from benchmarks.experiment.progress import iteration_text
 
 MOST_LINES = 30
 SECONDS_BETWEEN_LINES = 15.0
@@ -62,7 +62,7 @@ class Board:
                 self.labels[run.spec.hash],
                 str(run.spec.seed),
                 "finished before" if run.reused else run.phase,
-                counted(run.iteration, run.spec.iterations),
+                iteration_text(run.iteration, run.spec.iterations),
                 f"{run.accuracy:.1%}" if run.accuracy is not None else "",
                 f"{run.tokens_per_second:.0f}" if run.tokens_per_second and not run.over else "",
                 clock(own) if own is not None and not run.over and run.process is not None else "",
@@ -82,7 +82,7 @@ class Board:
             self.told[run.spec.hash] = (kind, now)
             accuracy = f", accuracy {run.accuracy:.1%}" if run.accuracy is not None else ""
             text = f"{self.labels[run.spec.hash]} seed {run.spec.seed}: {'finished before' if run.reused else kind}"
-            text += f" {counted(run.iteration, run.spec.iterations)}{accuracy}"
+            text += f" {iteration_text(run.iteration, run.spec.iterations)}{accuracy}"
             print(text + (f": {run.error}" if run.error else ""), file=sys.stderr, flush=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.comparison.grid import PRESETS, preset, preset_names
 from benchmarks.experiment.spec import PARTS
+from benchmarks.measuring.table import Table
 from envs.problems import list_sources
 from registry import Registry, reward_parts, templates
 from registry import agents as agent_registry
@@ -40,9 +41,8 @@ class Kind:
 
     def markdown(self) -> str:
         """A table of two columns."""
-        texts = {name: text.replace("|", "\\|") for name, text in self.about.items()}
-        rows = (f"| `{name}` | {text} |" for name, text in texts.items())
-        return "\n".join([f"| `{self.chosen_by}` | {self.name} |", "|---|---|", *rows])
+        rows = [[f"`{name}`", text] for name, text in self.about.items()]
+        return Table([f"`{self.chosen_by}`", self.name], rows, left=(0, 1)).markdown()
 
 
 def catalogue() -> list[Kind]:

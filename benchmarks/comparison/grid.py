@@ -99,13 +99,14 @@ class _Plan:
     control: str | None = None
 
     @cached_property
-    def split(self) -> tuple[dict[str, Any], dict[str, UnknownField]]:
-        """Of what is wanted, what the agent has a field for, and the rest."""
-        return applicable(self.id, self.wanted)
+    def missed(self) -> dict[str, UnknownField]:
+        """Of what is wanted, what the agent has no field for, and why."""
+        return applicable(self.id, self.wanted)[1]
 
     def resolve(self, **given: Any) -> RunSpec:
         """The spec; ``given`` as for ``benchmarks.experiment.resolve``."""
-        return resolve(self.id, settings=self.split[0], **given)
+        kept = {name: value for name, value in self.wanted.items() if name not in self.missed}
+        return resolve(self.id, settings=kept, **given)
 
 
 def preset_names() -> list[str]:
@@ -195,7 +196,7 @@ def _plan(id: str, variant: Variant, common: Mapping[str, Any]) -> _Plan:
 def _refuse_what_all_miss(common: Iterable[str], plans: Sequence[_Plan]) -> None:
     """Raise the most helpful of the plans' errors for a name that none of them has a field for."""
     for name in common:
-        errors = [plan.split[1][name] for plan in plans if name in plan.split[1]]
+        errors = [plan.missed[name] for plan in plans if name in plan.missed]
         if len(errors) == len(plans):
             raise max(errors, key=lambda error: len(error.near))
 
@@ -205,7 +206,7 @@ def _arm(plan: _Plan, place: str, *, policy: str, env: str, seeds: Sequence[int]
     return Arm(
         label=plan.label + place,
         specs=tuple(replace(first, seed=seed) for seed in seeds),
-        missed=tuple(f"{name}={plan.wanted[name]}" for name in plan.split[1]),
+        missed=tuple(f"{name}={plan.wanted[name]}" for name in plan.missed),
         control=plan.control,
         skips=skips_layers(first.agent),
     )

@@ -152,7 +152,7 @@ class Launcher:
                 continue
             run.look()
             if run.process is not None and run.process.poll() is not None:
-                self._ended(run)
+                self._close(run)
             elif run.process is None and (run.folder / RESULT).is_file():
                 run.phase = "finished"
         running = sum(run.process is not None for run in self.watched)
@@ -175,7 +175,7 @@ class Launcher:
             run.process = self.start(run, self.threads, log)
         run.phase = "starting"
 
-    def _ended(self, run: Watched) -> None:
+    def _close(self, run: Watched) -> None:
         assert run.process is not None
         status, run.process = run.process.returncode, None
         if status == 0 and (run.folder / RESULT).is_file():

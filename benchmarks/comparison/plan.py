@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.comparison.board import clock
 from benchmarks.comparison.grid import Arm
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import read_result
 from benchmarks.experiment.training import RESULT
+from benchmarks.measuring.table import Table
 
 UNKNOWN = "no finished run of this shape: unknown"
 
@@ -45,13 +45,13 @@ class FinishedRun:
     iterations: int
     peak_bytes: float
 
-    def scaled_to(self, spec: RunSpec) -> Cost:
+    def cost_of(self, spec: RunSpec) -> Cost:
         """The cost of ``spec``, whose shape is the same: in proportion to the completions it trains and evaluates."""
         share = completions(spec) / completions(self.spec)
         seconds, tokens = self.seconds * share, self.tokens * share
         count = iterations(spec, seconds, tokens)
-        evaluation = self.evaluation_seconds * evaluated(spec, count) / evaluated(self.spec, self.iterations)
-        return Cost(seconds * count + evaluation, self.peak_bytes)
+        one_evaluated = self.evaluation_seconds / evaluation_completions(self.spec, self.iterations)
+        return Cost(seconds * count + one_evaluated * evaluation_completions(spec, count), self.peak_bytes)
 
 
 class FinishedRuns:
@@ -64,7 +64,7 @@ class FinishedRuns:
     def __call__(self, spec: RunSpec) -> Cost | None:
         same_shape = [run for run in self.runs if _shape(run.spec) == _shape(spec)]
         same_agent = [run for run in same_shape if run.spec.agent == spec.agent]
-        costs = [run.scaled_to(spec) for run in same_agent or same_shape]
+        costs = [run.cost_of(spec) for run in same_agent or same_shape]
         if not costs:
             return None
         return Cost(float(np.mean([cost.seconds for cost in costs])), max(cost.peak_bytes for cost in costs))
@@ -102,7 +102,7 @@ def iterations(spec: RunSpec, seconds: float, tokens: float) -> int:
     return math.ceil(1 / spec.used(1, max(1, round(tokens)), max(seconds, 1e-6)))
 
 
-def evaluated(spec: RunSpec, count: int) -> int:
+def evaluation_completions(spec: RunSpec, count: int) -> int:
     """Completions of all evaluations of a run of ``count`` iterations."""
     chosen = spec.evaluated
     glances = count // chosen.every if chosen.every else 1
@@ -113,10 +113,7 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
     """The runs of a comparison with their time and memory, on standard output."""
     cost_of = FinishedRuns(runs)
     console = Console()
-    table = Table(title=f"{sum(len(arm.specs) for arm in arms)} runs", title_justify="left")
-    table.add_column("agent", overflow="fold")
-    for name in ("seed", "folder", "state", "time", "memory"):
-        table.add_column(name, justify="right" if name in ("seed", "time", "memory") else "left")
+    rows: list[list[str]] = []
     to_do: list[Cost] = []
     unknown = 0
     for arm in arms:
@@ -126,10 +123,11 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
             cost = cost_of(spec)
             seconds = "" if is_done else clock(cost.seconds) if cost else "unknown"
             memory = f"{cost.peak_bytes / 1e9:.1f} GB" if cost else "unknown"
-            table.add_row(arm.label, str(spec.seed), spec.hash, state, seconds, memory)
+            rows.append([arm.label, str(spec.seed), spec.hash, state, seconds, memory])
             unknown += not is_done and cost is None
             to_do += [cost] if cost and not is_done else []
-    console.print(table)
+    heads = ["agent", "seed", "folder", "state", "time", "memory"]
+    console.print(Table(heads, rows, title=f"{len(rows)} runs", left=(0, 2, 3)).rich())
     if to_do:
         seconds = clock(sum(cost.seconds for cost in to_do) / jobs)
         memory = f"{jobs * max(cost.peak_bytes for cost in to_do) / 1e9:.1f} GB"

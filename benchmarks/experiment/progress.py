@@ -50,7 +50,7 @@ class RunProgress:
         else:
             note = f"rollout accuracy {row['rollout_accuracy']:.1%}, {row['rollout_tokens_per_second']:.0f} tokens/s"
         self.seconds += row.get("time/iteration", 0.0)
-        note = f"iteration {counted(row['iteration'], self.spec.iterations)}: {note}"
+        note = f"iteration {iteration_text(row['iteration'], self.spec.iterations)}: {note}"
         used = self.spec.used(row["iteration"], row["timesteps"], self.seconds)
         self.bar.update(self.job, completed=min(1.0, used), note=note)
         due = time.monotonic() - self.told > SECONDS_BETWEEN_LINES or "evaluation" in row
@@ -59,6 +59,6 @@ class RunProgress:
             print(note, file=sys.stderr, flush=True)
 
 
-def counted(iteration: int, most: int | None) -> str:
+def iteration_text(iteration: int, most: int | None) -> str:
     """Such as ``3/20``, or ``3`` where another budget decides."""
     return f"{iteration}/{most}" if most is not None else str(iteration)

@@ -140,7 +140,7 @@ class RunSpec:
         if not isinstance(loaded, dict) or not isinstance(loaded.get("agent"), dict) or "id" not in loaded["agent"]:
             raise UsageError(f"spec {str(path)!r} has no 'agent' with an 'id'")
         check_names(f"spec {path.name!r}", loaded, fields_of(RunSpec))
-        spec = RunSpec(**{**loaded, "agent": _renamed(loaded["agent"])})
+        spec = RunSpec(**{**loaded, "agent": _rename_arguments(loaded["agent"])})
         agent_arguments(spec.agent)
         check_names("env", [name for name in spec.env if name != "id"], fields_of(TaskSpec))
         check_names("evaluation", spec.evaluation, fields_of(EvaluationSpec))
@@ -153,7 +153,7 @@ OWN_FIELDS: dict[str, Field] = {
 """What a run has beside its agent, its environment and its evaluation, and what ``--set`` reaches by a bare name."""
 
 
-def _renamed(agent: dict[str, Any]) -> dict[str, Any]:
+def _rename_arguments(agent: dict[str, Any]) -> dict[str, Any]:
     """A stored agent with its arguments as they are called now."""
     known = fields_of(agent_registry.resolve(agent["id"])[0])
     return {name if name in known else RENAMED.get(name, name): value for name, value in agent.items()}
@@ -198,12 +198,12 @@ def agent_arguments(agent: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
         if name in PARTS and isinstance(value, Mapping):
             parts = PARTS[name].fields(value["id"])
             check_names(f"{name} {value['id']!r}", [part for part in value if part != "id"], parts)
-            value = {part: _typed(given_value, parts.get(part)) for part, given_value in value.items()}
-        arguments[name] = _typed(value, known[name])
+            value = {part: _restore_tuple(given_value, parts.get(part)) for part, given_value in value.items()}
+        arguments[name] = _restore_tuple(value, known[name])
     return component, arguments
 
 
-def _typed(value: Any, known: Field | None) -> Any:
+def _restore_tuple(value: Any, known: Field | None) -> Any:
     """A JSON list as a tuple where the field is one."""
     if known is not None and isinstance(value, list) and typing.get_origin(known.type) is tuple:
         return tuple(value)

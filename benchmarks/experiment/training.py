@@ -55,7 +55,7 @@ class Training:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder) if self.ranks.leader else nullcontext():
-            iteration = self.ranks.agree(self._prepared() if self.ranks.leader else 0)
+            iteration = self.ranks.agree(self._prepare() if self.ranks.leader else 0)
             if iteration == FINISHED:
                 self.result = json.loads((self.folder / RESULT).read_text())
                 return
@@ -75,7 +75,7 @@ class Training:
             raise UsageError(f"agent {self.spec.agent['id']!r} trains in one process: start it without torchrun")
         return ranks
 
-    def _prepared(self) -> int:
+    def _prepare(self) -> int:
         """Make the folder ready; returns the iteration that its checkpoint goes on from, 0 to start, or FINISHED."""
         if (self.folder / RESULT).is_file():  # another process finished it while this one waited
             return FINISHED
@@ -84,7 +84,7 @@ class Training:
             self.spec.write(self.folder / "spec.json")
             about = provenance() | ({"processes": self.ranks.size} if self.ranks.size > 1 else {})
             write_whole(self.folder / "provenance.json", json.dumps(about, indent=2) + "\n")
-            iteration, rows = self._saved()
+            iteration, rows = self._resume_point()
             write_whole(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         return iteration
 
@@ -101,7 +101,7 @@ class Training:
         for scratch in self.folder.glob(".*.partial"):
             scratch.unlink()
 
-    def _saved(self) -> tuple[int, list[dict[str, Any]]]:
+    def _resume_point(self) -> tuple[int, list[dict[str, Any]]]:
         """The checkpoint's iteration and rows; 0 and none without a checkpoint whose rows are all there."""
         saved = self.folder / "checkpoint"
         if not (saved / checkpoint.STATE).is_file():

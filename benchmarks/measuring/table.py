@@ -53,11 +53,11 @@ class Table:
         return shown
 
     def markdown(self) -> str:
-        """Lines with pipes, which are slashes within cells."""
+        """Lines with pipes between the cells, and escaped ones within."""
         if not self.rows:
             return ""
         rule = ("---" if n in self.left else "---:" for n in range(len(self.heads)))
-        cells = [" | ".join(cell.replace("|", "/") for cell in row) for row in (self.heads, *self.rows)]
+        cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (self.heads, *self.rows)]
         return "\n".join([f"| {cells[0]} |", f"|{'|'.join(rule)}|", *(f"| {line} |" for line in cells[1:])])
 
     def html(self) -> str:

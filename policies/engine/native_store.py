@@ -37,14 +37,10 @@ class NativeStore:
         self.kernels = kernels
         self.model = model
         self.device = torch.device("cpu")
-        cos, sin = model.rotary
-        half = a.head_dim // 2
-        # rotary_table folds a sign into the first half of sin; the kernel has it in its arithmetic.
-        self.cos = cos[:, 0].float().contiguous()
-        self.sin = torch.cat((-sin[:, 0, :half], sin[:, 0, half:]), dim=1).float().contiguous()
+        self.cos, self.sin = (table[:, 0].float().contiguous() for table in model.rotary)
         # Untouched memory costs nothing, so rows have room for the longest prefix although most of it stays unused.
         self.block = 2 * BLOCK * a.head_dim
-        shape = (model.attentions, -(-len(cos) // BLOCK), a.key_heads, rows, self.block)
+        shape = (model.attentions, -(-model.longest // BLOCK), a.key_heads, rows, self.block)
         self.own = self._room(shape)
         self.prompts: list[SharedPrompt | None] = [None] * rows
         self.prompt_tokens = np.zeros(rows, dtype=np.int64)

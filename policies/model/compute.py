@@ -14,7 +14,7 @@ from torch import Tensor
 
 from policies import native
 from policies.native import Kernels
-from policies.native.packed import LANES
+from policies.native.sizes import LANES
 from policies.pretrained.architecture import Architecture
 
 _SMALL_HEAD = 2**20  # weights of a float32 head that each core reads for its own rows

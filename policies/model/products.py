@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.model.compute import calls_onednn, elementwise_kernels, product_dtype
-from policies.native.packed import LANES
+from policies.native.sizes import LANES
 
 _SMALL = 2**17  # weights that stay in the second cache
 

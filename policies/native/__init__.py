@@ -17,6 +17,7 @@ from torch import Tensor
 from policies.native.build import build_library
 from policies.native.int8 import Int8Kernels
 from policies.native.packed import PackedLayout
+from policies.native.sizes import BLOCK, PANEL
 from policies.native.step import DecodeStep, LayerStep, StepKernels
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -39,8 +40,6 @@ _SIGNATURES = {
     "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 4 + [_INT, _POINTER, _INT],
     "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
 }
-BLOCK = 16  # tokens per block of keys, as in blocks.h
-PANEL = 32  # tokens of the vocabulary per panel, as in head.cpp
 
 
 class Kernels:

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "blocks.h"
+#include "rotation.h"
 
 extern "C" {
 
@@ -12,7 +13,7 @@ extern "C" {
 struct DecodeStep {
     int64_t query_heads, key_heads, head_dim, width, inner;
     int64_t rows, head_step, block_step;                   // words between heads and between blocks of an own store
-    const float *cos, *sin;                                // [positions][head_dim], halves repeated
+    const float *cos, *sin;                                // [positions][head_dim], of rotation.h
     const int32_t* order;                                  // [rows], those of one prompt together
     const int64_t* token;                                  // [rows]
     const int64_t* position;                               // [rows]
@@ -82,8 +83,7 @@ void turn_head(const T* x, const float* norm, const float* cos, const float* sin
     for (int64_t j = 0; j < half; j += 8) {
         Eight a = load_eight(x + j), b = load_eight(x + j + half);
         if (norm) a *= inverse * load_eight(norm + j), b *= inverse * load_eight(norm + j + half);
-        save_eight(to + j, (a * load_eight(cos + j) - b * load_eight(sin + j)) * scale);
-        save_eight(to + j + half, (b * load_eight(cos + j + half) + a * load_eight(sin + j + half)) * scale);
+        turn(a, b, cos, sin, j, half, scale, to);
     }
 }
 

@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr int kBlock = 16;
 constexpr int kFetched = 2;  // lines at a time
 constexpr int kMostQueries = kRegisters == 32 ? 12 : 6;  // whose scores are taken together
 
@@ -92,7 +91,7 @@ inline void mix_tile(const Blocks& kv, int64_t from, int64_t steps, const uint32
             soon.fetch<kFetched>();
             Words value[C];
 #pragma GCC unroll 4
-            for (int c = 0; c < C; ++c) value[c] = load_words(values + t * d + c * 16);
+            for (int c = 0; c < C; ++c) value[c] = load_words(values + t * d + c * kLanes);
 #pragma GCC unroll 8
             for (int i = 0; i < Q; ++i)
 #pragma GCC unroll 4
@@ -106,8 +105,8 @@ template <typename T, int Q>
 void mix_channels(const Blocks& kv, int64_t steps, const uint32_t* p, int64_t stride, float* out, Soon& soon) {
     const int64_t d = kv.words * kPack<T>;
     int64_t c = 0;
-    for (; c + 16 * kBeside<Q> <= d; c += 16 * kBeside<Q>) mix_tile<T, Q, kBeside<Q>>(kv, c, steps, p, stride, out, soon);
-    for (; c < d; c += 16) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out, soon);
+    for (; c + kLanes * kBeside<Q> <= d; c += kLanes * kBeside<Q>) mix_tile<T, Q, kBeside<Q>>(kv, c, steps, p, stride, out, soon);
+    for (; c < d; c += kLanes) mix_tile<T, Q, 1>(kv, c, steps, p, stride, out, soon);
 }
 
 // Calls f<Q>(first) on `count` queries in tiles that fit the registers.

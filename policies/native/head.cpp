@@ -17,9 +17,6 @@
 
 namespace {
 
-constexpr int kPanel = 32;
-constexpr int kRows = 12;
-
 inline __m512 exp512(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
@@ -65,18 +62,10 @@ inline void keep_valid(int valid, __m512 (&z)[R][2]) {
 template <int R>
 inline void project(const HalfOperands& o, int64_t row, int64_t number, int valid, __m512 (&z)[R][2]) {
     const uint32_t *x = o.rows + row * o.pairs, *panel = o.weights + number * o.pairs * kPanel;
-    for (int r = 0; r < R; ++r) z[r][0] = z[r][1] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < o.pairs; ++k) {
-        const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + k * kPanel);
-        const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + k * kPanel + 16);
-        for (int r = 0; r < R; ++r) {
-            const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r * o.pairs + k]));
-            z[r][0] = _mm512_dpbf16_ps(z[r][0], a, w0);
-            z[r][1] = _mm512_dpbf16_ps(z[r][1], a, w1);
-        }
-    }
+    Lanes sum[R][2] = {};
+    add_products<bf16, R, 2>(x, o.pairs, o.pairs, panel, sum);
     for (int r = 0; r < R; ++r)
-        for (int half = 0; half < 2; ++half) z[r][half] = _mm512_mul_ps(z[r][half], _mm512_set1_ps(o.scale));
+        for (int half = 0; half < 2; ++half) z[r][half] = _mm512_mul_ps((__m512)sum[r][half], _mm512_set1_ps(o.scale));
     keep_valid<R>(valid, z);
 }
 
@@ -148,14 +137,10 @@ void reduce_all(const O& o, int64_t n, int64_t vocabulary, float* peak, float* s
     for (int64_t p = 0; p < panels; ++p) {
         const int valid = static_cast<int>(std::min<int64_t>(kPanel, vocabulary - p * kPanel));
         uint16_t* keep = p < kept_panels ? kept + p * n * kPanel : nullptr;
-        const auto reduce = [&](auto r, int64_t i) {
-            reduce_panel<decltype(r)::value>(o, i, p, valid, peak + i * panels + p, sum + i * panels + p, panels,
-                                             keep ? keep + i * kPanel : nullptr);
-        };
-        int64_t i = 0;
-        for (; i + kRows <= n; i += kRows) reduce(std::integral_constant<int, kRows>{}, i);
-        for (; i + 4 <= n; i += 4) reduce(std::integral_constant<int, 4>{}, i);
-        for (; i < n; ++i) reduce(std::integral_constant<int, 1>{}, i);
+        in_tiles<kMostRows, 4, 1>(0, n, [&](auto count, int64_t i) {
+            reduce_panel<decltype(count)::value>(o, i, p, valid, peak + i * panels + p, sum + i * panels + p, panels,
+                                                 keep ? keep + i * kPanel : nullptr);
+        });
     }
 }
 
@@ -279,7 +264,7 @@ void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t
     const int64_t panels = (vocabulary + kPanel - 1) / kPanel, pairs = width / 2;
     const float scale = 1.0f / temperature;
     const HalfOperands o{reinterpret_cast<const uint32_t*>(x), reinterpret_cast<const uint32_t*>(packed), pairs, scale};
-    constexpr int64_t kFew = 20 * kRows;  // rows at a time: a panel of all of them would touch a page for each
+    constexpr int64_t kFew = 20 * kMostRows;  // rows at a time: a panel of all of them would touch a page for each
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t begin = 0; begin < n; begin += kFew)
         for (int64_t p = 0; p < panels; ++p) {
@@ -289,10 +274,10 @@ void nr_head_slope(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t
             for (; i < end && p < kept_panels; ++i)
                 slope_kept(kept + (p * n + i) * kPanel, valid, peak[i * peak_stride + p] - normaliser[i], factor[i],
                            out + i * vocabulary + p * kPanel);
-            for (; i + kRows <= end; i += kRows)
-                slope_panel<kRows>(o, i, p, valid, normaliser + i, factor + i, out + i * vocabulary + p * kPanel, vocabulary);
-            for (; i < end; ++i)
-                slope_panel<1>(o, i, p, valid, normaliser + i, factor + i, out + i * vocabulary + p * kPanel, vocabulary);
+            in_tiles<kMostRows, 1>(i, end, [&](auto count, int64_t row) {
+                slope_panel<decltype(count)::value>(o, row, p, valid, normaliser + row, factor + row,
+                                                    out + row * vocabulary + p * kPanel, vocabulary);
+            });
         }
 }
 

@@ -97,7 +97,7 @@ void byte_tile(const ByteRows& x, int64_t row, const uint32_t* panel, int64_t fi
 template <typename T>
 void linear(const T* x, int64_t n, int64_t k, int64_t block, const uint32_t* panels, const Columns& columns, int8_t* bytes,
             float* scale, int32_t* sum, T* out) {
-    const int64_t words = k / 4, count = (columns.count + kBytePanel - 1) / kBytePanel;
+    const int64_t words = k / 4, count = (columns.count + kPanel - 1) / kPanel;
     const ByteRows rows{reinterpret_cast<const uint32_t*>(bytes), scale, sum, words};
 #pragma omp parallel
     {
@@ -106,11 +106,10 @@ void linear(const T* x, int64_t n, int64_t k, int64_t block, const uint32_t* pan
         for (int64_t i = 0; i < n; ++i) round_row(x + i * k, k, block, turned.data(), bytes + i * k, scale + i, sum + i);
 #pragma omp for schedule(static)
         for (int64_t p = 0; p < count; ++p) {
-            const uint32_t* panel = panels + p * words * kBytePanel;
-            int64_t i = 0;
-            for (; i + kByteRows <= n; i += kByteRows) byte_tile<T, kByteRows>(rows, i, panel, p * kBytePanel, columns, out);
-            for (; i + 4 <= n; i += 4) byte_tile<T, 4>(rows, i, panel, p * kBytePanel, columns, out);
-            for (; i < n; ++i) byte_tile<T, 1>(rows, i, panel, p * kBytePanel, columns, out);
+            const uint32_t* panel = panels + p * words * kPanel;
+            in_tiles<kMostRows, 4, 1>(0, n, [&](auto count, int64_t row) {
+                byte_tile<T, decltype(count)::value>(rows, row, panel, p * kPanel, columns, out);
+            });
         }
     }
 }
@@ -133,11 +132,11 @@ void nr_int8_pack(const float* weight, int64_t columns, int64_t k, int64_t block
             int32_t sum;
             round_row(weight + c * k, k, block, turned.data(), bytes.data(), scale + c, &sum);
             scale[c] *= block;  // the rows' scales account for both rotations
-            uint32_t* to = panels + c / kBytePanel * words * kBytePanel + c % kBytePanel;
+            uint32_t* to = panels + c / kPanel * words * kPanel + c % kPanel;
             for (int64_t w = 0; w < words; ++w) {
                 uint32_t word;
                 std::memcpy(&word, bytes.data() + 4 * w, 4);
-                to[w * kBytePanel] = word ^ 0x80808080u;
+                to[w * kPanel] = word ^ 0x80808080u;
             }
         }
     }

@@ -7,6 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from policies.native.sizes import PANEL
+
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "nr_int8_pack": [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER],
@@ -14,7 +16,6 @@ _SIGNATURES = {
     "nr_int8_linear": [_POINTER, _INT, _INT, _INT] + [_POINTER] * 3 + [_INT] + [_POINTER] * 4 + [ctypes.c_int],
     "nr_int8_head_draw": [_POINTER] * 5 + [_INT] * 3 + [_FLOAT] + [_POINTER] * 5,
 }
-COLUMNS = 32  # of a panel, as in int8.h
 
 
 class Int8Kernels:
@@ -29,9 +30,9 @@ class Int8Kernels:
     def pack(self, weight: Tensor, block: int, whole: bool = False) -> tuple[Tensor, Tensor]:
         """``weight`` [columns, k] float32 in panels, and its scales [columns]; ``whole`` pads these to whole panels."""
         columns, k = weight.shape
-        count = -(-columns // COLUMNS)
-        panels = torch.zeros(count, k // 4, COLUMNS, dtype=torch.int32)
-        scale = torch.zeros(count * COLUMNS if whole else columns)
+        count = -(-columns // PANEL)
+        panels = torch.zeros(count, k // 4, PANEL, dtype=torch.int32)
+        scale = torch.zeros(count * PANEL if whole else columns)
         source = weight.contiguous()
         self._library.nr_int8_pack(source.data_ptr(), columns, k, block, panels.data_ptr(), scale.data_ptr())
         return panels, scale

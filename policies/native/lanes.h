@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -13,6 +13,11 @@ namespace {
 typedef float Eight __attribute__((vector_size(32)));
 typedef uint32_t EightWords __attribute__((vector_size(32)));
 typedef int32_t EightIntegers __attribute__((vector_size(32)));
+
+// The sizes that layouts in memory are made of; sizes.py mirrors the three, and a test compares them.
+constexpr int64_t kLanes = 16;
+constexpr int64_t kPanel = 2 * kLanes;  // columns of a weight that lie together
+constexpr int64_t kBlock = kLanes;      // tokens of one head's keys and values that lie together
 
 #ifdef __AVX512F__
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-LANES = 16  # floats of a vector, as in tiles.h: heads and the widths of gradients are of a multiple of so many channels
 
 
 class PackedLayout(ctypes.Structure):

@@ -4,18 +4,19 @@
 // summed without locks and in one order. No scores are kept: the backward computes them again from the saved logsumexp.
 // Heads come unrotated in the compute dtype; everything here is float.
 
+#include "rotation.h"
 #include "tiles.h"
 
 extern "C" {
 
-// Mirrored by policies/native/packed.py (Layout). The half rotation's sign is part of `sin`.
+// Mirrored by policies/native/packed.py (Layout).
 struct PackedLayout {
     int64_t query_heads, key_heads, head_dim, window;  // window 0: none
     int64_t prompts;
     const int64_t *prompt_start, *prompt_size;  // [prompts] packed place and tokens
     const int64_t* first;                       // [prompts + 1] where a prompt's completions begin in `start` and `size`
     const int64_t *start, *size;                // [completions] packed place and tokens
-    const float *cos, *sin;                     // [positions][head_dim]
+    const float *cos, *sin;                     // [positions][head_dim], of rotation.h
     float scale;
 };
 }
@@ -30,11 +31,7 @@ inline int64_t up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 template <typename T>
 inline void turn(const T* x, const float* cos, const float* sin, int64_t d, float scale, float* to) {
     const int64_t half = d / 2;
-    for (int64_t j = 0; j < half; j += 8) {
-        const Eight a = load_eight(x + j), b = load_eight(x + j + half);
-        save_eight(to + j, (a * load_eight(cos + j) + b * load_eight(sin + j)) * scale);
-        save_eight(to + j + half, (b * load_eight(cos + j + half) + a * load_eight(sin + j + half)) * scale);
-    }
+    for (int64_t j = 0; j < half; j += 8) turn(load_eight(x + j), load_eight(x + j + half), cos, sin, j, half, scale, to);
 }
 
 // the transposed map, for gradients

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kAtOnce = 48;  // rows that a weight is read for
 
-inline int64_t padded(int64_t n) { return (n + kPanelColumns - 1) / kPanelColumns * kPanelColumns; }
+inline int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
 template <typename T>
 struct Buffers {
@@ -49,9 +49,9 @@ template <typename T>
 void add_product(const DecodeStep& s, const T* input, int64_t stride, int64_t rows, int64_t k, const void* panels, const float* bias,
                  float* x) {
     product(input, stride, rows, k, panels, s.width, [&](int64_t row, int64_t panel, Lanes a, Lanes b) {
-        float* to = x + row * padded(s.width) + panel * kPanelColumns;
-        save_lanes(to, load_lanes(to) + (a + bias_lanes(bias, panel * kPanelColumns)));
-        save_lanes(to + 16, load_lanes(to + 16) + (b + bias_lanes(bias, panel * kPanelColumns + 16)));
+        float* to = x + row * padded(s.width) + panel * kPanel;
+        save_lanes(to, load_lanes(to) + (a + bias_lanes(bias, panel * kPanel)));
+        save_lanes(to + 16, load_lanes(to + 16) + (b + bias_lanes(bias, panel * kPanel + 16)));
     });
 }
 
@@ -61,7 +61,7 @@ void attention_half(const DecodeStep& s, const LayerStep& layer, const int32_t* 
     if (wanted != Wanted::products)
         for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.attention_norm, &b.normed[i * width], s.width, s.eps);
     product(b.normed.data(), width, n, s.width, layer.qkv, projected, [&](int64_t row, int64_t panel, Lanes first, Lanes second) {
-        const int64_t column = panel * kPanelColumns;
+        const int64_t column = panel * kPanel;
         T* to = &b.qkv[row * projected + column];
         save_lanes(to, first + bias_lanes(layer.qkv_bias, column));
         if (column + 16 < projected) save_lanes(to + 16, second + bias_lanes(layer.qkv_bias, column + 16));
@@ -89,8 +89,8 @@ void mlp_half(const DecodeStep& s, const LayerStep& layer, int64_t n, Wanted wan
         for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.mlp_norm, &b.normed[i * width], s.width, s.eps);
     // A panel holds 16 gates and the 16 numbers that they multiply.
     product(b.normed.data(), width, n, s.width, layer.gate_up, 2 * s.inner, [&](int64_t row, int64_t panel, Lanes gate, Lanes up) {
-        gate += bias_lanes(layer.gate_up_bias, panel * kPanelColumns);
-        up += bias_lanes(layer.gate_up_bias, panel * kPanelColumns + 16);
+        gate += bias_lanes(layer.gate_up_bias, panel * kPanel);
+        up += bias_lanes(layer.gate_up_bias, panel * kPanel + 16);
         const Lanes value = wanted == Wanted::products ? gate + up : gate / (1.0f + exp_lanes(-gate)) * up;
         save_lanes(&b.inner[row * inner + panel * 16], value);
     });
@@ -132,12 +132,12 @@ void run(const DecodeStep& s, const LayerStep* layers, int64_t count, const int6
 // Draws from logits [panels][32], tempered, -inf beyond the vocabulary; overwrites them. sums: scratch [panels].
 void draw_row(float* logits, int64_t panels, bool greedy, double uniform, float* sums, int64_t* token, float* logp) {
     int64_t best = 0;
-    for (int64_t v = 1; v < panels * kPanelColumns; ++v)
+    for (int64_t v = 1; v < panels * kPanel; ++v)
         if (logits[v] > logits[best]) best = v;
     const float top = logits[best];
     double total = 0.0;
     for (int64_t p = 0; p < panels; ++p) {
-        float* at = logits + p * kPanelColumns;
+        float* at = logits + p * kPanel;
         const Lanes first = load_lanes(at) - top, second = load_lanes(at + 16) - top, least = Lanes{} - 87.0f;
         const Lanes a = choose(first > least, exp_lanes(first), Lanes{}), b = choose(second > least, exp_lanes(second), Lanes{});
         save_lanes(at, a);
@@ -156,7 +156,7 @@ void draw_row(float* logits, int64_t panels, bool greedy, double uniform, float*
             reached += sums[p];
         }
         reached = before;
-        for (int64_t v = chosen * kPanelColumns; v < (chosen + 1) * kPanelColumns && reached <= target; ++v) {
+        for (int64_t v = chosen * kPanel; v < (chosen + 1) * kPanel && reached <= target; ++v) {
             if (logits[v] == 0.0f) continue;
             pick = v;
             reached += logits[v];
@@ -168,12 +168,12 @@ void draw_row(float* logits, int64_t panels, bool greedy, double uniform, float*
 
 void draw_rows(const float* hidden, const void* panels, int64_t n, int64_t vocabulary, int64_t width, float temperature,
                const double* uniform, int64_t* token, float* logp, std::vector<float>& scratch) {
-    const int64_t count = padded(vocabulary) / kPanelColumns, size = padded(vocabulary);
+    const int64_t count = padded(vocabulary) / kPanel, size = padded(vocabulary);
     const float scale = temperature > 0.0f ? 1.0f / temperature : 1.0f, none = -std::numeric_limits<float>::infinity();
     scratch.resize(n * size + count);
     float* logits = scratch.data();
     product(hidden, width, n, width, panels, vocabulary, [&](int64_t row, int64_t panel, Lanes a, Lanes b) {
-        float* to = logits + row * size + panel * kPanelColumns;
+        float* to = logits + row * size + panel * kPanel;
         save_lanes(to, a * scale);
         save_lanes(to + 16, b * scale);
     });
@@ -187,13 +187,13 @@ void draw_rows(const float* hidden, const void* panels, int64_t n, int64_t vocab
 template <typename T>
 void pack_panels(const T* weight, T* packed, int64_t columns, int64_t k, bool halves) {
     const int64_t words = panel_words<T>(k), half = columns / 2;
-    const int64_t panels = halves ? (half + 15) / 16 : padded(columns) / kPanelColumns;
+    const int64_t panels = halves ? (half + 15) / 16 : padded(columns) / kPanel;
     for (int64_t p = 0; p < panels; ++p)
-        for (int64_t c = 0; c < kPanelColumns; ++c) {
+        for (int64_t c = 0; c < kPanel; ++c) {
             const int64_t of_half = p * 16 + c % 16;
-            const int64_t column = !halves ? p * kPanelColumns + c : of_half >= half ? columns : of_half + (c < 16 ? 0 : half);
+            const int64_t column = !halves ? p * kPanel + c : of_half >= half ? columns : of_half + (c < 16 ? 0 : half);
             for (int64_t j = 0; j < words * kPack<T>; ++j) {
-                T* to = packed + ((p * words + j / kPack<T>) * kPanelColumns + c) * kPack<T> + j % kPack<T>;
+                T* to = packed + ((p * words + j / kPack<T>) * kPanel + c) * kPack<T> + j % kPack<T>;
                 *to = column < columns && j < k ? weight[column * k + j] : T{};
             }
         }

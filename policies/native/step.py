@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.native.sizes import LANES, PANEL
+
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "nr_pack_panels": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int, ctypes.c_int],
     "nr_run": [_POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER, _POINTER, ctypes.c_int],
     "nr_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT, _POINTER, _POINTER, _POINTER],
 }
-COLUMNS = 32  # of a panel, as in products.h
 
 
 class DecodeStep(ctypes.Structure):
@@ -53,14 +54,14 @@ class Panels:
     def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, halves: bool = False) -> None:
         columns, k = weight.shape
         pack = 4 // weight.element_size()
-        count = -(-(columns // 2) // (COLUMNS // 2)) if halves else -(-columns // COLUMNS)
+        count = -(-(columns // 2) // LANES) if halves else -(-columns // PANEL)
         self.columns = columns
-        self.weight = weight.new_empty(count, -(-k // pack), COLUMNS, pack)
+        self.weight = weight.new_empty(count, -(-k // pack), PANEL, pack)
         source, is_bf16 = weight.contiguous(), weight.dtype == torch.bfloat16
         library.nr_pack_panels(source.data_ptr(), self.weight.data_ptr(), columns, k, halves, is_bf16)
         self.bias: Tensor | None = None
         if bias is not None:
-            source, self.bias = bias.float().contiguous(), torch.empty(count, COLUMNS)
+            source, self.bias = bias.float().contiguous(), torch.empty(count, PANEL)
             library.nr_pack_panels(source.data_ptr(), self.bias.data_ptr(), columns, 1, halves, False)
 
 

@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int kLanes = 16;
-
 // c [R][C * 16] (+)= a b: element (i, j) of a is a[i * row + j * column], b is [k][ldb].
 template <int R, int C>
 inline void product_tile(const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c, int64_t ldc,

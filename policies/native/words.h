@@ -1,4 +1,4 @@
-// A word: one float, or two bfloat16 that are multiplied and added together.
+// A word: one float, or two bfloat16 or four bytes that are multiplied and added together.
 #pragma once
 
 #include "arithmetic.h"
@@ -9,7 +9,14 @@ template <typename T>
 constexpr int kPack = 4 / sizeof(T);
 
 template <typename T>
-Lanes multiply_add(Lanes sum, uint32_t a, Words b);
+struct Summed { using Vector = Lanes; };
+template <>
+struct Summed<int8_t> { using Vector = Integers; };
+template <typename T>
+using Sum = typename Summed<T>::Vector;
+
+template <typename T>
+Sum<T> multiply_add(Sum<T> sum, uint32_t a, Words b);
 template <>
 inline Lanes multiply_add<float>(Lanes sum, uint32_t a, Words b) {
     return sum + bits_to_float(a) * (Lanes)b;
@@ -22,5 +29,11 @@ inline Lanes multiply_add<bf16>(Lanes sum, uint32_t a, Words b) {
     return sum + bits_to_float(a << 16) * (Lanes)(b << 16) + bits_to_float(a & 0xffff0000u) * (Lanes)(b & 0xffff0000u);
 #endif
 }
+#ifdef __AVX512VNNI__
+template <>
+inline Integers multiply_add<int8_t>(Integers sum, uint32_t a, Words b) {  // the bytes of b are unsigned
+    return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, _mm512_set1_epi32(static_cast<int>(a)));
+}
+#endif
 
 }  // namespace

@@ -21,7 +21,7 @@ def is_literal(words: list[str]) -> bool:
     return not any(word.partition("=")[2].isupper() or set(word) & set("<:") for word in words)
 
 
-@pytest.mark.parametrize("words", filter(is_literal, COMMANDS), ids=" ".join)
+@pytest.mark.parametrize("words", list(filter(is_literal, COMMANDS)), ids=" ".join)
 def test_every_line_begins_with_what_is_typed(words: list[str]) -> None:
     agents = [] if words[0] in ("--agent", "--preset") else ["--agents", "nested-reft/uniform/none"]
     line = ["--agents" if word == "--agent" else word for word in words]

@@ -98,8 +98,8 @@ def test_interrupted_after_any_row_resumes_to_the_same_numbers(whole, tmp_path, 
 
 def test_interrupted_with_adapters_resumes_to_the_same_numbers(tmp_path):
     pytest.importorskip("peft")
-    settings = ["lora_rank=2", "gradient_checkpointing=true", "minibatches=2"]
-    spec = resolve(AGENT, settings=[*SMALL, *settings, "iterations=4", "evaluation.every=0"])
+    settings = {"lora_rank": 2, "gradient_checkpointing": True, "minibatches": 2}
+    spec = resolve(AGENT, settings=SMALL | settings | {"iterations": 4, "evaluation.every": 0})
     assert spec.agent["lora_rank"] == 2 and spec.agent["gradient_checkpointing"] is True
     for _ in Training(spec, tmp_path / "whole"):
         pass

@@ -70,6 +70,16 @@ def test_a_value_may_be_text_or_typed():
         resolve("reft", settings={"iterations": 4.5})
 
 
+def test_reward_parts_and_their_fields_are_settings_too():
+    names = ("env.reward_parts.length-penalty.weight", "env.reward_parts")
+    text = resolve("reft", settings=dict(zip(names, ("0.01", "format,length-penalty"), strict=True)))
+    typed = resolve("reft", settings=dict(zip(names, (0.01, ["format", "length-penalty"]), strict=True)))
+    assert text == typed and [part["id"] for part in text.env["reward_parts"]] == ["format", "length-penalty"]
+    assert text.env["reward_parts"][1]["weight"] == 0.01
+    with pytest.raises(UsageError, match="not among the reward parts"):
+        resolve("reft", settings={names[0]: 0.01})
+
+
 def test_what_an_agent_has_a_field_for():
     wanted = {"sampler.ratio": 0.5, "correction.lam": 0.5, "iterations": 3, "sampler": "uniform", "nonsense": 1}
     kept, missed = applicable("reft", wanted)

@@ -42,10 +42,10 @@ def test_html_holds_the_cells(rows):
 
 
 @given(ROWS)
-def test_markdown_holds_the_cells_with_slashes_for_pipes(rows):
+def test_markdown_holds_the_cells_with_escaped_pipes(rows):
     head, rule, *lines = Table(("a", "b|c", "d"), rows).markdown().split("\n")
-    assert head == "| a | b/c | d |" and rule == "|---|---:|---:|"
-    assert [line[2:-2].split(" | ") for line in lines] == [[cell.replace("|", "/") for cell in row] for row in rows]
+    assert head == "| a | b\\|c | d |" and rule == "|---|---:|---:|"
+    assert [line[2:-2].split(" | ") for line in lines] == [[cell.replace("|", "\\|") for cell in row] for row in rows]
 
 
 def test_a_table_without_rows_is_nothing_on_a_page():

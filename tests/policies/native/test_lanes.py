@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from policies.native import build
+from policies.native.sizes import BLOCK, LANES, PANEL
 
 FLAGS = [(), ("-mno-avx512f",)] if platform.machine() in ("x86_64", "AMD64") else [()]
 
@@ -27,20 +28,29 @@ def samples(generator):
     yield (sign | halves | 0x8000).astype(np.uint32).view(np.float32)
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-def test_each_operation_equals_that_on_one_number(flags, tmp_path):
+@pytest.fixture(scope="module", params=FLAGS)
+def library(request, tmp_path_factory):
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("no C++ compiler here")
-    library, here = tmp_path / "lanes.so", Path(__file__).parent
+    target, source = tmp_path_factory.mktemp("lanes") / "lanes.so", Path(__file__).with_name("lanes_check.cpp")
     include = f"-I{Path(build.__file__).parent}"
-    command = [compiler, *build._FLAGS, *flags, include, "-fPIC", "-shared", "-o", library, here / "lanes_check.cpp"]
+    command = [compiler, *build._FLAGS, *request.param, include, "-fPIC", "-shared", "-o", target, source]
     subprocess.run(command, check=True)
-    check = ctypes.CDLL(str(library)).check
-    check.argtypes = [ctypes.c_void_p] * 2
+    return ctypes.CDLL(str(target))
+
+
+def test_each_operation_equals_that_on_one_number(library):
+    library.check.argtypes = [ctypes.c_void_p] * 2
     generator = np.random.default_rng(0)
     for _ in range(200):
         for sample in samples(generator):
             a = sample.astype(np.float32)
             b = generator.standard_normal(16).astype(np.float32)
-            assert check(a.ctypes.data, b.ctypes.data) == 0
+            assert library.check(a.ctypes.data, b.ctypes.data) == 0
+
+
+def test_python_has_the_same_sizes(library):
+    found = (ctypes.c_int64 * 3)()
+    library.sizes(found)
+    assert tuple(found) == (LANES, PANEL, BLOCK)
