@@ -49,20 +49,20 @@ class LayerStep(ctypes.Structure):
 class Panels:
     """A weight [columns, k], float32 or bfloat16, and its bias [columns], as whole steps multiply with them.
 
-    ``halves``: the columns are gates, then what they multiply; they come to lie side by side."""
+    ``gated``: the columns are gates, then what they multiply; they come to lie side by side."""
 
-    def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, halves: bool = False) -> None:
+    def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, gated: bool = False) -> None:
         columns, k = weight.shape
         pack = 4 // weight.element_size()
-        count = -(-(columns // 2) // LANES) if halves else -(-columns // PANEL)
+        count = -(-(columns // 2) // LANES) if gated else -(-columns // PANEL)
         self.columns = columns
         self.weight = weight.new_empty(count, -(-k // pack), PANEL, pack)
         source, is_bf16 = weight.contiguous(), weight.dtype == torch.bfloat16
-        library.nr_pack_panels(source.data_ptr(), self.weight.data_ptr(), columns, k, halves, is_bf16)
+        library.nr_pack_panels(source.data_ptr(), self.weight.data_ptr(), columns, k, gated, is_bf16)
         self.bias: Tensor | None = None
         if bias is not None:
             source, self.bias = bias.float().contiguous(), torch.empty(count, PANEL)
-            library.nr_pack_panels(source.data_ptr(), self.bias.data_ptr(), columns, 1, halves, False)
+            library.nr_pack_panels(source.data_ptr(), self.bias.data_ptr(), columns, 1, gated, False)
 
 
 class StepKernels:
@@ -74,9 +74,9 @@ class StepKernels:
             function.argtypes, function.restype = arguments, None
         self._library = library
 
-    def pack(self, weight: Tensor, bias: Tensor | None = None, halves: bool = False) -> Panels:
+    def pack(self, weight: Tensor, bias: Tensor | None = None, gated: bool = False) -> Panels:
         """``Panels`` of a weight."""
-        return Panels(self._library, weight, bias, halves)
+        return Panels(self._library, weight, bias, gated)
 
     def run(
         self,

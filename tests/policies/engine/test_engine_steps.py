@@ -51,7 +51,7 @@ def prefixes(step: int) -> list[list[int]]:
 def hidden_states(policy: Policy, layers, store: type, slots: list[int], steps: int = 8) -> list[torch.Tensor]:
     """By step, the final hidden states [active, width] of the given ones of the six slots, with the same tokens."""
     behavior = policy.behavior(layers, len(slots), LONGEST)
-    assert type(behavior.decoder.slots.store) is store
+    assert type(behavior.decoder.cache.store) is store
     found, before = [], [[] for _ in slots]
     for step in range(steps):
         now = [prefixes(step)[slot] for slot in slots]
@@ -174,4 +174,4 @@ def test_gates_far_below_zero_close(native):
 def test_large_models_go_layer_by_layer(native, monkeypatch):
     monkeypatch.setattr("policies.model.compute._WHOLE_STEP_BYTES", 1000)
     behavior = Policy(random_model()).behavior(SUBSETS["full"], 1, 4)
-    assert type(behavior.decoder.slots.store) is NativeStore
+    assert type(behavior.decoder.cache.store) is NativeStore
