@@ -5,6 +5,7 @@
 
 #include "attend.h"
 #include "norms.h"
+#include "pick.h"
 #include "products.h"
 
 namespace {
@@ -140,26 +141,14 @@ void draw_row(float* logits, int64_t panels, bool greedy, double uniform, float*
         save_lanes(at + 16, b);
         total += sums[p] = sum_lanes(a + b);
     }
-    int64_t pick = best;
+    int64_t chosen = best;
     if (!greedy) {
-        const double target = uniform * total;
-        double before = 0.0, reached = 0.0;
-        int64_t chosen = 0;
-        for (int64_t p = 0; p < panels && reached <= target; ++p) {
-            if (sums[p] == 0.0f) continue;
-            chosen = p;
-            before = reached;
-            reached += sums[p];
-        }
-        reached = before;
-        for (int64_t v = chosen * kPanel; v < (chosen + 1) * kPanel && reached <= target; ++v) {
-            if (logits[v] == 0.0f) continue;
-            pick = v;
-            reached += logits[v];
-        }
+        double reached = 0.0;
+        const float* at = logits + kPanel * pick(panels, uniform * total, reached, [&](int64_t p) { return sums[p]; });
+        chosen = at - logits + pick(kPanel, uniform * total, reached, [&](int64_t v) { return at[v]; });
     }
-    *token = pick;
-    *logp = static_cast<float>(std::log(static_cast<double>(logits[pick])) - std::log(total));
+    *token = chosen;
+    *logp = static_cast<float>(std::log(static_cast<double>(logits[chosen])) - std::log(total));
 }
 
 void draw_rows(const float* hidden, const void* panels, int64_t n, int64_t vocabulary, int64_t width, float temperature,
