@@ -99,7 +99,7 @@ def test_silu_mul(native, dtype):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 @pytest.mark.parametrize("rows", [1, 3, 17, 40])
 def test_the_fused_head_draws_what_the_plain_draw_does(native, vocabulary, temperature, rows):
-    if not native.fused_head:
+    if not native.bf16_head:
         pytest.skip("no bfloat16 dot product on this processor")
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, 64, generator=generator).bfloat16()
@@ -115,7 +115,7 @@ def test_the_fused_head_draws_what_the_plain_draw_does(native, vocabulary, tempe
 
 
 def test_the_fused_head_at_the_edges_of_the_uniform(native):
-    if not native.fused_head:
+    if not native.bf16_head:
         pytest.skip("no bfloat16 dot product on this processor")
     hidden = torch.ones(4, 2).bfloat16()
     weight = torch.full((100, 2), -2000.0).bfloat16()
