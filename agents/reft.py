@@ -104,6 +104,11 @@ class ReFT(BaseAlgorithm):
         verbose: stable-baselines3's: 1 prints the metrics of each logged iteration.
         device: where the policy computes, ``cpu`` or ``cuda``.
         seed: of everything drawn; equal seeds deal equal problems to every agent.
+
+    >>> agent = ReFT("tiny", "MathReason-v0", sampler="even", correction="retrace", problems_per_batch=2, group_size=2)
+    >>> metrics = agent.iterate()
+    >>> metrics["layers_kept"], metrics["skip_ratio"], agent.layers
+    (10.0, 0.16666666666666666, (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
     """
 
     parallel = True  # several processes can share a run

@@ -77,7 +77,11 @@ def kept_blocks(layers: LayerSubset) -> list[KeptBlock]:
 
 
 def without(skipped: Iterable[Block], num_layers: int) -> LayerSubset:
-    """The subset that is left when ``skipped`` (layers or halves, in any order) is taken out of all layers."""
+    """The subset that is left when ``skipped`` (layers or halves, in any order) is taken out of all layers.
+
+    >>> without([2, "1.mlp"], num_layers=4)
+    (0, '1.attention', 3)
+    """
     return check_subset(from_halves(sorted(set(range(2 * num_layers)) - set(halves(skipped)))), num_layers)
 
 

@@ -64,6 +64,15 @@ class Policy:
         gradient_checkpointing: the backward keeps only each layer's input and computes the layer again
             (arXiv 1604.06174): less memory, more time. Only of a functional policy.
         functional: whether the project's own layers are used (they agreed at load), or else transformers'.
+
+    >>> policy = Policy.load("tiny")
+    >>> policy.num_layers, policy.vocab_size
+    (12, 512)
+    >>> prompt, completion = torch.tensor([17, 4, 200]), torch.tensor([[9, 31]])
+    >>> logp = policy.logprobs([prompt], completion, torch.ones(1, 2, dtype=torch.bool))  # of all layers, with gradient
+    >>> nested = policy.logprobs([prompt], completion, torch.ones(1, 2, dtype=torch.bool), layers=(0, 1, 2, 4, 10, 11))
+    >>> bool((logp != nested).all())
+    True
     """
 
     def __init__(
