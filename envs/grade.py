@@ -6,8 +6,8 @@
 A row has ``id``, ``gold`` and ``completion``; ``gen: [prefix, unit, n, suffix]`` may stand for a long completion, and
 other fields are ignored. ``gold`` is what the answer column of a data set may be: text, a number, a worked solution, or
 a list of accepted answers; ``completion`` is text or a list of chat messages. For each row one JSON row is written:
-``id``, ``reward`` (0 or 1), ``status``, ``extracted`` and ``seconds``. ``--table`` writes instead, for rows with ``kind``
-and ``expected``, a Markdown table of the agreement per kind, next to math-verify with its own defaults.
+``id``, ``reward`` (0 or 1), ``status``, ``extracted`` and ``seconds``. ``--table`` writes instead, for rows with
+``kind`` and ``expected``, a Markdown table of the agreement per kind, next to math-verify with its own defaults.
 """
 
 from __future__ import annotations

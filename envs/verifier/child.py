@@ -92,8 +92,8 @@ def to_latex(text: str) -> str:
 
 
 def settle(comparer: Comparer, gold: str, answer: str) -> str:
-    """``right`` or ``wrong``, ``malformed`` for an unreadable answer, ``unreadable`` for such a gold, ``unsupported`` if it
-    cannot be computed here."""
+    """``right`` or ``wrong``, ``malformed`` for an unreadable answer, ``unreadable`` for such a gold, or
+    ``unsupported`` if it cannot be computed here."""
     try:
         return "right" if comparer.compare(gold, answer) else "wrong"
     except Unreadable:
@@ -133,20 +133,31 @@ def load(module: str, announce: Callable[[str], None], warm_up: Callable[[], obj
         signal.setitimer(signal.ITIMER_PROF, left)
 
 
+def limit_memory(megabytes: int) -> None:
+    """Bound the address space, by less if the system's own bound is tighter. Where the system has no such limit (macOS
+    refuses it) the deadline alone protects the parent."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = megabytes << 20 if hard == resource.RLIM_INFINITY else min(megabytes << 20, hard)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def serve(deadline: float, megabytes: int) -> None:
     """Answer requests until standard input closes."""
-    limit = megabytes << 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_memory(megabytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # nothing that a library prints may mix with the replies
 
     def reply(line: str) -> None:
         replies.write(line + "\n")
 
     comparer = Comparer(Symbolic(announce=reply))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # nothing that a library prints may mix with the replies
+    os.dup2(nowhere, 2)  # the parent reads what went wrong at the start, and no more
     reply("ready")
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, deadline)
