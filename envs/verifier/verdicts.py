@@ -62,6 +62,10 @@ class Verifier:
         self.extract = extract
         self.pool = _shared_pool(workers, deadline, megabytes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the settings; their worker pool is the one of the process that they arrive in."""
+        return type(self), (self.extract, self.pool.deadline, self.pool.workers, self.pool.megabytes)
+
     def verify(self, completion: Any, problem: Any) -> Verdict:
         """The verdict on one completion.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from envs.problem import Problem
 from envs.verifier import Verifier, pool, verify
 from envs.verifier import verdicts as verifier
 from envs.verifier.pool import WorkerPool
+from registry import templates
 
 ORDINARY = ("\\boxed{\\sqrt{18}}", "3\\sqrt{2}")
 HANGS = ("\\boxed{\\sum_{i=1}^{10^8} \\frac{1}{i}}", "\\sum_{k=1}^{n} k")
@@ -220,3 +223,11 @@ def test_a_worker_that_does_not_start_says_why_in_its_own_words(tmp_path: Path) 
     done = _in_a_changed_interpreter(change, tmp_path)
     assert done.stdout == "unsupported\n"
     assert "a verifier worker did not start: ModuleNotFoundError: import of mpmath halted" in done.stderr
+
+
+def test_copies_and_pickles_hold_the_settings_and_share_the_pool() -> None:
+    judge = Verifier(templates.make("r1").extract, deadline=1.5, workers=2, megabytes=512)
+    for other in (copy.copy(judge), copy.deepcopy(judge), pickle.loads(pickle.dumps(judge))):
+        assert other.pool is judge.pool
+        assert other.extract("</think><answer>5</answer>") == ("5", "")
+        assert other.extract("\\boxed{5}") == ("", "no_answer")
