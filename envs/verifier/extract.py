@@ -42,7 +42,7 @@ _VERB = (
     r"|spends?|spent|costs?|sells?|sold|saves?|saved|takes?|took)"
 )
 _OPENING = r"[*_`\"$€£({\[|+\-−\s]{0,8}"
-_VALUE = rf"{_OPENING}(?:\.?[0-9]|\\|[√π])"
+_VALUE = rf"{_OPENING}(?:\.?\d|\\|[√π])"
 _LEAD = re.compile(
     rf"[ ,]*(?:(?:{_ADVERBS}|the|an?|that|of|be|equal to|given by|{_QUANTITY}|(?-i:{_SUBJECT}) {_VERB})\b[ ,:]*){{1,8}}"
     rf"(?={_VALUE})",
