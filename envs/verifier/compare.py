@@ -18,7 +18,7 @@ from envs.verifier.literal import equal as literals_equal
 from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
 from envs.verifier.scan import designator
 from envs.verifier.structure import FLIPPED, read, words
-from envs.verifier.units import without_letter_unit
+from envs.verifier.units import without_letter_unit, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 
@@ -104,7 +104,7 @@ class Comparer:
 
     def _chain(self, gold: Literal | Expression, answer: Relation) -> bool:
         """A finished calculation, ``3 + 4 = 7`` or ``x = 3 + 4 = 7``: its last side is the answer, if all its sides are
-        numbers, equal and written in different ways (``7 = 7`` works nothing out)."""
+        numbers, whatever their units, equal and written in different ways (``7 = 7`` works nothing out)."""
         sides = answer.sides[1:] if len(answer.sides) > 2 and designator(answer.sides[0]) else answer.sides
         if (
             set(answer.ops) != {"="}
@@ -117,7 +117,7 @@ class Comparer:
         if text is None or not self.same(gold, last):
             return False
         try:
-            result, *others = (parse(side) for side in (text, *sides[:-1]))
+            result, *others = (parse(side) for side in (text, *map(without_units, sides[:-1])))
         except NotAnExpression:
             return False
         return not any(map(_has_name, [result, *others])) and all(self.oracle.equal(result, side) for side in others)
