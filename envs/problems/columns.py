@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import math
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from envs.problem import Problem
-from envs.verifier.extract import gold_of
+from envs.verifier.extract import is_solution
+from envs.verifier.gold import read_gold
 from registry import UsageError
 
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction")
@@ -18,7 +16,6 @@ ANSWERS = ("answer", "final_answer", "expected_answer", "gold", "target", "resul
 IDS = ("id", "unique_id", "uuid", "problem_id")
 SOLUTIONS = ("solution", "rationale", "generated_solution")
 _CALCULATION = re.compile(r"<<[^<>]*>>")
-_SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
 
 
 @dataclass(frozen=True)
@@ -37,19 +34,20 @@ def to_problem(row: dict[str, Any], source: str, index: int, columns: Columns) -
     by_lower = {str(key).lower(): key for key in row}
     answer_key = _find("answer", columns.answer, ANSWERS, by_lower, where)
     question = _question(row, by_lower, columns, where)
-    raw = _answer_text(row[answer_key], where)
+    raw = row[answer_key]
+    is_worked = str(answer_key).lower() in SOLUTIONS
+    answer, *alternatives = read_gold(raw, where, solution=is_worked)
     solution_key = next((by_lower[name] for name in SOLUTIONS if name in by_lower and row[by_lower[name]]), None)
     solution = _solution_text(row[solution_key]) if solution_key else ""
-    if "####" in raw or str(answer_key).lower() in SOLUTIONS or _has_box(raw):
-        solution, raw = _CALCULATION.sub("", raw), gold_of(raw, where)
-    if not question or not raw:
-        raise UsageError(
-            f"{where} has an empty {'question' if not question else 'answer'}; correct or leave out that row"
-        )
+    if isinstance(raw, str) and (is_worked or is_solution(raw)):
+        solution = _CALCULATION.sub("", raw.strip())
+    if not question:
+        raise UsageError(f"{where} has an empty question; correct or leave out that row")
     if not solution and "equation" in by_lower:
-        solution = _worked_solution(str(row[by_lower["equation"]]), raw)
+        solution = _worked_solution(str(row[by_lower["equation"]]), answer)
     id_key = next((by_lower[name] for name in IDS if name in by_lower and row[by_lower[name]] is not None), None)
-    return Problem(question, raw, source, str(row[id_key]) if id_key else str(index), solution)
+    id = str(row[id_key]) if id_key else str(index)
+    return Problem(question, answer, source, id, solution, alternatives=tuple(alternatives))
 
 
 def _solution_text(value: Any) -> str:
@@ -62,10 +60,6 @@ def _worked_solution(equation: str, answer: str) -> str:
     if bare.startswith("( ") and bare.endswith(" )") and bare.count("(") == 1:
         bare = bare[2:-2]
     return f"{bare} = {answer}. #### {answer}"
-
-
-def _has_box(text: str) -> bool:
-    return "\\boxed" in text or "\\fbox" in text
 
 
 def _find(role: str, named: str | None, candidates: tuple[str, ...], by_lower: dict[str, str], where: str) -> str:
@@ -93,23 +87,3 @@ def _question(row: dict[str, Any], by_lower: dict[str, str], columns: Columns, w
         return question
     # SVAMP and ASDiv keep the story apart; a story without a full stop is a clause that the question completes.
     return f"{body} {question}" if body[-1] in ".?!," else f"{body}, {question}"
-
-
-def _answer_text(value: Any, where: str) -> str:
-    """An answer as text. A list (of annotators' variants) gives its first; a whole float is an integer."""
-    if isinstance(value, str) and value.strip().startswith(("['", '["')):
-        with suppress(ValueError, SyntaxError):  # unless it is no list in a string after all
-            value = ast.literal_eval(value.strip())
-    if isinstance(value, list | tuple):
-        if not value:
-            raise UsageError(f"{where} has an empty list of answers; correct or leave out that row")
-        value = value[0]
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise UsageError(f"{where} has no answer ({value!r}); correct or leave out that row")
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else format(value, ".15g")
-    text = str(value).strip()
-    if "$" in text and "####" not in text:
-        match = _SURROUNDING_DOLLARS.fullmatch(text)
-        text = match[1].strip() if match else text
-    return text
