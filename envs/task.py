@@ -106,8 +106,8 @@ class Task:
         self.tokenizer = load_tokenizer(spec.tokenizer)
         if not isinstance(spec.problems, str):
             raise UsageError(
-                f"problems={str(spec.problems)[:60]!r} is {type(spec.problems).__name__}, and an environment takes only "
-                "JSON: give a name or a path as text, or, for rows in memory, 'module:function', which returns them"
+                f"problems={str(spec.problems)[:60]!r} is {type(spec.problems).__name__}, and an environment takes "
+                "only JSON: give a name or a path as text, or 'module:function', which returns rows in memory"
             )
         self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
         self.verifier = Verifier(self.template.extract)

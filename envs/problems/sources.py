@@ -61,10 +61,10 @@ class ArithmeticSource:
         return ListedProblems(problems.name, (problems[index] for index in range(self.limit)))
 
 
-def check_limit(limit: Any) -> None:
-    """Raise ``UsageError`` unless ``limit`` is None or a positive integer."""
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise UsageError(f"limit={limit!r} must be at least 1")
+def check_limit(limit: Any, name: str = "limit") -> None:
+    """Raise ``UsageError`` unless ``limit``, called ``name``, is None or a positive integer."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise UsageError(f"{name}={limit!r} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +197,8 @@ class PublishedSet(RowSource):
         hub: hub id, and its configuration if it has several.
         hub_splits: for each split, its name on the hub where that differs.
         default_split: what the environment id ``MathReason/<name>-v0`` serves.
+        max_prompt_tokens: of that id, enough for the longest question with the built-in tokenizer, whose tokens are
+            short, and any template.
     """
 
     data_dir: str | None = None
@@ -206,6 +208,7 @@ class PublishedSet(RowSource):
     hub: ClassVar[tuple[str, str | None]]
     hub_splits: ClassVar[dict[str, str]] = {}
     default_split: ClassVar[str] = "test"
+    max_prompt_tokens: ClassVar[int] = 1024
 
     def rows(self, split: str) -> list[Row]:
         """All rows of a split."""
@@ -289,6 +292,7 @@ class MATH(PublishedSet):
 
     name = "math"
     default_split = "train"
+    max_prompt_tokens = 4096
     files = _files("math", "train", "test")
     hub = ("DigitalLearningGmbH/MATH-lighteval", None)
 
@@ -317,6 +321,7 @@ class MATH500(PublishedSet):
     """500 test problems of MATH (arXiv 2305.20050)."""
 
     name = "math500"
+    max_prompt_tokens = 2048
     files: ClassVar = {"test": ("math500.jsonl", "evaluation_suite#math")}
     hub = ("HuggingFaceH4/MATH-500", None)
 
@@ -354,6 +359,7 @@ class OlympiadBench(PublishedSet):
     """675 olympiad problems in English with one final answer (arXiv 2402.14008)."""
 
     name = "olympiad"
+    max_prompt_tokens = 4096
     files: ClassVar = {"test": ("olympiad.jsonl", "evaluation_suite#olympiad_bench")}
     hub = ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP")
     hub_splits: ClassVar = {"test": "train"}

@@ -30,8 +30,8 @@ def write(path: Path, rows: list[dict[str, Any]], encoding: str = "utf-8") -> Pa
     if path.suffix == ".parquet":
         Dataset.from_list(rows).to_parquet(str(path))
     elif path.suffix == ".csv":
-        with path.open("w", encoding=encoding, newline="") as lines:
-            writer = csv.DictWriter(lines, rows[0].keys())
+        with path.open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
     else:
@@ -135,8 +135,8 @@ def test_rows_that_are_not_chosen_are_not_looked_at(suffix: str, tmp_path: Path)
     whole = load_problems(str(write(tmp_path / f"whole{suffix}", ROWS)), shuffle=1)
     ids = [problem.id for problem in whole]  # type: ignore[attr-defined]
     assert [problem.id for problem in shuffled] == [id for id in ids if id not in ("5", "9", "10", "11")]  # type: ignore[attr-defined]
-    for omit in ("x", "1:2:3", "-1", -1, 1.5, "12", "3:13", ""):
-        assert "omit=" in refusal(path, omit=omit)
+    for wrong in ("x", "1:2:3", "-1", -1, 1.5, "12", "3:13", ""):
+        assert "omit=" in refusal(path, omit=wrong)
 
 
 def test_an_error_of_all_rows_offers_no_omission(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_an_error_of_all_rows_offers_no_omission(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_row_without_a_column_of_the_others_is_named(suffix: str, tmp_path: Path) -> None:
     """Not even where it has another column that might be the answer."""
-    rows = [{**row, "output": "99"} for row in ROWS]
+    rows: list[dict[str, Any]] = [{**row, "output": "99"} for row in ROWS]
     if suffix in (".json", ".jsonl"):
         del rows[3]["answer"]
     else:
