@@ -8,12 +8,11 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Integral, Rational, Real
 from typing import Any
 
 from envs.problem import Problem
-from envs.verifier.extract import gold_of
+from envs.verifier.extract import is_solution
+from envs.verifier.gold import read_gold
 from registry import UsageError
 
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction")
@@ -33,9 +32,7 @@ ANSWERS = (
 IDS = ("id", "unique_id", "uuid", "problem_id")
 SOLUTIONS = ("solution", "rationale", "generated_solution")
 _CALCULATION = re.compile(r"<<[^<>]*>>")
-_SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
 _ABSENT = object()
-MAX_EXPONENT = 400  # of a number without an exponent
 
 
 @dataclass(frozen=True)
@@ -71,20 +68,20 @@ def to_problem(row: Mapping[str, Any], source: str, index: int, columns: Columns
     if not isinstance(row, Mapping):
         raise UsageError(f"{where} is {type(row).__name__}, not an object with a question and an answer")
     question = _question(row, columns, where)
-    raw = _answer_text(_value(row, columns.answer, where), where)
+    raw = _value(row, columns.answer, where)
+    is_worked = columns.answer.rpartition(".")[2].strip().lower() in SOLUTIONS
+    answer, *alternatives = read_gold(raw, where, solution=is_worked)
     solution = next((_solution_text(row[name]) for name in columns.solutions if row.get(name)), "")
-    if "####" in raw or columns.answer.rpartition(".")[2].strip().lower() in SOLUTIONS or _has_box(raw):
-        solution, raw = _CALCULATION.sub("", raw), gold_of(raw, where)
-    if not question or not raw:
-        raise UsageError(
-            f"{where} has an empty {'question' if not question else 'answer'}; correct or leave out that row"
-        )
-    for role, text in (("question", question), ("answer", raw), ("solution", solution)):
+    if isinstance(raw, str) and (is_worked or is_solution(raw)):
+        solution = _CALCULATION.sub("", raw.strip())
+    if not question:
+        raise UsageError(f"{where} has an empty question; correct or leave out that row")
+    for role, text in (("question", question), ("solution", solution)):
         _check_unicode(role, text, where)
     if not solution and columns.equation is not None and columns.equation in row:
-        solution = _worked_solution(str(row[columns.equation]), raw)
+        solution = _worked_solution(str(row[columns.equation]), answer)
     id = next((str(row[name]) for name in columns.ids if row.get(name) is not None), str(index))
-    return Problem(question, raw, source, id, solution)
+    return Problem(question, answer, source, id, solution, alternatives=tuple(alternatives))
 
 
 def _check_unicode(role: str, text: str, where: str) -> None:
@@ -109,10 +106,6 @@ def _worked_solution(equation: str, answer: str) -> str:
     if bare.startswith("( ") and bare.endswith(" )") and bare.count("(") == 1:
         bare = bare[2:-2]
     return f"{bare} = {answer}. #### {answer}"
-
-
-def _has_box(text: str) -> bool:
-    return "\\boxed" in text or "\\fbox" in text
 
 
 def _column_names(rows: Iterable[Any]) -> list[str]:
@@ -220,36 +213,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"an object of {', '.join(map(repr, value)) or 'nothing'}"
     return f"a value of type {type(value).__name__} ({str(value)[:40]!r})"
-
-
-def _answer_text(value: Any, where: str) -> str:
-    """An answer as text. A list (of annotators' variants) gives its first; a whole float is an integer."""
-    if isinstance(value, str) and value.strip().startswith(("['", '["')):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # unless it is no list in a string
-            value = ast.literal_eval(value.strip())
-    if isinstance(value, list | tuple):
-        if not value:
-            raise UsageError(f"{where} has an empty list of answers; correct or leave out that row")
-        value = value[0]
-    text = value.strip() if isinstance(value, str) else _number_text(value, where)
-    if "$" in text and "####" not in text:
-        match = _SURROUNDING_DOLLARS.fullmatch(text)
-        text = match[1].strip() if match else text
-    return text
-
-
-def _number_text(value: Any, where: str) -> str:
-    """A number with all the digits that it has; a whole one as an integer."""
-    if isinstance(value, bool | Rational):
-        return str(int(value)) if isinstance(value, Integral) and not isinstance(value, bool) else str(value)
-    if isinstance(value, Real | Decimal):
-        number = Decimal(str(value))
-        if not number.is_finite() or abs(number.adjusted()) > MAX_EXPONENT:
-            raise UsageError(f"{where} has no answer ({value!s}); correct or leave out that row")
-        return format(number.to_integral_value() if number == number.to_integral_value() else number, "f")
-    if value is None:
-        raise UsageError(f"{where} has no answer (None); correct or leave out that row")
-    raise UsageError(
-        f"{where} has {_kind(value)} as its answer, not text or a number; name the answer's column with answer=..., "
-        "with a dot for one inside of an object"
-    )

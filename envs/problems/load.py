@@ -8,14 +8,23 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from envs.problem import Problem, Problems
-from envs.problems.readers import Row, check_exists, has_one_split, is_file_name, read_hub, read_path, unreadable
+from envs.problems.readers import (
+    Row,
+    check_exists,
+    dataset_rows,
+    has_one_split,
+    is_file_name,
+    read_hub,
+    read_path,
+    unreadable,
+)
 from envs.problems.reasoning_gym import ReasoningGymSource
 from envs.problems.sources import ProblemSource, RowSource
 from registry import UnknownField, UnknownName, UsageError, did_you_mean, fields_of, problem_sources
@@ -111,7 +120,7 @@ class TableSource(RowSource):
         """What all such sources are called."""
         return "table"
 
-    def rows(self, split: str) -> list[Row | Problem]:
+    def rows(self, split: str) -> Sequence[Row | Problem]:
         """All rows of the table, or of the split of a ``DatasetDict``."""
         table = self.table
         if isinstance(table, Mapping):
@@ -121,11 +130,11 @@ class TableSource(RowSource):
         return rows_of_table(table)
 
 
-def rows_of_table(table: Any) -> list[Row | Problem]:
+def rows_of_table(table: Any) -> Sequence[Row | Problem]:
     """The rows of a table in memory. Raises ``UsageError`` for what is none."""
     if hasattr(table, "to_list") and hasattr(table, "column_names"):  # datasets.Dataset
         with unreadable("the rows of the data set cannot be read"):
-            return table.to_list()
+            return dataset_rows(table)
     if hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas.DataFrame
         with unreadable("the rows of the data frame cannot be read"):
             return table.to_dict(orient="records")

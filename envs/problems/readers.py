@@ -138,7 +138,24 @@ def _read_arrow(path: Path, split: str) -> list[Row]:
             if split not in loaded:
                 raise UsageError(f"{path} has no split {split!r}: {did_you_mean(split, [str(key) for key in loaded])}")
             loaded = loaded[split]
-        return loaded.to_list()
+        return dataset_rows(loaded)
+
+
+def dataset_rows(dataset: Any) -> list[Row]:
+    """The rows of a ``datasets.Dataset``."""
+    return _arrow_rows(dataset.with_format("arrow")[:])
+
+
+def _arrow_rows(table: Any) -> list[Row]:
+    """The rows of a ``pyarrow.Table``. A float32 is the shortest number that rounds to it: .1, not .10000000149."""
+    from pyarrow import types
+
+    rows = table.to_pylist()
+    for column in table.schema:
+        if types.is_float32(column.type):
+            for row, text in zip(rows, table[column.name].cast("string").to_pylist(), strict=True):
+                row[column.name] = None if text is None else Decimal(text)
+    return rows
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
@@ -255,7 +272,7 @@ def _read_parquet(path: Path) -> list[Row]:
     with parquet.ParquetFile(path) as file:
         table = file.read()
     _check_distinct(table.column_names)
-    return table.to_pylist()
+    return _arrow_rows(table)
 
 
 def _check_distinct(columns: list[str]) -> None:
@@ -284,4 +301,4 @@ def read_hub(id: str, split: str, config: str | None = None) -> list[Row]:
         "'arithmetic' needs no data"
     )
     with unreadable(f"problem set {id!r}, split {split!r}, could not be loaded from the hub", remedy):
-        return load_dataset(id, config, split=split).to_list()
+        return dataset_rows(load_dataset(id, config, split=split))

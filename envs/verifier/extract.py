@@ -8,6 +8,7 @@ There is no fallback to the last number of the text. Every step is linear in the
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from registry import UsageError
 
@@ -22,6 +23,26 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BARE_BOX = re.compile(r"[ \t]*([-+]?[0-9][0-9.,/]*|[A-Za-z])(?![A-Za-z])")
 _PHRASE = re.compile(r"\banswer(?:\*\*)?(?: {1,3}is\b|\s{0,3}:)(?:\*\*)?:?", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?][*$)\"']{0,4}(?:\s|$)")
+
+
+def completion_text(completion: Any) -> str:
+    """The text of a completion: itself, or the content of the last message of the assistant in a list of chat messages
+    (``[{"role": "assistant", "content": ...}]``). Raises ``UsageError`` for anything else."""
+    if isinstance(completion, str):
+        return completion
+    if isinstance(completion, dict):
+        completion = [completion]
+    if isinstance(completion, list | tuple) and all(isinstance(message, dict) for message in completion):
+        spoken = [message for message in completion if message.get("role") == "assistant"]
+        content = spoken[-1].get("content") if spoken else None
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+            content = "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+        if isinstance(content, str):
+            return content
+    raise UsageError(
+        f"the completion {str(completion)[:80]!r} is of type {type(completion).__name__}; give text ('' for an empty "
+        "one), or chat messages of which one has the role 'assistant' and its text as content"
+    )
 
 
 def extract(text: str) -> Extraction:
@@ -65,15 +86,20 @@ def last_box(text: str) -> Extraction | None:
         if not boxes:
             return None
         match = boxes[-1]
-    body = match.end()
+    content = _box_content(text, match.end())
+    return (content.strip(), "") if content.strip() else MALFORMED
+
+
+def _box_content(text: str, start: int) -> str:
+    """What the box holds whose command ends at ``start``, with its blanks; ``""`` if it is unclosed."""
+    body = start
     while body < len(text) and text[body] in " \t\n":
         body += 1
     if body < len(text) and text[body] == "{":
         end = closing_brace(text, body)
-        content = text[body + 1 : end].strip() if end >= 0 else ""
-        return (content, "") if content else MALFORMED
-    bare = _BARE_BOX.match(text, match.end())
-    return (bare[1], "") if bare else MALFORMED
+        return text[body + 1 : end] if end >= 0 else ""
+    bare = _BARE_BOX.match(text, start)
+    return bare[1] if bare else ""
 
 
 def closing_brace(text: str, start: int) -> int:
@@ -112,9 +138,16 @@ def last_phrase(text: str) -> Extraction | None:
     return (rest, "") if rest else NO_ANSWER
 
 
+def is_solution(text: str) -> bool:
+    """Whether a text marks its final answer, as worked solutions do."""
+    return "####" in text or _BOX.search(text) is not None
+
+
 def gold_of(text: str, row: str) -> str:
-    """The gold answer in a worked solution: the last box or ``####``. ``row`` names it in the error."""
-    extraction = last_box(text) or last_hash(text)
-    if extraction is None or not extraction[0]:
+    """The gold answer in a worked solution: the last box or ``####``, with the blanks about it. ``row`` names it in the
+    error."""
+    boxes = list(_BOX.finditer(text))
+    content = _box_content(text, boxes[-1].end()) if boxes else text.rpartition("####")[2].partition("\n")[0]
+    if (not boxes and "####" not in text) or not content.strip():
         raise UsageError(f"{row}: the solution has neither a \\boxed answer nor a '####' line; name the answer column")
-    return extraction[0]
+    return content

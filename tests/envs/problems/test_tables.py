@@ -278,12 +278,16 @@ def test_decimals_of_a_table_and_other_types(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    def saved(value: Any) -> str:
-        table = pa.table({"question": ["Q?"], "answer": [value]})
+    def saved(value: Any, kind: Any = None) -> str:
+        table = pa.table({"question": ["Q?"], "answer": pa.array([value], kind)})
         parquet.write_table(table, tmp_path / "rows.parquet")
         return str(tmp_path / "rows.parquet")
 
     assert texts(saved(Decimal("12.50"))) == [("Q?", "12.50")]
+    for kind in (pa.float32(), pa.float64()):
+        for value, gold in ((0.1, "0.1"), (7.0, "7"), (-2.5, "-2.5"), (1e-5, "0.00001")):
+            path = saved(value, kind)
+            assert texts(path) == texts(Dataset.from_parquet(path)) == [("Q?", gold)]
     assert texts([{"question": "Q?", "answer": np.float32(0.1)}]) == [("Q?", "0.1")]
     assert texts([{"question": "Q?", "answer": np.int64(7)}]) == [("Q?", "7")]
     for value in (b"12", datetime.date(2020, 1, 1), {"value": 3}):
