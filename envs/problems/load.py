@@ -19,8 +19,8 @@ from envs.problems.readers import (
     Row,
     check_exists,
     dataset_rows,
-    has_one_split,
     is_file_name,
+    is_one_table,
     read_hub,
     read_path,
     unreadable,
@@ -76,11 +76,6 @@ class PathSource(RowSource):
     def rows(self, split: str) -> list[Row]:
         """All rows of the file, or of a split of the folder."""
         return read_path(_expand(self.path), split)
-
-    @property
-    def has_one_split(self) -> bool:
-        """Whether every split is the same rows."""
-        return has_one_split(_expand(self.path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +260,12 @@ def check_source(name: str, options: Mapping[str, Any] | None = None, here: bool
     source = source_of(name, options)
     if here and isinstance(source, PathSource):
         check_exists(_expand(source.path))
+
+
+def has_one_split(name: str) -> bool:
+    """Whether a source is known to give the same rows for every split, as a single file does."""
+    source = source_of(name)
+    return isinstance(source, PathSource) and is_one_table(_expand(source.path))
 
 
 def list_sources() -> dict[str, str]:

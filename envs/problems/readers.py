@@ -105,7 +105,7 @@ def has_split(folder: Path, split: str) -> bool:
     return folder.is_dir() and (_is_arrow(folder) or bool(_split_files(folder, split)))
 
 
-def has_one_split(path: Path) -> bool:
+def is_one_table(path: Path) -> bool:
     """Whether ``read_path`` gives the same rows for every split: a file, or one data set saved by itself."""
     return path.is_file() or (_is_arrow(path) and not (path / "dataset_dict.json").exists())
 

@@ -287,11 +287,11 @@ def test_decimals_of_a_table_and_other_types(tmp_path: Path) -> None:
     for kind in (pa.float32(), pa.float64()):
         for value, gold in ((0.1, "0.1"), (7.0, "7"), (-2.5, "-2.5"), (1e-5, "0.00001")):
             path = saved(value, kind)
-            assert texts(path) == texts(Dataset.from_parquet(path)) == [("Q?", gold)]
+            assert texts(path) == texts(Dataset(parquet.read_table(path))) == [("Q?", gold)]
     assert texts([{"question": "Q?", "answer": np.float32(0.1)}]) == [("Q?", "0.1")]
     assert texts([{"question": "Q?", "answer": np.int64(7)}]) == [("Q?", "7")]
-    for value in (b"12", datetime.date(2020, 1, 1), {"value": 3}):
-        assert "as its answer, not text or a number" in refusal(saved(value))
+    for other in (b"12", datetime.date(2020, 1, 1), {"value": 3}):
+        assert "give text or a number" in refusal(saved(other))
     table = pa.Table.from_arrays([pa.array(["Q?"]), pa.array(["7"]), pa.array(["8"])], ["question", "answer", "answer"])
     parquet.write_table(table, tmp_path / "twice.parquet")
     assert "'answer' is there twice" in refusal(str(tmp_path / "twice.parquet"))
