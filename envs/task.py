@@ -104,6 +104,11 @@ class Task:
         self.reward_parts = _reward_parts(spec.reward_parts)
         self.template: Template = templates.make(spec.template)
         self.tokenizer = load_tokenizer(spec.tokenizer)
+        if not isinstance(spec.problems, str):
+            raise UsageError(
+                f"problems={str(spec.problems)[:60]!r} is {type(spec.problems).__name__}, and an environment takes "
+                "only JSON: give a name or a path as text, or 'module:function', which returns rows in memory"
+            )
         self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
         self.verifier = Verifier(self.template.extract)
         self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
