@@ -36,8 +36,8 @@ def target_of(
         folder = repr("builtin" if given == "tiny" else given) if isinstance(given, str) else "its folder"
         raise UsageError(
             f"the policy has {target.vocab_size} logits, the environment {count} tokens: "
-            f"give the environment the policy's tokenizer (tokenizer={folder}) and, if its logits are padded, "
-            f"vocab_size={target.vocab_size}"
+            f"give the environment the policy's tokenizer (tokenizer={folder}) and, where that has another number of "
+            f"tokens, vocab_size={target.vocab_size}"
         )
     if gradient_checkpointing:
         if not target.functional:
