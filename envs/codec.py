@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from envs.templates import Template
 from registry import UsageError
-from registry.hub import hub_unreachable
+from registry.hub import hub_unreachable, is_lfs_pointer
 
 BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
 
@@ -30,6 +30,9 @@ def load_tokenizer(name: str) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=_only_cached(source))
     except Exception as error:  # the hub client raises many kinds; each means the same to the caller
         said = str(error).strip().splitlines() or [""]
+        for file in Path(source).glob("tokenizer*"):
+            if file.is_file() and is_lfs_pointer(file):
+                raise UsageError(f"{file} is a git-lfs pointer, not the file: run git lfs pull in {source}") from error
         raise UsageError(
             f"tokenizer={name!r} could not be loaded ({type(error).__name__}: {said[0]}); "
             "give a Hugging Face folder with tokenizer.json, a reachable hub id or 'builtin'"

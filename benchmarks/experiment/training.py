@@ -26,7 +26,7 @@ from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
 from benchmarks.measuring.durable import locked, read_rows, storage_errors, write_whole
 from benchmarks.measuring.provenance import provenance
-from policies.pretrained.load import load_config
+from policies.pretrained.load import damage_of, load_config
 from registry import UsageError
 
 METRICS = "metrics.jsonl"
@@ -105,6 +105,11 @@ class Training:
         """The checkpoint's iteration and rows; 0 and none without a checkpoint whose rows are all there."""
         saved = self.folder / "checkpoint"
         if not (saved / checkpoint.STATE).is_file():
+            return 0, []
+        damage = damage_of(saved)
+        if damage:
+            warnings.warn(f"{damage}; without it the run starts again from the beginning", stacklevel=4)
+            shutil.rmtree(saved)
             return 0, []
         iteration = int(json.loads((saved / checkpoint.STATE).read_text())["iteration"])
         rows, damaged = read_rows(self.folder / METRICS)
