@@ -128,6 +128,22 @@ def damage_of(folder: Path) -> str | None:
     return None
 
 
+def weights_fault(folder: Path) -> str | None:
+    """Which tensor of a saved folder's files is missing or not finite; None where all are there."""
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    for path in sorted({*folder.glob("*.safetensors"), *(folder / name for name in names)}):
+        if not path.is_file():
+            return f"{folder} lacks {path.name}"
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                if not torch.isfinite(tensors.get_tensor(name)).all():
+                    return f"{name} in {path} is not finite"
+    return None
+
+
 def _is_whole(path: Path) -> bool:
     """Whether a safetensors file has as many bytes as its header says."""
     size = path.stat().st_size
