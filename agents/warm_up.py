@@ -107,6 +107,7 @@ def _check_right(task: Task, completions: dict[int, NDArray[np.int64]]) -> None:
 
 def warm_up(policy: Policy, task: Task, spec: SupervisedWarmup) -> list[float]:
     """Train in place; returns the loss of each step in nats per token."""
+    policy.check_length(task.max_length)
     pairs = demonstrations(task, spec.problems)
     per_epoch = -(-len(pairs) // spec.batch)
     steps = spec.epochs * per_epoch

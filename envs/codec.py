@@ -154,14 +154,19 @@ class Codec:
         """A worked solution as a completion [T], with what ends it.
 
         Raises:
-            UsageError: nothing ends a completion.
+            UsageError: nothing ends a completion, or a token is no action.
         """
         body = self.template.demonstration(solution, answer, bool(self._opened))
         ending = self.template.ending(self.tokenizer)
         if ending in self.template.stop and self.tokenizer.get_vocab().get(ending) not in self.stop_token_ids:
-            return np.asarray(self.tokenizer.encode(body + ending, add_special_tokens=False), dtype=np.int64)
-        ids = self.tokenizer.encode(body, add_special_tokens=False)
-        return np.asarray([*ids, self.end_token()], dtype=np.int64)
+            ids = self._encode(body + ending)
+        else:
+            ids = [*self._encode(body), self.end_token()]
+        self._check_actions(ids, f"in the demonstration {solution[:60]!r} the token")
+        return np.asarray(ids, dtype=np.int64)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
 
     def end_token(self) -> int:
         """The token that ends a completion: the template's own, else EOS, else any stop token. Raises UsageError
