@@ -27,7 +27,7 @@ def save(agent: Any, path: Path) -> None:
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
     agent.target.save(scratch)
-    agent.envs.unwrapped.task.tokenizer.save_pretrained(scratch)
+    agent.envs.unwrapped.task.codec.save(scratch)
     if agent.target.adapter_rank:  # the folder's weights have them merged in
         save_file(agent.target.adapter_state_dict(), scratch / ADAPTERS)
     tensors, scalars = _optimizer_state(agent.optimizer)

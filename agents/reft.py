@@ -198,10 +198,11 @@ class ReFT(BaseAlgorithm):
             lora_rank=self.lora_rank,
             gradient_checkpointing=self.gradient_checkpointing,
             seed=self.seed or 0,
+            longest=self.envs.unwrapped.task.max_length,
         )
         self.target.temperature = self.temperature
         self.all_layers = tuple(range(self.target.num_layers))
-        self.nesting.sampler.check(self.target.num_layers)
+        self.nesting.check(self.target)
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.lr_schedule = FloatSchedule(self.learning_rate)
         self.optimizer = torch.optim.AdamW(

@@ -22,13 +22,15 @@ def target_of(
     lora_rank: int = 0,
     gradient_checkpointing: bool = False,
     seed: int = 0,
+    longest: int = 0,
 ) -> Policy:
     """The policy that an agent was given or names, with gradient checkpointing and low-rank adapters (alpha is twice
-    ``lora_rank``, ``seed`` that of their first factor) where they are asked for.
+    ``lora_rank``, ``seed`` that of their first factor) where they are asked for. ``longest`` is the most tokens of a
+    prompt and its completion.
 
     Raises:
-        UsageError: it cannot be loaded, its logits are not the environment's ``actions``, it has adapters already, or
-            gradient checkpointing is wanted of transformers' own layers.
+        UsageError: it cannot be loaded, its logits are not the environment's ``actions``, it has fewer positions than
+            ``longest``, it has adapters already, or gradient checkpointing is wanted of transformers' own layers.
     """
     target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
     count = int(actions.n) if isinstance(actions, spaces.Discrete) else None
@@ -36,9 +38,10 @@ def target_of(
         folder = repr("builtin" if given == "tiny" else given) if isinstance(given, str) else "its folder"
         raise UsageError(
             f"the policy has {target.vocab_size} logits, the environment {count} tokens: "
-            f"give the environment the policy's tokenizer (tokenizer={folder}) and, if its logits are padded, "
-            f"vocab_size={target.vocab_size}"
+            f"give the environment the policy's tokenizer (tokenizer={folder}) and, where that has another number of "
+            f"tokens, vocab_size={target.vocab_size}"
         )
+    target.check_length(longest)
     if gradient_checkpointing:
         if not target.functional:
             raise UsageError(

@@ -168,7 +168,12 @@ class SB3PPO(PPO):
     def _setup_model(self) -> None:
         """Load the target, then what SB3 sets up around it."""
         self.target = target_of(
-            self._given_policy, self.action_space, str(self.device), lora_rank=self.lora_rank, seed=self.seed or 0
+            self._given_policy,
+            self.action_space,
+            str(self.device),
+            lora_rank=self.lora_rank,
+            seed=self.seed or 0,
+            longest=self.envs.unwrapped.task.max_length,
         )
         self.policy_kwargs = {"target": self.target, "detached_critic": self._detached_critic}
         super()._setup_model()

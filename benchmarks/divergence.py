@@ -169,6 +169,18 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(f"--skips {min(options.skips)}: give at least 1")
 
 
+def leave_out_patches(bench: Bench) -> None:
+    """Leave out, with a sentence, the patches that the policy's layers do not take."""
+    kept = []
+    for spec in bench.options.patches:
+        try:
+            make_component(patches, spec).check(bench.policy)
+            kept.append(spec)
+        except UsageError as error:
+            print(f"no rows of patch {spec}: {error}", file=sys.stderr)
+    bench.options.patches = kept
+
+
 def collect_rows(bench: Bench) -> list[dict[str, Any]]:
     """All rows, written to ``--json`` and told of on stderr as they come."""
     rows: list[dict[str, Any]] = []
@@ -208,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     bench = make_bench(options)
     for spec in options.samplers or ():
         sampler_of(spec, max(options.skips) / bench.policy.num_layers, options.border)
+    leave_out_patches(bench)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     rows = collect_rows(bench)
