@@ -105,7 +105,6 @@ class Task:
         self.template: Template = templates.make(spec.template)
         self.tokenizer = load_tokenizer(spec.tokenizer)
         self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
-        self.verifier = Verifier(self.template.extract)
         self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
         self.vocab_size = spec.vocab_size or len(self.tokenizer)
         if self.vocab_size < len(self.tokenizer):
@@ -116,8 +115,24 @@ class Task:
         self.stop_token_ids = self._stop_tokens()
         self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
         self._prompts: dict[int, NDArray[np.int64]] = {}
-        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)  # generated ones are made anew each time
+        self._connect()
         self._check_prompts()
+
+    def _connect(self) -> None:
+        """What belongs to this process: the verifier's workers, and a memo of generated problems."""
+        self.verifier = Verifier(self.template.extract)
+        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("verifier", "_problem")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        """The task itself, which no episode changes: copies of an environment share it."""
+        return self
 
     def _stop_tokens(self) -> frozenset[int]:
         """EOS, and the template's stop strings that are one token: as special tokens they never show in the text."""
