@@ -64,6 +64,17 @@ class PredictsWithSlots:
     target: Policy
     _calls = 0
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; rollouts then see the new weights."""
+        keys = super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
+        self.target.refresh()
+        return keys
+
+    def load_from_vector(self, vector: NDArray[np.float32]) -> None:
+        """SB3's; rollouts then see the new weights."""
+        super().load_from_vector(vector)  # type: ignore[misc]
+        self.target.refresh()
+
     def predict(
         self,
         observation: Any,
