@@ -171,7 +171,12 @@ def _load_folder(cls: type, folder: Path, env: Any, given: dict[str, Any]) -> An
         raise UsageError(
             f"{folder} is no saved agent: {STATE} is missing (a plain model is loaded with policy={str(folder)!r})"
         )
-    state = json.loads((folder / STATE).read_text())
+    try:
+        state = json.loads((folder / STATE).read_text())
+    except ValueError as error:
+        raise UsageError(f"{folder / STATE} is damaged ({error}): start anew from its weights with policy=") from None
+    if not (folder / OPTIMIZER).is_file():
+        raise UsageError(f"{folder} lacks {OPTIMIZER}: start anew from its weights with policy={str(folder)!r}")
     if (folder / CRITIC).is_file() != hasattr(cls, "critic"):
         raise UsageError(f"{folder} was saved by {state.get('agent', 'another class')}: load it with that")
     arguments = restored_arguments(cls, state, given)

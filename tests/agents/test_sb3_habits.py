@@ -203,12 +203,12 @@ def test_callbacks_see_the_transition_and_the_episode(world: World, name: str) -
 
 def test_no_callback_sees_a_pending_verdict(world: World, tmp_path: Any) -> None:
     path = tmp_path / "symbolic.jsonl"
-    path.write_text('{"question": "Sum?", "answer": "\\\\frac{\\\\pi}{4}"}\n')
+    path.write_text('{"question": "Sum?", "answer": "\\\\sqrt{5+2\\\\sqrt{6}}"}\n')
     venv = gym.make_vec("MathReason-v0", num_envs=4, problems=str(path), max_prompt_tokens=24, max_new_tokens=8)
     agent = AGENTS["reft"][0](world.model, venv, group_size=2, problems_per_batch=2)
     answers = iter(range(10**6))  # so that a worker has to settle each completion
     task = venv.unwrapped.task  # type: ignore[attr-defined]
-    task.text = lambda completion: f"\\boxed{{\\arctan(1) + {next(answers)} - {next(answers)}}}"
+    task.text = lambda completion: f"\\boxed{{\\sqrt{{2}}+\\sqrt{{3}}+{next(answers)}}}"
     watch = Watch()
     agent.learn(1, callback=watch)
     statuses = [info["status"] for step in watch.seen for info in step["infos"] if info]

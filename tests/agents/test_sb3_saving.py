@@ -223,6 +223,9 @@ def test_folders_of_others_are_told_apart(world: World, tmp_path: Path, capsys: 
     (tmp_path / "reft" / "agent.json").write_text(json.dumps(state))
     with pytest.raises(UsageError, match="older version"):
         ReFT.load(tmp_path / "reft")
+    (tmp_path / "reft" / "agent.json").write_text("{")
+    with pytest.raises(UsageError, match=r"agent\.json is damaged"):
+        ReFT.load(tmp_path / "reft")
     SB3PPO.load(tmp_path / "ppo", print_system_info=True, force_reset=False, device="cpu")
     assert "SYSTEM INFO" in capsys.readouterr().out
 
