@@ -98,11 +98,26 @@ class Task:
                 "only JSON: give a name or a path as text, or 'module:function', which returns rows in memory"
             )
         self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
-        self.verifier = Verifier(self.template.extract)
         self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
         self._prompts: dict[int, NDArray[np.int64]] = {}
-        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)  # generated ones are made anew each time
+        self._connect()
         self._check_prompts()
+
+    def _connect(self) -> None:
+        """What belongs to this process: the verifier's workers, and a memo of generated problems."""
+        self.verifier = Verifier(self.template.extract)
+        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("verifier", "_problem")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        """The task itself, which no episode changes: copies of an environment share it."""
+        return self
 
     def _check_prompts(self) -> None:
         """A finite source is checked at once, so that hours later no prompt turns out too long."""
