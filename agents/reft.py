@@ -35,16 +35,18 @@ from agents import checkpoint
 from agents.arguments import check_counts, check_lora_rank, check_rollout_dtype, slots_of, vector_env_of
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import noise_floor, warn_collapse
+from agents.diagnostics import noise_floor
 from agents.distributed import join, local_device
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
-from agents.update import Update, microbatch_budget
+from agents.update import NotFinite, Update, microbatch_budget
+from agents.watch import Watch, check_learning_rate
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy
 from registry import (
+    UsageError,
     advantages,
     agents,
     aggregations,
@@ -166,7 +168,7 @@ class ReFT(BaseAlgorithm):
         self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
-        self._warned = False
+        self.watch = Watch()
         self.metrics: dict[str, float] = {}
         own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
@@ -199,8 +201,10 @@ class ReFT(BaseAlgorithm):
         self.nesting.sampler.check(self.target.num_layers)
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.lr_schedule = FloatSchedule(self.learning_rate)
+        trained = [p for p in self.target.parameters() if p.requires_grad]
+        check_learning_rate(self.lr_schedule(1.0), sum(p.numel() for p in trained) if not self.lora_rank else 0)
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.target.parameters() if p.requires_grad],
+            trained,
             lr=self.lr_schedule(1.0),
             weight_decay=self.weight_decay,
             fused=True,
@@ -269,7 +273,10 @@ class ReFT(BaseAlgorithm):
         with laps("update"):
             advantage = self.advantage(rollout.reward, rollout.group)
             update_learning_rate(self.optimizer, self.lr_schedule(self._current_progress_remaining))
-            diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+            try:
+                diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+            except NotFinite as error:
+                raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
         self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
@@ -281,7 +288,8 @@ class ReFT(BaseAlgorithm):
             **speed_metrics(rollout, laps, judging),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        self._warn_once(diagnostics)
+        if self.ranks.leader:
+            self.watch(self.metrics | diagnostics)
         return self.metrics
 
     def _draw_problems(self, rng: np.random.Generator) -> list[int]:
@@ -320,10 +328,6 @@ class ReFT(BaseAlgorithm):
         rollout = self.ranks.rollout(write, problems[:NOISE_PROBLEMS])
         logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
         return noise_floor(logp.to(rollout.tokens.device), rollout)
-
-    def _warn_once(self, diagnostics: dict[str, float]) -> None:
-        if self.ranks.leader and not self._warned:
-            self._warned = warn_collapse(diagnostics) is not None
 
     def behavior(self, layers: Nested, seed: int) -> Behavior:
         """What writes completions through ``layers``, one KV slot an env slot."""

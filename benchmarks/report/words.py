@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, Pair
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, ArmOutcome, Pair
+from benchmarks.experiment.summary import silence
 from benchmarks.measuring.statistics import Interval
 from benchmarks.report.comparison import Comparison, Group
 
@@ -94,7 +95,14 @@ def _group(group: Group) -> list[str]:
                 f"{line.label}: the effective sample size of whole completions is {percent(line.ess)} "
                 f"(D = {line.D:.2f} nats a completion): reweighting cannot repair that much divergence."
             )
-    return said
+    return said + [_silence(arm) for arm in group.arms if any(silence(run.training) for run in arm.runs)]
+
+
+def _silence(arm: ArmOutcome) -> str:
+    """A caution of an arm that for some time had nothing to learn from."""
+    whys = [(seed, why) for seed, run in zip(arm.seeds, arm.runs, strict=True) if (why := silence(run.training))]
+    seed, why = whys[0]
+    return f"{arm.label} had nothing to learn from in {len(whys)} of {len(arm.runs)} runs (seed {seed}: {why})."
 
 
 def _gain(line: ArmLine) -> str:

@@ -54,6 +54,16 @@ def test_better_worse_and_not_distinguishable(tmp_path):
     assert "reft gained +65.0 points" in worse
 
 
+def test_runs_with_nothing_to_learn_from_are_named_with_the_cause(tmp_path):
+    found = compared(tmp_path, {})
+    assert "nothing to learn from" not in " ".join(summary(found))
+    for row in found.groups[0].arms[1].runs[1].training[1:]:
+        row |= {"sequences_used": 0.0, "rollout_accuracy": 0.0, "finish/length": 1.0, "mean_length": 2.0}
+    said = [line for line in summary(found) if "nothing to learn from" in line]
+    assert len(said) == 1 and "max_new_tokens" in said[0]
+    assert "in 1 of 2 runs (seed 1: iterations 2 to 4 of 4" in said[0]
+
+
 def test_no_gain_is_not_called_one(tmp_path):
     text = " ".join(summary(compared(tmp_path, dict.fromkeys(AGENTS, 0.25))))
     assert "reft did not measurably change" in text and " gained " not in text
