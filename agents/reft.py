@@ -14,7 +14,8 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     nesting.observe(rollout, diagnostics)           what these layers cost
 
 Under torchrun the work of an iteration is shared out (agents/distributed.py).
-`reft` keeps all layers and corrects nothing. `nested-reft/<sampler>/<correction>` names both.
+`reft` keeps all layers; PPO's clip bounds its steps after the first of a rollout. `nested-reft/<sampler>/<correction>`
+names both.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from agents.nesting import Nesting
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.update import NotFinite, Update, microbatch_budget
-from agents.watch import Watch, check_learning_rate
+from agents.watch import Watch, check_learning_rate, warn_stale
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy
 from registry import (
@@ -62,7 +63,7 @@ NOISE_PROBLEMS = 8
 Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
 
-@agents.register("reft", fixed={"sampler": "full", "correction": "none"})
+@agents.register("reft", fixed={"sampler": "full", "correction": "ppo-clip"})
 @agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
 class ReFT(BaseAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
@@ -152,6 +153,7 @@ class ReFT(BaseAlgorithm):
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
         check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
+        warn_stale(self.correction, minibatches * epochs)
         check_lora_rank(lora_rank)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing

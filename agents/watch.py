@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agents.diagnostics import warn_collapse
 from registry import UsageError
@@ -25,6 +26,10 @@ class NoGradient(UserWarning):
 
 class UnusualLearningRate(UserWarning):
     """The learning rate does not suit a model of that size."""
+
+
+class StaleData(UserWarning):
+    """Several steps on one rollout without a correction of what the first ones changed."""
 
 
 @dataclass
@@ -102,6 +107,17 @@ def explain_silence(rows: Sequence[Mapping[str, float]]) -> str:
         f"within each problem all completions have the same reward, although {right:.1%} are right. Raise group_size "
         "or temperature, or take problem_sampler=curriculum"
     )
+
+
+def warn_stale(correction: Any, steps: int) -> None:
+    """Say so where later steps of a rollout would take its completions for the current policy's."""
+    if steps > 1 and getattr(correction, "is_identity", False):
+        warnings.warn(
+            f"correction=none with {steps} steps a rollout (minibatches * epochs): the later ones know neither the "
+            "ratio pi / pi_old nor a clip. Take ppo-clip, which is the same in a rollout's first step",
+            StaleData,
+            stacklevel=3,
+        )
 
 
 def check_learning_rate(rate: float, trainable: int) -> None:
