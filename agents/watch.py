@@ -78,7 +78,7 @@ def explain_silence(rows: Sequence[Mapping[str, float]]) -> str:
     to change: the cause is length, format or difficulty, in this order, since each hides the next."""
 
     def share(name: str) -> float:
-        return sum(row.get(name, 0.0) for row in rows) / len(rows)
+        return sum(row.get(name) or 0.0 for row in rows) / len(rows)
 
     right, cut_off, unread = share("rollout_accuracy"), share("finish/length"), share("status/no_answer")
     if right == 1:

@@ -30,8 +30,11 @@ def interval(value: Interval) -> str:
 
 
 def ratio(value: Interval) -> str:
-    """A ratio of times with its interval, such as ``0.92 [0.85, 1.04]``; ``never`` where it is infinite."""
-    middle, low, high = (f"{part:.2f}" if np.isfinite(part) else "never" for part in value)
+    """A ratio of times with its interval, such as ``0.92 [0.85, 1.04]``; ``never`` where it is infinite, a dash
+    where it is not defined."""
+    if np.isnan(value.value):
+        return "-"
+    middle, low, high = ("-" if np.isnan(part) else "never" if np.isinf(part) else f"{part:.2f}" for part in value)
     return f"{middle} [{low}, {high}]"
 
 

@@ -252,10 +252,8 @@ def test_reft_has_its_clip_where_a_rollout_gives_several_steps(folder: str) -> N
         agent.iterate()
         weights_of[correction] = weights(agent)
     assert torch.equal(weights_of["none"], weights_of["ppo-clip"])
-    agent = agent_registry.make(
-        "reft", folder, CoinFlips(16), group_size=4, problems_per_batch=6, minibatches=3, seed=3
-    )
-    agent.lr_schedule = lambda progress: 1e-2
+    small = {"group_size": 4, "problems_per_batch": 6, "learning_rate": 1e-2, "seed": 3}
+    agent = agent_registry.make("reft", folder, CoinFlips(16), minibatches=3, **small)
     metrics = agent.iterate()
     assert metrics["weight_q01"] < metrics["weight_q50"] or metrics["weight_zero"] > 0
     with pytest.warns(StaleData, match="ppo-clip"):

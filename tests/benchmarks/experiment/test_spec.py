@@ -189,3 +189,10 @@ def test_weights_are_part_of_a_run(tmp_path):
     with pytest.raises(UsageError, match="has other weights"):
         make_agent(before)
     assert resolve("reft", policy="owner/on-the-hub").weights is None
+
+
+@pytest.mark.parametrize("name", ["max_grad_norm", "learning_rate", "env.problem_options.x", "correction.lam"])
+def test_a_spec_holds_no_number_that_json_cannot(name: str) -> None:
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(UsageError, match=r"not a finite number|must"):
+            resolve("nested-reft/uniform/retrace", settings={name: value})

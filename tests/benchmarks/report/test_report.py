@@ -276,8 +276,9 @@ def test_tensorboard_logs_hold_the_rows(tmp_path, capsys):
     from benchmarks.tensorboard import main
 
     folder = finish(arms(Grid(set=SET))[0].specs[0], tmp_path / "runs", 0.25, 0.75)
-    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "logs")]) == 0
-    log = EventAccumulator(capsys.readouterr().out.strip())
+    for _ in range(2):  # of a running run, and later again: each point once
+        assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "logs")]) == 0
+    log = EventAccumulator(capsys.readouterr().out.splitlines()[-1])
     log.Reload()
     assert folder.name in str(log.path)
     assert [(event.step, event.value) for event in log.Scalars("evaluation/greedy")] == [
@@ -287,3 +288,22 @@ def test_tensorboard_logs_hold_the_rows(tmp_path, capsys):
     ]
     assert len(log.Scalars("train/kl_k1")) == 4
     assert main([str(tmp_path / "nothing")]) == 2 and "holds no run" in capsys.readouterr().err
+
+
+def refuse_constant(name: str):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_results_are_strict_json_and_what_is_undefined_is_a_dash(tmp_path):
+    """Nobody gains: the time to the baseline's last accuracy is 0 of 0."""
+    found = compared(tmp_path / "runs", dict.fromkeys(AGENTS, 0.25))
+    assert np.isnan(found.groups[0].pairs[0].time_ratio.value)
+    write(found, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=refuse_constant)
+    assert stored["groups"][0]["pairs"][0]["time_ratio"] == [None, None, None]
+    assert "never [" not in markdown(found) and "nan" not in markdown(found).lower()
+
+
+@pytest.mark.parametrize("stored", sorted(STORED.glob("**/*.json")), ids=lambda path: path.parent.name)
+def test_committed_json_is_strict(stored):
+    json.loads(stored.read_text(), parse_constant=refuse_constant)
