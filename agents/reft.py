@@ -14,7 +14,8 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     nesting.observe(rollout, diagnostics)           what these layers cost
 
 Under torchrun the work of an iteration is shared out (agents/distributed.py).
-`reft` keeps all layers and corrects nothing. `nested-reft/<sampler>/<correction>` names both.
+`reft` keeps all layers; PPO's clip bounds its steps after the first of a rollout. `nested-reft/<sampler>/<correction>`
+names both.
 """
 
 from __future__ import annotations
@@ -44,16 +45,18 @@ from agents.arguments import (
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import noise_floor, warn_collapse
+from agents.diagnostics import noise_floor
 from agents.distributed import join, local_device
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
-from agents.update import Update, microbatch_budget
+from agents.update import NotFinite, Update, microbatch_budget
+from agents.watch import Watch, check_learning_rate, warn_stale
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
+    UsageError,
     advantages,
     agents,
     aggregations,
@@ -69,7 +72,7 @@ NOISE_PROBLEMS = 8
 Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
 
-@agents.register("reft", fixed={"sampler": "full", "correction": "none"})
+@agents.register("reft", fixed={"sampler": "full", "correction": "ppo-clip"})
 @agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
 class ReFT(BaseAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
@@ -165,6 +168,7 @@ class ReFT(BaseAlgorithm):
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
         check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
+        warn_stale(self.correction, minibatches * epochs)
         check_lora_rank(lora_rank)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
@@ -181,7 +185,7 @@ class ReFT(BaseAlgorithm):
         self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
-        self._warned = False
+        self.watch = Watch()
         self.metrics: dict[str, float] = {}
         own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
@@ -215,8 +219,10 @@ class ReFT(BaseAlgorithm):
         self.nesting.check(self.target)
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.lr_schedule = FloatSchedule(self.learning_rate)
+        trained = [p for p in self.target.parameters() if p.requires_grad]
+        check_learning_rate(self.lr_schedule(1.0), sum(p.numel() for p in trained) if not self.lora_rank else 0)
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.target.parameters() if p.requires_grad],
+            trained,
             lr=self.lr_schedule(1.0),
             weight_decay=self.weight_decay,
             fused=True,
@@ -315,7 +321,10 @@ class ReFT(BaseAlgorithm):
         with laps("update"):
             advantage = self.advantage(rollout.reward, rollout.group)
             update_learning_rate(self.optimizer, self.lr_schedule(self._current_progress_remaining))
-            diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+            try:
+                diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+            except NotFinite as error:
+                raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
         self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
@@ -327,7 +336,8 @@ class ReFT(BaseAlgorithm):
             **speed_metrics(rollout, laps, judging),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        self._warn_once(diagnostics)
+        if self.ranks.leader:
+            self.watch(self.metrics | diagnostics)
         return self.metrics
 
     def _draw_problems(self, rng: np.random.Generator) -> list[int]:
@@ -374,10 +384,6 @@ class ReFT(BaseAlgorithm):
         rollout = self.ranks.rollout(write, problems[:NOISE_PROBLEMS])
         logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
         return noise_floor(logp.to(rollout.tokens.device), rollout)
-
-    def _warn_once(self, diagnostics: dict[str, float]) -> None:
-        if self.ranks.leader and not self._warned:
-            self._warned = warn_collapse(diagnostics) is not None
 
     def behavior(self, layers: Nested, seed: int) -> Behavior:
         """What writes completions through ``layers``, one KV slot an env slot."""

@@ -39,6 +39,8 @@ from agents.configuration import constructor_arguments
 from agents.metrics import episode_metrics
 from agents.rollout import Interrupted
 from agents.sb3_policy import target_of
+from agents.update import NotFinite, refuse_broken_step
+from agents.watch import Watch, check_learning_rate
 from envs.sb3 import SB3VecEnv
 from policies import Policy
 from registry import UsageError, agents
@@ -148,6 +150,7 @@ class SB3PPO(PPO):
         self._given_policy = policy
         self._detached_critic = detached_critic
         self._finals: list[dict[str, Any]] = []
+        self.watch = Watch()
         super().__init__(
             policy=LanguageModelActorCritic,
             env=venv,
@@ -183,6 +186,9 @@ class SB3PPO(PPO):
         )
         self.policy_kwargs = {"target": self.target, "detached_critic": self._detached_critic}
         super()._setup_model()
+        trained = sum(p.numel() for p in self.target.parameters() if p.requires_grad)
+        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else trained)
+        self.optimizer.register_step_pre_hook(refuse_broken_step)
         self.layers = tuple(range(self.target.num_layers))
         # What SB3 makes in learn(), for a caller that iterates by hand.
         self._logger = Logger(None, [])
@@ -238,6 +244,8 @@ class SB3PPO(PPO):
         finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         self._wrote = time.perf_counter()
         self._judging = self.envs.unwrapped.reward_seconds - judged
+        ends = np.vstack([self.rollout_buffer.episode_starts[1:], self._last_episode_starts]).astype(bool)
+        self._reward_spread = float(np.ptp(self.rollout_buffer.rewards[ends])) if ends.any() else 0.0
         return finished
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
@@ -247,13 +255,17 @@ class SB3PPO(PPO):
     def train(self) -> None:
         """SB3's updates; rollouts then see the new weights."""
         began = time.perf_counter()
-        super().train()
+        try:
+            super().train()
+        except NotFinite as error:
+            raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.target.refresh()
         self.iteration += 1
         recorded = self.logger.name_to_value
         tokens = self.n_steps * self.n_envs
         self.metrics = {
             **episode_metrics(self._finals),
+            "reward_spread": self._reward_spread,
             **{name: float(recorded[f"train/{name}"]) for name in TRAINED},
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "layers_kept": len(self.layers),
@@ -264,6 +276,7 @@ class SB3PPO(PPO):
             "time/update": time.perf_counter() - began,
             "rollout_tokens_per_second": tokens / (self._wrote - self._began),
         }
+        self.watch(self.metrics)
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write a Hugging Face folder that ``from_pretrained`` takes, with value head, optimizer and the constructor's

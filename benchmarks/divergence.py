@@ -14,7 +14,6 @@ yet other prompts, to the two nearest samplers at each number of layers and to `
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import torch
 
 from benchmarks.layers.bench import Bench, make_bench, make_component
 from benchmarks.layers.report import against_uniform, arms, draw, layer_table, recommend, table
-from benchmarks.measuring.durable import write_whole
+from benchmarks.measuring.durable import json_text, write_whole
 from benchmarks.measuring.provenance import provenance
 from policies import LayerSubset, with_int8
 from policies.nested import HALVES, without
@@ -207,7 +206,7 @@ def collect_rows(bench: Bench) -> list[dict[str, Any]]:
                 flush=True,
             )
             if bench.options.json:
-                write_whole(bench.options.json, json.dumps(rows, indent=1) + "\n")
+                write_whole(bench.options.json, json_text(rows, indent=1) + "\n")
     return rows
 
 
