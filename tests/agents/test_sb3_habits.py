@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -109,6 +110,23 @@ def test_a_wrapper_of_a_single_env_is_never_dropped(case: str) -> None:
     wrap, needle = WRAPPERS[case]
     with pytest.raises(UsageError, match=needle):
         vector_env_of(wrap(gym.make("MathReason-v0", max_new_tokens=8)), 2)
+
+
+def test_envs_that_cannot_be_dealt_a_deck_are_refused() -> None:
+    gym.register("Plain-v0", entry_point="envs.math_reason:MathReason")
+    try:
+        with pytest.raises(UsageError, match="vector_entry_point="):
+            vector_env_of("Plain-v0", 2)
+    finally:
+        del gym.registry["Plain-v0"]
+    same = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    sync = gym.make_vec("MathReason-v0", num_envs=2, vectorization_mode="sync", vector_kwargs=same)
+    for env in (sync, SB3VecEnv(sync)):
+        with pytest.raises(UsageError, match="SyncVectorEnv"):
+            vector_env_of(env, 2)
+    for id in ("CartPole-v1", "MathReson-v0"):
+        with pytest.raises(UsageError, match=id):
+            vector_env_of(id, 2)
 
 
 def test_a_limit_of_steps_below_the_budget_is_refused_and_another_does_nothing(world: World, name: str) -> None:
