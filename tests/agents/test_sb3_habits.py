@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TransformReward
+from gymnasium.wrappers.vector import TransformReward as VectorTransformReward
 from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
@@ -23,7 +24,7 @@ from envs.sb3 import SB3VecEnv
 from envs.shaping import LengthPenalty, ShapedReward, ShapedRewardVector
 from envs.vector import MathReasonVector
 from registry import UsageError
-from tests.oracles.reft_agents import numbers
+from tests.oracles.reft_agents import numbers, write_batch
 from tests.oracles.small_world import AGENTS, World, make_world, weights
 
 
@@ -82,6 +83,18 @@ def test_reward_parts_of_a_single_env_are_carried_over(world: World) -> None:
     single.reset(options={"problem_index": 2})
     eos = single.unwrapped.task.tokenizer.eos_token_id  # type: ignore[attr-defined]
     assert venv.step(np.full(3, eos))[1].tolist() == [single.step(eos)[1]] * 3 == [9.5] * 3
+
+
+def test_what_a_vector_wrapper_pays_before_the_end_counts(world: World) -> None:
+    agent = AGENTS["reft"][0](
+        world.model,
+        VectorTransformReward(world.vector(), lambda reward: reward - 0.5),
+        group_size=2,
+        problems_per_batch=2,
+    )
+    rollout, _ = write_batch(agent, np.random.default_rng(0))
+    success = torch.tensor([float(info["is_success"]) for info in rollout.episodes])
+    torch.testing.assert_close(rollout.reward, success - 0.5 * rollout.mask.sum(1))
 
 
 class Constant:
