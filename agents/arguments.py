@@ -71,6 +71,7 @@ def check_parameters(given: Any, cls: type) -> None:
         )
 
 
+ENTRY_POINT = "envs.vector:MathReasonVector"
 CHECKS = (PassiveEnvChecker, OrderEnforcing, Monitor)
 """Wrappers of a single environment that change nothing of what an agent sees."""
 MOST_SLOTS = 256  # beyond this a step's products no longer gain from more rows on a CPU
@@ -95,7 +96,7 @@ def vector_env_of(env: Any, slots: int) -> VectorEnv:
             its verdict.
     """
     if isinstance(env, str):
-        return _with_verdicts(gym.make_vec(env, num_envs=slots, copy=False))
+        return _with_verdicts(_of_id(env, slots))
     if isinstance(env, SB3VecEnv):
         return _with_verdicts(env.venv)
     if isinstance(env, VecEnv):
@@ -103,7 +104,7 @@ def vector_env_of(env: Any, slots: int) -> VectorEnv:
             f"{type(env).__name__} would be bypassed: wrap the gymnasium vector env with gymnasium.wrappers.vector "
             "and pass that, or SB3VecEnv of it"
         )
-    if isinstance(env, VectorEnv) and isinstance(env.unwrapped, MathReasonVector):
+    if isinstance(env, VectorEnv):
         return _with_verdicts(env)
     if isinstance(env, gym.Env) and isinstance(env.unwrapped, MathReason):
         return _widened(env, slots)
@@ -147,9 +148,25 @@ def _bypassed(wrapper: type) -> UsageError:
     )
 
 
+def _of_id(id: str, slots: int) -> VectorEnv:
+    """The native vector env of a registered id."""
+    spec = gym.registry.get(id)
+    if spec is not None and spec.vector_entry_point is None:
+        raise UsageError(f"env={id!r} has no vector env: register it with vector_entry_point={ENTRY_POINT!r}")
+    try:
+        return gym.make_vec(id, num_envs=slots, copy=False)
+    except (gym.error.Error, TypeError) as error:
+        raise UsageError(f"env={id!r} is no id of a MathReason environment: {error}") from error
+
+
 def _with_verdicts(venv: VectorEnv) -> VectorEnv:
-    """The vector env, unless a limit of steps ends its episodes before the verifier has seen them."""
-    if isinstance(venv.unwrapped, MathReasonVector) and venv.unwrapped.max_episode_steps is not None:
+    """The vector env, unless it is another one or a limit of steps ends its episodes before the verifier sees them."""
+    if not isinstance(venv.unwrapped, MathReasonVector):
+        raise UsageError(
+            f"{type(venv.unwrapped).__name__} cannot deal problems to its slots: pass gym.make_vec('MathReason-v0', "
+            "num_envs=N) without vectorization_mode, or a single environment"
+        )
+    if venv.unwrapped.max_episode_steps is not None:
         _check_limit(venv.unwrapped.max_episode_steps, venv.unwrapped.task.spec.max_new_tokens)
     return venv
 

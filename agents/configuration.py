@@ -139,7 +139,10 @@ def stored_env(venv: Any) -> dict[str, Any]:
     """What ``restored_env`` makes the agent's vector env of; of a wrapper or a class of the user's own, its name."""
     if type(venv) is not MathReasonVector or venv.max_episode_steps is not None:
         return {"class": type(venv).__name__}
-    return {"spec": asdict(venv.task.spec), "slots": venv.num_envs}
+    try:
+        return {"spec": _as_json(asdict(venv.task.spec), None), "slots": venv.num_envs}
+    except NotStorable:
+        return {"class": f"{type(venv).__name__} with options that JSON cannot hold"}
 
 
 def restored_env(cls: type, state: Mapping[str, Any], folder: Path, slots: int | None) -> MathReasonVector:

@@ -29,7 +29,8 @@ class Rollout:
         tokens: [B, T] int64, completion tokens, the final EOS included.
         mask: [B, T] bool, true on completion tokens.
         behavior_logp: [B, T] float32, log mu of each token under the distribution it was sampled from.
-        reward: [B] float32, the verdict's in {0, 1}; with reward parts, or through a wrapper, any number.
+        reward: [B] float32, the sum over an episode: the verdict's in {0, 1}; with reward parts, or through a wrapper,
+            any number.
         group: [B] int64, which completions answer the same dealt problem (equal numbers, any values).
         old_logp: [B, T] float32, log pi_old of each token: the target at rollout time, for trust regions. None until
             the agent has computed it; with one update per rollout it equals the current log pi.
@@ -172,13 +173,13 @@ def collect(
         logp[rows, written[rows]] = action_logp[live]
         written[rows] += 1
         obs, rewards, terminated, truncated, info = envs.step(actions)
+        reward[rows] += rewards[live]  # a wrapper may pay before the end
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in done]
         for slot in np.flatnonzero(done):
             row = episode[slot] - first
-            reward[row] = rewards[slot]
             finals[row] = {k: value[slot] for k, value in info["final_info"].items() if k[0] != "_"}
-            episode_info = {"r": float(rewards[slot]), "l": int(written[row]), "t": perf_counter() - began}
+            episode_info = {"r": float(reward[row]), "l": int(written[row]), "t": perf_counter() - began}
             infos[slot] = {**finals[row], "episode": episode_info}
         seen = {"actions": actions, "rewards": rewards, "dones": done, "infos": infos, "new_obs": obs}
         if on_step is not None and not on_step(int(live.sum()), seen):

@@ -73,10 +73,14 @@ class PredictsWithSlots:
     observation_space: spaces.Space
     _calls = 0
 
+    def refresh(self) -> None:
+        """Call after weights were changed from outside: rollouts then see the new ones."""
+        self.target.refresh()
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As of any module; rollouts then see the new weights."""
         keys = super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
-        self.target.refresh()
+        self.refresh()
         return keys
 
     def save(self, path: Any) -> None:
@@ -122,7 +126,7 @@ class PredictsWithSlots:
     def load_from_vector(self, vector: NDArray[np.float32]) -> None:
         """SB3's; rollouts then see the new weights."""
         super().load_from_vector(vector)  # type: ignore[misc]
-        self.target.refresh()
+        self.refresh()
 
     def predict(
         self,

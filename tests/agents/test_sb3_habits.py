@@ -10,7 +10,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TransformReward
+from gymnasium.wrappers.vector import TransformReward as VectorTransformReward
 from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
@@ -22,7 +24,7 @@ from envs.sb3 import SB3VecEnv
 from envs.shaping import LengthPenalty, ShapedReward, ShapedRewardVector
 from envs.vector import MathReasonVector
 from registry import UsageError
-from tests.oracles.reft_agents import numbers
+from tests.oracles.reft_agents import numbers, write_batch
 from tests.oracles.small_world import AGENTS, World, make_world, weights
 
 
@@ -83,6 +85,18 @@ def test_reward_parts_of_a_single_env_are_carried_over(world: World) -> None:
     assert venv.step(np.full(3, eos))[1].tolist() == [single.step(eos)[1]] * 3 == [9.5] * 3
 
 
+def test_what_a_vector_wrapper_pays_before_the_end_counts(world: World) -> None:
+    agent = AGENTS["reft"][0](
+        world.model,
+        VectorTransformReward(world.vector(), lambda reward: reward - 0.5),
+        group_size=2,
+        problems_per_batch=2,
+    )
+    rollout, _ = write_batch(agent, np.random.default_rng(0))
+    success = torch.tensor([float(info["is_success"]) for info in rollout.episodes])
+    torch.testing.assert_close(rollout.reward, success - 0.5 * rollout.mask.sum(1))
+
+
 class Constant:
     name = "constant"
 
@@ -109,6 +123,23 @@ def test_a_wrapper_of_a_single_env_is_never_dropped(case: str) -> None:
     wrap, needle = WRAPPERS[case]
     with pytest.raises(UsageError, match=needle):
         vector_env_of(wrap(gym.make("MathReason-v0", max_new_tokens=8)), 2)
+
+
+def test_envs_that_cannot_be_dealt_a_deck_are_refused() -> None:
+    gym.register("Plain-v0", entry_point="envs.math_reason:MathReason")
+    try:
+        with pytest.raises(UsageError, match="vector_entry_point="):
+            vector_env_of("Plain-v0", 2)
+    finally:
+        del gym.registry["Plain-v0"]
+    same = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    sync = gym.make_vec("MathReason-v0", num_envs=2, vectorization_mode="sync", vector_kwargs=same)
+    for env in (sync, SB3VecEnv(sync)):
+        with pytest.raises(UsageError, match="SyncVectorEnv"):
+            vector_env_of(env, 2)
+    for id in ("CartPole-v1", "MathReson-v0"):
+        with pytest.raises(UsageError, match=id):
+            vector_env_of(id, 2)
 
 
 def test_a_limit_of_steps_below_the_budget_is_refused_and_another_does_nothing(world: World, name: str) -> None:

@@ -119,6 +119,18 @@ def test_what_json_cannot_hold_is_asked_for(world: World, name: str, tmp_path: P
     assert cls.load(tmp_path / "shaped", world.vector()).n_envs == 4
 
 
+def test_numpys_numbers_are_stored_as_numbers(world: World, tmp_path: Path) -> None:
+    venv = gym.make_vec("MathReason-v0", num_envs=4, **{**world.env, "max_new_tokens": np.int64(8)})
+    kwargs = {"group_size": np.int64(2), "problems_per_batch": 2, "seed": np.int64(3), "temperature": np.float32(0.5)}
+    agent = ReFT(world.model, venv, **kwargs)  # type: ignore[arg-type]
+    agent.iterate()
+    agent.save(tmp_path / "agent")
+    loaded = ReFT.load(tmp_path / "agent")
+    assert (loaded.group_size, loaded.seed, loaded.temperature) == (2, 3, 0.5)
+    assert loaded.envs.task.spec.max_new_tokens == 8
+    assert numbers(loaded.iterate()) == numbers(agent.iterate())
+
+
 @dataclass(frozen=True)
 class Mine:
     """A correction that no registry knows."""
@@ -157,9 +169,9 @@ def test_a_policy_object_brings_what_load_goes_on_with(world: World, tmp_path: P
     assert ReFT.load(tmp_path / "agent").target.dtype is torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:the budget of D")
 def test_a_learned_state_without_a_taker_is_refused(world: World, tmp_path: Path) -> None:
-    budget = {"id": "budget", "budget": 1e9}
-    agent = world.agent("reft", sampler=budget, problem_sampler="curriculum", patch="absorb", correction="tempered")
+    agent = world.agent("reft", sampler="budget", problem_sampler="curriculum", patch="absorb", correction="tempered")
     agent.iterate()
     agent.save(tmp_path / "agent")
     assert numbers(ReFT.load(tmp_path / "agent").iterate()) == numbers(agent.iterate())
