@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import envs.templates  # noqa: F401 (registers the templates)
+from envs.problems.readers import numbered_lines, unreadable
 from envs.verifier import Verifier, check_gold
 from envs.verifier.extract import completion_text
 from envs.verifier.gold import read_gold
@@ -34,10 +35,9 @@ def rows_of(path: Path) -> Iterator[Row]:
     """Rows with ``id``, ``gold`` and ``completion``; raises ``UsageError`` naming the line that is none."""
     if not path.is_file():
         raise UsageError(f"no file {str(path)!r}; give JSON lines with id, gold and completion")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _row(line, f"{path}, line {number}", number)
+    with unreadable(f"{path} cannot be read as JSON lines"):
+        for number, line in numbered_lines(path):
+            yield _row(line, f"{path}, line {number}", number)
 
 
 def _row(line: str, where: str, number: int) -> Row:

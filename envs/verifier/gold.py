@@ -7,10 +7,11 @@ mathematics or as words. A gold that passes neither would mark every completion 
 from __future__ import annotations
 
 import ast
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from decimal import Decimal
+from numbers import Rational, Real
 from typing import Any
 
 from envs.verifier.expression import parse
@@ -37,6 +38,7 @@ _DOUBLED = re.compile(r"\\\\[A-Za-z]")
 _NO_BACKSLASH = re.compile(r"(?<![A-Za-z\\])([A-Za-z]{2,})\s*\{")
 _BEFORE_BRACES = (*FUNCTION_WORDS, "arcsin", "arccos", "arctan", "abs", "mod")
 _SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
+MAX_EXPONENT = 400  # of a number that is written without one
 _LABEL = re.compile(r"(?:[A-Za-z]{3,}|[0-9]+)(?:[ ,]+(?:[A-Za-z]{3,}|[0-9]+)){0,2}")
 
 
@@ -55,9 +57,9 @@ def read_gold(value: Any, where: str, solution: bool = False) -> tuple[str, ...]
         UsageError: no answer, an empty or a damaged one, a list of numbers, or a value of another type.
     """
     if isinstance(value, str) and value.strip().startswith(("['", '["')):
-        with suppress(ValueError, SyntaxError):  # unless it is no list in a string after all
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # unless it is no list in a string
             value = ast.literal_eval(value.strip())
-    if hasattr(value, "tolist"):  # of numpy and torch
+    if hasattr(value, "tolist") and not isinstance(value, Real):  # of numpy and torch
         value = value.tolist()
     if not isinstance(value, list | tuple):
         return (_one_answer(value, where, solution),)
@@ -72,14 +74,18 @@ def read_gold(value: Any, where: str, solution: bool = False) -> tuple[str, ...]
 
 
 def _one_answer(value: Any, where: str, solution: bool) -> str:
-    if hasattr(value, "tolist"):
+    if hasattr(value, "tolist") and not isinstance(value, Real):
         value = value.tolist()
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise UsageError(f"{where} has no answer ({value!r}); correct or leave out that row")
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else format(value, ".15g")
-    if isinstance(value, list | tuple | dict | set | bytes | complex):
-        raise UsageError(f"{where} has an answer of type {type(value).__name__}; give text or a number")
+    if value is None:
+        raise UsageError(f"{where} has no answer (None); correct or leave out that row")
+    if isinstance(value, Real | Decimal) and not isinstance(value, Rational):
+        return _number_text(Decimal(str(value)), where)
+    if not isinstance(value, str | Rational):
+        inside = ", with a dot for one inside of an object" if isinstance(value, Mapping) else ""
+        raise UsageError(
+            f"{where} has {str(value)[:60]!r} of type {type(value).__name__} as its answer; give text or a number, or "
+            f"name the answer's column with answer=...{inside}"
+        )
     text = str(value)
     if solution or is_solution(text):
         text = gold_of(text, where)
@@ -90,6 +96,14 @@ def _one_answer(value: Any, where: str, solution: bool) -> str:
     if not text:
         raise UsageError(f"{where} has an empty answer; correct or leave out that row")
     return text
+
+
+def _number_text(number: Decimal, where: str) -> str:
+    """A number with all its digits and without an exponent; a whole one as an integer."""
+    if not number.is_finite() or abs(number.adjusted()) > MAX_EXPONENT:
+        raise UsageError(f"{where} has no answer ({number!s}); correct or leave out that row")
+    whole = number.to_integral_value()
+    return format(whole if whole == number else number, "f")
 
 
 def _check_characters(text: str, where: str) -> None:
