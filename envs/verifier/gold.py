@@ -37,6 +37,9 @@ rho right rightarrow rangle rbrace rbrack rceil rfloor rvert rVert rm rightharpo
 _DOUBLED = re.compile(r"\\\\[A-Za-z]")
 _NO_BACKSLASH = re.compile(r"(?<![A-Za-z\\])([A-Za-z]{2,})\s*\{")
 _BEFORE_BRACES = (*FUNCTION_WORDS, "arcsin", "arccos", "arctan", "abs", "mod")
+_TEXT = re.compile(r"\\text\{[^{}]*\}")
+_WORDS = re.compile(r"(?<![A-Za-z\\])(?!and |or )[A-Za-z]{2,} +(?!and\b|or\b)[A-Za-z]{2,}")
+_WHERE = re.compile(r"\bwhere\b")
 _SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
 MAX_EXPONENT = 400  # of a number that is written without one
 _LABEL = re.compile(r"(?:[A-Za-z]{3,}|[0-9]+)(?:[ ,]+(?:[A-Za-z]{3,}|[0-9]+)){0,2}")
@@ -140,13 +143,16 @@ def unparsed_parts(gold: str, where: str) -> list[str]:
     """The parts of a gold answer, in normalised text, that only math-verify may be able to read; mostly none.
 
     A gold is words (``\\text{east}``, ``no solution``), or each of its parts is a literal or an expression of our
-    grammar, or else LaTeX with commands beyond it. Raises ``UsageError`` for anything else.
+    grammar, or else LaTeX with commands beyond it. Raises ``UsageError`` for anything else, sentences about expressions
+    included, but for a last clause with "where", which says what names stand for.
     """
+    stated = _WHERE.split(gold, maxsplit=1)[0]
     try:
         parts = [part for leaf in _expressions(read(normalise(gold))) if (part := _unparsed(leaf))]
+        is_sentence = any(map(_is_sentence, _expressions(read(normalise(stated)))))
     except (Unreadable, RecursionError, ValueError, OverflowError):
         raise unreadable(gold, where) from None
-    if any("\\" not in part for part in parts):
+    if is_sentence or any("\\" not in part for part in parts):
         raise unreadable(gold, where)
     return parts
 
@@ -154,8 +160,8 @@ def unparsed_parts(gold: str, where: str) -> list[str]:
 def unreadable(gold: str, where: str) -> UsageError:
     """The error for a gold that is neither words nor mathematics."""
     return UsageError(
-        f"{where}: the verifier cannot read the gold answer {gold[:80]!r}; correct or leave out that row, or name the "
-        "answer column"
+        f"{where}: the verifier cannot read the gold answer {gold[:80]!r}; give the bare answer, correct or leave out "
+        "that row, or name the answer column"
     )
 
 
@@ -171,6 +177,11 @@ def _expressions(node: Node) -> Iterator[str]:
         rows = node.rows if isinstance(node, Matrix) else (node.items,)
         for item in (item for row in rows for item in row):
             yield from _expressions(item)
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether words stand side by side in an expression: the grammar reads them as products of letters."""
+    return not _LABEL.fullmatch(text) and _WORDS.search(_TEXT.sub(" . ", text)) is not None
 
 
 def _unparsed(text: str) -> str:
