@@ -14,7 +14,7 @@ from decimal import Decimal
 from numbers import Rational, Real
 from typing import Any
 
-from envs.verifier.expression import parse
+from envs.verifier.expression import Tree, parse
 from envs.verifier.extract import gold_of, is_solution
 from envs.verifier.lexer import NotAnExpression
 from envs.verifier.nodes import Collection, Expression, Matrix, Named, Node, Relation, Unreadable
@@ -42,7 +42,11 @@ _WORDS = re.compile(r"(?<![A-Za-z\\])(?!and |or )[A-Za-z]{2,} +(?!and\b|or\b)[A-
 _WHERE = re.compile(r"\bwhere\b")
 _SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
 MAX_EXPONENT = 400  # of a number that is written without one
-_LABEL = re.compile(r"(?:[A-Za-z]{3,}|[0-9]+)(?:[ ,]+(?:[A-Za-z]{3,}|[0-9]+)){0,2}")
+_ENVIRONMENT = re.compile(
+    r"\\begin\{(cases|aligned|array|gathered|split)\}(?:\s*\{[lcr|]+\})?(.*?)\\end\{\1\}", re.DOTALL
+)
+_MISSING = word_set("nan null <na>")
+_LABEL = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(?:[A-Za-z]{3,}|[0-9]+)(?:[ ,]+(?:[A-Za-z]{3,}|[0-9]+)){0,2}")
 
 
 def read_gold(value: Any, where: str, solution: bool = False) -> tuple[str, ...]:
@@ -96,8 +100,8 @@ def _one_answer(value: Any, where: str, solution: bool) -> str:
     text = text.strip()
     match = _SURROUNDING_DOLLARS.fullmatch(text)
     text = match[1].strip() if match else text
-    if not text:
-        raise UsageError(f"{where} has an empty answer; correct or leave out that row")
+    if not text or text.casefold() in _MISSING:
+        raise UsageError(f"{where} has an empty answer ({text!r}); correct or leave out that row")
     return text
 
 
@@ -186,11 +190,23 @@ def _is_sentence(text: str) -> bool:
 
 def _unparsed(text: str) -> str:
     """``text`` if it is outside of the grammar, else an empty one. An ellipsis and a label (``June 20``) stand for
-    themselves."""
+    themselves, and an environment such as cases for its cells."""
+    environment = _ENVIRONMENT.fullmatch(text)
+    if environment:
+        cells = filter(str.strip, re.split(r"\\\\|&", environment[2]))
+        return text if any(_unparsed(leaf) for cell in cells for leaf in _expressions(read(cell, 1))) else ""
     if text == "…" or _LABEL.fullmatch(text):
         return ""
     try:
-        parse(text.replace("±", "+").replace("∓", "-").lstrip("+ "))
+        tree = parse(text.replace("±", "+").replace("∓", "-").lstrip("+ "))
     except NotAnExpression:
         return text
+    if _divides_by_zero(tree):
+        raise Unreadable
     return ""
+
+
+def _divides_by_zero(tree: Tree) -> bool:
+    if tree[0] in ("num", "name", "const"):
+        return False
+    return (tree[0] == "div" and tree[2] == ("num", 0)) or any(map(_divides_by_zero, tree[1:]))
