@@ -41,11 +41,11 @@ _VERB = (
     r"(?:is|are|was|were|will be|will have|has|have|had|makes?|made|gets?|got|earns?|earned|pays?|paid|needs?|needed"
     r"|spends?|spent|costs?|sells?|sold|saves?|saved|takes?|took)"
 )
-_OPENING = r"[*_`\"$€£({\[|+\-−\s]{0,8}"
+_OPENING = r"[*_`\"$€£({\[|+\-− \t]{0,8}"
 _VALUE = rf"{_OPENING}(?:\.?\d|\\|[√π])"
 _LEAD = re.compile(
-    rf"[ ,]*(?:(?:{_ADVERBS}|the|an?|that|of|be|equal to|given by|{_QUANTITY}|(?-i:{_SUBJECT}) {_VERB})\b[ ,:]*){{1,8}}"
-    rf"(?={_VALUE})",
+    rf"[ ,\t]*(?:(?:{_ADVERBS}|the|an?|that|of|be|equal to|given by|{_QUANTITY}|(?-i:{_SUBJECT}) {_VERB})\b[ ,:]*)"
+    rf"{{1,8}}(?={_VALUE})",
     re.IGNORECASE,
 )
 _STATES_VALUE = re.compile(rf"{_VALUE}|{_OPENING}[A-Za-z](?![A-Za-z'’]|\s+[A-Za-z]{{2}})")
@@ -164,12 +164,10 @@ def last_phrase(text: str) -> Extraction | None:
     if "nswer" not in text and "NSWER" not in text:
         return None
     for match in reversed(list(_PHRASE.finditer(text))):
-        rest = text[match.end() :].lstrip(" \t").partition("\n")[0]
-        lead = _LEAD.match(rest)
-        if lead:
-            rest = rest[lead.end() :]
-        if match["plain"] or lead or _STATES_VALUE.match(rest):
-            return _statement(rest)
+        lead = _LEAD.match(text, match.end())
+        start = (lead or match).end()
+        if match["plain"] or lead or _STATES_VALUE.match(text, start):
+            return _statement(text[start:].lstrip(" \t").partition("\n")[0])
     return None
 
 

@@ -14,7 +14,7 @@ from decimal import Decimal
 from numbers import Rational, Real
 from typing import Any
 
-from envs.verifier.expression import parse
+from envs.verifier.expression import Tree, parse
 from envs.verifier.extract import gold_of, is_solution
 from envs.verifier.lexer import NotAnExpression
 from envs.verifier.nodes import Collection, Expression, Matrix, Named, Node, Relation, Unreadable
@@ -37,9 +37,16 @@ rho right rightarrow rangle rbrace rbrack rceil rfloor rvert rVert rm rightharpo
 _DOUBLED = re.compile(r"\\\\[A-Za-z]")
 _NO_BACKSLASH = re.compile(r"(?<![A-Za-z\\])([A-Za-z]{2,})\s*\{")
 _BEFORE_BRACES = (*FUNCTION_WORDS, "arcsin", "arccos", "arctan", "abs", "mod")
+_TEXT = re.compile(r"\\text\{[^{}]*\}")
+_WORDS = re.compile(r"(?<![A-Za-z\\])(?!and |or )[A-Za-z]{2,} +(?!and\b|or\b)[A-Za-z]{2,}")
+_WHERE = re.compile(r"\bwhere\b")
 _SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
 MAX_EXPONENT = 400  # of a number that is written without one
-_LABEL = re.compile(r"(?:[A-Za-z]{3,}|[0-9]+)(?:[ ,]+(?:[A-Za-z]{3,}|[0-9]+)){0,2}")
+_ENVIRONMENT = re.compile(
+    r"\\begin\{(cases|aligned|array|gathered|split)\}(?:\s*\{[lcr|]+\})?(.*?)\\end\{\1\}", re.DOTALL
+)
+_MISSING = word_set("nan null <na>")
+_LABEL = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(?:[A-Za-z]{3,}|[0-9]+)(?:[ ,]+(?:[A-Za-z]{3,}|[0-9]+)){0,2}")
 
 
 def read_gold(value: Any, where: str, solution: bool = False) -> tuple[str, ...]:
@@ -93,8 +100,8 @@ def _one_answer(value: Any, where: str, solution: bool) -> str:
     text = text.strip()
     match = _SURROUNDING_DOLLARS.fullmatch(text)
     text = match[1].strip() if match else text
-    if not text:
-        raise UsageError(f"{where} has an empty answer; correct or leave out that row")
+    if not text or text.casefold() in _MISSING:
+        raise UsageError(f"{where} has an empty answer ({text!r}); correct or leave out that row")
     return text
 
 
@@ -140,13 +147,16 @@ def unparsed_parts(gold: str, where: str) -> list[str]:
     """The parts of a gold answer, in normalised text, that only math-verify may be able to read; mostly none.
 
     A gold is words (``\\text{east}``, ``no solution``), or each of its parts is a literal or an expression of our
-    grammar, or else LaTeX with commands beyond it. Raises ``UsageError`` for anything else.
+    grammar, or else LaTeX with commands beyond it. Raises ``UsageError`` for anything else, sentences about expressions
+    included, but for a last clause with "where", which says what names stand for.
     """
+    stated = _WHERE.split(gold, maxsplit=1)[0]
     try:
         parts = [part for leaf in _expressions(read(normalise(gold))) if (part := _unparsed(leaf))]
+        is_sentence = any(map(_is_sentence, _expressions(read(normalise(stated)))))
     except (Unreadable, RecursionError, ValueError, OverflowError):
         raise unreadable(gold, where) from None
-    if any("\\" not in part for part in parts):
+    if is_sentence or any("\\" not in part for part in parts):
         raise unreadable(gold, where)
     return parts
 
@@ -154,8 +164,8 @@ def unparsed_parts(gold: str, where: str) -> list[str]:
 def unreadable(gold: str, where: str) -> UsageError:
     """The error for a gold that is neither words nor mathematics."""
     return UsageError(
-        f"{where}: the verifier cannot read the gold answer {gold[:80]!r}; correct or leave out that row, or name the "
-        "answer column"
+        f"{where}: the verifier cannot read the gold answer {gold[:80]!r}; give the bare answer, correct or leave out "
+        "that row, or name the answer column"
     )
 
 
@@ -173,13 +183,30 @@ def _expressions(node: Node) -> Iterator[str]:
             yield from _expressions(item)
 
 
+def _is_sentence(text: str) -> bool:
+    """Whether words stand side by side in an expression: the grammar reads them as products of letters."""
+    return not _LABEL.fullmatch(text) and _WORDS.search(_TEXT.sub(" . ", text)) is not None
+
+
 def _unparsed(text: str) -> str:
     """``text`` if it is outside of the grammar, else an empty one. An ellipsis and a label (``June 20``) stand for
-    themselves."""
+    themselves, and an environment such as cases for its cells."""
+    environment = _ENVIRONMENT.fullmatch(text)
+    if environment:
+        cells = filter(str.strip, re.split(r"\\\\|&", environment[2]))
+        return text if any(_unparsed(leaf) for cell in cells for leaf in _expressions(read(cell, 1))) else ""
     if text == "…" or _LABEL.fullmatch(text):
         return ""
     try:
-        parse(text.replace("±", "+").replace("∓", "-").lstrip("+ "))
+        tree = parse(text.replace("±", "+").replace("∓", "-").lstrip("+ "))
     except NotAnExpression:
         return text
+    if _divides_by_zero(tree):
+        raise Unreadable
     return ""
+
+
+def _divides_by_zero(tree: Tree) -> bool:
+    if tree[0] in ("num", "name", "const"):
+        return False
+    return (tree[0] == "div" and tree[2] == ("num", 0)) or any(map(_divides_by_zero, tree[1:]))

@@ -80,6 +80,23 @@ def test_a_gold_that_needs_math_verify_is_no_way_in(answer: str) -> None:
     assert judge.verify(*ORDINARY).reward == 1.0
 
 
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "answer to ",
+        "the answer would be ",
+        "answer, then, hence,",
+        "answer for we ",
+        "answer is **",
+        "answer is the total of ",
+    ],
+)
+def test_statements_are_found_in_linear_time(unit: str) -> None:
+    start = time.process_time()
+    assert verify(unit * (500_000 // len(unit)), "42").reward == 0.0
+    assert time.process_time() - start < 2.0
+
+
 def hostile_problems(split: str, path: str) -> list[Problem]:
     """One problem per gold answer of the file, for ``load_problems``."""
     golds = sorted({json.loads(line)["gold"] for line in Path(path).read_text(encoding="utf-8").splitlines()})
