@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from envs import check_id
 from envs.math_reason import MathReason
 from envs.sb3 import SB3VecEnv
 from envs.vector import MathReasonVector
@@ -77,6 +78,7 @@ def vector_env_of(env: Any, slots: int) -> VectorEnv:
         UsageError: the environment is not a MathReason, or is inside an SB3 wrapper, which rollouts would bypass.
     """
     if isinstance(env, str):
+        check_id(env)
         return gym.make_vec(env, num_envs=slots, copy=False)
     if isinstance(env, SB3VecEnv):
         return env.venv
