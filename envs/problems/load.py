@@ -30,7 +30,7 @@ from envs.problems.sources import ProblemSource, RowSource
 from registry import UnknownField, UnknownName, UsageError, did_you_mean, fields_of, problem_sources
 
 
-def load_problems(problems: Any, split: str = "train", **options: Any) -> Problems:
+def load_problems(problems: Any, /, split: str = "train", **options: Any) -> Problems:
     """The problems that a name stands for, or those in a table in memory.
 
     Args:
