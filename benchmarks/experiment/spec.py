@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import agents  # noqa: F401 (registers the agents)
 import envs  # noqa: F401 (registers the env ids)
 from benchmarks.experiment import BUDGETS
-from benchmarks.measuring.durable import write_whole
+from benchmarks.measuring.durable import json_text, write_whole
 from envs.task import TaskSpec
 from policies.pretrained.load import BUILT_IN
 from registry import (
@@ -117,6 +118,7 @@ class RunSpec:
                 raise UsageError(f"{name}={value} must be positive")
         if all(getattr(self, name) is None for name in BUDGETS):
             raise UsageError("a run needs a budget: give iterations, tokens or seconds")
+        _refuse_infinities(asdict(self))
 
     @property
     def hash(self) -> str:
@@ -136,7 +138,7 @@ class RunSpec:
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
-        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(path, json_text(asdict(self), indent=2) + "\n")
 
     @staticmethod
     def read(path: Path) -> RunSpec:
@@ -155,6 +157,15 @@ class RunSpec:
         check_names("env", [name for name in spec.env if name != "id"], fields_of(TaskSpec))
         check_names("evaluation", spec.evaluation, fields_of(EvaluationSpec))
         return spec
+
+
+def _refuse_infinities(value: Any, name: str = "") -> None:
+    """Raise UsageError for a number that JSON, and so spec.json, cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name}={value} is not a finite number: give one, for no limit a large one such as 1e9")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, child in children:
+        _refuse_infinities(child, f"{name}.{key}".removeprefix("."))
 
 
 OWN_FIELDS: dict[str, Field] = {

@@ -24,9 +24,9 @@ from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
-from benchmarks.measuring.durable import locked, read_rows, storage_errors, write_whole
+from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
 from benchmarks.measuring.provenance import provenance
-from policies.pretrained.load import load_config
+from policies.pretrained.load import damage_of, load_config, weights_fault
 from registry import UsageError
 
 METRICS = "metrics.jsonl"
@@ -83,9 +83,9 @@ class Training:
             self._clear_partial()
             self.spec.write(self.folder / "spec.json")
             about = provenance() | ({"processes": self.ranks.size} if self.ranks.size > 1 else {})
-            write_whole(self.folder / "provenance.json", json.dumps(about, indent=2) + "\n")
+            write_whole(self.folder / "provenance.json", json_text(about, indent=2) + "\n")
             iteration, rows = self._resume_point()
-            write_whole(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+            write_whole(self.folder / METRICS, "".join(json_text(row) + "\n" for row in rows))
         return iteration
 
     def _clear_partial(self) -> None:
@@ -104,7 +104,12 @@ class Training:
     def _resume_point(self) -> tuple[int, list[dict[str, Any]]]:
         """The checkpoint's iteration and rows; 0 and none without a checkpoint whose rows are all there."""
         saved = self.folder / "checkpoint"
-        if not (saved / checkpoint.STATE).is_file():
+        if not saved.is_dir():
+            return 0, []
+        fault = checkpoint_fault(saved)
+        if fault:
+            warnings.warn(f"{fault}, so the run starts again from the beginning", stacklevel=4)
+            shutil.rmtree(saved)
             return 0, []
         iteration = int(json.loads((saved / checkpoint.STATE).read_text())["iteration"])
         rows, damaged = read_rows(self.folder / METRICS)
@@ -172,8 +177,9 @@ class Training:
         return self._write(row)
 
     def _write(self, row: dict[str, Any]) -> dict[str, Any]:
+        row = strict(row)
         with storage_errors(self.folder):
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(json_text(row) + "\n")
             self._file.flush()
         self.rows.append(row)
         return row
@@ -181,13 +187,30 @@ class Training:
     def _finish(self, agent: Any) -> None:
         """Save the model, then the result: a folder with a result is a finished run."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.result = {**summarise(self.spec, self.rows), "peak_bytes": peak * 1024}
+        self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak * 1024})
         if not self.ranks.leader:
             return
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
-            write_whole(self.folder / RESULT, json.dumps(self.result, indent=2) + "\n")
+            write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+
+def checkpoint_fault(saved: Path) -> str | None:
+    """Why a run cannot go on from its checkpoint: a file is damaged, missing or holds what is not finite; None if it
+    can."""
+    damage = damage_of(saved)
+    if damage:
+        return damage
+    missing = [name for name in (checkpoint.STATE, checkpoint.OPTIMIZER, "config.json") if not (saved / name).is_file()]
+    if missing:
+        return f"{saved} lacks {missing[0]}"
+    state = json.loads((saved / checkpoint.STATE).read_text())
+    if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
+        return f"{saved / checkpoint.STATE} does not say its iteration"
+    if state.get("lora_rank") and not (saved / checkpoint.ADAPTERS).is_file():
+        return f"{saved} lacks {checkpoint.ADAPTERS}"
+    return weights_fault(saved)
 
 
 def make_agent(spec: RunSpec, weights: str | None = None) -> Any:

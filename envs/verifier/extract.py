@@ -1,8 +1,9 @@
 """From a whole completion to the one candidate answer that is graded.
 
 The rules, in order: only the text after the last ``</think>`` counts, and a thought that is opened and never closed
-has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last "answer is" or "Answer:" phrase.
-There is no fallback to the last number of the text. Every step is linear in the length of the text, which is untrusted.
+has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last statement of the answer ("answer
+is", "Answer:", "the answer to the question would be"). There is no fallback to the last number of the text. Every step
+is linear in the length of the text, which is untrusted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,36 @@ MALFORMED: Extraction = ("", "malformed")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BARE_BOX = re.compile(r"[ \t]*([-+]?[0-9][0-9.,/]*|[A-Za-z])(?![A-Za-z])")
-_PHRASE = re.compile(r"\banswer(?:\*\*)?(?: {1,3}is\b|\s{0,3}:)(?:\*\*)?:?", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?][*$)\"']{0,4}(?:\s|$)")
+_ADVERBS = r"(?:therefore|thus|then|hence|so|simply|just|also|indeed|actually|now|clearly|finally|consequently|exactly)"
+_ASIDE = r"(?: (?:to|for|of|in|here|that|we|you|i)\b[^.:;!?=\n]{0,60}?)?"
+_LINK = (
+    rf"(?:,? {_ADVERBS},?){{0,2}} (?:(?:would|will|should|must)(?:,? {_ADVERBS},?){{0,2}} be|is|equals|becomes"
+    r"|comes (?:out )?to(?: be)?|turns out to be|works out (?:to be|to|as))\b"
+)
+_PHRASE = re.compile(
+    r"\banswer(?:\*\*)?(?:(?P<plain> {1,3}is\b|\s{0,3}:)|(?P<full>" + _ASIDE + rf"(?:{_LINK}| ?=)))(?:\*\*)?:?",
+    re.IGNORECASE,
+)
+_QUANTITY = (
+    r"(?:total|number|amount|value|result|quantity|figure|integer|cost|price|length|distance|height|width|area|volume"
+    r"|perimeter|age|weight|speed|time|profit|probability|percentage|average|mean)"
+)
+_SUBJECT = r"(?:s?he|it|they|we|you|i|there|[A-Z][a-z]+)"
+_VERB = (
+    r"(?:is|are|was|were|will be|will have|has|have|had|makes?|made|gets?|got|earns?|earned|pays?|paid|needs?|needed"
+    r"|spends?|spent|costs?|sells?|sold|saves?|saved|takes?|took)"
+)
+_OPENING = r"[*_`\"$€£({\[|+\-−\s]{0,8}"
+_VALUE = rf"{_OPENING}(?:\.?\d|\\|[√π])"
+_LEAD = re.compile(
+    rf"[ ,]*(?:(?:{_ADVERBS}|the|an?|that|of|be|equal to|given by|{_QUANTITY}|(?-i:{_SUBJECT}) {_VERB})\b[ ,:]*){{1,8}}"
+    rf"(?={_VALUE})",
+    re.IGNORECASE,
+)
+_STATES_VALUE = re.compile(rf"{_VALUE}|{_OPENING}[A-Za-z](?![A-Za-z'’]|\s+[A-Za-z]{{2}})")
+_BOLD = re.compile(r"\*\*([^*]+)\*\*(?![^\s.,;:!?])")
+_REASON = re.compile(r",?\s(?:because|since)\s")
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?][*$)\"']{0,4}(?:\s|$)")
 
 
 def completion_text(completion: Any) -> str:
@@ -125,16 +154,32 @@ def last_hash(text: str) -> Extraction | None:
 
 
 def last_phrase(text: str) -> Extraction | None:
-    """What follows the last "answer is" or "Answer:", to the end of the sentence or line."""
+    """The value of the last statement of the answer, to the end of the sentence, the line or the reason given for it.
+
+    "answer is" and "Answer:" are statements whatever follows. With an aside, adverbs or another verb ("the answer to
+    the question would therefore be 12") one counts only if a value follows. Words between verb and number are dropped
+    if all are of closed classes: adverbs, articles, nouns of quantity, a subject with its verb ("she has a total of
+    12"). Comparisons, negations and operations ("more than", "not", "half of") are none of them, and stay.
+    """
     if "nswer" not in text and "NSWER" not in text:
         return None
-    last = max(_PHRASE.finditer(text), key=re.Match.start, default=None)
-    if last is None:
-        return None
-    rest = text[last.end() :].lstrip(" \t").partition("\n")[0]
+    for match in reversed(list(_PHRASE.finditer(text))):
+        rest = text[match.end() :].lstrip(" \t").partition("\n")[0]
+        lead = _LEAD.match(rest)
+        if lead:
+            rest = rest[lead.end() :]
+        if match["plain"] or lead or _STATES_VALUE.match(rest):
+            return _statement(rest)
+    return None
+
+
+def _statement(rest: str) -> Extraction:
+    bold = _BOLD.match(rest)
+    if bold:
+        rest = bold[1] + rest[bold.end() :]
     end = _SENTENCE_END.search(rest)
-    rest = (rest[: end.start()] + rest[end.start() + 1 : end.end()] if end else rest).strip()
-    rest = rest.strip("*` ")
+    rest = rest[: end.start()] + rest[end.start() + 1 : end.end()] if end else rest
+    rest = _REASON.split(rest, maxsplit=1)[0].strip().strip("*` ")
     return (rest, "") if rest else NO_ANSWER
 
 

@@ -111,10 +111,10 @@ def _check_characters(text: str, where: str) -> None:
     ``rac``), doubled or lost."""
     damage = _DAMAGE.search(text)
     swallowed = next((m for m in _BLANK_AND_LETTERS.finditer(text) if _ESCAPED[m[1]] + m[2] in _COMMANDS), None)
-    if damage or swallowed:
+    if damage or swallowed or _is_mojibake(text):
         raise UsageError(
-            f"{where} has the gold answer {text[:80]!r} with a control character: a backslash of its LaTeX was read "
-            "as an escape, or the file was decoded wrongly; in JSON write \\\\frac for \\frac"
+            f"{where} has the gold answer {text[:80]!r} with damaged characters: a backslash of its LaTeX was read "
+            "as an escape (in JSON write \\\\frac for \\frac), or the file was decoded wrongly (it must be UTF-8)"
         )
     doubled = _DOUBLED.search(text)
     if doubled and ("\\begin{" not in text or "\\\\begin{" in text):
@@ -127,6 +127,13 @@ def _check_characters(text: str, where: str) -> None:
         raise UsageError(
             f"{where} has the gold answer {text[:80]!r}, in which {bare!r} lacks its backslash; correct that row"
         )
+
+
+def _is_mojibake(text: str) -> bool:
+    """Whether a text is UTF-8 that was decoded as Windows-1252: π as Ï€."""
+    with suppress(UnicodeError):
+        return text.encode("cp1252").decode("utf-8") != text
+    return False
 
 
 def unparsed_parts(gold: str, where: str) -> list[str]:

@@ -213,3 +213,10 @@ def test_options_of_evaluated_sets_and_of_nothing_else(tmp_path):
         resolve("reft", settings={**settings, "evaluation.problem_options.my.data.cvs.answer": "key"})
     with pytest.raises(UsageError, match="did you mean 'problem_options'"):
         resolve("reft", settings={"evaluation.problem_option.x.answer": "key"})
+
+
+@pytest.mark.parametrize("name", ["max_grad_norm", "learning_rate", "env.problem_options.x", "correction.lam"])
+def test_a_spec_holds_no_number_that_json_cannot(name: str) -> None:
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(UsageError, match=r"not a finite number|must"):
+            resolve("nested-reft/uniform/retrace", settings={name: value})

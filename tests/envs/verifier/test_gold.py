@@ -41,7 +41,7 @@ def test_latex_damaged_by_json_is_refused_wherever_it_stands(shared_dir: Path) -
     assert len(golds) > 300
     for gold in golds:
         for value in (damaged(gold), f"so \\boxed{{{damaged(gold)}}}", [gold, damaged(gold)]):
-            with pytest.raises(UsageError, match=r"control character|lacks its backslash"):
+            with pytest.raises(UsageError, match=r"damaged characters|lacks its backslash"):
                 check_gold(value, "row 1")
 
 
@@ -76,6 +76,17 @@ def test_no_gold_is_taken_that_no_answer_can_match(
         path.write_text(json.dumps({"gold": gold, "completion": "\\boxed{5}"}) + "\n", encoding="utf-8")
         assert grade([str(path)]) == 2
         assert "rows.jsonl, line 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gold", ["2π", "30°", "√2", "x ≤ 5", "½", "x²", "3 × 4 + π", "∅", "café", "São Paulo", "−5"])
+def test_unicode_is_read_as_written_and_refused_if_decoded_wrongly(gold: str) -> None:
+    check_gold(gold, "row")
+    assert verify(f"\\boxed{{{gold}}}", gold).status == "right"
+    wrongly = gold.encode("utf-8").decode("cp1252")
+    with pytest.raises(UsageError, match="damaged characters"):
+        check_gold(wrongly, "row")
+    with pytest.raises(UsageError, match="damaged characters"):
+        check_gold(gold.encode("latin-1", "replace").decode("utf-8", "replace") + "\ufffd", "row")
 
 
 @pytest.mark.parametrize("gold", ["\\farc{3}{8}", "3 \\cdt 4"])
