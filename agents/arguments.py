@@ -14,6 +14,7 @@ from gymnasium.wrappers import vector as vector_wrappers
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
+from envs import check_id
 from envs.math_reason import MathReason
 from envs.sb3 import SB3VecEnv
 from envs.shaping import ShapedReward, ShapedRewardVector
@@ -96,6 +97,7 @@ def vector_env_of(env: Any, slots: int) -> VectorEnv:
             its verdict.
     """
     if isinstance(env, str):
+        check_id(env)
         return _with_verdicts(_of_id(env, slots))
     if isinstance(env, SB3VecEnv):
         return _with_verdicts(env.venv)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-import envs  # noqa: F401 (registers the env ids)
 from agents.supervised import descend
+from envs import check_id
 from envs.task import Task, TaskSpec
 from policies import LayerSubset, Policy
 from policies.nested import without
@@ -157,6 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
+    check_id(given.env)
     spec = SupervisedWarmup(**{name: getattr(given, name) for name in known})
     policy = Policy.load(given.policy, dtype=given.dtype)
     task = gym.make(given.env, **_env_arguments(given, policy)).unwrapped.task  # type: ignore[attr-defined]

@@ -16,10 +16,12 @@ the problem sources, templates and reward parts of the project.
 
 from typing import Any
 
-from gymnasium.envs.registration import register, registry
+from gymnasium import error
+from gymnasium.envs.registration import register, registry, spec
 
 from envs import shaping, templates  # noqa: F401 (registers their components)
 from envs.problems.sources import PUBLISHED
+from registry import UsageError
 
 
 def _register() -> None:
@@ -34,6 +36,17 @@ def _register() -> None:
             budgets = {"max_prompt_tokens": source.max_prompt_tokens, "max_new_tokens": 512}
             kwargs = {"problems": name, "split": source.default_split, **budgets}
             register(f"MathReason/{name}-v0", kwargs=kwargs, **entry)
+
+
+def check_id(id: str) -> None:
+    """Raise ``UsageError``, with the ids of this project, for one that gymnasium does not know."""
+    if ":" in id:
+        return  # of a module that is not imported yet
+    try:
+        spec(id)
+    except error.Error as unknown:
+        known = ", ".join(sorted(one for one in registry if one.startswith("MathReason")))
+        raise UsageError(f"env {id!r}: {unknown} Known here: {known}") from None
 
 
 _register()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import gymnasium as gym
 
-import envs  # noqa: F401 (registers the env ids)
+from envs import check_id
 from envs.math_reason import MathReason
 from registry.command import command
 
@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--problem", type=int, help="problem index (default: drawn)")
     parser.add_argument("--seed", type=int, help="of the draw")
     given = parser.parse_args(arguments)
+    check_id(given.env)
     with gym.make(given.env, render_mode="ansi", disable_env_checker=True) as env:
         play(env, given.seed, given.problem)
     return 0

@@ -11,6 +11,7 @@ import gymnasium as gym
 
 from benchmarks.experiment import BUDGETS
 from benchmarks.experiment.spec import OWN_FIELDS, PARTS, EvaluationSpec, RunSpec, check_names, fingerprint
+from envs import check_id
 from envs.shaping import whole_parts
 from envs.task import TaskSpec
 from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
@@ -176,7 +177,8 @@ def _guess(value: Any) -> Any:
 
 
 def _registered(env: str) -> dict[str, Any]:
+    check_id(env)
     try:
         return dict(gym.spec(env).kwargs)
-    except gym.error.Error as error:
+    except gym.error.Error as error:  # of the form module:id
         raise UsageError(f"env {env!r}: {error}") from None

@@ -17,6 +17,7 @@ from typing import Any
 from envs.problem import Problem, Problems
 from envs.problems.readers import (
     Row,
+    arrow_rows,
     check_exists,
     dataset_rows,
     is_file_name,
@@ -30,7 +31,7 @@ from envs.problems.sources import ProblemSource, RowSource
 from registry import UnknownField, UnknownName, UsageError, did_you_mean, fields_of, problem_sources
 
 
-def load_problems(problems: Any, split: str = "train", **options: Any) -> Problems:
+def load_problems(problems: Any, /, split: str = "train", **options: Any) -> Problems:
     """The problems that a name stands for, or those in a table in memory.
 
     Args:
@@ -127,9 +128,11 @@ class TableSource(RowSource):
 
 def rows_of_table(table: Any) -> Sequence[Row | Problem]:
     """The rows of a table in memory. Raises ``UsageError`` for what is none."""
-    if hasattr(table, "to_list") and hasattr(table, "column_names"):  # datasets.Dataset
-        with unreadable("the rows of the data set cannot be read"):
+    with unreadable("the rows of the data set cannot be read"):
+        if hasattr(table, "with_format") and hasattr(table, "num_rows"):  # datasets.Dataset
             return dataset_rows(table)
+        if hasattr(table, "to_pylist") and hasattr(table, "column_names"):  # pyarrow.Table
+            return arrow_rows(table)
     if hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas.DataFrame
         with unreadable("the rows of the data frame cannot be read"):
             return table.to_dict(orient="records")
@@ -175,7 +178,7 @@ class FunctionSource(RowSource):
         module, _, attribute = self.function.partition(":")
         try:
             function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise UsageError(
                 f"problems={self.function!r}: {error}; the form is 'module:function', importable from here"
             ) from error

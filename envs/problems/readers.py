@@ -117,6 +117,8 @@ def _is_arrow(folder: Path) -> bool:
 def _read_folder(path: Path, split: str) -> list[Row]:
     if _is_arrow(path):
         return _read_arrow(path, split)
+    if not isinstance(split, str) or not re.fullmatch(r"\w[^/\\]*", split):  # never a way out of the folder
+        raise UsageError(f"split={split!r} is not the name of a split, such as 'train'")
     with unreadable(f"{path} cannot be searched"):
         files = _split_files(path, split)
         held = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
@@ -143,10 +145,10 @@ def _read_arrow(path: Path, split: str) -> list[Row]:
 
 def dataset_rows(dataset: Any) -> list[Row]:
     """The rows of a ``datasets.Dataset``."""
-    return _arrow_rows(dataset.with_format("arrow")[:])
+    return arrow_rows(dataset.with_format("arrow")[:])
 
 
-def _arrow_rows(table: Any) -> list[Row]:
+def arrow_rows(table: Any) -> list[Row]:
     """The rows of a ``pyarrow.Table``. A float32 is the shortest number that rounds to it: .1, not .10000000149."""
     from pyarrow import types
 
@@ -272,7 +274,7 @@ def _read_parquet(path: Path) -> list[Row]:
     with parquet.ParquetFile(path) as file:
         table = file.read()
     _check_distinct(table.column_names)
-    return _arrow_rows(table)
+    return arrow_rows(table)
 
 
 def _check_distinct(columns: list[str]) -> None:

@@ -91,6 +91,8 @@ class RowSource:
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
+        if self.shuffle is not None and not isinstance(self.shuffle, int):
+            raise UsageError(f"shuffle={self.shuffle!r} must be the seed of a permutation, an integer")
         self._bounds()
         self._omitted()
 
@@ -221,7 +223,7 @@ class PublishedSet(RowSource):
         hub_split = self.hub_splits.get(split, split)
         if not given:
             return read_hub(hub_id, hub_split, config)
-        folder = Path(given).expanduser()
+        folder = Path(str(given)).expanduser()
         origin = "data_dir" if self.data_dir else DATA_VARIABLE
         if not folder.is_dir():
             raise UsageError(f"{origin}={given!r} is not a folder; give the one that holds {self.files[split][0]}")

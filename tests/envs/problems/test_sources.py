@@ -4,6 +4,7 @@ every registered environment can be made as it is registered."""
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import gymnasium as gym
 import pytest
 from gymnasium.envs.registration import registry
 
-import envs  # noqa: F401 (registers the ids)
+from envs import check_id
 from envs.problem import Problem
 from envs.problems import load_problems
 from envs.problems.sources import PUBLISHED
@@ -108,3 +109,11 @@ def test_every_registered_environment_can_be_made_as_it_is_registered(
         assert observation in env.observation_space
         env.close()
     assert "longer than the specified maximum" not in caplog.text
+
+
+@pytest.mark.parametrize("id", ["MathReason/gsm8-v0", "MathReason/xyz-v0", "MathReason/gsm8k-v1", "gsm8k", "foo", ""])
+def test_an_unknown_id_lists_the_known_ones(id: str) -> None:
+    for known in IDS:
+        check_id(known)
+        with pytest.raises(UsageError, match=re.escape(f"env {id!r}: ") + f".*{known}"):
+            check_id(id)

@@ -369,7 +369,9 @@ def test_a_data_dir_without_the_set_names_the_files_that_were_looked_for(
 
 def test_tables_in_memory() -> None:
     pandas = pytest.importorskip("pandas")
-    for table in (ROWS, tuple(ROWS), iter(ROWS), Dataset.from_list(ROWS), pandas.DataFrame(ROWS)):
+    dataset = Dataset.from_list(ROWS)
+    arrow = dataset.with_format("arrow")[:]
+    for table in (ROWS, tuple(ROWS), iter(ROWS), dataset, dataset.to_iterable_dataset(), arrow, pandas.DataFrame(ROWS)):
         assert texts(table, limit=5) == EXPECTED[:5]
     splits = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:2])})
     assert texts(splits, "test") == EXPECTED[:2]
@@ -386,3 +388,25 @@ def test_an_environment_takes_a_table_by_a_function(problems: Any) -> None:
     """Its arguments are JSON, since a spec travels to other processes and into files."""
     with pytest.raises(UsageError, match="module:function"):
         gym.make("MathReason-v0", problems=problems)
+
+
+@pytest.mark.parametrize("split", ["../rows", "", ".", "..", "a/b", "*", None, 5])
+def test_a_split_is_a_name_in_the_folder(split: Any, tmp_path: Path) -> None:
+    write(tmp_path / "rows" / "a.jsonl", ROWS)
+    (tmp_path / "rows" / "folder").mkdir()
+    refusal(str(tmp_path / "rows" / "folder"), split)
+
+
+@pytest.mark.parametrize(
+    "options", [{"shuffle": "x"}, {"shuffle": 1.5}, {"shuffle": [1]}, {"question": 5}, {"subset": 3}]
+)
+def test_options_of_another_type(options: dict[str, Any]) -> None:
+    refusal(ROWS, **options)
+    refusal("gsm8k", **{"data_dir": 5, **options})
+
+
+@pytest.mark.parametrize(
+    "name", [":", "a:", ":b", "~no.such.user/x.jsonl", "a\0b.jsonl", "x" * 5000 + ".jsonl", "x" * 5000]
+)
+def test_names_that_nothing_can_have(name: str) -> None:
+    refusal(name)
