@@ -129,7 +129,7 @@ class Codec:
         return self._opened + self.text(completion)
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def ending(self, completion: NDArray[np.int64]) -> str | None:
         """``eos`` (a stop token), ``stop`` (a stop string), or None while the completion goes on."""
