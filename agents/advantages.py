@@ -31,7 +31,7 @@ class RLOO:
         """[B] of reward [B] and group [B]."""
         groups = Groups(group)
         size = groups.size.to(reward.dtype)[groups.member]
-        return (reward - groups.mean(reward)) * size / (size - 1)
+        return groups.centred(reward) * size / (size - 1)
 
 
 @advantages.register("dr-grpo")
@@ -41,7 +41,7 @@ class DrGRPO:
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
-        return reward - Groups(group).mean(reward)
+        return Groups(group).centred(reward)
 
 
 @advantages.register("grpo")
@@ -54,7 +54,7 @@ class GRPO:
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
         groups = Groups(group)
-        centred = reward - groups.mean(reward)
+        centred = groups.centred(reward)
         size = groups.size.to(reward.dtype)[groups.member]
         variance = groups.mean(centred.square()) * size / (size - 1)
         return centred / (variance.sqrt() + self.eps)
@@ -110,6 +110,8 @@ class Whitened:
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]; no use of the groups."""
+        if len(reward) and reward.amax() == reward.amin():
+            return torch.zeros_like(reward)
         return (reward - reward.mean()) / (reward.std(correction=0) + self.eps)
 
 
@@ -122,6 +124,17 @@ class Groups:
             raise UsageError(
                 "a group-relative advantage needs at least 2 completions per problem: raise the group size"
             )
+
+    def centred(self, values: Tensor) -> Tensor:
+        """[B]: [B] minus the mean of each group, exactly 0 where all values of a group are equal: such a group has
+        nothing to teach, and what rounding leaves of it would be learnt from."""
+        low, high = (
+            torch.zeros(len(self.size), dtype=values.dtype, device=values.device).scatter_reduce(
+                0, self.member, values, end, include_self=False
+            )
+            for end in ("amin", "amax")
+        )
+        return torch.where((low == high)[self.member], 0.0, values - self.mean(values))
 
     def mean(self, values: Tensor) -> Tensor:
         """[B]: the mean of [B] over each completion's group."""

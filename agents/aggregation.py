@@ -40,8 +40,9 @@ class SequenceMean:
 @dataclass(frozen=True)
 class Constant:
     """A sum with a constant divisor: ``1 / (B * max_tokens)``, the only one that leaves the policy gradient's direction
-    untouched when lengths differ. With 1 (the default) it is the policy gradient itself; Dr. GRPO (arXiv 2503.20783)
-    sets the token budget."""
+    untouched when lengths differ. With 1 (the default) it is the policy gradient itself, whose norm grows with the
+    length: ``max_grad_norm`` then clips every step, so that each batch's own norm divides its gradient. Dr. GRPO (arXiv
+    2503.20783) sets the token budget."""
 
     max_tokens: int = 1
 

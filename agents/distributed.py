@@ -147,10 +147,12 @@ def _described(rollout: Rollout | None) -> dict[str, Any] | None:
 
 def join(device: str = "cpu") -> Ranks:
     """This process's place in the run, as torchrun's environment or a process group made before says; else alone."""
-    if distributed.is_available() and not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if distributed.is_available() and not distributed.is_initialized() and _whole_number("WORLD_SIZE", 1) > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if missing:
             raise UsageError(f"WORLD_SIZE is set, but not {missing[0]}: start the processes with torchrun")
+        if _whole_number("RANK", 0) >= _whole_number("WORLD_SIZE", 1):
+            raise UsageError(f"RANK={os.environ['RANK']} is not below WORLD_SIZE={os.environ['WORLD_SIZE']}")
         with _peers():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -158,10 +160,18 @@ def join(device: str = "cpu") -> Ranks:
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
+def _whole_number(name: str, default: int) -> int:
+    """An environment variable that torchrun sets; schedulers and notebooks leave it empty for a process alone."""
+    text = os.environ.get(name) or str(default)
+    if not text.strip().isdecimal():
+        raise UsageError(f"{name}={text!r} in the environment is no whole number: unset it, or start with torchrun")
+    return int(text)
+
+
 def local_device(device: str) -> str:
     """``device``, or for a bare ``cuda`` under torchrun this process's own GPU; UsageError if there is none such."""
     check_device(device)
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and os.environ.get("LOCAL_RANK") else device
 
 
 @contextmanager

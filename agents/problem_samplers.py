@@ -59,7 +59,7 @@ class Curriculum:
     Attributes:
         target: the wanted success rate; one half has the largest reward variance.
         discount: what a posterior's evidence keeps after each observation of the batch it is in, in (0, 1].
-        pool: how many problems of an unlimited source are candidates (indices 0..pool-1).
+        pool: how many problems of an unlimited source are candidates (indices 0..pool-1); of a finite one all are.
         explore: share of the batch drawn uniformly.
     """
 
@@ -78,7 +78,7 @@ class Curriculum:
 
     def sample(self, count: int, size: int | None, rng: np.random.Generator) -> NDArray[np.int64]:
         """[count] problem indices."""
-        pool = min(self.pool, size) if size is not None else self.pool
+        pool = self.pool if size is None else size
         alpha, beta = np.ones(pool), np.ones(pool)
         for problem, (right, wrong) in self._evidence.items():
             alpha[problem] += right

@@ -19,6 +19,26 @@ from registry import UsageError
 
 WIDE_SCOPES = ("group", "batch")  # a correction of such a scope must see more than one sequence at once
 
+REMEDY = (
+    "No step was taken with it: the weights are those of before. Lower learning_rate, take dtype=float32 or a bounded "
+    "correction (truncated-is), and start again or go on from the last checkpoint"
+)
+
+
+class NotFinite(UsageError):
+    """A step would have written NaN or infinity into every weight."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}. {REMEDY}")
+
+
+def refuse_broken_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """A hook before another loop's optimizer steps: raises NotFinite where a gradient is not finite."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not torch.isfinite(norm):
+        raise NotFinite(f"the gradient's norm is {float(norm)}")
+
 
 def microbatch_budget(wanted: int | None, device: str) -> int:
     """Most tokens of a forward and backward; where nothing is said, few on a CPU, where more is no faster."""
@@ -57,11 +77,18 @@ class Update:
     consistency: Consistency = field(default_factory=Consistency)
     ranks: Ranks = ALONE
 
+    def __post_init__(self) -> None:
+        if not self.max_grad_norm > 0:
+            raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0: no step would move a weight")
+
     def __call__(
         self, rollout: Rollout, advantage: Tensor, rng: np.random.Generator, nested: Nested | None = None
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm and the diagnostics of the first
         epoch: raw ratios of the sequences that carried a gradient.
+
+        Raises:
+            NotFinite: before a step whose log-probabilities, advantages or gradient are not finite.
 
         Args:
             rollout: B completions.
@@ -70,6 +97,10 @@ class Update:
             nested: what wrote the rollout, for the consistency loss; None where the full model did.
         """
         wide = traits(self.correction).scope in WIDE_SCOPES
+        if not torch.isfinite(advantage).all():
+            raise NotFinite("an advantage is not a finite number: look at the rewards, and at what adds to them")
+        if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
+            raise NotFinite("the rollout holds a log-probability that is not a finite number")
         if wide or self.epochs * self.minibatches > 1:
             wanted = torch.arange(len(rollout)) if wide else advantage.nonzero()[:, 0]
             rollout = replace(rollout, old_logp=self._score(rollout, wanted))
@@ -120,10 +151,24 @@ class Update:
         if not len(wanted):
             return 0.0, used
         self.ranks.sum_gradients(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = self._clip(float(used[1].max()))
         self.optimizer.step()
         self.policy.refresh()
-        return float(norm), used
+        return norm, used
+
+    def _clip(self, largest_weight: float) -> float:
+        """Clip the gradient; returns its norm before."""
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):  # the squares of large entries overflow first
+            norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
+        if not torch.isfinite(norm):
+            raise NotFinite(
+                f"the gradient's norm is {float(norm)} (largest weight W of the correction: {largest_weight:.2g})"
+            )
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        return float(norm)
 
     def _whole_weights(self, batch: Rollout, advantage: Tensor, moved: bool) -> Tensor:
         """[B, T] weights of a whole minibatch; before the first step log pi is still log pi_old."""
@@ -141,6 +186,8 @@ class Update:
 
     def _logprobs(self, batch: Rollout) -> Tensor:
         logp = self.policy.logprobs(batch.prompts, batch.tokens, batch.mask)
+        if not torch.isfinite(logp.detach()).all():
+            raise NotFinite("the target gives a completion's token a log-probability that is not a finite number")
         return logp.to(batch.tokens.device)  # rollouts stay on the host: corrections are small beside the forward
 
     def _microbatches(self, batch: Rollout, index: Tensor) -> list[Tensor]:

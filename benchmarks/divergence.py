@@ -14,7 +14,6 @@ yet other prompts, to the two nearest samplers at each number of layers and to `
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import torch
 
 from benchmarks.layers.bench import Bench, make_bench, make_component
 from benchmarks.layers.report import against_uniform, arms, draw, layer_table, recommend, table
-from benchmarks.measuring.durable import write_whole
+from benchmarks.measuring.durable import json_text, write_whole
 from benchmarks.measuring.provenance import provenance
 from policies import LayerSubset, with_int8
 from policies.nested import HALVES, without
@@ -109,8 +108,8 @@ def patched_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str
         layers = tuple(row["layers"])
         for patch in bench.options.patches:
             for number in range(bench.options.fits):
-                found = bench.patched(patch, layers, number)
-                yield bench.row(row["sampler"], layers, found, row["ratio"]) | {"patch": patch}
+                figures = bench.patched(patch, layers, number)
+                yield bench.row(row["sampler"], layers, figures, row["ratio"]) | {"patch": patch}
 
 
 def byte_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -118,11 +117,11 @@ def byte_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str, A
     sets = [("full", bench.full, 0.0), *((row["sampler"], tuple(row["layers"]), row["ratio"]) for row in plain)]
     for sampler, layers, ratio in sets:
         try:
-            found = bench.divergence(with_int8(layers))
+            figures = bench.divergence(with_int8(layers))
         except UsageError as error:
             print(f"no int8 rows: {error}", file=sys.stderr)
             return
-        yield bench.row(sampler, layers, found, ratio, int8=True)
+        yield bench.row(sampler, layers, figures, ratio, int8=True)
 
 
 def worth_a_patch(plain: list[dict[str, Any]], samplers: list[str] | None) -> list[dict[str, Any]]:
@@ -145,9 +144,9 @@ def single_layers(bench: Bench) -> Iterator[dict[str, Any]]:
     for half in (None, *HALVES):
         for n, one in enumerate(bench.probe.each(half)):
             subset = without([n if half is None else f"{n}.{half}"], total)
-            found = {"kl_per_token": one.kl, "kl_reverse": one.kl_reverse, "tv": one.tv, "acceptance": 1 - one.tv}
-            found |= {"mean_length": length, "D": one.kl * length, "influence": bench.probe.influence[n]}
-            yield bench.row("one layer" if half is None else f"one {half}", subset, found, None)
+            figures = {"kl_per_token": one.kl, "kl_reverse": one.kl_reverse, "tv": one.tv, "acceptance": 1 - one.tv}
+            figures |= {"mean_length": length, "D": one.kl * length, "influence": bench.probe.influence[n]}
+            yield bench.row("one layer" if half is None else f"one {half}", subset, figures, None)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -207,7 +206,7 @@ def collect_rows(bench: Bench) -> list[dict[str, Any]]:
                 flush=True,
             )
             if bench.options.json:
-                write_whole(bench.options.json, json.dumps(rows, indent=1) + "\n")
+                write_whole(bench.options.json, json_text(rows, indent=1) + "\n")
     return rows
 
 

@@ -9,7 +9,6 @@ deadline; one that fails is reported and does not stop the others. Writes gpu.js
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.provenance import provenance
 from registry import UsageError
 from registry.command import command
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         random_model(Path(folder), SMALL if options.rehearse else SHAPES)
         for name, step in steps(Path(folder), options.out, "cpu" if options.rehearse else "cuda").items():
             results[name] = run(*step)
-            (options.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
+            (options.out / "gpu.json").write_text(json_text(results, indent=1) + "\n")
     return int(any(isinstance(step, dict) and step.get("status", 0) != 0 for step in results.values()))
 
 

@@ -34,12 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export(folder: Path, out: Path) -> Path:
-    """Write one run's log; returns its folder. Scalars are named as in metrics.jsonl, accuracies as ``evaluation/``."""
+    """Write one run's log anew; returns its folder. Scalars are named as in metrics.jsonl, accuracies as
+    ``evaluation/``."""
     from torch.utils.tensorboard import SummaryWriter
 
     spec = RunSpec.read(folder / "spec.json")
     target = out / f"{spec.agent['id'].replace('/', '-').replace('*', 'x')}-seed{spec.seed}-{folder.name}"
     rows, _ = read_rows(folder / "metrics.jsonl")
+    for earlier in target.glob("events.out.tfevents.*"):  # of a shorter run: each point stands in the log once
+        earlier.unlink()
     writer = SummaryWriter(str(target))
     for row in rows:
         scalars = {f"train/{name}": value for name, value in row.items() if "evaluation" not in row}

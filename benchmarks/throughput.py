@@ -10,7 +10,6 @@ engine against itself (A/A), whose interval should hold 1. Rollouts go through t
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.pairing import Block, abba, median_ratio
 from benchmarks.measuring.provenance import provenance
 from benchmarks.measuring.table import Table, console
@@ -235,7 +235,7 @@ def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dic
         print(f"{line['name']} ({line['workload']}): {rate}", file=sys.stderr, flush=True)
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(json.dumps([each | {"provenance": facts} for each in so_far], indent=1) + "\n")
+            target.write_text(json_text([each | {"provenance": facts} for each in so_far], indent=1) + "\n")
     return so_far
 
 

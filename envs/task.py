@@ -92,12 +92,32 @@ class Task:
         self.vocab_size = self.codec.vocab_size
         self.stop_token_ids = self.codec.stop_token_ids
         self.pad_token_id = self.codec.pad_token_id
+        if not isinstance(spec.problems, str):
+            raise UsageError(
+                f"problems={str(spec.problems)[:60]!r} is {type(spec.problems).__name__}, and an environment takes "
+                "only JSON: give a name or a path as text, or 'module:function', which returns rows in memory"
+            )
         self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
-        self.verifier = Verifier(self.template.extract)
         self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
         self._prompts: dict[int, NDArray[np.int64]] = {}
-        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)  # generated ones are made anew each time
+        self._connect()
         self._check_prompts()
+
+    def _connect(self) -> None:
+        """What belongs to this process: the verifier's workers, and a memo of generated problems."""
+        self.verifier = Verifier(self.template.extract)
+        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("verifier", "_problem")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        """The task itself, which no episode changes: copies of an environment share it."""
+        return self
 
     def _check_prompts(self) -> None:
         """A finite source is checked at once, so that hours later no prompt turns out too long."""

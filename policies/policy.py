@@ -22,7 +22,7 @@ from policies.model.layers import GATES, LayerWeights, kept_weights, rms_norm, r
 from policies.model.nested_model import NestedModel
 from policies.model.packing import micro_batches, pack
 from policies.model.scoring import score_hidden
-from policies.model.weights import PackedHead, PackedLinear, PackedWeights, changed_trainable, trainable_layers
+from policies.model.weights import RolloutHead, RolloutLinear, RolloutWeights, changed_trainable, trainable_layers
 from policies.nested import (
     LayerSubset,
     Nested,
@@ -64,6 +64,15 @@ class Policy:
         gradient_checkpointing: the backward keeps only each layer's input and computes the layer again
             (arXiv 1604.06174): less memory, more time. Only of a functional policy.
         functional: whether the project's own layers are used (they agreed at load), or else transformers'.
+
+    >>> policy = Policy.load("tiny")
+    >>> policy.num_layers, policy.vocab_size
+    (12, 512)
+    >>> prompt, completion = torch.tensor([17, 4, 200]), torch.tensor([[9, 31]])
+    >>> logp = policy.logprobs([prompt], completion, torch.ones(1, 2, dtype=torch.bool))  # of all layers, with gradient
+    >>> nested = policy.logprobs([prompt], completion, torch.ones(1, 2, dtype=torch.bool), layers=(0, 1, 2, 4, 10, 11))
+    >>> bool((logp != nested).all())
+    True
     """
 
     def __init__(
@@ -76,7 +85,7 @@ class Policy:
         self.temperature = 1.0
         self.gradient_checkpointing = gradient_checkpointing
         self.version = 0
-        self._packed: dict[bool, PackedWeights] = {}  # by whether they are bytes
+        self._rollout_weights: dict[bool, RolloutWeights] = {}  # by whether they are bytes
         self._tables: tuple[Tensor, Tensor] | None = None
         self._parameters = tuple(model.parameters())  # walking the modules at every token would cost as much as a layer
         self._stamp = self._weights_stamp()
@@ -196,7 +205,7 @@ class Policy:
         add_adapters(self.model, rank, alpha, seed)
         self._parameters = tuple(self.model.parameters())
         self._use(self.dtype)
-        self._packed = {}
+        self._rollout_weights = {}
         self.refresh()
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
@@ -331,9 +340,9 @@ class Policy:
         return score
 
     def rollout_model(self, nested: Nested, longest: int) -> NestedModel:
-        """The model as ``nested`` computes it in rollouts, by packed weights, for prefixes of at most ``longest``
+        """The model as ``nested`` computes it in rollouts, by rollout weights, for prefixes of at most ``longest``
         tokens; only of a functional policy."""
-        weights = self.packed(is_int8(nested)).changed(changes_of(nested))
+        weights = self.rollout_weights(is_int8(nested)).with_changes(changes_of(nested))
         layers = kept_weights(weights.layers, layers_of(nested))
         return self._nested_model(nested, longest, layers, weights.head)
 
@@ -361,18 +370,18 @@ class Policy:
         self.check_functional("patches and int8")
         return replace(nested, layers=subset)
 
-    def packed(self, int8: bool = False) -> PackedWeights:
+    def rollout_weights(self, int8: bool = False) -> RolloutWeights:
         """The inference form of the present weights, made or rewritten when first asked for; only of a functional
         policy. ``int8``: on bytes (``policies.model.int8``)."""
         self._require_fresh()
-        packed = self._packed.get(int8)
-        if packed is None:
-            maps = (Int8Linear, Int8Head) if int8 else (PackedLinear, PackedHead)
-            packed = self._packed[int8] = PackedWeights(self.model, self.architecture, self.dtype, *maps)
-        elif packed.version != self.version:
-            packed.refresh()
-        packed.version = self.version
-        return packed
+        weights = self._rollout_weights.get(int8)
+        if weights is None:
+            maps = (Int8Linear, Int8Head) if int8 else (RolloutLinear, RolloutHead)
+            weights = self._rollout_weights[int8] = RolloutWeights(self.model, self.architecture, self.dtype, *maps)
+        elif weights.version != self.version:
+            weights.refresh()
+        weights.version = self.version
+        return weights
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [>= length, tables, D] of ``layers.rotary_table``."""

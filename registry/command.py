@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ def command(*, interrupted: str = "", errors: tuple[type[Exception], ...] = ()) 
     def decorate(main: Main) -> Callable[..., int]:
         @functools.wraps(main)
         def run(arguments: Sequence[str] | None = None) -> int:
+            if getattr(sys.stdout, "errors", None) == "strict" and isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="replace")  # a console that lacks a character of a problem shows a "?"
             try:
                 status = main(arguments) or 0
                 sys.stdout.flush()  # so that a reader who has gone is noticed here

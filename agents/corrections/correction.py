@@ -45,6 +45,8 @@ class Correction:
         needs_old_logp: whether ``rollout.old_logp`` must be there.
         trust_region: whether the weight holds the ratio r = pi / pi_old itself. In a product the other factors then
             correct pi_old against mu, so that the ratio of the update is not counted twice.
+        corrects_mu: whether the weight holds a ratio to mu. A product takes one such factor: two would correct twice.
+            Undeclared: whether it is no trust region. A mask, which only drops, declares False.
         mixed: whether it expects groups of which the target wrote some completions (``rollout.by_target``), and
             depends on the other completions only through how many of them the target wrote.
     """
@@ -54,6 +56,7 @@ class Correction:
     on_policy: ClassVar[Any] = 1.0
     needs_old_logp: ClassVar[Any] = False
     trust_region: ClassVar[Any] = False
+    corrects_mu: ClassVar[Any] = None
     mixed: ClassVar[Any] = False
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
@@ -79,15 +82,18 @@ class Traits:
     on_policy: float | None
     needs_old_logp: bool
     trust_region: bool
+    corrects_mu: bool
     mixed: bool
 
 
 def traits(correction: Any) -> Traits:
     """The declarations of any correction, of a third party's plain class too."""
-    found = {name: getattr(correction, name, getattr(Correction, name)) for name in Traits.__dataclass_fields__}
-    if found["scope"] not in SCOPES:
-        raise UsageError(f"{type(correction).__name__}.scope={found['scope']!r} is not one of {', '.join(SCOPES)}")
-    return Traits(**found)
+    declared = {name: getattr(correction, name, getattr(Correction, name)) for name in Traits.__dataclass_fields__}
+    if declared["scope"] not in SCOPES:
+        raise UsageError(f"{type(correction).__name__}.scope={declared['scope']!r} is not one of {', '.join(SCOPES)}")
+    if declared["corrects_mu"] is None:
+        declared["corrects_mu"] = not declared["trust_region"]
+    return Traits(**declared)
 
 
 class ZeroWeights(UserWarning):
@@ -171,9 +177,9 @@ def check_positive(owner: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Product(Correction):
-    """The product of several corrections, of which at most one is a trust region: what an id such as
-    ``truncated-is*ppo-clip`` makes. Beside a trust region, which carries pi / pi_old, the other factors are evaluated
-    at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641)."""
+    """The product of several corrections, of which at most one is a trust region and at most one corrects mu: what an
+    id such as ``truncated-is*ppo-clip`` makes. Beside a trust region, which carries pi / pi_old, the other factors are
+    evaluated at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641)."""
 
     factors: tuple[Any, ...]
 
@@ -181,6 +187,12 @@ class Product(Correction):
         if sum(traits(factor).trust_region for factor in self.factors) > 1:
             names = " and ".join(type(f).__name__ for f in self.factors if traits(f).trust_region)
             raise UsageError(f"a product takes one trust region, not {names}: each holds the ratio pi / pi_old")
+        if sum(traits(factor).corrects_mu for factor in self.factors) > 1:
+            names = " and ".join(type(f).__name__ for f in self.factors if traits(f).corrects_mu)
+            raise UsageError(
+                f"a product takes one factor that corrects mu, not {names}: the ratio to mu would count twice. Leave "
+                "one out (one of your own that only masks declares corrects_mu = False)"
+            )
 
     @property
     def scope(self) -> str:  # type: ignore[override]
@@ -188,8 +200,13 @@ class Product(Correction):
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
-        correcting = [f for f in self.factors if not traits(f).trust_region and not getattr(f, "is_identity", False)]
+        others = [f for f in self.factors if not traits(f).trust_region and not getattr(f, "is_identity", False)]
+        correcting = others or [f for f in self.factors if traits(f).corrects_mu]
         return len(correcting) == 1 and traits(correcting[0]).unbiased
+
+    @property
+    def corrects_mu(self) -> bool:  # type: ignore[override]
+        return any(traits(factor).corrects_mu for factor in self.factors)
 
     @property
     def on_policy(self) -> float | None:  # type: ignore[override]

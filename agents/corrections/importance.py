@@ -30,6 +30,7 @@ class NoCorrection(Correction):
 
     scope: ClassVar[str] = "token"
     is_identity: ClassVar[bool] = True
+    corrects_mu: ClassVar[bool] = False
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(torch.zeros_like(logp, dtype=torch.float64), logp, rollout)
@@ -142,6 +143,7 @@ class GeometricMask(Correction):
     high: float = 2.0
 
     scope: ClassVar[str] = "sequence"
+    corrects_mu: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_band(self, self.low, self.high)

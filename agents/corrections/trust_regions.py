@@ -163,6 +163,8 @@ class DecoupledPPO(TrustRegion):
     eps_low: float = 0.2
     eps_high: float = 0.2
 
+    corrects_mu: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_level(self)
         _check_clip(self, self.eps_low, self.eps_high)

@@ -167,7 +167,7 @@ def arms(grid: Grid) -> list[Arm]:
     ids = agent_ids(grid.agents)
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
-    common = {**recipe(grid.recipe), **grid.set}
+    common = {**_without_replaced(recipe(grid.recipe), grid.set), **grid.set}
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
     _refuse_what_all_miss(common, plans)
     plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
@@ -180,6 +180,16 @@ def arms(grid: Grid) -> list[Arm]:
                 arm = _arm(plan, place, policy=policy, env=env, seeds=grid.seeds)
                 distinct.setdefault(tuple(spec.hash for spec in arm.specs), arm)
     return list(distinct.values())
+
+
+def _without_replaced(published: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings, but for the fields of a component instead of which another is chosen."""
+
+    def is_replaced(name: str) -> bool:
+        component, dot, _ = name.partition(".")
+        return bool(dot) and chosen.get(component, published.get(component)) != published.get(component)
+
+    return {name: value for name, value in published.items() if not is_replaced(name)}
 
 
 def _variants(id: str, variants: Sequence[Variant]) -> Sequence[Variant]:

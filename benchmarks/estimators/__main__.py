@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import shlex
 import sys
@@ -22,6 +21,7 @@ from agents.corrections import ZeroWeights, traits
 from benchmarks.estimators import adviser, against, contract, picture, report
 from benchmarks.estimators.moments import Grouping
 from benchmarks.estimators.sweep import Sweep, rows
+from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.table import Table
 from benchmarks.measuring.table import console as output
 from registry import UsageError, advantages, corrections, parse_value
@@ -178,7 +178,7 @@ def write(lab: list[dict[str, Any]], given: argparse.Namespace, line: str) -> No
     """The files asked for."""
     if given.json:
         rounded = [{name: _rounded(value) for name, value in row.items()} for row in lab]
-        given.json.write_text("[\n" + ",\n".join(json.dumps(row) for row in rounded) + "\n]\n")
+        given.json.write_text("[\n" + ",\n".join(json_text(row) for row in rounded) + "\n]\n")
     sweeping = not (given.run or given.against)
     if (given.markdown or given.picture) and not sweeping:
         raise UsageError("--markdown and --picture are of a sweep; leave out --run and --against")

@@ -54,8 +54,9 @@ class Grouping:
 
 def moments(cell: Cell, correction: Any, advantage: Any, groups: Grouping, batch: int = 64) -> Moments:
     """The estimator's moments: enumerated where the weight of a completion does not depend on what the others are,
-    else sampled in batches of ``batch`` completions with a fixed seed (``Moments.samples`` says so)."""
-    if separable(cell, correction):
+    else sampled in batches of ``batch`` completions with a fixed seed (``Moments.samples`` says so). An advantage that
+    depends on the order within a group is sampled too."""
+    if separable(cell, correction) and (traits(correction).mixed or not depends_on_order(advantage, groups.size)):
         return enumerate_moments(cell, correction, advantage, groups)
     return sample_moments(cell, correction, advantage, groups, batch)
 
@@ -67,8 +68,20 @@ def weights(cell: Cell, correction: Any, index: Tensor, group: Tensor, advantage
 
 def separable(cell: Cell, correction: Any) -> bool:
     """Whether a completion's weight depends on itself and on who wrote its group alone. An undeclared scope is
-    measured: completions in one call against one call each."""
+    measured: completions in one call against one call each.
+
+    Raises:
+        UsageError: a product of a mixed factor and one that looks at what the others are. That is neither.
+    """
     declared = traits(correction)
+    factors = [(type(factor).__name__, traits(factor)) for factor in getattr(correction, "factors", ())]
+    wide = [name for name, factor in factors if not factor.mixed and factor.scope not in SCOPES[:2]]
+    if declared.mixed and wide:
+        mixed = " and ".join(name for name, factor in factors if factor.mixed)
+        raise UsageError(
+            f"the lab cannot weigh {mixed} beside {' and '.join(wide)}: the one wants groups that the target wrote in "
+            "part, the other looks at the completions in them. Take one of the two"
+        )
     if declared.mixed or declared.scope in SCOPES[:2]:
         return True
     if hasattr(correction, "scope"):
@@ -143,12 +156,35 @@ def success_counts(counts: list[int], rates: list[float], without: list[int]) ->
 
 
 def advantage_table(advantage: Any, size: int) -> Tensor:
-    """[2, G] float64: the advantage of a wrong and of a right completion when k = 0, ..., G - 1 others are right."""
+    """[2, G] float64: the advantage of a wrong and of a right completion when k = 0, ..., G - 1 others are right.
+
+    Raises:
+        UsageError: an advantage for which that is not enough to know.
+    """
+    if depends_on_order(advantage, size):
+        raise UsageError(
+            f"{type(advantage).__name__} depends on the order within a group of {size}, which cannot be enumerated: "
+            "take an advantage that does not, or a correction that is sampled"
+        )
     rows = []
     for own, k in product((0.0, 1.0), range(size)):
         reward = torch.tensor([own] + [1.0] * k + [0.0] * (size - 1 - k), dtype=torch.float64)
         rows.append(advantage(reward, torch.zeros(size, dtype=torch.long))[0])
     return torch.stack(rows).double().view(2, size)
+
+
+def depends_on_order(advantage: Any, size: int) -> bool:
+    """Whether a completion's advantage depends on its place in the group, the rewards being what they are."""
+    group = torch.zeros(size, dtype=torch.long)
+    for right in range(1, size):
+        reward = torch.tensor([1.0] * right + [0.0] * (size - right), dtype=torch.float64)
+        for order in (torch.arange(size).flip(0), torch.arange(size).roll(1), torch.arange(size).roll(size // 2)):
+            moved = advantage(reward[order], group)
+            for value in (0.0, 1.0):  # equally rewarded completions have equal advantages, wherever they stand
+                chosen = moved[reward[order] == value]
+                if not torch.allclose(chosen, chosen[:1].expand_as(chosen), rtol=1e-9, atol=1e-12):
+                    return True
+    return False
 
 
 def _first_of_group(cell: Cell, correction: Any, a: Tensor, groups: Grouping, by_target: bool) -> Tensor:

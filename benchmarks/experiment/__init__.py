@@ -7,4 +7,4 @@ BUDGETS = ("iterations", "tokens", "seconds")
 
 def follows() -> bool:
     """Whether another process of this run, under torchrun, is the one that writes and tells."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and os.environ.get("RANK", "0") != "0"
+    return (os.environ.get("WORLD_SIZE") or "1").strip() != "1" and (os.environ.get("RANK") or "0") != "0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import agents  # noqa: F401 (registers the agents)
 import envs  # noqa: F401 (registers the env ids)
 from benchmarks.experiment import BUDGETS
-from benchmarks.measuring.durable import write_whole
+from benchmarks.measuring.durable import json_text, write_whole
 from envs.task import TaskSpec
 from policies.pretrained.load import BUILT_IN
 from registry import (
@@ -25,6 +26,7 @@ from registry import (
     advantages,
     aggregations,
     corrections,
+    did_you_mean,
     fields_of,
     patches,
     problem_samplers,
@@ -58,6 +60,7 @@ class EvaluationSpec:
         samples: completions per problem of the sampled accuracy, avg@k and pass@k.
         sets: further problem sets, names or files, measured before and after: public sets are contaminated for some
             models, generated ones are not.
+        problem_options: options of ``source`` and of further sets by their names: ``{"mine.csv": {"answer": "key"}}``.
     """
 
     split: str = "test"
@@ -67,6 +70,14 @@ class EvaluationSpec:
     every: int = 5
     samples: int = 4
     sets: tuple[str, ...] = ()
+    problem_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        others = [name for name in (self.source, *self.sets) if name is not None]
+        for name in self.problem_options:
+            if name not in others:
+                known = did_you_mean(name, others) if others else "evaluation.sets and evaluation.source name none"
+                raise UsageError(f"evaluation.problem_options of {name!r}, which is not measured: {known}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class RunSpec:
                 raise UsageError(f"{name}={value} must be positive")
         if all(getattr(self, name) is None for name in BUDGETS):
             raise UsageError("a run needs a budget: give iterations, tokens or seconds")
+        _refuse_infinities(asdict(self))
 
     @property
     def hash(self) -> str:
@@ -126,7 +138,7 @@ class RunSpec:
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
-        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(path, json_text(asdict(self), indent=2) + "\n")
 
     @staticmethod
     def read(path: Path) -> RunSpec:
@@ -145,6 +157,15 @@ class RunSpec:
         check_names("env", [name for name in spec.env if name != "id"], fields_of(TaskSpec))
         check_names("evaluation", spec.evaluation, fields_of(EvaluationSpec))
         return spec
+
+
+def _refuse_infinities(value: Any, name: str = "") -> None:
+    """Raise UsageError for a number that JSON, and so spec.json, cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name}={value} is not a finite number: give one, for no limit a large one such as 1e9")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, child in children:
+        _refuse_infinities(child, f"{name}.{key}".removeprefix("."))
 
 
 OWN_FIELDS: dict[str, Field] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.watch import SILENT, explain_silence, longest_silence
 from benchmarks.experiment.spec import RunSpec
 from registry import UsageError
 
@@ -28,6 +29,15 @@ def evaluation_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def seconds_spent(rows: list[dict[str, Any]]) -> float:
     """Wall-clock seconds of training, evaluations left out."""
     return float(sum(row["time/iteration"] for row in training_rows(rows)))
+
+
+def silence(train: list[dict[str, Any]]) -> str | None:
+    """Where a run, by its rows of iterations, had no gradient for long, and why; None where it never was so."""
+    rows = longest_silence(train)
+    if len(rows) < min(SILENT, max(len(train), 1)):
+        return None
+    first, last = rows[0]["iteration"], rows[-1]["iteration"]
+    return f"iterations {first} to {last} of {len(train)} had no gradient of the reward: {explain_silence(rows)}"
 
 
 def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -65,6 +75,7 @@ def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "cpu_seconds": float(sum(row.get("time/cpu", 0.0) for row in rows)),
         "curve": _curve(rows),
         "means": _means(train),
+        "silence": silence(train),
     }
 
 

@@ -24,7 +24,7 @@ from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
-from benchmarks.measuring.durable import locked, read_rows, storage_errors, write_whole
+from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
 from benchmarks.measuring.provenance import provenance
 from policies.pretrained.load import damage_of, load_config, weights_fault
 from registry import UsageError
@@ -83,9 +83,9 @@ class Training:
             self._clear_partial()
             self.spec.write(self.folder / "spec.json")
             about = provenance() | ({"processes": self.ranks.size} if self.ranks.size > 1 else {})
-            write_whole(self.folder / "provenance.json", json.dumps(about, indent=2) + "\n")
+            write_whole(self.folder / "provenance.json", json_text(about, indent=2) + "\n")
             iteration, rows = self._resume_point()
-            write_whole(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+            write_whole(self.folder / METRICS, "".join(json_text(row) + "\n" for row in rows))
         return iteration
 
     def _clear_partial(self) -> None:
@@ -177,8 +177,9 @@ class Training:
         return self._write(row)
 
     def _write(self, row: dict[str, Any]) -> dict[str, Any]:
+        row = strict(row)
         with storage_errors(self.folder):
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(json_text(row) + "\n")
             self._file.flush()
         self.rows.append(row)
         return row
@@ -186,12 +187,12 @@ class Training:
     def _finish(self, agent: Any) -> None:
         """Save the model, then the result: a folder with a result is a finished run."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.result = {**summarise(self.spec, self.rows), "peak_bytes": peak * 1024}
+        self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak * 1024})
         if not self.ranks.leader:
             return
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
-            write_whole(self.folder / RESULT, json.dumps(self.result, indent=2) + "\n")
+            write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
 

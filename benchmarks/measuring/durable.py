@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +15,20 @@ from typing import Any, TextIO
 from safetensors import SafetensorError
 
 from registry import UsageError
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON that every reader takes: null where a number is not finite, which JSON cannot say."""
+    return json.dumps(strict(value), indent=indent, allow_nan=False)
+
+
+def strict(value: Any) -> Any:
+    """``value`` with None for every number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: Path, text: str) -> None:

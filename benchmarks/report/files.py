@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring.durable import storage_errors, write_whole
+from benchmarks.measuring.durable import json_text, storage_errors, write_whole
 from benchmarks.report.comparison import Comparison
 
 
@@ -19,7 +18,7 @@ def write(comparison: Comparison, out: Path) -> None:
     page = report(comparison)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "results.json", json.dumps(as_json(comparison), indent=2) + "\n")
+        write_whole(out / "results.json", json_text(as_json(comparison), indent=2) + "\n")
         (out / "curves.png").write_bytes(learning_curves_png(comparison))
         write_whole(out / "report.md", page.markdown())
         write_whole(out / "report.html", page.html())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, Pair
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, ArmOutcome, Pair
+from benchmarks.experiment.summary import silence
 from benchmarks.measuring.statistics import Interval
 from benchmarks.report.comparison import Comparison, Group
 
@@ -29,8 +30,11 @@ def interval(value: Interval) -> str:
 
 
 def ratio(value: Interval) -> str:
-    """A ratio of times with its interval, such as ``0.92 [0.85, 1.04]``; ``never`` where it is infinite."""
-    middle, low, high = (f"{part:.2f}" if np.isfinite(part) else "never" for part in value)
+    """A ratio of times with its interval, such as ``0.92 [0.85, 1.04]``; ``never`` where it is infinite, a dash
+    where it is not defined."""
+    if np.isnan(value.value):
+        return "-"
+    middle, low, high = ("-" if np.isnan(part) else "never" if np.isinf(part) else f"{part:.2f}" for part in value)
     return f"{middle} [{low}, {high}]"
 
 
@@ -94,7 +98,14 @@ def _group(group: Group) -> list[str]:
                 f"{line.label}: the effective sample size of whole completions is {percent(line.ess)} "
                 f"(D = {line.D:.2f} nats a completion): reweighting cannot repair that much divergence."
             )
-    return said
+    return said + [_silence(arm) for arm in group.arms if any(silence(run.training) for run in arm.runs)]
+
+
+def _silence(arm: ArmOutcome) -> str:
+    """A caution of an arm that for some time had nothing to learn from."""
+    whys = [(seed, why) for seed, run in zip(arm.seeds, arm.runs, strict=True) if (why := silence(run.training))]
+    seed, why = whys[0]
+    return f"{arm.label} had nothing to learn from in {len(whys)} of {len(arm.runs)} runs (seed {seed}: {why})."
 
 
 def _gain(line: ArmLine) -> str:

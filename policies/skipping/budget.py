@@ -111,9 +111,9 @@ class BudgetSkip(SkipSampler):
             self._state.update(length=MEMORY * before + (1 - MEMORY) * length, seen=True)
         kept = {block.layer for block in kept_blocks(layers)}
         skipped = [n for n in range(num_layers) if n not in kept]
-        found = [diagnostics[name] for name in ("kl_k1", "kl_k3") if name in diagnostics]
-        if skipped and found:
-            costs.update(skipped, sum(found) / len(found), self.noise)
+        estimates = [diagnostics[name] for name in ("kl_k1", "kl_k3") if name in diagnostics]
+        if skipped and estimates:
+            costs.update(skipped, sum(estimates) / len(estimates), self.noise)
 
     def metrics(self) -> dict[str, float]:
         """Of the last sample: the D it is expected to have, whether it tries a layer out, whether nothing fits."""

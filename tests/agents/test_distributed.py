@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.distributed import Ranks
+from agents.distributed import Ranks, join
+from benchmarks.experiment import follows
 from policies import Policy
+from registry import UsageError
 from tests.oracles.reft_agents import make, numbers, weights
 
 Found = tuple[dict[str, Any], np.ndarray]
@@ -190,3 +192,19 @@ def test_a_run_of_two_processes_goes_on_to_the_numbers_of_one(tmp_path: Path) ->
         assert row.get("evaluation", {}).get("right") == expected.get("evaluation", {}).get("right")
     assert {"result.json", "model"} <= set(os.listdir(tmp_path / "two"))
     assert json.loads((tmp_path / "two" / "provenance.json").read_text())["processes"] == 2
+
+
+def test_a_cluster_s_variables_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+    for alone in ("", "1", " 1"):
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        assert join() == Ranks() and not follows()
+    for wrong, needle in (("4", "not RANK"), ("four", "no whole number"), ("-2", "no whole number")):
+        monkeypatch.setenv("WORLD_SIZE", wrong)
+        with pytest.raises(UsageError, match=needle):
+            join()
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "3"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="RANK=3 is not below WORLD_SIZE=2"):
+        join()

@@ -6,8 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import agents  # noqa: F401 (registers)
+from agents.metrics import success_rates
+from agents.rollout import Rollout
 from registry import UsageError, problem_samplers
 
 
@@ -50,6 +53,29 @@ def test_curriculum_follows_a_target_that_moves() -> None:
         sampler.observe([0], np.array([0.5]), 8)
     right, wrong = sampler.state_dict()["0"]
     assert 0.45 < right / (right + wrong) <= 0.5
+
+
+def test_curriculum_of_a_finite_source_reaches_all_of_it() -> None:
+    sampler, rng = problem_samplers.make("curriculum", explore=0.0), np.random.default_rng(0)
+    drawn = np.concatenate([sampler.sample(64, 7_473, rng) for _ in range(20)])
+    assert drawn.max() > 7_000 and drawn.min() < 500
+    assert max(sampler.sample(64, None, rng).max() for _ in range(20)) < sampler.pool
+
+
+def test_a_curriculum_hears_of_successes_whatever_a_wrapper_makes_of_rewards() -> None:
+    right = [True, False, True, True]
+    for reward in ([1.0, 0.0, 1.0, 1.0], [-99.0, -100.0, -99.0, -99.0], [5.0, 4.0, 5.0, 5.0]):
+        column = torch.zeros(4, 1, dtype=torch.int64)
+        rollout = Rollout(
+            prompts=(column[0],) * 4,
+            tokens=column,
+            mask=column == 0,
+            behavior_logp=column.float(),
+            reward=torch.tensor(reward),
+            group=torch.tensor([0, 0, 1, 1]),
+            episodes=tuple({"is_success": one} for one in right),
+        )
+        assert success_rates(rollout, 2).tolist() == [0.5, 1.0]
 
 
 def test_curriculum_state_survives_json() -> None:

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import agents  # noqa: F401 (registers)
 from agents import ReFT, collect
 from agents.rollout import GroupMixture, Rollout
+from agents.watch import StaleData
 from envs.vector import MathReasonVector
 from policies import Policy
 from registry import UsageError, advantages, corrections
@@ -241,3 +242,19 @@ def test_microbatches_keep_groups_whole_where_they_fit(folder: str) -> None:
     agent.update.microbatch_tokens = 60
     runs = agent.update._microbatches(rollout, torch.tensor([0, 1, 2, 6, 7]))
     assert [run.tolist() for run in runs] == [[0, 1], [2, 6, 7]]  # 50, 30 + 7
+
+
+def test_reft_has_its_clip_where_a_rollout_gives_several_steps(folder: str) -> None:
+    """In a first step r = 1, so that nothing tells it from no correction; in later ones it bounds the ratio."""
+    weights_of = {}
+    for correction in ("none", "ppo-clip"):
+        agent = make(folder, correction=correction)
+        agent.iterate()
+        weights_of[correction] = weights(agent)
+    assert torch.equal(weights_of["none"], weights_of["ppo-clip"])
+    small = {"group_size": 4, "problems_per_batch": 6, "learning_rate": 1e-2, "seed": 3}
+    agent = agent_registry.make("reft", folder, CoinFlips(16), minibatches=3, **small)
+    metrics = agent.iterate()
+    assert metrics["weight_q01"] < metrics["weight_q50"] or metrics["weight_zero"] > 0
+    with pytest.warns(StaleData, match="ppo-clip"):
+        make(folder, correction="none", epochs=2)

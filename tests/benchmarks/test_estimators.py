@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import agents  # noqa: F401  registers the components
+from agents.corrections import Product
 from benchmarks.estimators import transformer
 from benchmarks.estimators.__main__ import main
 from benchmarks.estimators.adviser import read_means
@@ -215,6 +216,33 @@ def test_sampling_in_the_lab_agrees_with_enumeration():
     found, exact = sample_moments(cell, correction, made, Grouping(3, 1), 96), all_groups(cell, correction, made, 3)
     assert found.samples and float((found.mean - exact.mean).norm()) < 5 * math.sqrt(found.mean_error)
     assert found.variance == pytest.approx(exact.variance, rel=0.05)
+
+
+def test_an_advantage_that_depends_on_the_order_is_sampled_and_not_enumerated():
+    """PODS keeps by a stable sort: of equally rewarded completions the first of a group."""
+    cell, made = cell_of(3, 2, seed=7), advantages.make("down-sampled", keep=2)
+    correction = corrections.make("token-is")
+    found, exact = moments(cell, correction, made, Grouping(4, 1), 96), all_groups(cell, correction, made, 4)
+    assert found.samples and float((found.mean - exact.mean).norm()) < 5 * math.sqrt(found.mean_error)
+    assert found.variance == pytest.approx(exact.variance, rel=0.05)
+    for id in ("token-is", "defensive"):
+        with pytest.raises(UsageError, match="DownSampled depends on the order"):
+            enumerate_moments(cell, corrections.make(id), made, Grouping(4, 1))
+    assert moments(cell, correction, advantages.make("down-sampled", keep=4), Grouping(4, 1)).samples is None
+
+
+def test_a_mixed_factor_beside_one_that_looks_at_the_others_is_refused():
+    class GroupMask:
+        scope = "group"
+        corrects_mu = False
+
+        def __call__(self, logp, rollout, advantage):
+            return torch.ones_like(logp)
+
+    cell, made = cell_of(3, 2), advantages.make("reinforce")
+    with pytest.raises(UsageError, match="Defensive beside GroupMask"):
+        moments(cell, Product((corrections.make("defensive"), GroupMask())), made, Grouping(3, 1))
+    assert moments(cell, corrections.make("defensive*geometric-mask"), made, Grouping(3, 1)).samples is None
 
 
 def test_undeclared_scope_is_measured():

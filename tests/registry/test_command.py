@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
@@ -74,3 +75,15 @@ def test_what_is_no_assignment_names_its_option(text: str) -> None:
 def test_a_value_may_hold_the_sign() -> None:
     assert assignment("a.b=c=d") == ("a.b", "c=d")
     assert assignment("a=") == ("a", "")
+
+
+def test_a_console_that_lacks_a_character_shows_a_question_mark(monkeypatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+
+    @command()
+    def main(arguments=None):
+        print("Wenn \u82e5 = \u00e9")
+
+    assert main([]) == 0
+    assert written.getvalue() == "Wenn ? = \u00e9\n".encode("cp1252")

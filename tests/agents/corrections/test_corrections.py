@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import agents  # noqa: F401  registers the components
-from agents.corrections import SCOPES, Correction, ZeroWeights, exp, log_rho, traits, weigh
+from agents.corrections import SCOPES, Correction, Product, ZeroWeights, exp, log_rho, traits, weigh
 from agents.rollout import Rollout
-from benchmarks.estimators.contract import CHECKS, example
+from benchmarks.estimators.contract import CHECKS, example, relative_bias
 from registry import Registry, UsageError, corrections
 
 PRODUCTS = ["truncated-is*ppo-clip", "sequence-is*gspo", "defensive*sapo", "token-is*geometric-mask", "none*retrace"]
@@ -176,13 +176,47 @@ def test_product_counts_the_update_ratio_once():
         ("truncated-is*ppo-clip", "token", False),
         ("defensive*gspo", "group", True),
         ("ess-adaptive*ppo-clip", "batch", False),
-        ("sequence-is*token-is", "sequence", False),
+        ("sequence-is*geometric-mask", "sequence", False),
+        ("geometric-mask*base", "sequence", False),
         ("sequence-is*none", "sequence", True),
     ],
 )
 def test_product_declares_the_widest_scope(id, scope, unbiased):
     found = traits(corrections.make(id))
     assert (found.scope, found.unbiased) == (scope, unbiased)
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["token-is*base", "sequence-is*decoupled-ppo", "defensive*base", "sequence-is*token-is", "topr*retrace*ppo-clip"],
+)
+def test_product_takes_one_ratio_to_mu(id):
+    with pytest.raises(UsageError, match=r"one factor that corrects mu.*count twice"):
+        corrections.make(id)
+
+
+def test_an_undeclared_factor_counts_as_a_correction_and_a_declared_mask_does_not():
+    class Plain:
+        def __call__(self, logp, rollout, advantage):
+            return torch.ones_like(logp)
+
+    class Mask(Plain):
+        corrects_mu = False
+
+    with pytest.raises(UsageError, match="TokenIS and Plain"):
+        Product((corrections.make("token-is"), Plain()))
+    assert not traits(Product((corrections.make("token-is"), Mask()))).unbiased
+
+
+@pytest.mark.parametrize("id", [id for id in corrections.ids() if traits(corrections.make(id)).unbiased])
+@pytest.mark.parametrize("other", ["none", "geometric-mask", "ppo-clip", "base", "gspo"])
+def test_a_product_that_declares_unbiased_is(id, other):
+    try:
+        made = corrections.make(f"{id}*{other}")
+    except UsageError:
+        return
+    if traits(made).unbiased:
+        assert relative_bias(made) < 1e-10
 
 
 def test_product_takes_one_trust_region():

@@ -127,6 +127,17 @@ def test_arms_say_which_control_they_are_and_whether_they_skip():
     assert corrections_used == ["retrace", "retrace", "retrace", "retrace", "none", "retrace"]
 
 
+def test_a_recipe_divides_and_clips_as_its_source_does():
+    recipe = {"recipe": "dr-grpo-qwen2.5-math", "agents": ("reft",)}
+    spec = arms(Grid(**recipe))[0].specs[0]
+    assert spec.agent["aggregation"] == {"id": "constant", "max_tokens": spec.env["max_new_tokens"]}
+    assert spec.agent["correction"] == {"id": "ppo-clip", "eps_low": 0.2, "eps_high": 0.2}
+    other = arms(Grid(**recipe, set={"aggregation": "token-mean"}))[0].specs[0]
+    assert other.agent["aggregation"] == {"id": "token-mean"}
+    same = arms(Grid(**recipe, set={"aggregation": "constant"}))[0].specs[0]
+    assert same.agent["aggregation"] == spec.agent["aggregation"]
+
+
 def test_presets_resolve():
     for path in sorted(PRESETS.glob("*.toml")):
         if path.stem == "recipes":

@@ -54,6 +54,16 @@ def test_better_worse_and_not_distinguishable(tmp_path):
     assert "reft gained +65.0 points" in worse
 
 
+def test_runs_with_nothing_to_learn_from_are_named_with_the_cause(tmp_path):
+    found = compared(tmp_path, {})
+    assert "nothing to learn from" not in " ".join(summary(found))
+    for row in found.groups[0].arms[1].runs[1].training[1:]:
+        row |= {"sequences_used": 0.0, "rollout_accuracy": 0.0, "finish/length": 1.0, "mean_length": 2.0}
+    said = [line for line in summary(found) if "nothing to learn from" in line]
+    assert len(said) == 1 and "max_new_tokens" in said[0]
+    assert "in 1 of 2 runs (seed 1: iterations 2 to 4 of 4" in said[0]
+
+
 def test_no_gain_is_not_called_one(tmp_path):
     text = " ".join(summary(compared(tmp_path, dict.fromkeys(AGENTS, 0.25))))
     assert "reft did not measurably change" in text and " gained " not in text
@@ -266,8 +276,9 @@ def test_tensorboard_logs_hold_the_rows(tmp_path, capsys):
     from benchmarks.tensorboard import main
 
     folder = finish(arms(Grid(set=SET))[0].specs[0], tmp_path / "runs", 0.25, 0.75)
-    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "logs")]) == 0
-    log = EventAccumulator(capsys.readouterr().out.strip())
+    for _ in range(2):  # of a running run, and later again: each point once
+        assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "logs")]) == 0
+    log = EventAccumulator(capsys.readouterr().out.splitlines()[-1])
     log.Reload()
     assert folder.name in str(log.path)
     assert [(event.step, event.value) for event in log.Scalars("evaluation/greedy")] == [
@@ -277,3 +288,22 @@ def test_tensorboard_logs_hold_the_rows(tmp_path, capsys):
     ]
     assert len(log.Scalars("train/kl_k1")) == 4
     assert main([str(tmp_path / "nothing")]) == 2 and "holds no run" in capsys.readouterr().err
+
+
+def refuse_constant(name: str):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_results_are_strict_json_and_what_is_undefined_is_a_dash(tmp_path):
+    """Nobody gains: the time to the baseline's last accuracy is 0 of 0."""
+    found = compared(tmp_path / "runs", dict.fromkeys(AGENTS, 0.25))
+    assert np.isnan(found.groups[0].pairs[0].time_ratio.value)
+    write(found, tmp_path / "out")
+    stored = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=refuse_constant)
+    assert stored["groups"][0]["pairs"][0]["time_ratio"] == [None, None, None]
+    assert "never [" not in markdown(found) and "nan" not in markdown(found).lower()
+
+
+@pytest.mark.parametrize("stored", sorted(STORED.glob("**/*.json")), ids=lambda path: path.parent.name)
+def test_committed_json_is_strict(stored):
+    json.loads(stored.read_text(), parse_constant=refuse_constant)
