@@ -69,6 +69,8 @@ class Codec:
         self.template = template
         self.name = tokenizer
         self.tokenizer = load_tokenizer(tokenizer)
+        settings = _settings(tokenizer, "tokenizer_config.json")
+        self._kept = {key: settings[key] for key in ("tokenizer_class", "auto_map") if key in settings}
         self.vocab_size = vocab_size or len(self.tokenizer)
         self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
         self.stop_token_ids = self._stop_tokens(stop_token_ids)
@@ -129,7 +131,7 @@ class Codec:
         return self._opened + self.text(completion)
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def ending(self, completion: NDArray[np.int64]) -> str | None:
         """``eos`` (a stop token), ``stop`` (a stop string), or None while the completion goes on."""
@@ -181,13 +183,10 @@ class Codec:
         """Write the tokenizer for others to load, its settings as the folder that it is from has them: what reads them
         elsewhere may know that folder's class of tokenizers alone."""
         self.tokenizer.save_pretrained(folder)
-        settings = _settings(self.name, "tokenizer_config.json")
-        if settings:
-            written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            kept = {key: settings[key] for key in ("tokenizer_class", "auto_map") if key in settings}
-            (folder / "tokenizer_config.json").write_text(
-                json.dumps({**written, **kept}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+        if self._kept:
+            path = folder / "tokenizer_config.json"
+            written = {**json.loads(path.read_text(encoding="utf-8")), **self._kept}
+            path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _source(name: str) -> str:

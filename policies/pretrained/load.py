@@ -50,7 +50,9 @@ def load_config(name_or_path: str) -> Any:
     remedy = "give an existing folder, or a hub id while the hub is reachable"
     config = None
     with one_line(source, f"cannot read a model config from {source!r}", remedy):
-        config = transformers.AutoConfig.from_pretrained(source, local_files_only=_only_local(source))
+        config = transformers.AutoConfig.from_pretrained(
+            source, local_files_only=_only_local(source), trust_remote_code=False
+        )
     return config
 
 

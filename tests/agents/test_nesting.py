@@ -12,6 +12,7 @@ from agents import ReFT
 from policies import PatchedSubset, Policy
 from policies.nested import layers_of
 from policies.skipping.divergence import Length, states, write
+from registry import UsageError
 from tests.oracles.policy_checkpoints import random_model
 from tests.oracles.reft_agents import SKIP, CoinFlips, make, numbers, weights, write_batch
 
@@ -26,6 +27,19 @@ def test_a_subset_in_use_is_fitted_again_now_and_then(folder: str) -> None:
     assert agent.metrics["skip_ratio"] == 0.5
     assert agent.nesting.patcher.fitted is not None
     assert agent.nesting.patcher.fitted.layers == (0, 3)
+
+
+@pytest.mark.parametrize("patch", ["absorb", "heal"])
+def test_patches_that_the_layers_do_not_take_are_refused_before_training(patch: str) -> None:
+    gemma = Policy(random_model("gemma3", vocab_size=512))
+    with pytest.raises(UsageError, match="Gemma norms"):
+        make(gemma, sampler=SKIP, patch=patch)
+    with pytest.warns(UserWarning, match="falling back"):
+        slow = Policy(random_model(hidden_act="relu", vocab_size=512))
+    for arguments in ({"patch": patch}, {"rollout_dtype": "int8"}):
+        with pytest.raises(UsageError, match="transformers' own layers"):
+            make(slow, sampler=SKIP, **arguments)
+    assert make(slow, sampler=SKIP).iterate()["skip_ratio"] == 0.5
 
 
 def test_the_first_rollout_skips_nothing(folder: str) -> None:

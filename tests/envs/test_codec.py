@@ -187,7 +187,11 @@ def test_a_saved_tokenizer_is_of_the_class_that_its_folder_names(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "Qwen2Tokenizer"}))
     out = tmp_path / "out"
     out.mkdir()
-    Codec(templates.make("plain"), str(tmp_path)).save(out)
+    codec = Codec(templates.make("plain"), str(tmp_path))
+    settings = path.read_text()
+    path.unlink()  # the folder may be gone by then
+    codec.save(out)
+    path.write_text(settings)
     assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "Qwen2Tokenizer"
     text = "été <|im_end|> 1 + 1"
     one, other = (AutoTokenizer.from_pretrained(str(folder)) for folder in (tmp_path, out))

@@ -13,6 +13,7 @@ from benchmarks.layers.report import against_uniform, arms, pareto, ratio_interv
 from policies import Policy, check_subset
 from policies.nested import halves
 from registry import UsageError
+from tests.oracles.byte_checkpoints import byte_tokenizer, write_checkpoint
 
 FIELDS = ("sampler", "patch", "skipped", "num_layers", "layers", "kl_per_token", "tv", "speedup_ideal")
 SMALL = ["--prompts", "4", "--choose-prompts", "3", "--fit-prompts", "8", "--new-tokens", "8", "--threads", "1"]
@@ -183,3 +184,26 @@ def test_errors_name_the_value_and_what_to_do(arguments, words, capsys, monkeypa
 def test_an_unknown_field_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="layers"):
         sampler_of("fixed:layer=3", 0.2, 1)
+
+
+def test_patches_that_the_layers_do_not_take_are_left_out_before_anything_is_measured(tmp_path, capsys) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("sliding_attention", "full_attention")}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    write_checkpoint(
+        tmp_path,
+        "gemma3_text",
+        num_hidden_layers=4,
+        layer_types=kinds,
+        sliding_window=64,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        rope_parameters=rope,
+    )
+    out = tmp_path / "rows.json"
+    given = ["--policy", str(tmp_path), "--samplers", "uniform", "--skips", "1", "--pairs", "0", "--json", str(out)]
+    assert main([*SMALL, *given]) == 0
+    said = capsys.readouterr().err
+    assert "no rows of patch heal: Gemma norms" in said
+    assert said.index("no rows of patch heal") < said.index("nats per token")
+    assert {row["patch"] for row in json.loads(out.read_text())} <= {"none", "int8"}
