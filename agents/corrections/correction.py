@@ -88,12 +88,12 @@ class Traits:
 
 def traits(correction: Any) -> Traits:
     """The declarations of any correction, of a third party's plain class too."""
-    found = {name: getattr(correction, name, getattr(Correction, name)) for name in Traits.__dataclass_fields__}
-    if found["scope"] not in SCOPES:
-        raise UsageError(f"{type(correction).__name__}.scope={found['scope']!r} is not one of {', '.join(SCOPES)}")
-    if found["corrects_mu"] is None:
-        found["corrects_mu"] = not found["trust_region"]
-    return Traits(**found)
+    declared = {name: getattr(correction, name, getattr(Correction, name)) for name in Traits.__dataclass_fields__}
+    if declared["scope"] not in SCOPES:
+        raise UsageError(f"{type(correction).__name__}.scope={declared['scope']!r} is not one of {', '.join(SCOPES)}")
+    if declared["corrects_mu"] is None:
+        declared["corrects_mu"] = not declared["trust_region"]
+    return Traits(**declared)
 
 
 class ZeroWeights(UserWarning):
