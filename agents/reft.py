@@ -38,6 +38,7 @@ from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import noise_floor
 from agents.distributed import join, local_device
+from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
@@ -214,6 +215,8 @@ class ReFT(BaseAlgorithm):
             weight_decay=self.weight_decay,
             fused=True,
         )
+        behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
+        check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
         self.update = Update(
             self.target,
             self.optimizer,

@@ -20,8 +20,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import checkpoint
 from agents.distributed import Ranks, join
+from agents.memory import fitting_slots
 from benchmarks.experiment import BUDGETS, follows
-from benchmarks.experiment.evaluation import Evaluator
+from benchmarks.experiment.evaluation import SLOTS, Evaluator
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
@@ -134,7 +135,9 @@ class Training:
 
     def _train(self, agent: Any) -> Iterator[dict[str, Any]]:
         chosen = self.spec.evaluated
-        self.evaluator = Evaluator(agent.envs.unwrapped.task, chosen, self.ranks)
+        task = agent.envs.unwrapped.task
+        slots = max(1, fitting_slots(agent.target, task, agent.optimizer, SLOTS))  # memory decides, no number does
+        self.evaluator = Evaluator(task, chosen, self.ranks, slots)
         if not self.rows:
             yield self._evaluate(agent, whole=True)
         # What imports have left lives as long as the process: to look through it again and again takes up to a fifth of
