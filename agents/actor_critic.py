@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -103,6 +105,9 @@ class LanguageModelActorCritic(PredictsWithSlots, ActorCriticPolicy):
         self.action_net = self.features_extractor.target.model.lm_head
         self.value_net = Critic(self.features_dim, self._detached_critic)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _settings(self) -> dict[str, Any]:
+        return {"detached_critic": self._detached_critic}
 
     def set_training_mode(self, mode: bool) -> None:
         """Dropout stays off, so that probability ratios begin at 1."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from gymnasium.wrappers import vector as vector_wrappers
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.math_reason import MathReason
 from envs.sb3 import SB3VecEnv
+from envs.shaping import ShapedReward, ShapedRewardVector
 from envs.vector import MathReasonVector
 from registry import UsageError
 
@@ -57,6 +62,17 @@ def check_rollout_dtype(name: str | None) -> bool:
     return name == "int8"
 
 
+def check_parameters(given: Any, cls: type) -> None:
+    """Raise UsageError unless ``given`` is a dictionary such as ``get_parameters`` makes."""
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"set_parameters takes what get_parameters gives, not {given!r}: a saved agent is opened by "
+            f"{cls.__name__}.load"
+        )
+
+
+CHECKS = (PassiveEnvChecker, OrderEnforcing, Monitor)
+"""Wrappers of a single environment that change nothing of what an agent sees."""
 MOST_SLOTS = 256  # beyond this a step's products no longer gain from more rows on a CPU
 
 
@@ -71,22 +87,76 @@ def slots_of(env: Any, slots: int | None, episodes: int) -> int:
 
 
 def vector_env_of(env: Any, slots: int) -> VectorEnv:
-    """A gymnasium vector env over ``MathReasonVector``.
+    """A gymnasium vector env over ``MathReasonVector``. A single environment is widened to ``slots`` slots of the same
+    task; its reward parts (``ShapedReward``) are carried over.
 
     Raises:
-        UsageError: the environment is not a MathReason, or is inside an SB3 wrapper, which rollouts would bypass.
+        UsageError: the environment is not a MathReason, has a wrapper that rollouts would bypass, or is cut off before
+            its verdict.
     """
     if isinstance(env, str):
-        return gym.make_vec(env, num_envs=slots, copy=False)
+        return _with_verdicts(gym.make_vec(env, num_envs=slots, copy=False))
     if isinstance(env, SB3VecEnv):
-        return env.venv
+        return _with_verdicts(env.venv)
     if isinstance(env, VecEnv):
         raise UsageError(
             f"{type(env).__name__} would be bypassed: wrap the gymnasium vector env with gymnasium.wrappers.vector "
             "and pass that, or SB3VecEnv of it"
         )
     if isinstance(env, VectorEnv) and isinstance(env.unwrapped, MathReasonVector):
-        return env
+        return _with_verdicts(env)
     if isinstance(env, gym.Env) and isinstance(env.unwrapped, MathReason):
-        return MathReasonVector(num_envs=slots, copy=False, **asdict(env.unwrapped.task.spec))
+        return _widened(env, slots)
     raise UsageError(f"env={env!r} is no MathReason environment: pass an id, gym.make('MathReason-v0') or make_vec's")
+
+
+def _widened(env: gym.Env, slots: int) -> VectorEnv:
+    """A vector env of the single env's task, with the reward parts of its wrappers."""
+    spec = env.unwrapped.task.spec  # type: ignore[attr-defined]
+    parts: list[Any] = []
+    layer = env
+    while layer is not env.unwrapped:
+        assert isinstance(layer, gym.Wrapper)
+        limit = layer._max_episode_steps if type(layer) is TimeLimit else 0
+        if limit:
+            _check_limit(limit, spec.max_new_tokens)
+        elif type(layer) is ShapedReward:
+            parts.append(layer.parts)
+        elif type(layer) not in CHECKS:
+            raise _bypassed(type(layer))
+        layer = layer.env
+    if type(env.unwrapped) is not MathReason:
+        raise UsageError(
+            f"{type(env.unwrapped).__name__} would be bypassed: rollouts are collected in a MathReasonVector; pass a "
+            "vector env of your own that inherits from it"
+        )
+    venv: VectorEnv = MathReasonVector(num_envs=slots, copy=False, **asdict(spec))
+    for inner in reversed(parts):
+        venv = ShapedRewardVector(venv, inner)
+    return venv
+
+
+def _bypassed(wrapper: type) -> UsageError:
+    name = wrapper.__name__
+    counterpart = (
+        f"gymnasium.wrappers.vector.{name}" if hasattr(vector_wrappers, name) else "a gymnasium.vector.VectorWrapper"
+    )
+    return UsageError(
+        f"{name} of a single environment would be bypassed: rollouts are collected in a vector env; put "
+        f"{counterpart} around gym.make_vec('MathReason-v0', num_envs={MOST_SLOTS}) and pass that"
+    )
+
+
+def _with_verdicts(venv: VectorEnv) -> VectorEnv:
+    """The vector env, unless a limit of steps ends its episodes before the verifier has seen them."""
+    if isinstance(venv.unwrapped, MathReasonVector) and venv.unwrapped.max_episode_steps is not None:
+        _check_limit(venv.unwrapped.max_episode_steps, venv.unwrapped.task.spec.max_new_tokens)
+    return venv
+
+
+def _check_limit(steps: int, budget: int) -> None:
+    if steps < budget:
+        raise UsageError(
+            f"max_episode_steps={steps} (TimeLimit) would cut completions off before their verdict: "
+            f"pass max_new_tokens={steps} instead"
+        )

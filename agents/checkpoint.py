@@ -1,17 +1,27 @@
-"""Agents on disk: a Hugging Face folder with the optimizer (safetensors) and the agent's state (JSON) beside it."""
+"""Agents on disk: a Hugging Face folder with the optimizer (safetensors) and the agent's state (JSON) beside it.
+
+A name that ends in ``.zip``, as stable-baselines3's callbacks give it, names the folder without that ending. Into a
+buffer goes a zip of the folder, and such a file is read wherever a folder is.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from stable_baselines3.common.utils import get_system_info
 
-from registry import UsageError
+from agents.configuration import restored_arguments, restored_env, stored_arguments, stored_env
+from registry import UsageError, problem_samplers, skip_samplers
 
 STATE = "agent.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -20,14 +30,66 @@ PATCHES = "patches.safetensors"
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
 
-def save(agent: Any, path: Path) -> None:
+def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> None:
+    """Write the agent to the folder that ``target`` names, or a zip of that folder into the binary file ``target``.
+
+    Raises:
+        UsageError: ``exclude`` or ``include`` is given: a saved agent is whole.
+    """
+    if exclude is not None or include is not None:
+        raise UsageError(f"exclude={exclude!r}, include={include!r}: a saved agent is whole; leave both out")
+    if not hasattr(target, "write"):
+        _save_folder(agent, folder_of(target))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "agent"
+        _save_folder(agent, folder)
+        with zipfile.ZipFile(target, "w") as archive:
+            for file in sorted(folder.iterdir()):
+                archive.write(file, file.name)
+
+
+def folder_of(target: Any) -> Path:
+    """The folder that a path names, which may end in ``.zip``."""
+    path = Path(target)
+    return path.with_suffix("") if path.suffix == ".zip" else path
+
+
+def _find(source: Any) -> Any:
+    """Where a saved agent is: a folder, or a zip file of one.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if hasattr(source, "read"):
+        return source
+    folder = folder_of(source)
+    for path in (folder, Path(source), folder.with_name(folder.name + ".zip")):
+        if path.exists():
+            return path
+    raise UsageError(f"{folder} is no saved agent: there is no such folder, nor {folder.name}.zip")
+
+
+def _unpack(archive: Any) -> Path:
+    """A new folder with what is in a zip file."""
+    folder = Path(tempfile.mkdtemp(prefix="agent-"))
+    try:
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(folder)
+    except zipfile.BadZipFile as error:
+        shutil.rmtree(folder)
+        raise UsageError(f"{archive} is no saved agent: {error}; give what save wrote") from None
+    return folder
+
+
+def _save_folder(agent: Any, path: Path) -> None:
     """Write ``path`` whole or not at all: into a folder beside it, then renamed."""
     scratch = path.with_name(path.name + f".partial-{os.getpid()}")
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
     agent.target.save(scratch)
-    agent.envs.unwrapped.task.tokenizer.save_pretrained(scratch)
+    agent.envs.unwrapped.task.codec.save(scratch)
     if agent.target.adapter_rank:  # the folder's weights have them merged in
         save_file(agent.target.adapter_state_dict(), scratch / ADAPTERS)
     tensors, scalars = _optimizer_state(agent.optimizer)
@@ -37,7 +99,12 @@ def save(agent: Any, path: Path) -> None:
     patches, patched = agent.nesting.patcher.state_dict() if agent.nesting else ({}, {})
     if patches:
         save_file(patches, scratch / PATCHES)
+    arguments, left_out = stored_arguments(agent)
     state = {
+        "agent": type(agent).__name__,
+        "arguments": arguments,
+        "left_out": left_out,
+        "env": stored_env(agent.envs),
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
         "lora_rank": agent.target.adapter_rank,
@@ -51,23 +118,75 @@ def save(agent: Any, path: Path) -> None:
     if path.exists():
         path.rename(old)
     scratch.rename(path)
-    if old.exists():
+    if old.is_dir():
         shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
 
 
-def load(cls: type, path: Path, **arguments: Any) -> Any:
-    """An agent of ``cls`` from ``save``'s folder; ``arguments`` are its constructor's.
+def load(
+    cls: type,
+    source: Any,
+    env: Any = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    print_system_info: bool = False,
+    device: Any = None,
+    **given: Any,
+) -> Any:
+    """An agent of ``cls`` from what ``save`` wrote, with the arguments that it was made with.
 
-    ``lora_rank``, unless given, is that of the saved agent."""
-    if not (path / STATE).is_file():
+    Args:
+        source: a folder, with or without ``.zip`` at its end, or a binary file with a zip of one.
+        env: where it goes on; by default the saved agent's environment.
+        custom_objects: further arguments, as stable-baselines3's callers give those that cannot be read.
+        print_system_info: print the versions of what runs.
+        device: where it computes; by default that of the saved agent.
+        **given: arguments of the constructor, in place of those saved.
+
+    Raises:
+        UsageError: ``source`` is no saved agent of this class, an argument is unknown, or one is needed that could not
+            be saved.
+    """
+    if print_system_info:
+        print("== CURRENT SYSTEM INFO ==")
+        get_system_info()
+    given = {**(custom_objects or {}), **given, **({} if device is None else {"device": str(device)})}
+    if "policy" in given:
+        raise UsageError(f"policy={given['policy']!r}: the weights are the saved agent's; leave policy out")
+    place = _find(source)
+    if isinstance(place, Path) and place.is_dir():
+        return _load_folder(cls, place, env, given)
+    folder = _unpack(place)
+    try:
+        agent = _load_folder(cls, folder, env, given)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    weakref.finalize(agent, shutil.rmtree, folder, ignore_errors=True)  # its tokenizer goes by the folder's name
+    return agent
+
+
+def _load_folder(cls: type, folder: Path, env: Any, given: dict[str, Any]) -> Any:
+    if not (folder / STATE).is_file():
         raise UsageError(
-            f"{path} is no saved agent: {STATE} is missing (a plain model is loaded with policy={str(path)!r})"
+            f"{folder} is no saved agent: {STATE} is missing (a plain model is loaded with policy={str(folder)!r})"
         )
-    rank = json.loads((path / STATE).read_text()).get("lora_rank", 0)
-    if rank:
-        arguments.setdefault("lora_rank", rank)
-    agent = cls(policy=str(path), **arguments)
-    restore(agent, path)
+    try:
+        state = json.loads((folder / STATE).read_text())
+    except ValueError as error:
+        raise UsageError(f"{folder / STATE} is damaged ({error}): start anew from its weights with policy=") from None
+    if not (folder / OPTIMIZER).is_file():
+        raise UsageError(f"{folder} lacks {OPTIMIZER}: start anew from its weights with policy={str(folder)!r}")
+    if (folder / CRITIC).is_file() != hasattr(cls, "critic"):
+        raise UsageError(f"{folder} was saved by {state.get('agent', 'another class')}: load it with that")
+    arguments = restored_arguments(cls, state, given)
+    slots = arguments.pop("slots", None)
+    if env is None:
+        env = restored_env(cls, state, folder, slots)
+    elif getattr(env, "num_envs", None) is None or "slots" in given:
+        arguments["slots"] = slots
+    agent = cls(policy=str(folder), env=env, **arguments)
+    restore(agent, folder)
     return agent
 
 
@@ -75,7 +194,8 @@ def restore(agent: Any, path: Path) -> None:
     """Counters, optimizer, adapters and learned samplers of ``save``'s folder into an agent made with its weights.
 
     Raises:
-        UsageError: the agent's adapters are of another rank than the saved ones.
+        UsageError: the agent's adapters are of another rank than the saved ones, or a learned state has no taker: the
+            agent's sampler, problem sampler or patch is another one than that which learned it.
     """
     state = json.loads((path / STATE).read_text())
     rank = state.get("lora_rank", 0)
@@ -91,12 +211,35 @@ def restore(agent: Any, path: Path) -> None:
     _load_optimizer_state(agent.optimizer, load_file(path / OPTIMIZER), state["optimizer"])
     if hasattr(agent, "critic"):
         agent.critic.load_state_dict(load_file(path / CRITIC))
+    for group in agent.optimizer.param_groups:
+        group["weight_decay"] = getattr(agent, "weight_decay", group["weight_decay"])
     if (path / PATCHES).is_file():
+        if not agent.nesting.patcher.patch.tokens:
+            raise _no_taker(path, "patch", agent.nesting.patcher.patch)
         agent.nesting.patcher.load_state_dict(load_file(path / PATCHES), state["patches"])
     if state["sampler"]:
-        agent.nesting.sampler.load_state_dict(state["sampler"])
+        _give(path, state, "sampler", agent.nesting.sampler)
     if state["problems"]:
-        agent.problem_sampler.load_state_dict(state["problems"])
+        _give(path, state, "problem_sampler", agent.problem_sampler)
+
+
+def _give(path: Path, saved: Mapping[str, Any], name: str, taker: Any) -> None:
+    """Hand a learned state to the component of the kind that learned it."""
+    registry, key = {"sampler": (skip_samplers, "sampler"), "problem_sampler": (problem_samplers, "problems")}[name]
+    learner = saved.get("arguments", {}).get(name)
+    id = learner["id"] if isinstance(learner, dict) else learner
+    if id is not None and registry.get(id) is not type(taker):
+        raise _no_taker(path, name, taker)
+    taker.load_state_dict(saved[key])
+    if json.dumps(taker.state_dict(), sort_keys=True) != json.dumps(saved[key], sort_keys=True):
+        raise _no_taker(path, name, taker)
+
+
+def _no_taker(path: Path, name: str, taker: Any) -> UsageError:
+    return UsageError(
+        f"{path} holds what its {name} has learned, which {name}={taker!r} cannot go on with: leave {name} out, or "
+        f"start anew from the weights with policy={str(path)!r}"
+    )
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

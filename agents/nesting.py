@@ -44,6 +44,13 @@ class Nesting:
         self.layers: LayerSubset = ()
         self._patched: Nested = ()
 
+    def check(self, policy: Policy) -> None:
+        """Raise ``UsageError`` for what the policy's layers do not allow, before anything is trained."""
+        self.sampler.check(policy.num_layers)
+        self.patcher.patch.check(policy)
+        if self.int8:
+            policy.check_functional("int8 rollouts")
+
     def prepare(self, policy: Policy, task: Task, seed: int, ranks: Ranks) -> None:
         """Let the sampler measure its scores on a few training problems.
 

@@ -20,8 +20,8 @@ names both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,20 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
 
 from agents import checkpoint
-from agents.arguments import check_counts, check_lora_rank, check_rollout_dtype, slots_of, vector_env_of
+from agents.arguments import (
+    check_counts,
+    check_lora_rank,
+    check_parameters,
+    check_rollout_dtype,
+    slots_of,
+    vector_env_of,
+)
+from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import noise_floor
@@ -46,7 +55,7 @@ from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale
 from envs.sb3 import SB3VecEnv
-from policies import Behavior, LayerSubset, Nested, Policy
+from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
     UsageError,
     advantages,
@@ -111,6 +120,11 @@ class ReFT(BaseAlgorithm):
         verbose: stable-baselines3's: 1 prints the metrics of each logged iteration.
         device: where the policy computes, ``cpu`` or ``cuda``.
         seed: of everything drawn; equal seeds deal equal problems to every agent.
+
+    >>> agent = ReFT("tiny", "MathReason-v0", sampler="even", correction="retrace", problems_per_batch=2, group_size=2)
+    >>> metrics = agent.iterate()
+    >>> metrics["layers_kept"], metrics["skip_ratio"], agent.layers
+    (10.0, 0.16666666666666666, (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
     """
 
     parallel = True  # several processes can share a run
@@ -148,6 +162,7 @@ class ReFT(BaseAlgorithm):
         seed: int | None = 0,
         _init_setup_model: bool = True,
     ) -> None:
+        self.arguments = constructor_arguments(ReFT, locals())
         int8 = check_rollout_dtype(rollout_dtype)
         self.nesting = Nesting(skip_samplers.build(sampler), patches.build(patch), int8)
         self.correction = corrections.build(correction)
@@ -201,10 +216,11 @@ class ReFT(BaseAlgorithm):
             lora_rank=self.lora_rank,
             gradient_checkpointing=self.gradient_checkpointing,
             seed=self.seed or 0,
+            longest=self.envs.unwrapped.task.max_length,
         )
         self.target.temperature = self.temperature
         self.all_layers = tuple(range(self.target.num_layers))
-        self.nesting.sampler.check(self.target.num_layers)
+        self.nesting.check(self.target)
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.lr_schedule = FloatSchedule(self.learning_rate)
         trained = [p for p in self.target.parameters() if p.requires_grad]
@@ -215,6 +231,10 @@ class ReFT(BaseAlgorithm):
             weight_decay=self.weight_decay,
             fused=True,
         )
+        self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
+        self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        self._logger = Logger(None, [])
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
         self.update = Update(
@@ -237,6 +257,22 @@ class ReFT(BaseAlgorithm):
         assert isinstance(self.env, SB3VecEnv)
         return self.env.venv
 
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in another environment of equal spaces, given as to the constructor; its slots are the agent's.
+
+        Raises:
+            UsageError: the environment has another number of slots.
+        """
+        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
+        """``get_parameters``' weights and optimizer; rollouts then see them."""
+        check_parameters(load_path_or_dict, type(self))
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []
+
     def learn(
         self,
         total_timesteps: int,
@@ -256,9 +292,19 @@ class ReFT(BaseAlgorithm):
             except Interrupted:
                 break
             if log_interval and self.iteration % log_interval == 0:
-                self._dump()
+                self.dump_logs()
         hooks.on_training_end()
         return self
+
+    @property
+    def sampler(self) -> SkipSampler:
+        """What draws the layers that write."""
+        return self.nesting.sampler
+
+    @property
+    def patch(self) -> Any:
+        """How the layers kept make up for those skipped."""
+        return self.nesting.patcher.patch
 
     @property
     def layers(self) -> LayerSubset:
@@ -312,7 +358,8 @@ class ReFT(BaseAlgorithm):
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
-            written = collect(mu, self.envs, problems, self.group_size, count_steps(self, hooks), first_group)
+            on_step = count_steps(self, hooks)
+            written = collect(mu, self.envs, problems, self.group_size, on_step, first_group, defer=hooks is None)
             return mu.score(written, self.target, nested) if isinstance(mu, GroupMixture) else written
 
         if hooks is not None:
@@ -320,6 +367,13 @@ class ReFT(BaseAlgorithm):
         before = self.num_timesteps
         rollout = self.ranks.rollout(write, problems)
         self.num_timesteps = before + int(rollout.mask.sum())
+        ended = [
+            {**final, "episode": {"r": reward, "l": length}}
+            for final, reward, length in zip(
+                rollout.episodes, rollout.reward.tolist(), rollout.mask.sum(1).tolist(), strict=True
+            )
+        ]
+        self._update_info_buffer(ended, np.ones(len(ended), dtype=np.bool_))
         if hooks is not None:
             hooks.update_locals(locals())
             hooks.on_rollout_end()
@@ -343,9 +397,15 @@ class ReFT(BaseAlgorithm):
         length = self.envs.unwrapped.task.max_length
         return self.target.behavior(layers, self.env.num_envs, length, seed=seed)
 
-    def _dump(self) -> None:
+    def dump_logs(self) -> None:
+        """Write the last iteration's metrics, and means of the last episodes as SB3's algorithms do."""
         for name, value in self.metrics.items():
             self.logger.record(name if "/" in name else f"reft/{name}", value)
+        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
+            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
@@ -357,12 +417,24 @@ class ReFT(BaseAlgorithm):
         return self.policy.predict(observation, state, episode_start, deterministic)
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer beside it; nothing is pickled.
+        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer and the constructor's arguments
+        beside it; nothing is pickled. ``m.zip`` names the folder ``m``, and a binary file gets a zip of the folder.
         Under torchrun one process writes, and the others do not wait for it."""
         if self.ranks.leader:
-            checkpoint.save(self, Path(path))
+            checkpoint.save(self, path, exclude, include)
 
     @classmethod
-    def load(cls, path: Any, env: Any = "MathReason-v0", device: str = "cpu", **kwargs: Any) -> ReFT:  # type: ignore[override]
-        """An agent from ``save``'s folder, ready to go on: weights, optimizer, counters and learned samplers."""
-        return checkpoint.load(cls, Path(path), env=env, device=device, **kwargs)
+    def load(  # type: ignore[override]
+        cls,
+        path: Any,
+        env: Any = None,
+        device: str | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> ReFT:
+        """An agent from what ``save`` wrote, ready to go on: weights, optimizer, counters, learned samplers, and the
+        arguments and the environment that it was made with unless others are given. Every iteration begins with fresh
+        episodes, whatever ``force_reset``."""
+        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)

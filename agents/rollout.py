@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,18 +103,19 @@ class GroupMixture:
         return replace(rollout, by_target=by_target, behavior_logp=behavior_logp)
 
 
-# (tokens of the step, [S] which slots ended an episode, S terminal infos or {}) -> whether to go on
-OnStep = Callable[[int, NDArray[np.bool_], list[dict[str, Any]]], bool]
+# (tokens of the step, what SB3 calls its locals) -> whether to go on. The locals are ``actions`` [S], ``rewards`` [S],
+# ``dones`` [S], ``infos`` (S terminal infos or {}) and ``new_obs``.
+OnStep = Callable[[int, dict[str, Any]], bool]
 
 
 def count_steps(agent: Any, hooks: Any) -> OnStep:
     """Counts timesteps on the agent, a timestep being a token, and asks stable-baselines3's callbacks, if any."""
 
-    def on_step(tokens: int, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> bool:
+    def on_step(tokens: int, seen: dict[str, Any]) -> bool:
         agent.num_timesteps += tokens
         if hooks is None:
             return True
-        hooks.update_locals({"dones": dones, "infos": infos})  # SB3's callbacks look for these
+        hooks.update_locals({**seen, "new_obs": deepcopy(seen["new_obs"])})  # SB3's callbacks look for these
         return hooks.on_step()
 
     return on_step
@@ -129,6 +132,7 @@ def collect(
     group_size: int,
     on_step: OnStep | None = None,
     first_group: int = 0,
+    defer: bool = True,
 ) -> Rollout:
     """Deal ``problems`` x ``group_size`` episodes to the slots of ``envs`` and drain them all.
 
@@ -137,6 +141,7 @@ def collect(
         envs: a ``MathReasonVector``, or a gymnasium vector wrapper of one.
         on_step: called after each step; a false answer stops the rollout.
         first_group: where ``problems`` begin in a deck that several processes share.
+        defer: whether verdicts of workers may come after the last step; if not, no info is ``pending``.
 
     Returns:
         A ``Rollout`` in the order of the deck, whatever the number of slots.
@@ -154,9 +159,10 @@ def collect(
     episode = np.full(envs.num_envs, -1, dtype=np.int64)
 
     # A wrapper that shapes rewards must see them when they are given, so only the bare env may hand verdicts in later.
-    defer = envs is envs.unwrapped
+    defer = defer and envs is envs.unwrapped
     first = first_group * group_size
     options = {"deck": list(problems), "group_size": group_size, "first_group": first_group, "defer": defer}
+    began = perf_counter()
     obs, info = envs.reset(options=options)
     start = _begin(info, episode)
     while (live := obs["length"][:, 0] > 0).any():
@@ -171,8 +177,11 @@ def collect(
         for slot in np.flatnonzero(done):
             row = episode[slot] - first
             reward[row] = rewards[slot]
-            finals[row] = infos[slot] = {k: value[slot] for k, value in info["final_info"].items() if k[0] != "_"}
-        if on_step is not None and not on_step(int(live.sum()), done, infos):
+            finals[row] = {k: value[slot] for k, value in info["final_info"].items() if k[0] != "_"}
+            episode_info = {"r": float(rewards[slot]), "l": int(written[row]), "t": perf_counter() - began}
+            infos[slot] = {**finals[row], "episode": episode_info}
+        seen = {"actions": actions, "rewards": rewards, "dones": done, "infos": infos, "new_obs": obs}
+        if on_step is not None and not on_step(int(live.sum()), seen):
             raise Interrupted
         start = _begin(info, episode)
     for late, final in envs.settle() if defer else ():  # type: ignore[attr-defined]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from stable_baselines3.common.policies import BasePolicy
 
+from agents.checkpoint import CRITIC, folder_of
 from policies import Behavior, Policy
 from registry import UsageError
+
+POLICY = "policy.json"
 
 
 def target_of(
@@ -22,13 +27,15 @@ def target_of(
     lora_rank: int = 0,
     gradient_checkpointing: bool = False,
     seed: int = 0,
+    longest: int = 0,
 ) -> Policy:
     """The policy that an agent was given or names, with gradient checkpointing and low-rank adapters (alpha is twice
-    ``lora_rank``, ``seed`` that of their first factor) where they are asked for.
+    ``lora_rank``, ``seed`` that of their first factor) where they are asked for. ``longest`` is the most tokens of a
+    prompt and its completion.
 
     Raises:
-        UsageError: it cannot be loaded, its logits are not the environment's ``actions``, it has adapters already, or
-            gradient checkpointing is wanted of transformers' own layers.
+        UsageError: it cannot be loaded, its logits are not the environment's ``actions``, it has fewer positions than
+            ``longest``, it has adapters already, or gradient checkpointing is wanted of transformers' own layers.
     """
     target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
     count = int(actions.n) if isinstance(actions, spaces.Discrete) else None
@@ -36,9 +43,10 @@ def target_of(
         folder = repr("builtin" if given == "tiny" else given) if isinstance(given, str) else "its folder"
         raise UsageError(
             f"the policy has {target.vocab_size} logits, the environment {count} tokens: "
-            f"give the environment the policy's tokenizer (tokenizer={folder}) and, if its logits are padded, "
-            f"vocab_size={target.vocab_size}"
+            f"give the environment the policy's tokenizer (tokenizer={folder}) and, where that has another number of "
+            f"tokens, vocab_size={target.vocab_size}"
         )
+    target.check_length(longest)
     if gradient_checkpointing:
         if not target.functional:
             raise UsageError(
@@ -62,7 +70,59 @@ class PredictsWithSlots:
     """
 
     target: Policy
+    observation_space: spaces.Space
     _calls = 0
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; rollouts then see the new weights."""
+        keys = super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
+        self.target.refresh()
+        return keys
+
+    def save(self, path: Any) -> None:
+        """Write the model as a Hugging Face folder, with the value head, if there is one, and the spaces beside it:
+        what ``load`` takes. ``agent.save`` keeps the whole agent."""
+        folder = folder_of(path)
+        self.target.save(folder)
+        if hasattr(self, "value_net"):
+            save_file(self.value_net.state_dict(), folder / CRITIC)
+        assert isinstance(self.observation_space, spaces.Dict)
+        (length,) = self.observation_space["input_ids"].shape  # type: ignore[misc]
+        state = {"max_length": length, "temperature": self.target.temperature, **self._settings()}
+        (folder / POLICY).write_text(json.dumps(state))
+
+    @classmethod
+    def load(cls, path: Any, device: Any = "cpu") -> Any:
+        """A policy from ``save``'s folder.
+
+        Raises:
+            UsageError: ``save`` has not written it.
+        """
+        folder = folder_of(path)
+        if not (folder / POLICY).is_file():
+            raise UsageError(
+                f"{folder} is no saved policy: {POLICY} is missing (a saved agent is opened by the agent's own load, a "
+                f"plain model by policies.Policy.load)"
+            )
+        state = json.loads((folder / POLICY).read_text())
+        target = Policy.load(str(folder), "cpu" if str(device) == "auto" else str(device))
+        target.temperature = state.pop("temperature")
+        ids = spaces.Box(0, target.vocab_size - 1, (state["max_length"],), np.int64)
+        length = spaces.Box(0, state.pop("max_length"), (1,), np.int64)
+        observations = spaces.Dict({"input_ids": ids, "length": length})
+        policy = cls(observations, spaces.Discrete(target.vocab_size), lambda _: 0.0, target=target, **state)  # type: ignore[call-arg]
+        if hasattr(policy, "value_net"):
+            policy.value_net.load_state_dict(load_file(folder / CRITIC))
+        return policy
+
+    def _settings(self) -> dict[str, Any]:
+        """Further arguments of the constructor, JSON-able."""
+        return {}
+
+    def load_from_vector(self, vector: NDArray[np.float32]) -> None:
+        """SB3's; rollouts then see the new weights."""
+        super().load_from_vector(vector)  # type: ignore[misc]
+        self.target.refresh()
 
     def predict(
         self,

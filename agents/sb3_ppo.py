@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,8 @@ from torch import nn
 
 from agents import checkpoint
 from agents.actor_critic import LanguageModelActorCritic
-from agents.arguments import check_lora_rank, slots_of, vector_env_of
+from agents.arguments import check_lora_rank, check_parameters, slots_of, vector_env_of
+from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.metrics import episode_metrics
 from agents.rollout import Interrupted
@@ -73,6 +73,16 @@ class BudgetEndsEpisodes(SB3VecEnv):
         for info in infos:
             info.pop("TimeLimit.truncated", None)
         return observation, rewards, done, infos
+
+
+def check_steps(n_steps: int, env: SB3VecEnv) -> None:
+    """Raise UsageError where an iteration of ``n_steps`` may end no episode."""
+    budget = env.venv.unwrapped.task.spec.max_new_tokens  # type: ignore[attr-defined]
+    if n_steps < budget:
+        raise UsageError(
+            f"n_steps={n_steps} is less than the completion budget of {budget} tokens (max_new_tokens), so an "
+            f"iteration may end no episode: raise it to {budget} or more"
+        )
 
 
 @agents.register("sb3-ppo")
@@ -126,13 +136,9 @@ class SB3PPO(PPO):
         seed: int | None = 0,
         _init_setup_model: bool = True,
     ) -> None:
+        self.arguments = constructor_arguments(SB3PPO, locals())
         venv = BudgetEndsEpisodes(vector_env_of(env, slots_of(env, slots, SLOTS)))
-        budget = venv.venv.unwrapped.task.spec.max_new_tokens  # type: ignore[attr-defined]
-        if n_steps < budget:
-            raise UsageError(
-                f"n_steps={n_steps} is less than the completion budget of {budget} tokens (max_new_tokens), so an "
-                f"iteration may end no episode: raise it to {budget} or more"
-            )
+        check_steps(n_steps, venv)
         if batch_size < n_steps or batch_size % n_steps:
             raise UsageError(
                 f"batch_size={batch_size} must be a multiple of n_steps={n_steps}: minibatches are whole slots"
@@ -172,7 +178,12 @@ class SB3PPO(PPO):
     def _setup_model(self) -> None:
         """Load the target, then what SB3 sets up around it."""
         self.target = target_of(
-            self._given_policy, self.action_space, str(self.device), lora_rank=self.lora_rank, seed=self.seed or 0
+            self._given_policy,
+            self.action_space,
+            str(self.device),
+            lora_rank=self.lora_rank,
+            seed=self.seed or 0,
+            longest=self.envs.unwrapped.task.max_length,
         )
         self.policy_kwargs = {"target": self.target, "detached_critic": self._detached_critic}
         super()._setup_model()
@@ -201,6 +212,17 @@ class SB3PPO(PPO):
     def critic(self) -> nn.Module:
         """The value head."""
         return self.policy.value_net
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """As of ``agents.reft.ReFT``; the budget goes on to end episodes for good."""
+        venv = BudgetEndsEpisodes(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs)))
+        check_steps(self.n_steps, venv)
+        super().set_env(venv, force_reset)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
+        """``get_parameters``' weights and optimizer; rollouts then see them."""
+        check_parameters(load_path_or_dict, type(self))
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def iterate(self, hooks: BaseCallback | None = None) -> dict[str, float]:
         """One rollout and its updates, as ``learn`` does; returns the metrics."""
@@ -259,11 +281,22 @@ class SB3PPO(PPO):
         self.watch(self.metrics)
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, value head and optimizer beside it; nothing is
-        pickled."""
-        checkpoint.save(self, Path(path))
+        """Write a Hugging Face folder that ``from_pretrained`` takes, with value head, optimizer and the constructor's
+        arguments beside it; nothing is pickled. Names and buffers as for ``agents.reft.ReFT``."""
+        checkpoint.save(self, path, exclude, include)
 
     @classmethod
-    def load(cls, path: Any, env: Any = "MathReason-v0", device: str = "cpu", **kwargs: Any) -> SB3PPO:  # type: ignore[override]
-        """An agent from ``save``'s folder, ready to go on: weights, value head, optimizer and counters."""
-        return checkpoint.load(cls, Path(path), env=env, device=device, **kwargs)
+    def load(  # type: ignore[override]
+        cls,
+        path: Any,
+        env: Any = None,
+        device: str | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SB3PPO:
+        """An agent from what ``save`` wrote, ready to go on: weights, value head, optimizer, counters, and the
+        arguments and the environment that it was made with unless others are given. Every iteration begins with fresh
+        episodes, whatever ``force_reset``."""
+        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)

@@ -37,7 +37,7 @@ from envs.train_tokenizer import BUILT_IN
 from registry import UsageError, templates
 from registry.command import command
 
-DEPTH, HEAD = 12, 16
+DEPTH, HEAD, POSITIONS = 12, 16, 512
 TERSE_SHARE = {"bus": 0.7, "collection": 0.7, "comparison": 0.7, "bakery": 0.2, "garden": 0.2, "purchase": 0.2}
 
 
@@ -87,7 +87,7 @@ def new_model(width: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
         num_attention_heads=width // HEAD,
         num_key_value_heads=width // HEAD // 2,
         head_dim=HEAD,
-        max_position_embeddings=tokenizer.model_max_length,
+        max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

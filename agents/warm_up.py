@@ -19,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -58,33 +59,55 @@ class SupervisedWarmup:
 
 
 def demonstrations(task: Task, count: int) -> list[tuple[Tensor, Tensor]]:
-    """(prompt, completion) token ids of the worked solutions, EOS at the end, over-long ones left out.
+    """(prompt, completion) token ids of the worked solutions as the template has them (``Codec.demonstration``),
+    over-long ones left out.
 
     Raises:
-        UsageError: an unlimited source without a count, or no worked solution.
+        UsageError: an unlimited source without a count, no worked solution, or one that would not be right: its
+            completion ends early, or its answer is not the gold answer.
     """
     size = task.problems.size
     if size is None and not count:
         raise UsageError(f"{task.problems.name} is unlimited: say how many problems with problems=N")
-    eos = min(task.stop_token_ids)
-    pairs = []
+    completions = {}
     for index in range(min(size or count, count or size or 0)):
-        solution = task.problem(index).solution
-        if not solution:
+        problem = task.problem(index)
+        if not problem.solution:
             raise UsageError(
                 f"problem {index} of {task.problems.name} has no worked solution to learn from; use a source that has"
             )
-        lead = "" if solution[0].isspace() or task.spec.template != "plain" else " "
-        completion = [*task.tokenizer.encode(lead + solution, add_special_tokens=False), eos]
+        completion = task.codec.demonstration(problem.solution, problem.answer)
         if len(completion) <= task.spec.max_new_tokens:
-            pairs.append((torch.as_tensor(task.prompt(index)), torch.tensor(completion)))
-    if not pairs:
+            completions[index] = completion
+    if not completions:
         raise UsageError(f"no solution fits max_new_tokens={task.spec.max_new_tokens}: raise it")
-    return pairs
+    _check_right(task, completions)
+    return [(torch.as_tensor(task.prompt(n)), torch.as_tensor(completion)) for n, completion in completions.items()]
+
+
+def _check_right(task: Task, completions: dict[int, NDArray[np.int64]]) -> None:
+    """Raise ``UsageError`` for demonstrations, by index of the problem, that an episode would not end with or that
+    would earn nothing."""
+    verdicts = {index: task.verdict(completion, index) for index, completion in completions.items()}
+    faults = {}
+    for index, future in verdicts.items():
+        verdict, completion = future.result(), completions[index]
+        if verdict.reward < 1:
+            faults[index] = f"is {verdict.status} (answer {verdict.extracted!r}, gold {task.problem(index).answer!r})"
+        elif not task.codec.ends_once(completion):
+            faults[index] = "holds what ends a completion before its end"
+    if faults:
+        index, fault = next(iter(faults.items()))
+        raise UsageError(
+            f"{len(faults)} of {len(completions)} worked solutions of {task.problems.name} are no demonstration under "
+            f"template {task.spec.template!r}: that of problem {task.problem(index).id} {fault}; mend or leave out "
+            f"problems {', '.join(task.problem(n).id for n in list(faults)[:10])}{', ...' if len(faults) > 10 else ''}"
+        )
 
 
 def warm_up(policy: Policy, task: Task, spec: SupervisedWarmup) -> list[float]:
     """Train in place; returns the loss of each step in nats per token."""
+    policy.check_length(task.max_length)
     pairs = demonstrations(task, spec.problems)
     per_epoch = -(-len(pairs) // spec.batch)
     steps = spec.epochs * per_epoch
@@ -140,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     losses = warm_up(policy, task, spec)
     given.out.mkdir(parents=True, exist_ok=True)
     policy.save(given.out)
-    task.tokenizer.save_pretrained(given.out)
+    task.codec.save(given.out)
     tenth = max(1, len(losses) // 10)
     print(f"{len(losses)} steps, {np.mean(losses[:tenth]):.3f} -> {np.mean(losses[-tenth:]):.3f} nats per token")
     print(given.out)

@@ -108,8 +108,8 @@ def patched_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str
         layers = tuple(row["layers"])
         for patch in bench.options.patches:
             for number in range(bench.options.fits):
-                found = bench.patched(patch, layers, number)
-                yield bench.row(row["sampler"], layers, found, row["ratio"]) | {"patch": patch}
+                figures = bench.patched(patch, layers, number)
+                yield bench.row(row["sampler"], layers, figures, row["ratio"]) | {"patch": patch}
 
 
 def byte_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -117,11 +117,11 @@ def byte_sets(bench: Bench, plain: list[dict[str, Any]]) -> Iterator[dict[str, A
     sets = [("full", bench.full, 0.0), *((row["sampler"], tuple(row["layers"]), row["ratio"]) for row in plain)]
     for sampler, layers, ratio in sets:
         try:
-            found = bench.divergence(with_int8(layers))
+            figures = bench.divergence(with_int8(layers))
         except UsageError as error:
             print(f"no int8 rows: {error}", file=sys.stderr)
             return
-        yield bench.row(sampler, layers, found, ratio, int8=True)
+        yield bench.row(sampler, layers, figures, ratio, int8=True)
 
 
 def worth_a_patch(plain: list[dict[str, Any]], samplers: list[str] | None) -> list[dict[str, Any]]:
@@ -144,9 +144,9 @@ def single_layers(bench: Bench) -> Iterator[dict[str, Any]]:
     for half in (None, *HALVES):
         for n, one in enumerate(bench.probe.each(half)):
             subset = without([n if half is None else f"{n}.{half}"], total)
-            found = {"kl_per_token": one.kl, "kl_reverse": one.kl_reverse, "tv": one.tv, "acceptance": 1 - one.tv}
-            found |= {"mean_length": length, "D": one.kl * length, "influence": bench.probe.influence[n]}
-            yield bench.row("one layer" if half is None else f"one {half}", subset, found, None)
+            figures = {"kl_per_token": one.kl, "kl_reverse": one.kl_reverse, "tv": one.tv, "acceptance": 1 - one.tv}
+            figures |= {"mean_length": length, "D": one.kl * length, "influence": bench.probe.influence[n]}
+            yield bench.row("one layer" if half is None else f"one {half}", subset, figures, None)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -166,6 +166,18 @@ def check(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least {least}")
     if min(options.skips) < 1:
         raise UsageError(f"--skips {min(options.skips)}: give at least 1")
+
+
+def leave_out_patches(bench: Bench) -> None:
+    """Leave out, with a sentence, the patches that the policy's layers do not take."""
+    kept = []
+    for spec in bench.options.patches:
+        try:
+            make_component(patches, spec).check(bench.policy)
+            kept.append(spec)
+        except UsageError as error:
+            print(f"no rows of patch {spec}: {error}", file=sys.stderr)
+    bench.options.patches = kept
 
 
 def collect_rows(bench: Bench) -> list[dict[str, Any]]:
@@ -207,6 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     bench = make_bench(options)
     for spec in options.samplers or ():
         sampler_of(spec, max(options.skips) / bench.policy.num_layers, options.border)
+    leave_out_patches(bench)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     rows = collect_rows(bench)

@@ -31,7 +31,8 @@ def _register() -> None:
         register("MathReason-v0", **entry)
     for name, source in PUBLISHED.items():
         if f"MathReason/{name}-v0" not in registry:
-            kwargs = {"problems": name, "split": source.default_split, "max_prompt_tokens": 1024, "max_new_tokens": 512}
+            budgets = {"max_prompt_tokens": source.max_prompt_tokens, "max_new_tokens": 512}
+            kwargs = {"problems": name, "split": source.default_split, **budgets}
             register(f"MathReason/{name}-v0", kwargs=kwargs, **entry)
 
 

@@ -4,9 +4,10 @@
     python -m envs.grade labelled.jsonl --table
 
 A row has ``id``, ``gold`` and ``completion``; ``gen: [prefix, unit, n, suffix]`` may stand for a long completion, and
-other fields are ignored. For each row one JSON row is written: ``id``, ``reward`` (0 or 1), ``status``, ``extracted``
-and ``seconds``. ``--table`` writes instead, for rows with ``kind`` and ``expected``, a Markdown table of the agreement
-per kind, next to math-verify with its own defaults.
+other fields are ignored. ``gold`` is what the answer column of a data set may be: text, a number, a worked solution, or
+a list of accepted answers; ``completion`` is text or a list of chat messages. For each row one JSON row is written:
+``id``, ``reward`` (0 or 1), ``status``, ``extracted`` and ``seconds``. ``--table`` writes instead, for rows with
+``kind`` and ``expected``, a Markdown table of the agreement per kind, next to math-verify with its own defaults.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import envs.templates  # noqa: F401 (registers the templates)
-from envs.verifier import Verifier
+from envs.problems.readers import numbered_lines, unreadable
+from envs.verifier import Verifier, check_gold
+from envs.verifier.extract import completion_text
+from envs.verifier.gold import read_gold
 from registry import UsageError, templates
 from registry.command import command
 
@@ -31,10 +35,9 @@ def rows_of(path: Path) -> Iterator[Row]:
     """Rows with ``id``, ``gold`` and ``completion``; raises ``UsageError`` naming the line that is none."""
     if not path.is_file():
         raise UsageError(f"no file {str(path)!r}; give JSON lines with id, gold and completion")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _row(line, f"{path}, line {number}", number)
+    with unreadable(f"{path} cannot be read as JSON lines"):
+        for number, line in numbered_lines(path):
+            yield _row(line, f"{path}, line {number}", number)
 
 
 def _row(line: str, where: str, number: int) -> Row:
@@ -50,9 +53,12 @@ def _row(line: str, where: str, number: int) -> Row:
             row["completion"] = prefix + unit * count + suffix
         except (KeyError, TypeError, ValueError):
             raise UsageError(f"{where} has no 'completion', nor a 'gen' of [prefix, unit, n, suffix]") from None
-    if not isinstance(row["completion"], str):
-        raise UsageError(f"{where}: 'completion' must be text, not {type(row['completion']).__name__}")
-    return {**row, "id": row.get("id", number), "gold": str(row["gold"])}
+    try:
+        completion = completion_text(row["completion"])
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    check_gold(row["gold"], where)
+    return {**row, "id": row.get("id", number), "completion": completion}
 
 
 def grade(row: Row, verifier: Verifier) -> Row:
@@ -68,12 +74,12 @@ def grade(row: Row, verifier: Verifier) -> Row:
     }
 
 
-def math_verify_defaults(gold: str, completion: str) -> int:
+def math_verify_defaults(gold: Any, completion: str) -> int:
     """math-verify as its documentation shows it: the gold answer in a box, the completion as it is. Main thread only
     (it times out by SIGALRM)."""
     from math_verify import parse, verify
 
-    return int(verify(parse(f"\\boxed{{{gold}}}"), parse(completion)))
+    return int(any(verify(parse(f"\\boxed{{{one}}}"), parse(completion)) for one in read_gold(gold, "the row")))
 
 
 def table(rows: list[Row], verifier: Verifier) -> str:

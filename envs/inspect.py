@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from envs.problem import Problem, Problems
-from envs.problems import duplicates, load_problems, overlap, source_of
+from envs.problems import duplicates, has_one_split, load_problems, overlap, source_of
 from envs.templates import Template
 from envs.verifier.literal import Literal
 from envs.verifier.notation import normalise
@@ -88,8 +88,10 @@ def repetition_lines(
         return []
     lines = [repetition_line(problems, duplicates(problems), problems, "repeated questions")]
     other_name, _, other_split = against.rpartition("@") if against and "@" in against else (name, "", against)
-    whole = {key: value for key, value in options.items() if key not in ("limit", "subset", "shuffle")}
-    guess = {"train": "test", "test": "train"}.get(split)
+    whole = {key: value for key, value in options.items() if key not in ("limit", "subset", "shuffle", "omit")}
+    guess = None if has_one_split(name) else {"train": "test", "test": "train"}.get(split)
+    if against and other_name == name and has_one_split(name):
+        raise UsageError(f"--against {against!r}: {name} has no splits; give another set, as in --against SET@{split}")
     if not (other_split or guess):
         return lines
     try:
@@ -97,10 +99,10 @@ def repetition_lines(
             known = fields_of(type(source_of(other_name)))
             whole = {key: value for key, value in whole.items() if key in known}
         other = load_problems(other_name, other_split or guess or "", **whole)
-    except UsageError:
+    except UsageError as error:
         if against:
             raise
-        return lines  # there is no other split to compare with
+        return [*lines, f"not compared with another split: {error}"]
     if other.size is not None and other.name != problems.name:
         lines.append(repetition_line(problems, overlap(problems, other), other, f"questions also in {other.name}"))
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import fields
 from typing import Any
 
@@ -32,7 +33,10 @@ class MathReason(gym.Env[Observation, np.int64]):
     Observation: ``{"input_ids": [L] int64, "length": [1] int64}``, the prefix (prompt and completion so far) padded to
     L = max_prompt_tokens + max_new_tokens. Action: the next token, ``Discrete(V)``. Reward: 1 or 0 on the last token
     (``reward_parts`` are added there), 0 before. EOS or a stop string terminates, even on the last allowed token;
-    length truncates.
+    length truncates, with the verdict's reward in full: it is the end of the task rather than a time limit, so an
+    algorithm that bootstraps a value at truncations (SB3's do) counts too much there unless it is told.
+
+    The environment can be copied (``copy.deepcopy``) and pickled in mid-episode; copies go on by themselves.
 
     Reset options: ``problem_index``. Reset info: problem_id, problem_index, group_id, sample_idx, episode_id,
     prompt_len; terminal info adds is_success, finish_reason, response_len, extracted, status, and with reward parts
@@ -73,7 +77,7 @@ class MathReason(gym.Env[Observation, np.int64]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode on ``options["problem_index"]`` or on a uniformly drawn problem. A seed restarts the count
         of episodes as well."""
-        super().reset(seed=seed)
+        super().reset(seed=plain_seed(seed))
         if seed is not None:
             self._episodes = 0
         index = reset_index(options)
@@ -133,6 +137,14 @@ class MathReason(gym.Env[Observation, np.int64]):
 
     def _observation(self) -> Observation:
         return {"input_ids": self._ids.copy(), "length": np.array([self._length], dtype=np.int64)}
+
+
+def plain_seed(seed: Any) -> int | None:
+    """A seed as gymnasium takes it; any integer type, such as numpy's, is one. Raises UsageError for others."""
+    try:
+        return None if seed is None else operator.index(seed)
+    except TypeError:
+        raise UsageError(f"seed={seed!r} is no integer: give one of at least 0") from None
 
 
 def reset_index(options: dict[str, Any] | None) -> int | None:

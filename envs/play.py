@@ -23,14 +23,14 @@ def play(env: gym.Env, seed: int | None = None, problem: int | None = None, read
     assert isinstance(game, MathReason)
     env.reset(seed=seed, options=None if problem is None else {"problem_index": problem})
     print("Type your solution and end it with an empty line.", env.render(), sep="\n\n", end="", flush=True)
-    lead, over, reward = " ", False, 0.0
+    lead, over, reward = game.task.template.gap, False, 0.0
     while not over:
         try:
             line = read()
         except EOFError:
             line = ""
         text_tokens = game.task.tokenizer(lead + line, add_special_tokens=False)["input_ids"]
-        for token in text_tokens if line else [min(game.task.stop_token_ids)]:
+        for token in text_tokens if line else [game.task.codec.end_token()]:
             _, gained, terminated, truncated, _ = env.step(token)
             reward, over = float(gained), terminated or truncated
             if over:

@@ -21,6 +21,7 @@ class Problem:
         id: unique within its source.
         solution: a worked solution if the source has one (supervised warm-up trains on it), else ``""``.
         scorer: who judges an answer that is not ``answer`` itself, as JSON for a worker process; ``""`` for comparison.
+        alternatives: further accepted answers, where a source lists several spellings or roundings; any one is right.
         theme: what the question is about, where the source says so (``bus``, ``garden``), else ``""``.
 
     >>> Problem(question="How much is 3 * 4?", answer="12", source="mine/train", id="0").answer
@@ -34,6 +35,7 @@ class Problem:
     solution: str = ""
     scorer: str = ""
     theme: str = ""
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

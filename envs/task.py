@@ -5,42 +5,24 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from envs.codec import BUILTIN_TOKENIZER, Codec, load_tokenizer
 from envs.problem import PENDING, Problem, Problems, Verdict
 from envs.problems import load_problems
 from envs.shaping import RewardPart, make_parts, shape
 from envs.templates import Template
 from envs.verifier import Verifier
 from registry import UsageError, did_you_mean, templates
-from registry.hub import hub_unreachable
 
-BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
+__all__ = ["BUILTIN_TOKENIZER", "Task", "TaskSpec", "final_info", "load_tokenizer", "start_info"]
+
 REWARDS = ("verified", "random")
 UNLIMITED = 2**31  # an unlimited source is indexed from 0 to here
-
-
-@lru_cache(maxsize=8)
-def load_tokenizer(name: str) -> Any:
-    """A transformers fast tokenizer: ``builtin``, a folder or a hub id. Raises UsageError when there is none."""
-    from transformers import PreTrainedTokenizerFast
-
-    source = str(BUILTIN_TOKENIZER) if name == "builtin" else name
-    if name != "builtin" and (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
-        raise UsageError(f"tokenizer={name!r}: no such folder; give a Hugging Face folder, a hub id or 'builtin'")
-    try:
-        cached_only = Path(source).is_dir() or hub_unreachable()
-        return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=cached_only)
-    except Exception as error:  # the hub client raises many kinds; each means the same to the caller
-        raise UsageError(
-            f"tokenizer={name!r} could not be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "give a Hugging Face folder with tokenizer.json, a reachable hub id or 'builtin'"
-        ) from error
 
 
 def _reward_parts(given: Any) -> tuple[RewardPart, ...]:
@@ -70,8 +52,10 @@ class TaskSpec:
         template: how a question becomes a prompt: a name of ``registry.templates``, see ``envs.templates``.
         max_prompt_tokens: budget of a prompt; a longer one is an error, never cut.
         max_new_tokens: budget of a completion; an episode of that length is truncated (and still verified).
-        vocab_size: number of actions; default the tokenizer's. Models may pad their logits to more.
-        stop_token_ids: tokens that end a completion; default the tokenizer's EOS.
+        vocab_size: number of actions; default the tokenizer's. Models may pad their logits to more, or have none for
+            tokens that their tokenizer adds, as long as no prompt, stop or pad token is among those.
+        stop_token_ids: tokens that end a completion; default the tokenizer's EOS and what the generation settings of
+            its folder list.
         reward: ``verified``, or ``random``: a coin flip instead, as a control arm. The info keeps the true verdict.
         reward_parts: what is added to that reward on the last token: ids of ``registry.reward_parts`` (``format``,
             ``length-penalty``) or ``{"id": ..., field: value}``. The control arm keeps them, so that it shows what they
@@ -103,31 +87,37 @@ class Task:
         self.spec = spec
         self.reward_parts = _reward_parts(spec.reward_parts)
         self.template: Template = templates.make(spec.template)
-        self.tokenizer = load_tokenizer(spec.tokenizer)
-        self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
-        self.verifier = Verifier(self.template.extract)
-        self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
-        self.vocab_size = spec.vocab_size or len(self.tokenizer)
-        if self.vocab_size < len(self.tokenizer):
+        self.codec = Codec(self.template, spec.tokenizer, spec.vocab_size, spec.stop_token_ids)
+        self.tokenizer = self.codec.tokenizer
+        self.vocab_size = self.codec.vocab_size
+        self.stop_token_ids = self.codec.stop_token_ids
+        self.pad_token_id = self.codec.pad_token_id
+        if not isinstance(spec.problems, str):
             raise UsageError(
-                f"vocab_size={self.vocab_size} is smaller than the tokenizer's {len(self.tokenizer)} tokens; "
-                "the policy and the tokenizer belong to different models"
+                f"problems={str(spec.problems)[:60]!r} is {type(spec.problems).__name__}, and an environment takes "
+                "only JSON: give a name or a path as text, or 'module:function', which returns rows in memory"
             )
-        self.stop_token_ids = self._stop_tokens()
-        self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
+        self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
+        self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
         self._prompts: dict[int, NDArray[np.int64]] = {}
-        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)  # generated ones are made anew each time
+        self._connect()
         self._check_prompts()
 
-    def _stop_tokens(self) -> frozenset[int]:
-        """EOS, and the template's stop strings that are one token: as special tokens they never show in the text."""
-        vocabulary = self.tokenizer.get_vocab() if self.template.stop else {}
-        stops = {vocabulary[stop] for stop in self.template.stop if stop in vocabulary}
-        if self.spec.stop_token_ids is not None:
-            return frozenset({*stops, *(int(t) for t in self.spec.stop_token_ids)})
-        if self.tokenizer.eos_token_id is None:
-            raise UsageError(f"tokenizer={self.spec.tokenizer!r} has no EOS token; pass stop_token_ids=(...)")
-        return frozenset({*stops, int(self.tokenizer.eos_token_id)})
+    def _connect(self) -> None:
+        """What belongs to this process: the verifier's workers, and a memo of generated problems."""
+        self.verifier = Verifier(self.template.extract)
+        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("verifier", "_problem")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        """The task itself, which no episode changes: copies of an environment share it."""
+        return self
 
     def _check_prompts(self) -> None:
         """A finite source is checked at once, so that hours later no prompt turns out too long."""
@@ -146,7 +136,7 @@ class Task:
     def _tokenize(self, index: int) -> NDArray[np.int64]:
         ids = self._prompts.get(index)
         if ids is None:
-            ids = np.asarray(self.template.prompt_ids(self._problem(index).question, self.tokenizer), dtype=np.int64)
+            ids = self.codec.prompt(self._problem(index).question)
             if self.problems.size is not None or len(self._prompts) < 100_000:
                 self._prompts[index] = ids
         return ids
@@ -173,24 +163,16 @@ class Task:
         return int(rng.integers(self.problems.size if self.problems.size is not None else UNLIMITED))
 
     def text(self, completion: NDArray[np.int64]) -> str:
-        """The completion's text, without special tokens."""
-        return self.tokenizer.decode(completion.tolist(), skip_special_tokens=True)
+        """The completion's text, as ``Codec.text``."""
+        return self.codec.text(completion)
 
     def finish_reason(self, completion: NDArray[np.int64]) -> str | None:
         """``eos``, ``stop`` (a stop string), ``length``, or None while the completion goes on."""
-        if int(completion[-1]) in self.stop_token_ids:
-            return "eos"
-        if self.template.stop:
-            # A stop string may share its first token with earlier text, so a tail a little longer than it is decoded.
-            longest = max(len(stop) for stop in self.template.stop)
-            tail = self.text(completion[-(longest + 4) :])
-            if any(stop in tail for stop in self.template.stop):
-                return "stop"
-        return "length" if len(completion) >= self.spec.max_new_tokens else None
+        return self.codec.ending(completion) or ("length" if len(completion) >= self.spec.max_new_tokens else None)
 
     def verdict(self, completion: NDArray[np.int64], index: int) -> Future[Verdict]:
         """The verdict on a completion of problem ``index``, already finished unless a worker is needed."""
-        return self.verifier.submit(self.text(completion), self.problem(index))
+        return self.verifier.submit(self.codec.graded_text(completion), self.problem(index))
 
     def outcome(
         self, start: dict[str, Any], reason: str, completion: NDArray[np.int64], verdict: Verdict

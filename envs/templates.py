@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
-from envs.verifier.extract import Extraction, extract, extract_tagged
+from envs.verifier.extract import Extraction, extract, extract_tagged, last_box
 from registry import UsageError, templates
 
 BOX_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -20,14 +22,18 @@ R1_PREAMBLE = (
     "enclosed within <think> </think> and <answer> </answer> tags, and the final answer is put in \\boxed{}."
 )
 
+_MARK = "\ue000question\ue000"  # stands for the question where a template is asked what it puts around one
+
 
 @dataclass(frozen=True)
 class Template:
-    """Prompt, stop strings and answer extractor, together. A subclass has ``render`` at least.
+    """Prompt, stop strings, demonstrations and answer extractor, together. A subclass has ``render`` at least.
 
     Attributes:
         stop: strings that end a completion besides the EOS token.
         holds_special_tokens: whether the prompt's text has every special token in it already.
+        asks_for_box: whether the prompt asks for the answer in a box.
+        gap: what a completion begins with after the prompt.
 
     >>> from registry import templates
     >>> plain = templates.make("plain")
@@ -39,6 +45,8 @@ class Template:
 
     stop: ClassVar[tuple[str, ...]] = ()
     holds_special_tokens: ClassVar[bool] = False
+    asks_for_box: ClassVar[bool] = False
+    gap: ClassVar[str] = ""
 
     def render(self, question: str, tokenizer: Any) -> str:
         """The prompt's text for a stripped question."""
@@ -57,18 +65,90 @@ class Template:
         """The prompt's token ids.
 
         Whether a BOS token leads is the tokenizer's own custom, except where the text already begins with it (chat
-        templates write it out), so that it never stands there twice.
+        templates write it out), so that it never stands there twice. No token that the text does not have follows it:
+        a tokenizer that appends EOS would end the completion before it begins. Special tokens are the template's:
+        where a question spells one, that is text. Raises UsageError if the template alters such a question.
         """
         text = self.prompt(question, tokenizer)
         bos = getattr(tokenizer, "bos_token", None)
         is_whole = self.holds_special_tokens or bool(bos and text.startswith(bos))
-        return list(tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
+        special = _special_tokens(tokenizer)
+        if not special.search(question):
+            return _ids(text, tokenizer, add_special_tokens=not is_whole)
+        before, after = self._around(question.strip(), tokenizer)
+        start = max((match.end() for match in special.finditer(before)), default=0)
+        end = next((match.start() for match in special.finditer(after)), len(after))
+        written = before[start:] + question.strip() + after[:end]
+        ids = _ids(before[:start], tokenizer, add_special_tokens=not is_whole) if start else []
+        ids += _ids(written, tokenizer, add_special_tokens=not is_whole and not start, split_special_tokens=True)
+        return ids + _ids(after[end:], tokenizer, add_special_tokens=False)
+
+    def _around(self, question: str, tokenizer: Any) -> tuple[str, str]:
+        """The prompt's text before and after a stripped question."""
+        before, _, after = self.render(_MARK, tokenizer).partition(_MARK)
+        if before + question + after != self.render(question, tokenizer):
+            raise UsageError(
+                f"the question {question[:80]!r} spells a special token, and the template alters it, so that it cannot "
+                "be kept as text: leave that problem out"
+            )
+        return before, after
+
+    def opens_thought(self, tokenizer: Any) -> bool:
+        """Whether the prompt ends within a ``<think>`` of its own, which a completion then closes."""
+        after = self.render(_MARK, tokenizer).rpartition(_MARK)[2]
+        return after.rfind("<think>") > after.rfind("</think>")
+
+    def ending(self, tokenizer: Any) -> str:
+        """The text of what ends a good completion; ``""`` where that is the EOS token."""
+        return ""
+
+    def demonstration(self, solution: str, answer: str, opened: bool = False) -> str:
+        """A worked solution as a completion, without its ending: its answer stands where ``extract`` looks for it.
+
+        Args:
+            solution: not empty. Its own statement of the answer goes before ``answer``.
+            answer: the gold answer.
+            opened: whether the prompt has opened a thought (``opens_thought``).
+        """
+        stated = extract(solution)[0]
+        if opened:
+            return f"{solution}\n</think>\n\n\\boxed{{{stated or answer}}}"
+        if self.asks_for_box and not last_box(solution):
+            head, mark, rest = solution.rpartition("####")
+            shown = head.rstrip() if mark and rest.strip() == stated else solution
+            return f"{shown}\n\\boxed{{{stated or answer}}}"
+        lead = "" if solution[0].isspace() else self.gap
+        return lead + solution + ("" if stated else f"\n#### {answer}")
+
+
+def _ids(text: str, tokenizer: Any, add_special_tokens: bool, split_special_tokens: bool = False) -> list[int]:
+    """Token ids of a text, without any that the tokenizer appends."""
+    encoded = tokenizer(
+        text,
+        add_special_tokens=add_special_tokens,
+        split_special_tokens=split_special_tokens,
+        return_special_tokens_mask=True,
+    )
+    ids, appended = list(encoded["input_ids"]), encoded["special_tokens_mask"]
+    while ids and add_special_tokens and text and appended[len(ids) - 1]:
+        ids.pop()
+    return ids
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches every special token as text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    spelled = {str(token) for token in added if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))
+    return re.compile("|".join(map(re.escape, sorted(filter(None, spelled), key=len, reverse=True))) or r"(?!)")
 
 
 @templates.register("plain")
 @dataclass(frozen=True)
 class Plain(Template):
     """``Question: ...``, then ``Answer:`` on a line of its own."""
+
+    gap = " "
 
     def render(self, question: str, tokenizer: Any) -> str:
         """The question and the start of its answer."""
@@ -81,6 +161,7 @@ class Chat(Template):
     """The tokenizer's own chat template; the answer is asked for in a box."""
 
     holds_special_tokens = True
+    asks_for_box = True
 
     def render(self, question: str, tokenizer: Any) -> str:
         """One message of the user's. Raises UsageError if the tokenizer has no chat template."""
@@ -91,7 +172,25 @@ class Chat(Template):
                 "instruction-tuned model"
             )
         messages = [{"role": "user", "content": f"{question}\n{BOX_INSTRUCTION}"}]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja2 has many kinds, and templates raise their own
+            raise UsageError(
+                f"the chat template of {getattr(tokenizer, 'name_or_path', '?')!r} cannot render a user's message "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): mend it, or use "
+                "template='plain'"
+            ) from error
+
+    def ending(self, tokenizer: Any) -> str:
+        """The special token that ends the assistant's turn; ``""`` if the chat template writes none."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+        try:
+            after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_MARK)[2]
+        except Exception:  # a template of single questions: what ends an answer it does not say
+            return ""
+        added = sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        places = [(after.find(token), -len(token), token) for token in added if token and token in after]
+        return min(places, default=(0, 0, ""))[2]
 
 
 @templates.register("qwen-math")
@@ -100,6 +199,7 @@ class QwenMath(Template):
     """ChatML with Qwen2.5-Math's instruction as system prompt."""
 
     stop = ("<|im_end|>", "<|endoftext|>")
+    asks_for_box = True
 
     def render(self, question: str, tokenizer: Any) -> str:
         """System prompt, question and the head of the assistant's turn."""
@@ -107,6 +207,10 @@ class QwenMath(Template):
             f"<|im_start|>system\n{BOX_INSTRUCTION}<|im_end|>\n"
             f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         )
+
+    def ending(self, tokenizer: Any) -> str:
+        """The end of the assistant's turn."""
+        return self.stop[0]
 
 
 @templates.register("r1")
@@ -123,3 +227,11 @@ class R1(Template):
     def extract(self, completion: str) -> Extraction:
         """What stands in the last ``<answer>``, after a closed thought."""
         return extract_tagged(completion)
+
+    def ending(self, tokenizer: Any) -> str:
+        """The end of the answer."""
+        return self.stop[0]
+
+    def demonstration(self, solution: str, answer: str, opened: bool = False) -> str:
+        """The solution as the thought, closed, then its answer in a box and in tags."""
+        return f"{solution}</think> <answer>\\boxed{{{extract(solution)[0] or answer}}}"

@@ -25,7 +25,7 @@ BUILT_IN = Path(__file__).parent / "tokenizer"
 PIECES = r" ?\p{N}| ?[^\s\p{L}\p{N}]+| ?\p{L}+|\s+(?!\S)|\s+"
 
 
-def train(count: int = 20000, max_length: int = 512) -> PreTrainedTokenizerFast:
+def train(count: int = 20000) -> PreTrainedTokenizerFast:
     """The tokenizer trained on ``count`` problems of every level."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -49,7 +49,6 @@ def train(count: int = 20000, max_length: int = 512) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token=EOS,
         pad_token=PAD,
-        model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
 

@@ -21,12 +21,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.math_reason import RENDER_MODES, Observation, task_spec
+from envs.math_reason import RENDER_MODES, Observation, plain_seed, task_spec
 from envs.problem import PENDING, Verdict
 from envs.task import Task, start_info
-from registry import UnknownField, UsageError
+from registry import UnknownField, UsageError, did_you_mean
 
 OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_group", "defer", "reset_mask")
+
+
+class WrongType(UsageError, TypeError):
+    """Bad input of another type: a ``TypeError`` to gymnasium's callers."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,21 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         first_group: with a deck: the number of its first group, if it is a part of a larger deck (default 0).
         defer: with a deck: a verdict that a worker is still busy with does not hold the step up. The episode ends with
             the reward 0 and the status ``pending``, and ``settle`` gives the verdict later.
-        problem_indices: [S], the problem each slot begins with; later ones are drawn.
+        problem_indices: [S], the problem each slot begins with, None for a drawn one; later ones are drawn.
         problem_index: the same problem for every slot.
         reset_mask: [S] bool, the slots to reset; an unfinished episode there is abandoned.
 
     Attributes:
         reward_seconds: wall-clock seconds that verdicts took (their settling included) since the last deck was dealt.
 
+    It can be copied and pickled; verdicts that are still pending are waited for then.
+
     Args:
         num_envs: S.
         copy: return fresh observation arrays. False returns views of the live buffers, valid until the next step.
         render_mode: ``ansi`` renders a tuple of texts, one a slot; ``human`` renders nothing here.
+        max_episode_steps: as gymnasium's ``TimeLimit``: episodes are truncated after so many tokens, without a verdict.
+            ``max_new_tokens`` is the budget that ends a completion with one.
         **task: the fields of ``envs.task.TaskSpec``.
     """
 
@@ -92,12 +100,24 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
-    def __init__(self, num_envs: int = 1, copy: bool = True, render_mode: str | None = None, **task: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int = 1,
+        copy: bool = True,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
+        **task: Any,
+    ) -> None:
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise UsageError(f"render_mode={render_mode!r} is unknown: {did_you_mean(render_mode, RENDER_MODES)}")
+        if max_episode_steps is not None and max_episode_steps < 1:
+            raise UsageError(f"max_episode_steps={max_episode_steps} must be at least 1")
         if not isinstance(num_envs, int) or num_envs < 1:
             raise UsageError(f"num_envs={num_envs!r} must be an integer of at least 1")
         self.num_envs = num_envs
         self.copy = copy
         self.render_mode = render_mode
+        self.max_episode_steps = max_episode_steps
         self.task = Task(task_spec(task))
         self.single_observation_space = self.task.observation_space()
         self.single_action_space = self.task.action_space()
@@ -105,6 +125,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._stops = np.isin(np.arange(self.task.vocab_size), list(self.task.stop_token_ids))  # [V] bool
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds = [-1] * num_envs
         self._ids = np.full((num_envs, self.task.max_length), self.task.pad_token_id, dtype=np.int64)
         self._length = np.zeros(num_envs, dtype=np.int64)
         self._prompt = np.zeros(num_envs, dtype=np.int64)
@@ -117,6 +138,16 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._pending: list[tuple[Ending, Future[Verdict]]] = []
         self.reward_seconds = 0.0
         self._begun = False
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """Each slot's random numbers, as of gymnasium's vector envs."""
+        return tuple(self._rng(slot) for slot in range(self.num_envs))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each slot's random numbers."""
+        return tuple(self._seeds[slot] for slot, _ in enumerate(self.np_random))
 
     @property
     def live(self) -> NDArray[np.bool_]:
@@ -151,7 +182,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             raise ResetNeeded("no episode has begun: call reset() before step()")
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
-            raise UsageError(
+            raise WrongType(
                 f"actions of shape {actions.shape} and type {actions.dtype} given, ({self.num_envs},) integers needed: "
                 "one token a slot"
             )
@@ -175,6 +206,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             infos = self._add_info(infos, {"final_obs": self._slot_observation(slot), "final_info": final}, slot)
             if self.render_mode == "ansi":
                 self._last[slot] = f"{self._text(slot)}\n[{verdict.status}: reward {verdict.reward:g}]\n"
+        infos = self._cut(live, {one.slot for one in finished}, truncations, infos)
+        for slot in np.flatnonzero(terminations | truncations).tolist():
             start = self._begin(slot, None)
             if start is not None:
                 infos = self._add_info(infos, start, slot)
@@ -194,6 +227,14 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             return None
         return tuple(self._last[slot] + self._text(slot) for slot in range(self.num_envs))
 
+    def __getstate__(self) -> dict[str, Any]:
+        settled = [(one, future.result()) for one, future in self._pending]
+        return {**vars(self), "_pending": settled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._pending = [(one, _settled(verdict)) for one, verdict in state["_pending"]]
+
     def close_extras(self, **kwargs: Any) -> None:
         """Nothing is held that needs closing: the verifier's workers are shared by the process."""
 
@@ -201,19 +242,31 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         if mask is None:
             return np.arange(self.num_envs)
         mask = np.asarray(mask)
-        if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
+        if mask.dtype != np.bool_:
+            raise WrongType(f"reset_mask of type {mask.dtype} must be a bool array of shape ({self.num_envs},)")
+        if mask.shape != (self.num_envs,) or not mask.any():
             raise UsageError(f"reset_mask must be a bool array of shape ({self.num_envs},) with at least one True")
         return np.flatnonzero(mask)
+
+    def _rng(self, slot: int) -> np.random.Generator:
+        if (rng := self._rngs[slot]) is None:
+            rng, self._seeds[slot] = seeding.np_random(None)
+            self._rngs[slot] = rng
+        return rng
 
     def _seed(self, seed: int | list[int | None] | None, slots: NDArray[np.int64]) -> None:
         if seed is None:
             return
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+        if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim):
+            seeds = [plain_seed(one) for one in seed]
+        else:
+            first = plain_seed(seed) or 0
+            seeds = [first + i for i in range(self.num_envs)]
         if len(seeds) != self.num_envs:
             raise UsageError(f"{len(seeds)} seeds given for num_envs={self.num_envs}")
         for slot in slots:
             if seeds[slot] is not None:
-                self._rngs[slot] = seeding.np_random(seeds[slot])[0]
+                self._rngs[slot], self._seeds[slot] = seeding.np_random(seeds[slot])
                 self._episodes[slot] = 0
 
     def _open_deck(self, options: dict[str, Any]) -> None:
@@ -240,14 +293,14 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         elif "reset_mask" not in options:
             self._deck, self._defer, self._pending = None, False, []
 
-    def _first_indices(self, options: dict[str, Any]) -> list[int] | None:
-        """The problem that each slot begins with, where the options say so."""
+    def _first_indices(self, options: dict[str, Any]) -> list[int | None] | None:
+        """The problem that each slot begins with, where the options say so; None draws one."""
         indices = options.get("problem_indices")
         if indices is None and "problem_index" in options:
             indices = [options["problem_index"]] * self.num_envs
         if indices is not None and len(indices) != self.num_envs:
             raise UsageError(f"{len(indices)} problem_indices given for num_envs={self.num_envs}")
-        return None if indices is None else [int(index) for index in indices]
+        return None if indices is None else [None if index is None else int(index) for index in indices]
 
     def _begin(self, slot: int, index: int | None) -> dict[str, Any] | None:
         """Start the next episode of a slot, on problem ``index`` if given; None where the slot idles."""
@@ -270,12 +323,21 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         if index is None and self._deck is not None:
             return self._deck.popleft() if self._deck else None
         if index is None:
-            rng = self._rngs[slot]
-            if rng is None:
-                rng = self._rngs[slot] = seeding.np_random(None)[0]
-            index = self.task.draw(rng)
+            index = self.task.draw(self._rng(slot))
         episode = int(self._episodes[slot])
         return Card(index, episode, group=episode, sample=0)
+
+    def _cut(
+        self, live: NDArray[np.int64], finished: set[int], truncations: NDArray[np.bool_], infos: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Truncate what has reached ``max_episode_steps``, as ``TimeLimit`` does: without a verdict."""
+        if self.max_episode_steps is None:
+            return infos
+        for slot in live[self._length[live] - self._prompt[live] >= self.max_episode_steps].tolist():
+            truncations[slot] = True
+            if slot not in finished:
+                infos = self._add_info(infos, {"final_obs": self._slot_observation(slot), "final_info": {}}, slot)
+        return infos
 
     def _endings(self, live: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Ending]:
         """The episodes that end with these tokens. Stop strings alone need a look at every slot."""
@@ -314,3 +376,9 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def _observation(self) -> Observation:
         observation = {"input_ids": self._ids, "length": self._length[:, None]}
         return deepcopy(observation) if self.copy else observation
+
+
+def _settled(verdict: Verdict) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future

@@ -30,28 +30,28 @@ class KeptBlock(NamedTuple):
 
 def halves(layers: Iterable[Block]) -> list[int]:
     """The numbers of the half layers that ``layers`` are made of; raises ``UsageError`` for what is no block."""
-    found: list[int] = []
+    numbers: list[int] = []
     for block in layers:
         if not isinstance(block, str):
-            found += (2 * int(block), 2 * int(block) + 1)
+            numbers += (2 * int(block), 2 * int(block) + 1)
             continue
         index, _, half = block.partition(".")
         if not index.isdecimal() or half not in HALVES:
             raise UsageError(f"{block!r} is no block of a layer subset: write 7, '7.attention' or '7.mlp'")
-        found.append(2 * int(index) + HALVES.index(half))
-    return found
+        numbers.append(2 * int(index) + HALVES.index(half))
+    return numbers
 
 
 def from_halves(kept: Iterable[int]) -> LayerSubset:
     """The subset of increasing half-layer numbers; two halves of a layer make it whole."""
-    found: list[Block] = []
+    blocks: list[Block] = []
     for half in kept:
         layer, which = divmod(half, 2)
-        if which and found and found[-1] == f"{layer}.{HALVES[0]}":
-            found[-1] = layer
+        if which and blocks and blocks[-1] == f"{layer}.{HALVES[0]}":
+            blocks[-1] = layer
         else:
-            found.append(f"{layer}.{HALVES[which]}")
-    return tuple(found)
+            blocks.append(f"{layer}.{HALVES[which]}")
+    return tuple(blocks)
 
 
 def check_subset(layers: Iterable[Block], num_layers: int) -> LayerSubset:
@@ -77,17 +77,21 @@ def kept_blocks(layers: LayerSubset) -> list[KeptBlock]:
 
 
 def without(skipped: Iterable[Block], num_layers: int) -> LayerSubset:
-    """The subset that is left when ``skipped`` (layers or halves, in any order) is taken out of all layers."""
+    """The subset that is left when ``skipped`` (layers or halves, in any order) is taken out of all layers.
+
+    >>> without([2, "1.mlp"], num_layers=4)
+    (0, '1.attention', 3)
+    """
     return check_subset(from_halves(sorted(set(range(2 * num_layers)) - set(halves(skipped)))), num_layers)
 
 
 def layers_skipped(layers: LayerSubset, num_layers: int, attention_share: float) -> float:
     """How many layers' worth of weights ``layers`` leaves out of ``num_layers``: a whole layer counts 1, its attention
     ``attention_share`` and its MLP the rest. Exactly the number of skipped layers where no layer is halved."""
-    found = float(num_layers)
+    skipped = float(num_layers)
     for block in kept_blocks(layers):
-        found -= 1.0 if block.attention and block.mlp else attention_share if block.attention else 1 - attention_share
-    return found
+        skipped -= 1.0 if block.attention and block.mlp else attention_share if block.attention else 1 - attention_share
+    return skipped
 
 
 @dataclass(frozen=True)

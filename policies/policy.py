@@ -18,11 +18,11 @@ from policies.engine.decoder import CachedDecoder, Clock, UncachedDecoder
 from policies.engine.sampling import SamplingSpec
 from policies.model.head import TrainableHead
 from policies.model.int8 import Int8Head, Int8Linear
-from policies.model.layers import LayerWeights, kept_weights, rms_norm, rotary_table
+from policies.model.layers import GATES, LayerWeights, kept_weights, rms_norm, rotary_table
 from policies.model.nested_model import NestedModel
 from policies.model.packing import micro_batches, pack
 from policies.model.scoring import score_hidden
-from policies.model.weights import PackedHead, PackedLinear, PackedWeights, changed_trainable, trainable_layers
+from policies.model.weights import RolloutHead, RolloutLinear, RolloutWeights, changed_trainable, trainable_layers
 from policies.nested import (
     LayerSubset,
     Nested,
@@ -41,7 +41,7 @@ from policies.pretrained.adapters import (
     merged_copy,
 )
 from policies.pretrained.architecture import read_architecture
-from policies.pretrained.load import load_checkpoint
+from policies.pretrained.load import check_finite, load_checkpoint
 from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
 from registry import UsageError
@@ -64,6 +64,15 @@ class Policy:
         gradient_checkpointing: the backward keeps only each layer's input and computes the layer again
             (arXiv 1604.06174): less memory, more time. Only of a functional policy.
         functional: whether the project's own layers are used (they agreed at load), or else transformers'.
+
+    >>> policy = Policy.load("tiny")
+    >>> policy.num_layers, policy.vocab_size
+    (12, 512)
+    >>> prompt, completion = torch.tensor([17, 4, 200]), torch.tensor([[9, 31]])
+    >>> logp = policy.logprobs([prompt], completion, torch.ones(1, 2, dtype=torch.bool))  # of all layers, with gradient
+    >>> nested = policy.logprobs([prompt], completion, torch.ones(1, 2, dtype=torch.bool), layers=(0, 1, 2, 4, 10, 11))
+    >>> bool((logp != nested).all())
+    True
     """
 
     def __init__(
@@ -76,19 +85,60 @@ class Policy:
         self.temperature = 1.0
         self.gradient_checkpointing = gradient_checkpointing
         self.version = 0
-        self._packed: dict[bool, PackedWeights] = {}  # by whether they are bytes
+        self._rollout_weights: dict[bool, RolloutWeights] = {}  # by whether they are bytes
         self._tables: tuple[Tensor, Tensor] | None = None
         self._parameters = tuple(model.parameters())  # walking the modules at every token would cost as much as a layer
         self._stamp = self._weights_stamp()
+        check_finite(model)
         self._use(torch.float32)
-        self.functional = self.architecture.static_rope
-        self.functional = self.functional and agrees(model, self.architecture, self.logprobs)
+        self.functional = True
+        difference = self._difference()
+        self.functional = not difference
         self._use(_compute_dtype(dtype))
-        if not self.functional:
+        if difference:
             warnings.warn(
-                "the functional layers do not reproduce this checkpoint's transformers forward: falling back to "
-                "transformers' layers without KV slots, which is correct but many times slower",
+                f"the functional layers do not reproduce this checkpoint's transformers forward ({difference}): "
+                "falling back to transformers' layers without KV slots, which is correct but many times slower",
                 stacklevel=2,
+            )
+
+    def _difference(self) -> str:
+        """What keeps the project's layers from being this checkpoint's; ``""`` where they are."""
+        if not self.architecture.static_rope:
+            return "its rotary table depends on the length of a sequence"
+        if self.architecture.gate not in GATES:
+            return f"its activation {self.architecture.gate!r} is not among {', '.join(GATES)}"
+        try:
+            return "" if agrees(self.model, self.architecture, self.logprobs) else "other numbers"
+        except UsageError:
+            raise
+        except Exception as error:  # a shape or a part that no supported family has
+            return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0][:120]}"
+
+    def check_functional(self, what: str) -> None:
+        """Raise ``UsageError`` if the policy is on transformers' own layers, for ``what`` they do not take."""
+        if not self.functional:
+            raise UsageError(
+                "this checkpoint runs on transformers' own layers (the project's do not reproduce it), which take no "
+                f"{what}: use patch='none' and leave rollout_dtype out"
+            )
+
+    def check_length(self, longest: int, warn: bool = True) -> None:
+        """Raise ``UsageError`` for sequences of more tokens than the model has positions for; where scaled rotary
+        tables reach that far, warn."""
+        a = self.architecture
+        if a.positions is None or a.reach is None or longest <= min(a.positions, a.reach):
+            return
+        if longest > a.reach:
+            raise UsageError(
+                f"sequences of {longest} tokens (max_prompt_tokens + max_new_tokens) go beyond the {a.reach} positions "
+                f"that this model serves{'' if a.static_rope else ' with one rotary table'}: lower one of the two"
+            )
+        if warn:
+            warnings.warn(
+                f"sequences of {longest} tokens go beyond the {a.positions} positions of the model's config; its "
+                f"scaled rotary table reaches to {a.reach}",
+                stacklevel=3,
             )
 
     @classmethod
@@ -155,7 +205,7 @@ class Policy:
         add_adapters(self.model, rank, alpha, seed)
         self._parameters = tuple(self.model.parameters())
         self._use(self.dtype)
-        self._packed = {}
+        self._rollout_weights = {}
         self.refresh()
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
@@ -200,6 +250,7 @@ class Policy:
         sampling = SamplingSpec(self.temperature if temperature is None else temperature, seed)
         if slots < 1 or max_length < 1:
             raise UsageError(f"slots={slots} and max_length={max_length} must both be at least 1")
+        self.check_length(max_length, warn=False)
         self._require_fresh()
         decoder: CachedDecoder | UncachedDecoder
         ahead = None
@@ -269,6 +320,8 @@ class Policy:
         self, nested: Nested, longest: int, temperature: float
     ) -> Callable[[list[Tensor], Tensor, Tensor], Tensor]:
         """(prompts, tokens, mask) of a micro-batch -> [M] float32, its scored tokens in row-major order."""
+        if not self.architecture.static_rope:
+            self.check_length(longest)
         if not self.functional:
             head = TrainableHead(self.model.lm_head.weight, self.dtype)
 
@@ -287,9 +340,9 @@ class Policy:
         return score
 
     def rollout_model(self, nested: Nested, longest: int) -> NestedModel:
-        """The model as ``nested`` computes it in rollouts, by packed weights, for prefixes of at most ``longest``
+        """The model as ``nested`` computes it in rollouts, by rollout weights, for prefixes of at most ``longest``
         tokens; only of a functional policy."""
-        weights = self.packed(is_int8(nested)).changed(changes_of(nested))
+        weights = self.rollout_weights(is_int8(nested)).with_changes(changes_of(nested))
         layers = kept_weights(weights.layers, layers_of(nested))
         return self._nested_model(nested, longest, layers, weights.head)
 
@@ -314,25 +367,21 @@ class Policy:
         subset = check_subset(layers_of(nested), self.num_layers)
         if not isinstance(nested, PatchedSubset):
             return subset
-        if not self.functional:
-            raise UsageError(
-                "this checkpoint runs on transformers' own layers (the project's do not reproduce it), which take no "
-                "patches and no int8: use patch='none' and leave rollout_dtype out"
-            )
+        self.check_functional("patches and int8")
         return replace(nested, layers=subset)
 
-    def packed(self, int8: bool = False) -> PackedWeights:
+    def rollout_weights(self, int8: bool = False) -> RolloutWeights:
         """The inference form of the present weights, made or rewritten when first asked for; only of a functional
         policy. ``int8``: on bytes (``policies.model.int8``)."""
         self._require_fresh()
-        packed = self._packed.get(int8)
-        if packed is None:
-            maps = (Int8Linear, Int8Head) if int8 else (PackedLinear, PackedHead)
-            packed = self._packed[int8] = PackedWeights(self.model, self.architecture, self.dtype, *maps)
-        elif packed.version != self.version:
-            packed.refresh()
-        packed.version = self.version
-        return packed
+        weights = self._rollout_weights.get(int8)
+        if weights is None:
+            maps = (Int8Linear, Int8Head) if int8 else (RolloutLinear, RolloutHead)
+            weights = self._rollout_weights[int8] = RolloutWeights(self.model, self.architecture, self.dtype, *maps)
+        elif weights.version != self.version:
+            weights.refresh()
+        weights.version = self.version
+        return weights
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [>= length, tables, D] of ``layers.rotary_table``."""

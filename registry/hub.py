@@ -1,10 +1,12 @@
-"""Whether the Hugging Face hub can be reached at all: its client would retry for half a minute before it says so."""
+"""The Hugging Face hub: whether it can be reached, which its client would try for half a minute, and what a clone of
+one of its repositories may lack."""
 
 from __future__ import annotations
 
 import os
 import socket
 from functools import lru_cache
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -25,3 +27,9 @@ def hub_unreachable() -> bool:
     except OSError:
         return True
     return False
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what git leaves in place of a large one where git-lfs was not at work."""
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")

@@ -45,6 +45,16 @@ class Registered:
 class Registry:
     """Components of one kind by name.
 
+    >>> colours = Registry("colour")
+    >>> @colours.register("grey")
+    ... @dataclass(frozen=True)
+    ... class Grey:
+    ...     level: float = 0.5
+    >>> colours.make("grey", level=0.2)
+    Grey(level=0.2)
+    >>> colours.build({"id": "grey"})
+    Grey(level=0.5)
+
     Args:
         kind: what the components are, in the words of an error message.
         product: ids such as ``a*b`` make ``Product`` of both (corrections multiply).

@@ -8,6 +8,7 @@ import importlib
 import pytest
 
 MODULES = [
+    "agents.reft",
     "envs",
     "envs.math_reason",
     "envs.problem",
@@ -15,6 +16,10 @@ MODULES = [
     "envs.shaping",
     "envs.templates",
     "envs.verifier.verdicts",
+    "policies.nested",
+    "policies.policy",
+    "policies.skipping.samplers",
+    "registry.registry",
 ]
 
 

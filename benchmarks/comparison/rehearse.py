@@ -34,4 +34,4 @@ def _check_task(spec: RunSpec, here: bool) -> None:
     check_source(spec.env["problems"], spec.env["problem_options"], here)
     for name in (*spec.evaluated.sets, spec.evaluated.source):
         if name is not None:
-            check_source(name, here=here)
+            check_source(name, spec.evaluated.problem_options.get(name), here)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout, collect
 from benchmarks.experiment.spec import EvaluationSpec
-from envs.problems import source_of
+from envs.problems import has_one_split, source_of
 from envs.task import Task
 from envs.vector import MathReasonVector
 from policies import Policy
@@ -84,13 +84,13 @@ class HeldOut:
 
     def shown(self, accuracy: Accuracy) -> list[dict[str, str]]:
         """The first questions with their completions and verdicts, as text."""
-        rollout, found = accuracy.rollout, []
+        rollout, shown = accuracy.rollout, []
         for n, index in enumerate(self.problems[:SHOWN]):
             row = n * accuracy.right.shape[1]
             problem = self.task.problem(index)
             completion = self.task.text(rollout.tokens[row][rollout.mask[row]].numpy())
             info = rollout.episodes[row]
-            found.append(
+            shown.append(
                 {
                     "question": problem.question,
                     "answer": problem.answer,
@@ -99,7 +99,7 @@ class HeldOut:
                     "status": str(info["status"]),
                 }
             )
-        return found
+        return shown
 
 
 class Evaluator:
@@ -107,15 +107,24 @@ class Evaluator:
 
     def __init__(self, task: Task, spec: EvaluationSpec, ranks: Ranks = ALONE, slots: int = SLOTS) -> None:
         self.spec = spec
-        options = {name: value for name, value in task.spec.problem_options.items() if name not in ("subset", "limit")}
-        chosen = dict(options) if spec.source is None else _data_dir(options, spec.source)
+        own = {"subset", "limit"}  # options that are of the problems trained on alone
+        if spec.split != task.spec.split and not has_one_split(task.spec.problems):
+            own.add("omit")  # it numbers the rows of a split
+        options = {name: value for name, value in task.spec.problem_options.items() if name not in own}
+        chosen = dict(options) if spec.source is None else _options(options, spec, spec.source)
         if spec.subset is not None:
             chosen["subset"] = spec.subset
         source = spec.source or task.spec.problems
         self.own = HeldOut(task, spec.problems, ranks, slots, problems=source, split=spec.split, problem_options=chosen)
         self.further = {
             name: HeldOut(
-                task, spec.problems, ranks, slots, problems=name, split="test", problem_options=_data_dir(options, name)
+                task,
+                spec.problems,
+                ranks,
+                slots,
+                problems=name,
+                split="test",
+                problem_options=_options(options, spec, name),
             )
             for name in spec.sets
         }
@@ -139,10 +148,10 @@ class Evaluator:
         }
 
 
-def _data_dir(options: dict[str, Any], source: str) -> dict[str, Any]:
-    """The one option that another set shares with the training set, where it has it."""
+def _options(options: dict[str, Any], spec: EvaluationSpec, source: str) -> dict[str, Any]:
+    """The options of another set: its own, and the one that it shares with the training set, where it has it."""
     shared = {"data_dir"} & set(options) & set(fields_of(type(source_of(source))))
-    return {name: options[name] for name in shared}
+    return {**{name: options[name] for name in shared}, **spec.problem_options.get(source, {})}
 
 
 def _refuse_overlap(task: Task, held_out: HeldOut) -> None:

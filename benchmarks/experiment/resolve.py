@@ -28,8 +28,8 @@ def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: A
         settings: values by name, as text or typed: ``learning_rate`` or ``agent.learning_rate``; ``correction.lam`` and
             so on for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
             ``env.problem_options.level``; ``env.reward_parts`` and then ``env.reward_parts.length-penalty.weight``;
-            ``evaluation.problems``; ``iterations``. A component goes before its fields, whatever the order they were
-            given in.
+            ``evaluation.problems``; ``evaluation.sets`` and then ``evaluation.problem_options.mine.csv.answer``;
+            ``iterations``. A component goes before its fields, whatever the order they were given in.
         **given: fields of ``RunSpec`` (``policy``, ``env`` as an id, ``seed``, ...); None leaves the default.
 
     Raises:
@@ -69,6 +69,7 @@ class _Draft:
         self.values = {**{name: f.default for name, f in self.known.items()}, **fixed}
         self.env: dict[str, Any] = {"id": given.pop("env", "MathReason-v0")}
         self.evaluation = asdict(EvaluationSpec())
+        del self.evaluation["problem_options"]  # there where it is given, so that other runs keep their hashes
         self.run = given
         self.parts: dict[str, dict[str, Any]] = {name: {} for name in PARTS if name in self.known}
 
@@ -86,9 +87,7 @@ class _Draft:
         elif prefix == "env":
             self._assign_env(rest, name, value)
         elif prefix == "evaluation":
-            known = fields_of(EvaluationSpec)
-            check_names("evaluation", [rest], known)
-            self.evaluation[rest] = parse_value(value, known[rest].type, name)
+            self._assign_evaluation(rest, name, value)
         else:
             raise UnknownField("--set", prefix, [*self.parts, "agent", "env", "evaluation"])
 
@@ -114,6 +113,17 @@ class _Draft:
         else:
             self.env[field_name] = parse_value(value, known[field_name].type, name)
 
+    def _assign_evaluation(self, rest: str, name: str, value: Any) -> None:
+        field_name, dot, option = rest.partition(".")
+        known = fields_of(EvaluationSpec)
+        check_names("evaluation", [field_name], known)
+        if dot and field_name == "problem_options":
+            source, _, option = option.rpartition(".")  # a file's name has dots
+            self.evaluation.setdefault(field_name, {}).setdefault(source, {})[option] = _guess(value)
+        else:
+            check_names("evaluation", [rest], known)
+            self.evaluation[rest] = parse_value(value, known[rest].type, name)
+
     def _assign_reward_part(self, rest: str, name: str, value: Any) -> None:
         id, _, field_name = rest.partition(".")
         parts = whole_parts({**_registered(self.env["id"]), **self.env}.get("reward_parts", ()))
@@ -136,6 +146,7 @@ class _Draft:
             # A product's factors may share a field's name, so only what was set is kept.
             defaults = {} if "*" in id else {field: f.default for field, f in registry.fields(id).items()}
             self.values[name] = {"id": id, **defaults, **chosen}
+        EvaluationSpec(**self.evaluation)  # refuses options of sets that are not measured
         agent = {"id": self.id, **self.values}
         # Lists for tuples, as a file gives them back, so that a spec equals itself read again.
         plain = json.loads(json.dumps({"agent": agent, "env": self._whole_env(), "evaluation": self.evaluation}))

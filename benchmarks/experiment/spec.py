@@ -26,6 +26,7 @@ from registry import (
     advantages,
     aggregations,
     corrections,
+    did_you_mean,
     fields_of,
     patches,
     problem_samplers,
@@ -59,6 +60,7 @@ class EvaluationSpec:
         samples: completions per problem of the sampled accuracy, avg@k and pass@k.
         sets: further problem sets, names or files, measured before and after: public sets are contaminated for some
             models, generated ones are not.
+        problem_options: options of ``source`` and of further sets by their names: ``{"mine.csv": {"answer": "key"}}``.
     """
 
     split: str = "test"
@@ -68,6 +70,14 @@ class EvaluationSpec:
     every: int = 5
     samples: int = 4
     sets: tuple[str, ...] = ()
+    problem_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        others = [name for name in (self.source, *self.sets) if name is not None]
+        for name in self.problem_options:
+            if name not in others:
+                known = did_you_mean(name, others) if others else "evaluation.sets and evaluation.source name none"
+                raise UsageError(f"evaluation.problem_options of {name!r}, which is not measured: {known}")
 
 
 @dataclass(frozen=True)

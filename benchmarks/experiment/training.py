@@ -28,7 +28,7 @@ from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
 from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
 from benchmarks.measuring.provenance import peak_bytes, provenance
-from policies.pretrained.load import load_config
+from policies.pretrained.load import damage_of, load_config, weights_fault
 from registry import UsageError
 
 METRICS = "metrics.jsonl"
@@ -106,7 +106,12 @@ class Training:
     def _resume_point(self) -> tuple[int, list[dict[str, Any]]]:
         """The checkpoint's iteration and rows; 0 and none without a checkpoint whose rows are all there."""
         saved = self.folder / "checkpoint"
-        if not (saved / checkpoint.STATE).is_file():
+        if not saved.is_dir():
+            return 0, []
+        fault = checkpoint_fault(saved)
+        if fault:
+            warnings.warn(f"{fault}, so the run starts again from the beginning", stacklevel=4)
+            shutil.rmtree(saved)
             return 0, []
         iteration = int(json.loads((saved / checkpoint.STATE).read_text())["iteration"])
         rows, damaged = read_rows(self.folder / METRICS)
@@ -192,6 +197,23 @@ class Training:
             agent.save(self.folder / "model")
             write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+
+def checkpoint_fault(saved: Path) -> str | None:
+    """Why a run cannot go on from its checkpoint: a file is damaged, missing or holds what is not finite; None if it
+    can."""
+    damage = damage_of(saved)
+    if damage:
+        return damage
+    missing = [name for name in (checkpoint.STATE, checkpoint.OPTIMIZER, "config.json") if not (saved / name).is_file()]
+    if missing:
+        return f"{saved} lacks {missing[0]}"
+    state = json.loads((saved / checkpoint.STATE).read_text())
+    if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
+        return f"{saved / checkpoint.STATE} does not say its iteration"
+    if state.get("lora_rank") and not (saved / checkpoint.ADAPTERS).is_file():
+        return f"{saved} lacks {checkpoint.ADAPTERS}"
+    return weights_fault(saved)
 
 
 def make_agent(spec: RunSpec, weights: str | None = None) -> Any:

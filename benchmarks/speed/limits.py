@@ -35,7 +35,7 @@ def product_limit(policy: Policy, rows: int, int8: bool = False) -> float:
     """Tokens per second of one decode step's packed matrix products on ``rows`` rows, all layers and the head, and
     nothing else: by the kernels, the layout and the threads that the engine uses. A compiled head draws on the way."""
     behavior = policy.behavior(with_int8(tuple(range(policy.num_layers)), int8), rows, 1)
-    head = policy.packed(int8).head
+    head = policy.rollout_weights(int8).head
     uniform = torch.rand(rows, dtype=torch.float64)
     hidden = torch.randn(rows, policy.architecture.width, device=policy.device)
 

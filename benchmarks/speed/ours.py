@@ -51,7 +51,7 @@ class Engine:
         clock = Clock(self.policy.device)
         behavior = self.policy.behavior(self.layers, self.work.env.num_envs, longest, clock=clock)
 
-        def count(tokens: int, done: Any, infos: Any) -> bool:
+        def count(tokens: int, seen: dict[str, Any]) -> bool:
             parts.steps += 1
             parts.tokens += tokens
             return True

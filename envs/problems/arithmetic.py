@@ -63,6 +63,13 @@ class Arithmetic:
         self.split, self.levels, self.seed = split, levels, seed
         self.name = f"arithmetic/{split}"
 
+    def __len__(self) -> int:
+        """Never: a list of all problems would never end."""
+        raise UsageError(f"{self.name} is unlimited and has no length; pass limit=, such as limit=1000")
+
+    def __bool__(self) -> bool:
+        return True
+
     def __getitem__(self, index: int) -> Problem:
         if index < 0:
             raise UsageError(f"problem index {index} is negative: an unlimited source counts from 0")

@@ -3,57 +3,101 @@
 from __future__ import annotations
 
 import ast
-import math
+import json
 import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from envs.problem import Problem
-from envs.verifier.extract import gold_of
+from envs.verifier.extract import is_solution
+from envs.verifier.gold import read_gold
 from registry import UsageError
 
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction")
-ANSWERS = ("answer", "final_answer", "expected_answer", "gold", "target", "result", "label", "output", "solution")
+ANSWERS = (
+    "answer",
+    "final_answer",
+    "expected_answer",
+    "gold",
+    "ground_truth",
+    "target",
+    "result",
+    "label",
+    "output",
+    "solution",
+    "reward_model.ground_truth",  # verl's layout
+)
 IDS = ("id", "unique_id", "uuid", "problem_id")
 SOLUTIONS = ("solution", "rationale", "generated_solution")
 _CALCULATION = re.compile(r"<<[^<>]*>>")
-_SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the question's and the answer's column; None to find them."""
+    """The columns of a table that make a problem, the same for all rows: one of question and answer, and those of the
+    others that there are. A dot leads into an object: ``reward_model.ground_truth``."""
 
-    question: str | None = None
-    answer: str | None = None
+    question: str
+    answer: str
+    body: str | None = None
+    equation: str | None = None
+    solutions: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
-def to_problem(row: dict[str, Any], source: str, index: int, columns: Columns) -> Problem:
-    """The problem in a row. Raises ``UsageError`` naming the columns that there are if one needed is missing."""
+def find_columns(rows: Iterable[Any], source: str, question: str | None = None, answer: str | None = None) -> Columns:
+    """The columns of ``rows``, those named or else the usual ones. Raises ``UsageError`` naming the columns that there
+    are if one needed is missing or there twice."""
+    names = _column_names(rows)
+    return Columns(
+        question=_find("question", question, QUESTIONS, names, source),
+        answer=_find("answer", answer, ANSWERS, names, source),
+        body=next(iter(_like(names, "body")), None) if question is None else None,
+        equation=next(iter(_like(names, "equation")), None),
+        solutions=tuple(name for candidate in SOLUTIONS for name in _like(names, candidate)),
+        ids=tuple(name for candidate in IDS for name in _like(names, candidate)),
+    )
+
+
+def to_problem(row: Mapping[str, Any], source: str, index: int, columns: Columns) -> Problem:
+    """The problem in a row. Raises ``UsageError`` naming the row where there is none."""
     where = f"row {index} of {source}"
-    if not isinstance(row, dict):
+    if not isinstance(row, Mapping):
         raise UsageError(f"{where} is {type(row).__name__}, not an object with a question and an answer")
-    by_lower = {str(key).lower(): key for key in row}
-    answer_key = _find("answer", columns.answer, ANSWERS, by_lower, where)
-    question = _question(row, by_lower, columns, where)
-    raw = _answer_text(row[answer_key], where)
-    solution_key = next((by_lower[name] for name in SOLUTIONS if name in by_lower and row[by_lower[name]]), None)
-    solution = _solution_text(row[solution_key]) if solution_key else ""
-    if "####" in raw or str(answer_key).lower() in SOLUTIONS or _has_box(raw):
-        solution, raw = _CALCULATION.sub("", raw), gold_of(raw, where)
-    if not question or not raw:
+    question = _question(row, columns, where)
+    raw = _value(row, columns.answer, where)
+    is_worked = columns.answer.rpartition(".")[2].strip().lower() in SOLUTIONS
+    answer, *alternatives = read_gold(raw, where, solution=is_worked)
+    solution = next((_solution_text(row[name]) for name in columns.solutions if row.get(name)), "")
+    if isinstance(raw, str) and (is_worked or is_solution(raw)):
+        solution = _CALCULATION.sub("", raw.strip())
+    if not question:
+        raise UsageError(f"{where} has an empty question; correct or leave out that row")
+    for role, text in (("question", question), ("solution", solution)):
+        _check_unicode(role, text, where)
+    if not solution and columns.equation is not None and columns.equation in row:
+        solution = _worked_solution(str(row[columns.equation]), answer)
+    id = next((str(row[name]) for name in columns.ids if row.get(name) is not None), str(index))
+    return Problem(question, answer, source, id, solution, alternatives=tuple(alternatives))
+
+
+def _check_unicode(role: str, text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
         raise UsageError(
-            f"{where} has an empty {'question' if not question else 'answer'}; correct or leave out that row"
-        )
-    if not solution and "equation" in by_lower:
-        solution = _worked_solution(str(row[by_lower["equation"]]), raw)
-    id_key = next((by_lower[name] for name in IDS if name in by_lower and row[by_lower[name]] is not None), None)
-    return Problem(question, raw, source, str(row[id_key]) if id_key else str(index), solution)
+            f"{where} has half a character in its {role} ({text[error.start]!r}); correct or leave out that row"
+        ) from None
 
 
 def _solution_text(value: Any) -> str:
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A worked solution as text; an object is none."""
+    if isinstance(value, list):
+        return "\n".join(map(_solution_text, value))
+    return "" if isinstance(value, Mapping | bytes) else str(value)
 
 
 def _worked_solution(equation: str, answer: str) -> str:
@@ -64,52 +108,108 @@ def _worked_solution(equation: str, answer: str) -> str:
     return f"{bare} = {answer}. #### {answer}"
 
 
-def _has_box(text: str) -> bool:
-    return "\\boxed" in text or "\\fbox" in text
+def _column_names(rows: Iterable[Any]) -> list[str]:
+    """Every column of any row, in order, with those inside of objects."""
+    names: dict[str, None] = {}
+
+    def add(row: Mapping[Any, Any], prefix: str) -> None:
+        for key, value in row.items():
+            if isinstance(key, str):
+                names[prefix + key] = None
+                if isinstance(value, Mapping):
+                    add(value, f"{prefix}{key}.")
+
+    for row in rows:
+        if isinstance(row, Mapping):
+            add(row, "")
+    return list(names)
 
 
-def _find(role: str, named: str | None, candidates: tuple[str, ...], by_lower: dict[str, str], where: str) -> str:
+def _like(names: list[str], candidate: str) -> list[str]:
+    """The columns of this name, whatever the case."""
+    return [name for name in names if name.strip().lower() == candidate]
+
+
+def _find(role: str, named: str | None, candidates: tuple[str, ...], names: list[str], source: str) -> str:
+    listed = ", ".join(map(repr, names)) or "none"
     if named is not None:
-        if named in by_lower.values():
+        if named in names:
             return named
-        raise UsageError(f"{where} has no column {named!r}; its columns are {_column_names(by_lower)}")
+        raise UsageError(f"{source} has no column {named!r}; its columns are {listed}")
     for candidate in candidates:
-        if candidate in by_lower:
-            return by_lower[candidate]
-    raise UsageError(
-        f"{where} has no {role} column; its columns are {_column_names(by_lower)}: name one with {role}=..."
-    )
+        like = _like(names, candidate)
+        if len(like) > 1:
+            raise UsageError(f"{source} has the columns {' and '.join(map(repr, like))}: name one with {role}=...")
+        if like:
+            return like[0]
+    raise UsageError(f"{source} has no {role} column; its columns are {listed}: name one with {role}=...")
 
 
-def _column_names(by_lower: dict[str, str]) -> str:
-    return ", ".join(repr(key) for key in by_lower.values()) or "none"
+def _value(row: Mapping[str, Any], column: str, where: str) -> Any:
+    """The value of a column, which may lie inside of objects."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for key in column.split("."):
+        value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+    if value is _ABSENT:
+        raise UsageError(f"{where} has no column {column!r}; correct or leave out that row")
+    return value
 
 
-def _question(row: dict[str, Any], by_lower: dict[str, str], columns: Columns, where: str) -> str:
-    key = _find("question", columns.question, QUESTIONS, by_lower, where)
-    question = str(row[key]).strip() if row[key] is not None else ""
-    body = str(row[by_lower["body"]]).strip() if columns.question is None and "body" in by_lower else ""
+def _question(row: Mapping[str, Any], columns: Columns, where: str) -> str:
+    question = _question_text(_value(row, columns.question, where), columns.question, where)
+    body = "" if columns.body is None else _question_text(row.get(columns.body), columns.body, where)
     if not body:
         return question
     # SVAMP and ASDiv keep the story apart; a story without a full stop is a clause that the question completes.
     return f"{body} {question}" if body[-1] in ".?!," else f"{body}, {question}"
 
 
-def _answer_text(value: Any, where: str) -> str:
-    """An answer as text. A list (of annotators' variants) gives its first; a whole float is an integer."""
-    if isinstance(value, str) and value.strip().startswith(("['", '["')):
-        with suppress(ValueError, SyntaxError):  # unless it is no list in a string after all
-            value = ast.literal_eval(value.strip())
-    if isinstance(value, list | tuple):
-        if not value:
-            raise UsageError(f"{where} has an empty list of answers; correct or leave out that row")
-        value = value[0]
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise UsageError(f"{where} has no answer ({value!r}); correct or leave out that row")
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else format(value, ".15g")
-    text = str(value).strip()
-    if "$" in text and "####" not in text:
-        match = _SURROUNDING_DOLLARS.fullmatch(text)
-        text = match[1].strip() if match else text
+def _question_text(value: Any, column: str, where: str) -> str:
+    """A question as text. Of chat messages (TRL's and verl's layout) it is what the user says last: the system prompt
+    is the template's."""
+    if value is None:
+        return ""
+    messages = _written_messages(value) if isinstance(value, str) else value
+    if isinstance(messages, str):
+        return messages.strip()
+    if not _is_messages(messages):
+        raise UsageError(
+            f"{where} has {_kind(value)} in the column {column!r}, not a question as text or as chat messages; "
+            "name the question's column with question=..."
+        )
+    said = [message["content"] for message in messages if message["role"] == "user"]
+    if not said:
+        raise UsageError(f"{where} has chat messages in the column {column!r}, and none of the user's")
+    content = said[-1]
+    if isinstance(content, list | tuple) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+        content = "\n".join(str(part.get("text", "")) for part in content)
+    if content is not None and not isinstance(content, str):
+        raise UsageError(f"{where}: the user's last message is {_kind(content)}, not text")
+    return (content or "").strip()
+
+
+def _written_messages(text: str) -> Any:
+    """Chat messages that a table without lists (CSV) has as text, or the text itself."""
+    if text.lstrip().startswith("[{"):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                value = parse(text.strip())
+                if _is_messages(value):
+                    return value
     return text
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(one, Mapping) and "role" in one and "content" in one for one in value)
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"an object of {', '.join(map(repr, value)) or 'nothing'}"
+    return f"a value of type {type(value).__name__} ({str(value)[:40]!r})"

@@ -7,27 +7,41 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.problem import Problems
-from envs.problems.readers import READERS, Row, check_exists, read_hub, read_path
+from envs.problem import Problem, Problems
+from envs.problems.readers import (
+    Row,
+    check_exists,
+    dataset_rows,
+    is_file_name,
+    is_one_table,
+    read_hub,
+    read_path,
+    unreadable,
+)
 from envs.problems.reasoning_gym import ReasoningGymSource
 from envs.problems.sources import ProblemSource, RowSource
 from registry import UnknownField, UnknownName, UsageError, did_you_mean, fields_of, problem_sources
 
 
-def load_problems(name: str, split: str = "train", **options: Any) -> Problems:
-    """The problems that ``name`` stands for.
+def load_problems(problems: Any, split: str = "train", **options: Any) -> Problems:
+    """The problems that a name stands for, or those in a table in memory.
 
     Args:
-        name: a registered source (``arithmetic``, ``gsm8k``, ...); a ``.json``, ``.jsonl``, ``.csv`` or ``.parquet``
-            file; a folder; a hub id; ``reasoning_gym:<task>``; or ``module:function``. ``list_sources`` lists all.
-        split: the split. A single file has only one, which is taken whatever ``split`` says.
+        problems: a registered source (``arithmetic``, ``gsm8k``, ...); a ``.json``, ``.jsonl``, ``.csv`` or
+            ``.parquet`` file, perhaps with ``.gz``; a folder; a hub id; ``reasoning_gym:<task>``; or
+            ``module:function``. ``list_sources`` lists all. Or the rows themselves: a ``datasets.Dataset``, a
+            ``DatasetDict``, a pandas ``DataFrame``, or a list of dicts.
+        split: the split. A single file or table has only one, which is taken whatever ``split`` says.
         options: fields of the source. Rows, whatever they come from, have ``question`` and ``answer`` (column names;
-            found if not given), ``subset``, ``shuffle`` and ``limit``, see ``envs.problems.sources.RowSource``.
+            found if not given), ``subset``, ``shuffle``, ``omit`` and ``limit``, see
+            ``envs.problems.sources.RowSource``.
 
     Raises:
         UsageError: no such file, set, split, option or column; the hub cannot be reached; no rows; a gold answer that
@@ -39,12 +53,14 @@ def load_problems(name: str, split: str = "train", **options: Any) -> Problems:
     >>> problems[0].answer, problems[0].solution
     ('12', ' 9 - 6 = 3. 9 + 3 = 12. #### 12')
     """
-    return source_of(name, options).load(split)
+    if isinstance(problems, str | os.PathLike):
+        return source_of(os.fspath(problems), options).load(split)
+    return _configure(TableSource, "a table", options, table=problems).load(split)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathSource(RowSource):
-    """A .json, .jsonl, .csv or .parquet file, or a folder of such files or of ``datasets.save_to_disk``.
+    """A .json, .jsonl, .csv or .parquet file, or a folder of such files, of ``datasets.save_to_disk`` or of the hub.
 
     Attributes:
         path: of the file or folder.
@@ -59,7 +75,7 @@ class PathSource(RowSource):
 
     def rows(self, split: str) -> list[Row]:
         """All rows of the file, or of a split of the folder."""
-        return read_path(Path(self.path).expanduser(), split)
+        return read_path(_expand(self.path), split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +101,47 @@ class HubSource(RowSource):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableSource(RowSource):
+    """Rows in memory.
+
+    Attributes:
+        table: a ``datasets.Dataset``, a ``DatasetDict``, a pandas ``DataFrame``, or dicts or problems in a list.
+    """
+
+    table: Any
+
+    @property
+    def name(self) -> str:
+        """What all such sources are called."""
+        return "table"
+
+    def rows(self, split: str) -> Sequence[Row | Problem]:
+        """All rows of the table, or of the split of a ``DatasetDict``."""
+        table = self.table
+        if isinstance(table, Mapping):
+            if split not in table:
+                raise UsageError(f"the table has no split {split!r}: {did_you_mean(split, map(str, table))}")
+            table = table[split]
+        return rows_of_table(table)
+
+
+def rows_of_table(table: Any) -> Sequence[Row | Problem]:
+    """The rows of a table in memory. Raises ``UsageError`` for what is none."""
+    if hasattr(table, "to_list") and hasattr(table, "column_names"):  # datasets.Dataset
+        with unreadable("the rows of the data set cannot be read"):
+            return dataset_rows(table)
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas.DataFrame
+        with unreadable("the rows of the data frame cannot be read"):
+            return table.to_dict(orient="records")
+    if isinstance(table, str | bytes) or not isinstance(table, Iterable):
+        raise UsageError(
+            f"problems={str(table)[:80]!r} is {type(table).__name__}: give a name, a path, a datasets.Dataset or a "
+            "list of rows with a question and an answer"
+        )
+    return list(table)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FunctionSource(RowSource):
     """A function of yours, called with ``split`` and its own options; it returns problems or rows.
 
@@ -104,8 +161,8 @@ class FunctionSource(RowSource):
     def load(self, split: str) -> Problems:
         """What the function returns; rows are checked as those of a file are."""
         result = self._callable()(split=split, **self.options)
-        if not (hasattr(result, "size") and hasattr(result, "__getitem__")):
-            return self.list_rows(result, split)
+        if not all(hasattr(result, name) for name in ("name", "size", "__getitem__")):
+            return self.list_rows(rows_of_table(result), split)
         chosen = [name for name in fields_of(RowSource) if getattr(self, name) is not None]
         if chosen:
             raise UsageError(
@@ -153,19 +210,30 @@ def source_of(name: str, options: Mapping[str, Any] | None = None) -> ProblemSou
         return _configure(ReasoningGymSource, name, options, task=tail)
     if colon and "/" not in name and "\\" not in name:
         return _configure(FunctionSource, name, options, function=name)
-    path = Path(name).expanduser()
-    is_path = path.suffix.lower() in READERS or path.is_absolute() or name.startswith((".", "~"))
+    path = _expand(name)
+    is_path = is_file_name(path) or path.is_absolute() or name.startswith((".", "~"))
     if not is_path and "/" not in name:
         if _is_registered(name):
             return problem_sources.make(name, **options)
-        if not path.exists():
+        if not _exists(path):
             raise UsageError(
                 f"unknown problem set {name!r}: {did_you_mean(name, problem_sources)} Or give a file, or a hub id of "
                 "the form 'owner/name'"
             )
-    if is_path or path.exists() or name.count("/") > 1:
+    if is_path or _exists(path) or name.count("/") > 1:
         return _configure(PathSource, name, options, path=name)
     return _configure(HubSource, name, options, id=name)
+
+
+def _expand(path: str) -> Path:
+    with unreadable(f"{path!r} is no path", "write the whole path"):
+        return Path(path).expanduser()
+
+
+def _exists(path: Path) -> bool:
+    with suppress(OSError, ValueError):  # a name that no file can have
+        return path.exists()
+    return False
 
 
 def _is_registered(name: str) -> bool:
@@ -176,7 +244,7 @@ def _is_registered(name: str) -> bool:
     return True
 
 
-def _configure(component: type, name: str, options: Mapping[str, Any], **by_name: str) -> Any:
+def _configure(component: type, name: str, options: Mapping[str, Any], **by_name: Any) -> Any:
     """A source whose name sets some of its fields; options that are no fields go to its ``options``, if it has them."""
     known = [field for field in fields_of(component) if field not in (*by_name, "options")]
     own = {option: value for option, value in options.items() if option in known}
@@ -191,7 +259,13 @@ def check_source(name: str, options: Mapping[str, Any] | None = None, here: bool
     ``here=False``: the problems will be loaded on another machine, which may have other files."""
     source = source_of(name, options)
     if here and isinstance(source, PathSource):
-        check_exists(Path(source.path).expanduser())
+        check_exists(_expand(source.path))
+
+
+def has_one_split(name: str) -> bool:
+    """Whether a source is known to give the same rows for every split, as a single file does."""
+    source = source_of(name)
+    return isinstance(source, PathSource) and is_one_table(_expand(source.path))
 
 
 def list_sources() -> dict[str, str]:

@@ -1,18 +1,76 @@
-"""Rows of problems as they are stored: in files, in Arrow folders, on the hub."""
+"""Rows of problems as they are stored: in files, in folders, on the hub.
+
+Whatever a library raises over them ends here, in ``unreadable``, as one line with a remedy.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from registry import UsageError
 from registry.errors import did_you_mean
 from registry.hub import hub_unreachable
 
 Row = dict[str, Any]
+POINTER = b"version https://git-lfs"
+SHOWN = 300  # characters of another library's message
+
+
+@contextmanager
+def unreadable(failure: str, remedy: str = "") -> Iterator[None]:
+    """Whatever is raised inside becomes a ``UsageError`` of one line: ``failure``, why, and the remedy."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # pyarrow, datasets, csv, json and gzip raise many kinds; each means the same here
+        raise UsageError(f"{failure}: {_reason(error)}{f'; {remedy}' if remedy else ''}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"the byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory; give a part of it"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = str(error).strip().partition("\n")[0][:SHOWN]
+    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
+
+
+def open_text(path: Path, newline: str | None = None) -> TextIO:
+    """A text file to read: UTF-8, with or without a byte order mark, compressed if its name ends in ``.gz``."""
+    if path.suffix.lower() == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=newline))
+    return path.open(encoding="utf-8-sig", newline=newline)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not blank, with their numbers from 1. Files that were put together may have a
+    byte order mark in their midst."""
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            text = line.lstrip("\ufeff")
+            if text.strip():
+                yield number, text
+
+
+def kind_of(path: Path) -> str:
+    """The ending that tells how a file is read, in small letters; ``.gz`` aside."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def is_file_name(path: Path) -> bool:
+    """Whether the name alone says that it is a file of problems."""
+    return kind_of(path) in READERS
 
 
 def read_path(path: Path, split: str) -> list[Row]:
@@ -20,13 +78,15 @@ def read_path(path: Path, split: str) -> list[Row]:
     check_exists(path)
     if path.is_dir():
         return _read_folder(path, split)
-    reader = READERS.get(path.suffix.lower())
+    kind = kind_of(path)
+    reader = READERS.get(kind)
     if reader is None:
         raise UsageError(f"{path}: unknown kind of file {path.suffix!r}; give one of {', '.join(sorted(READERS))}")
-    try:
+    with unreadable(f"{path} cannot be read as {kind[1:]}"):
+        with path.open("rb") as start:
+            if start.read(len(POINTER)) == POINTER:
+                raise UsageError(f"{path} is a git-lfs pointer, not the data: run 'git lfs pull' where it was cloned")
         rows = reader(path)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     if not rows:
         raise UsageError(f"{path} has no rows")
     return rows
@@ -34,53 +94,192 @@ def read_path(path: Path, split: str) -> list[Row]:
 
 def check_exists(path: Path) -> None:
     """Raise ``UsageError`` unless there is a file or folder at ``path``."""
-    if not path.exists():
+    with unreadable(f"{str(path)[:SHOWN]!r} cannot be looked for", "give the path of a file or folder"):
+        exists = path.exists()
+    if not exists:
         raise UsageError(f"no problem file or folder {str(path)!r} (looked in {Path.cwd()})")
 
 
-def _read_folder(path: Path, split: str) -> list[Row]:
-    if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
-        from datasets import DatasetDict, load_from_disk
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a folder holds a split, in one of the forms that ``read_path`` takes."""
+    return folder.is_dir() and (_is_arrow(folder) or bool(_split_files(folder, split)))
 
+
+def is_one_table(path: Path) -> bool:
+    """Whether ``read_path`` gives the same rows for every split: a file, or one data set saved by itself."""
+    return path.is_file() or (_is_arrow(path) and not (path / "dataset_dict.json").exists())
+
+
+def _is_arrow(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists()
+
+
+def _read_folder(path: Path, split: str) -> list[Row]:
+    if _is_arrow(path):
+        return _read_arrow(path, split)
+    with unreadable(f"{path} cannot be searched"):
+        files = _split_files(path, split)
+        held = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    if not files:
+        raise UsageError(
+            f"{path} is neither an Arrow folder (datasets.save_to_disk) nor has it a file {split}.jsonl, "
+            f"{split}-00000-of-00001.parquet or the like, here or one folder down; it holds "
+            f"{', '.join(held[:10]) or 'nothing'}{' ...' if len(held) > 10 else ''}"
+        )
+    return [row for file in files for row in read_path(file, split)]
+
+
+def _read_arrow(path: Path, split: str) -> list[Row]:
+    from datasets import DatasetDict, load_from_disk
+
+    with unreadable(f"{path} cannot be read as an Arrow folder", "copy it again, or save it by datasets.save_to_disk"):
         loaded = load_from_disk(str(path))
         if isinstance(loaded, DatasetDict):
             if split not in loaded:
                 raise UsageError(f"{path} has no split {split!r}: {did_you_mean(split, [str(key) for key in loaded])}")
             loaded = loaded[split]
-        return loaded.to_list()
-    for suffix in READERS:
-        if (path / f"{split}{suffix}").exists():
-            return read_path(path / f"{split}{suffix}", split)
-    raise UsageError(f"{path} is neither an Arrow folder (datasets.save_to_disk) nor has it a file {split}.jsonl")
+        return dataset_rows(loaded)
+
+
+def dataset_rows(dataset: Any) -> list[Row]:
+    """The rows of a ``datasets.Dataset``."""
+    return _arrow_rows(dataset.with_format("arrow")[:])
+
+
+def _arrow_rows(table: Any) -> list[Row]:
+    """The rows of a ``pyarrow.Table``. A float32 is the shortest number that rounds to it: .1, not .10000000149."""
+    from pyarrow import types
+
+    rows = table.to_pylist()
+    for column in table.schema:
+        if types.is_float32(column.type):
+            for row, text in zip(rows, table[column.name].cast("string").to_pylist(), strict=True):
+                row[column.name] = None if text is None else Decimal(text)
+    return rows
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The files of a split, in a folder or in one of its folders (``data/``, a configuration's); none if there are
+    none. Raises ``UsageError`` where several folders have it, or a part is missing."""
+    if files := _files_here(folder, split):
+        return files
+    below = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    holders = {entry: files for entry in below if (files := _files_here(entry, split))}
+    if len(holders) > 1:
+        names = ", ".join(repr(str(holder)) for holder in holders)
+        raise UsageError(f"{folder} has the split {split!r} in several folders; give one of them: {names}")
+    return next(iter(holders.values()), [])
+
+
+def _files_here(folder: Path, split: str) -> list[Path]:
+    """``train.jsonl``, the parts ``train-00000-of-00002.parquet``, or all files of one kind in a folder ``train``."""
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file() and is_file_name(entry))
+    inner = folder / split
+    shards = sorted(entry for entry in inner.iterdir() if entry.is_file()) if inner.is_dir() else []
+    part = re.compile(rf"{re.escape(split)}-(\d+)(?:-of-(\d+))?(?:-\w+)?")
+    for kind in READERS:
+        of_kind = {file: file.name[: file.name.lower().rindex(kind)] for file in files if kind_of(file) == kind}
+        whole = [file for file, stem in of_kind.items() if stem == split]
+        if whole:
+            return whole[:1]
+        parts = {file: match for file, stem in of_kind.items() if (match := part.fullmatch(stem))}
+        if parts:
+            _check_parts(folder, split, list(parts.values()))
+            return list(parts)
+        if inner_files := [file for file in shards if kind_of(file) == kind]:
+            return inner_files
+    return []
+
+
+def _check_parts(folder: Path, split: str, parts: Sequence[re.Match[str]]) -> None:
+    totals = {int(part[2]) for part in parts if part[2]}
+    if totals and (len(totals) > 1 or {int(part[1]) for part in parts} != set(range(max(totals)))):
+        raise UsageError(
+            f"{folder} has {len(parts)} parts of the split {split!r}, and their names say {max(totals)}: "
+            "download the folder again, or remove the parts of another version"
+        )
+
+
+def _parse_json(text: str) -> Any:
+    """JSON in which a number keeps all its digits."""
+    return json.loads(text, object_pairs_hook=_object, parse_float=Decimal)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """An object; of a name that it has twice, one value would be lost."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return row
 
 
 def _read_json(path: Path) -> list[Row]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    with open_text(path) as file:
+        text = file.read()
+    if not text.strip():
+        return []
+    try:
+        content = _parse_json(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # JSON lines under the name of JSON
+            return _read_jsonl(path)
+        raise
     if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list)]
+        lists = [value for value in content.values() if _is_table(value)]
         if len(lists) != 1:
-            raise ValueError("expected one list of objects")
+            raise ValueError(f"expected a list of objects, or an object with one such list, not one with {len(lists)}")
         content = lists[0]
+    if not isinstance(content, list):
+        raise ValueError(f"expected a list of objects, not {type(content).__name__}")
     return content
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
 def _read_jsonl(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+    rows = []
+    for number, line in numbered_lines(path):
+        try:
+            rows.append(_parse_json(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return rows
 
 
 def _read_csv(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        return list(csv.DictReader(lines))
+    with open_text(path, newline="") as lines:
+        reader = csv.reader(lines, strict=True)
+        header = next(reader, [])
+        _check_distinct(header)
+        rows = []
+        for values in reader:
+            if len(values) > len(header):
+                raise ValueError(
+                    f"line {reader.line_num} has {len(values)} values for {len(header)} columns; put a value that "
+                    "has a comma in double quotes"
+                )
+            if values:
+                rows.append({**dict.fromkeys(header), **dict(zip(header, values, strict=False))})
+        return rows
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
-    try:
-        return parquet.read_table(path).to_pylist()
-    except ArrowException as error:
-        raise ValueError(str(error)) from error
+    with parquet.ParquetFile(path) as file:
+        table = file.read()
+    _check_distinct(table.column_names)
+    return _arrow_rows(table)
+
+
+def _check_distinct(columns: list[str]) -> None:
+    """Of two columns of one name a row could keep but one."""
+    for name in columns:
+        if columns.count(name) > 1:
+            raise ValueError(f"the column {name!r} is there twice; rename or remove one")
 
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {
@@ -97,11 +296,9 @@ def read_hub(id: str, split: str, config: str | None = None) -> list[Row]:
     from datasets import load_dataset
 
     client.HF_HUB_OFFLINE = client.HF_HUB_OFFLINE or hub_unreachable()  # then only its cache is looked through
-    try:
-        return load_dataset(id, config, split=split).to_list()
-    except Exception as error:  # the hub client raises many kinds; each means that these rows cannot be had
-        raise UsageError(
-            f"problem set {id!r}, split {split!r}, could not be loaded from the hub: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}. Offline, give a file or folder by its path, "
-            "or data_dir=... (or NESTED_REFT_DATA) for the published sets; 'arithmetic' needs no data"
-        ) from error
+    remedy = (
+        "Offline, give a file or folder by its path, or data_dir=... (or NESTED_REFT_DATA) for the published sets; "
+        "'arithmetic' needs no data"
+    )
+    with unreadable(f"problem set {id!r}, split {split!r}, could not be loaded from the hub", remedy):
+        return dataset_rows(load_dataset(id, config, split=split))

@@ -9,7 +9,8 @@ symbolic. Only a full score is right.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ TEST_SEED_OFFSET = 1 << 40
 
 
 class ReasoningGym:
-    """One task with random access.
+    """One task with random access. Supports ``len``, indexing and iteration, as every finite source does.
 
     Args:
         task: name of the task.
@@ -39,6 +40,7 @@ class ReasoningGym:
             raise UsageError(f"reasoning_gym has no split {split!r}; choose 'train' or 'test'")
         self.name = f"reasoning_gym:{task}/{split}"
         self.size: int | None = size
+        self._indices = range(size)
         first = seed + (TEST_SEED_OFFSET if split == "test" else 0)
         self._recipe = {"task": task, "size": size, "seed": first, "options": dict(options)}
         try:
@@ -46,7 +48,14 @@ class ReasoningGym:
         except (TypeError, AssertionError, ValueError) as error:
             raise UsageError(f"reasoning_gym task {task!r} refuses its options {dict(options)}: {error}") from error
 
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return map(self.__getitem__, self._indices)
+
     def __getitem__(self, index: int) -> Problem:
+        index = self._indices[operator.index(index)]  # the library's own sequences have no end
         entry = self._entries[index]
         scorer = json.dumps({**self._recipe, "index": index}, sort_keys=True)
         answer = "" if entry["answer"] is None else str(entry["answer"])  # some tasks have only a scorer
@@ -73,6 +82,7 @@ class ReasoningGymSource:
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
+        check_limit(self.size, "size")
 
     def load(self, split: str) -> ReasoningGym:
         """The problems of a split. Raises ``UsageError``: no such task, or options that it refuses."""

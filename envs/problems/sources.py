@@ -7,17 +7,19 @@ source of yours is registered in the same way; most are rows of a table and need
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Protocol
 
 from envs.problem import Problem, Problems
-from envs.problems.columns import Columns, to_problem
+from envs.problems.columns import Columns, find_columns, to_problem
 from envs.problems.listed import ListedProblems, list_problems
-from envs.problems.readers import Row, read_hub, read_path
+from envs.problems.readers import Row, has_split, read_hub, read_path
 from envs.problems.scenes import DEFAULT_LEVELS
+from envs.verifier import check_gold
 from registry import UsageError, did_you_mean, problem_sources
 
 DATA_VARIABLE = "NESTED_REFT_DATA"
@@ -60,22 +62,23 @@ class ArithmeticSource:
         return ListedProblems(problems.name, (problems[index] for index in range(self.limit)))
 
 
-def check_limit(limit: Any) -> None:
-    """Raise ``UsageError`` unless ``limit`` is None or a positive integer."""
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise UsageError(f"limit={limit!r} must be at least 1")
+def check_limit(limit: Any, name: str = "limit") -> None:
+    """Raise ``UsageError`` unless ``limit``, called ``name``, is None or a positive integer."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise UsageError(f"{name}={limit!r} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSource:
     """Rows of a table, one a problem; a subclass says where they are. Which rows are taken: ``shuffle``, then
-    ``subset``, then ``limit``.
+    ``subset``, then ``omit``, then ``limit``; no other row is looked at.
 
     Attributes:
-        question: name of the question's column; None to find it.
-        answer: name of the answer's column; None to find it.
+        question: name of the question's column; None to find it. A dot leads into an object.
+        answer: name of the answer's column, likewise: ``reward_model.ground_truth``.
         subset: ``"start:stop"``, either side may be empty.
         shuffle: seed of a permutation; None for the order of the source.
+        omit: rows by their numbers from 0 in the source, as errors name them: ``"3,17,40:45"``, or a list.
         limit: at most this many rows.
     """
 
@@ -83,11 +86,13 @@ class RowSource:
     answer: str | None = None
     subset: str | None = None
     shuffle: int | None = None
+    omit: str | int | tuple[int, ...] | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
         self._bounds()
+        self._omitted()
 
     @property
     def name(self) -> str:
@@ -103,23 +108,34 @@ class RowSource:
         return self.list_rows(self.rows(split), split)
 
     def list_rows(self, rows: Iterable[Row | Problem], split: str) -> ListedProblems:
-        """Those of ``rows`` that the fields choose, as problems."""
-        name, columns = f"{self.name}/{split}", Columns(self.question, self.answer)
-        problems = [
-            row if isinstance(row, Problem) else to_problem(row, name, index, columns) for index, row in enumerate(rows)
-        ]
-        chosen = self._choose(problems)
+        """Those of ``rows`` that the fields choose, as problems. Raises ``UsageError`` naming all that are none."""
+        name, table = f"{self.name}/{split}", list(rows)
+        chosen = self._choose(len(table), name)
         if not chosen:
             raise UsageError(
-                f"{name} has no rows{' in the chosen subset' if problems else ''}; choose another split or subset"
+                f"{name} has no rows{' in the chosen subset' if table else ''}; choose another split or subset"
             )
-        return list_problems(name, chosen)
+        columns = None
+        if any(isinstance(table[index], Mapping) for index in chosen):
+            columns = find_columns(table, name, self.question, self.answer)
+        problems, errors = [], {}
+        for index in chosen:
+            try:
+                problems.append(_problem(table[index], name, index, columns))
+            except UsageError as error:
+                errors[index] = error
+        if errors:
+            raise _bad_rows(name, errors, len(chosen))
+        return list_problems(name, problems)
 
-    def _choose(self, problems: list[Problem]) -> list[Problem]:
+    def _choose(self, size: int, name: str) -> list[int]:
+        indices, omitted = list(range(size)), self._omitted()
+        if any(rows.stop > size for rows in omitted):
+            raise UsageError(f"omit={self.omit!r} names rows beyond those of {name}, which are 0..{size - 1}")
         if self.shuffle is not None:
-            problems = list(problems)
-            Random(self.shuffle).shuffle(problems)
-        return problems[self._bounds()][: self.limit]
+            Random(self.shuffle).shuffle(indices)
+        kept = [index for index in indices[self._bounds()] if not any(index in rows for rows in omitted)]
+        return kept[: self.limit]
 
     def _bounds(self) -> slice:
         if self.subset is None:
@@ -130,17 +146,61 @@ class RowSource:
             raise UsageError(f"subset={self.subset!r} is not of the form 'start:stop', such as '0:100'") from None
         return slice(start, stop)
 
+    def _omitted(self) -> list[range]:
+        given: Any = () if self.omit is None else self.omit
+        parts = given.split(",") if isinstance(given, str) else given if isinstance(given, list | tuple) else [given]
+        omitted = []
+        for part in parts:
+            match = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?", str(part))
+            if match is None:
+                raise UsageError(f"omit={self.omit!r} is not a list of rows from 0, such as '3,17,40:45'")
+            omitted.append(range(int(match[1]), int(match[2] or int(match[1]) + 1)))
+        return omitted
+
+
+def _problem(row: Any, source: str, index: int, columns: Columns | None) -> Problem:
+    if not isinstance(row, Problem):
+        row = to_problem(row, source, index, columns or Columns("question", "answer"))
+    if not row.scorer:
+        check_gold([row.answer, *row.alternatives], f"row {index} of {source}")
+    return row
+
+
+def _bad_rows(name: str, errors: dict[int, UsageError], count: int) -> UsageError:
+    """One error for all rows that are no problems: which they are, what is wrong with the first, how to go on."""
+    first = next(iter(errors.values()))
+    if len(errors) == count:
+        return first if count == 1 else UsageError(f"none of the {count} rows of {name} is a problem: {first}")
+    rows = ",".join(_ranges(sorted(errors)))
+    what = "1 row" if len(errors) == 1 else f"{len(errors)} of {count} rows"
+    return UsageError(f"{what} of {name} cannot be used: {first}. To leave out all such rows: omit={rows!r}")
+
+
+def _ranges(rows: list[int]) -> list[str]:
+    """Sorted numbers in the notation of ``omit``: 3, 4, 5, 9 are ``3:6`` and ``9``."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and runs[-1][1] == row:
+            runs[-1][1] += 1
+        else:
+            runs.append([row, row + 1])
+    return [f"{start}:{stop}" if stop > start + 1 else str(start) for start, stop in runs]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedSet(RowSource):
-    """A data set of the literature, by its name: from files below ``data_dir`` if they are there, else from the hub.
+    """A data set of the literature, by its name: from files below ``data_dir``, which may be downloads of the hub's
+    folder, or else from the hub.
 
     Attributes:
-        data_dir: folder of the files; None for the environment variable NESTED_REFT_DATA, if that is set.
+        data_dir: folder of the files; None for the environment variable NESTED_REFT_DATA, if that is set, and then for
+            the hub where it holds none of them.
         files: for each split, paths below ``data_dir``, tried in order; ``path#key`` is a split of an Arrow folder.
         hub: hub id, and its configuration if it has several.
         hub_splits: for each split, its name on the hub where that differs.
         default_split: what the environment id ``MathReason/<name>-v0`` serves.
+        max_prompt_tokens: of that id, enough for the longest question with the built-in tokenizer, whose tokens are
+            short, and any template.
     """
 
     data_dir: str | None = None
@@ -150,21 +210,39 @@ class PublishedSet(RowSource):
     hub: ClassVar[tuple[str, str | None]]
     hub_splits: ClassVar[dict[str, str]] = {}
     default_split: ClassVar[str] = "test"
+    max_prompt_tokens: ClassVar[int] = 1024
 
     def rows(self, split: str) -> list[Row]:
         """All rows of a split."""
         if split not in self.files:
             raise UsageError(f"{self.name} has no split {split!r}: {did_you_mean(split, self.files)}")
-        folder = self.data_dir or os.environ.get(DATA_VARIABLE)
-        if folder is not None:
-            if not Path(folder).is_dir():
-                raise UsageError(f"data_dir={folder!r} is not a folder; give the one that holds {self.files[split][0]}")
-            for file in self.files[split]:
-                path, _, key = file.partition("#")
-                if (Path(folder) / path).exists():
-                    return self.file_rows(Path(folder) / path, key, split)
+        given = self.data_dir or os.environ.get(DATA_VARIABLE)
         hub_id, config = self.hub
-        return read_hub(hub_id, self.hub_splits.get(split, split), config)
+        hub_split = self.hub_splits.get(split, split)
+        if not given:
+            return read_hub(hub_id, hub_split, config)
+        folder = Path(given).expanduser()
+        origin = "data_dir" if self.data_dir else DATA_VARIABLE
+        if not folder.is_dir():
+            raise UsageError(f"{origin}={given!r} is not a folder; give the one that holds {self.files[split][0]}")
+        for file in self.files[split]:
+            path, _, key = file.partition("#")
+            if (folder / path).exists():
+                return self.file_rows(folder / path, key, split)
+        downloads = [folder / place for place in dict.fromkeys((self.name, hub_id.rpartition("/")[2], hub_id))]
+        for download in downloads:
+            inner = download / config if config and (download / config).is_dir() else download
+            for name in dict.fromkeys((hub_split, split)):
+                if has_split(inner, name):
+                    return read_path(inner, name)
+        looked = ", ".join([*self.files[split], *(f"{place.relative_to(folder)}/{hub_split}-*" for place in downloads)])
+        nothing = f"{origin}={given!r} holds no {self.name}/{split} (looked for {looked})"
+        if self.data_dir:
+            raise UsageError(f"{nothing}; put one of these there, or name the hub id {hub_id!r} as the problem set")
+        try:
+            return read_hub(hub_id, hub_split, config)
+        except UsageError as error:
+            raise UsageError(f"{nothing}; {error}") from error
 
     def file_rows(self, path: Path, key: str, split: str) -> list[Row]:
         """The rows of a split in one of ``files``."""
@@ -216,6 +294,7 @@ class MATH(PublishedSet):
 
     name = "math"
     default_split = "train"
+    max_prompt_tokens = 4096
     files = _files("math", "train", "test")
     hub = ("DigitalLearningGmbH/MATH-lighteval", None)
 
@@ -244,6 +323,7 @@ class MATH500(PublishedSet):
     """500 test problems of MATH (arXiv 2305.20050)."""
 
     name = "math500"
+    max_prompt_tokens = 2048
     files: ClassVar = {"test": ("math500.jsonl", "evaluation_suite#math")}
     hub = ("HuggingFaceH4/MATH-500", None)
 
@@ -263,7 +343,7 @@ class AMC23(PublishedSet):
     """40 problems of the American Mathematics Competitions of 2023."""
 
     name = "amc23"
-    files: ClassVar = {"test": ("amc23.jsonl", "evaluation_suite#amc")}
+    files: ClassVar = {"test": ("amc23.jsonl",)}
     hub = ("math-ai/amc23", None)
 
 
@@ -281,6 +361,7 @@ class OlympiadBench(PublishedSet):
     """675 olympiad problems in English with one final answer (arXiv 2402.14008)."""
 
     name = "olympiad"
+    max_prompt_tokens = 4096
     files: ClassVar = {"test": ("olympiad.jsonl", "evaluation_suite#olympiad_bench")}
     hub = ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP")
     hub_splits: ClassVar = {"test": "train"}

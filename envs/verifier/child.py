@@ -1,6 +1,7 @@
 """The child process that settles symbolic comparisons: one JSON request a line in, one JSON reply a line out.
 
-A request is ``["compare", gold, answer]`` (normalised texts) or ``["score", scorer, candidate]``. The process limits
+A request is ``["compare", gold, answer]`` (normalised texts), ``["read", gold, ""]`` (whether math-verify reads it) or
+``["score", scorer, candidate]``. The process limits
 its own memory and, per request, its own processor time, and ends when its standard input closes: none outlives the run
 that started it. The kernel enforces both limits, whatever the interpreter is busy with.
 """
@@ -15,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import mpmath  # noqa: F401  (imported before the clock of the first request starts)
 
@@ -26,6 +28,10 @@ from envs.verifier.nodes import Unreadable
 
 _COMMANDS = "π pi,· cdot,× times,÷ div,≤ le,≥ ge,≠ ne,≈ approx,∞ infty,∪ cup,∩ cap,∖ setminus,± pm,∓ mp,∈ in,∅ emptyset"
 _LATEX = str.maketrans({pair[0]: f"\\{pair[2:]} " for pair in _COMMANDS.split(",")} | {"°": "^{\\circ}", "%": "\\%"})
+
+
+class UnreadableGold(Exception):
+    """math-verify reads nothing in the gold answer."""
 
 
 class Symbolic:
@@ -50,20 +56,34 @@ class Symbolic:
         with suppress(NotAnExpression):
             if not has_value(parse(answer)):
                 return False
-        load("math_verify", self.announce, warm_up=lambda: math_verify_equal("\\frac{x}{2}", "0.5 x"))
+        self._load()
         return math_verify_equal(gold, answer)
 
+    def can_read(self, gold: str) -> bool:
+        """Whether math-verify finds mathematics in a gold outside of the grammar."""
+        self._load()
+        return bool(math_verify_parse(gold))
 
-def math_verify_equal(gold: str, answer: str) -> bool:
-    """math-verify on two LaTeX texts, by its LaTeX parser alone (its plain-text parser evaluates Python)."""
+    def _load(self) -> None:
+        load("math_verify", self.announce, warm_up=lambda: math_verify_equal("\\frac{x}{2}", "0.5 x"))
+
+
+def math_verify_parse(text: str) -> list[Any]:
+    """What math-verify reads in normalised text, by its LaTeX parser alone (its plain-text parser evaluates Python)."""
     import math_verify
 
     parser = [math_verify.LatexExtractionConfig()]
-    gold_parsed, answer_parsed = (
-        math_verify.parse(f"${to_latex(text)}$", parser, fallback_mode="no_fallback", parsing_timeout=None)
-        for text in (gold, answer)
-    )
-    return bool(gold_parsed and answer_parsed) and math_verify.verify(gold_parsed, answer_parsed, timeout_seconds=None)
+    return math_verify.parse(f"${to_latex(text)}$", parser, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def math_verify_equal(gold: str, answer: str) -> bool:
+    """Whether math-verify says that two normalised texts agree. Raises ``UnreadableGold``."""
+    import math_verify
+
+    gold_parsed, answer_parsed = math_verify_parse(gold), math_verify_parse(answer)
+    if not gold_parsed:
+        raise UnreadableGold(gold)
+    return bool(answer_parsed) and math_verify.verify(gold_parsed, answer_parsed, timeout_seconds=None)
 
 
 def to_latex(text: str) -> str:
@@ -72,11 +92,14 @@ def to_latex(text: str) -> str:
 
 
 def settle(comparer: Comparer, gold: str, answer: str) -> str:
-    """``right`` or ``wrong``, ``malformed`` if unreadable, ``unsupported`` if it cannot be computed here."""
+    """``right`` or ``wrong``, ``malformed`` for an unreadable answer, ``unreadable`` for such a gold, or
+    ``unsupported`` if it cannot be computed here."""
     try:
         return "right" if comparer.compare(gold, answer) else "wrong"
     except Unreadable:
         return "malformed"
+    except UnreadableGold:
+        return "unreadable"
     except (NeedsWorker, MemoryError, RecursionError, ArithmeticError, ValueError, TypeError, AttributeError):
         return "unsupported"
 
@@ -86,6 +109,8 @@ def judge(comparer: Comparer, announce: Callable[[str], None], request: list[str
     task, first, second = request
     if task == "compare":
         return settle(comparer, first, second)
+    if task == "read":
+        return "right" if Symbolic(announce).can_read(first) else "wrong"
     load("reasoning_gym", announce)
     from envs.verifier.scorers import score
 
@@ -108,20 +133,31 @@ def load(module: str, announce: Callable[[str], None], warm_up: Callable[[], obj
         signal.setitimer(signal.ITIMER_PROF, left)
 
 
+def limit_memory(megabytes: int) -> None:
+    """Bound the address space, by less if the system's own bound is tighter. Where the system has no such limit (macOS
+    refuses it) the deadline alone protects the parent."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = megabytes << 20 if hard == resource.RLIM_INFINITY else min(megabytes << 20, hard)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def serve(deadline: float, megabytes: int) -> None:
     """Answer requests until standard input closes."""
-    limit = megabytes << 20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_memory(megabytes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # nothing that a library prints may mix with the replies
 
     def reply(line: str) -> None:
         replies.write(line + "\n")
 
     comparer = Comparer(Symbolic(announce=reply))
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # nothing that a library prints may mix with the replies
+    os.dup2(nowhere, 2)  # the parent reads what went wrong at the start, and no more
     reply("ready")
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, deadline)

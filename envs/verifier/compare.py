@@ -16,10 +16,15 @@ from envs.verifier.lexer import NotAnExpression
 from envs.verifier.literal import Literal
 from envs.verifier.literal import equal as literals_equal
 from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
+from envs.verifier.scan import designator
 from envs.verifier.structure import FLIPPED, read, words
-from envs.verifier.units import without_letter_unit
+from envs.verifier.units import without_letter_unit, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
+
+
+MAX_CHAIN = 8
+"""Longer chains of equalities are no answers."""
 
 
 class NeedsWorker(Exception):
@@ -93,7 +98,31 @@ class Comparer:
             and not isinstance(gold, Collection)
         ):
             answer = answer.items[0]
+        if isinstance(answer, Relation) and isinstance(gold, Literal | Expression) and len(answer.sides) > 1:
+            return self._chain(gold, answer)
         return self.rules[type(gold)](gold, answer)
+
+    def _chain(self, gold: Literal | Expression, answer: Relation) -> bool:
+        """A finished calculation, ``3 + 4 = 7`` or ``x = 3 + 4 = 7``: its last side is the answer, if all its sides are
+        numbers, whatever their units, equal and written in different ways (``7 = 7`` works nothing out)."""
+        sides = answer.sides[1:] if len(answer.sides) > 2 and designator(answer.sides[0]) else answer.sides
+        if (
+            set(answer.ops) != {"="}
+            or len(sides) > MAX_CHAIN
+            or len({side.replace(" ", "") for side in sides}) < len(sides)
+        ):
+            return False
+        last = read(sides[-1], 1)
+        text = _source(last)
+        if text is None:
+            return False
+        try:
+            result, *others = (parse(side) for side in (text, *map(without_units, sides[:-1])))
+        except NotAnExpression:
+            return False
+        if any(map(_has_name, [result, *others])) or not self.same(gold, last):
+            return False
+        return all(self.oracle.equal(result, side) for side in others)
 
     def _literal(self, gold: Literal, answer: Node) -> bool:
         if isinstance(answer, Expression) and without_letter_unit(answer.text) != answer.text:
@@ -217,6 +246,11 @@ class Comparer:
             return self.oracle.equal(tree, parse(text))
         except NotAnExpression:
             return False
+
+
+def _has_name(tree: Tree) -> bool:
+    """Whether a variable occurs."""
+    return tree[0] == "name" or (tree[0] not in ("num", "const") and any(map(_has_name, tree[1:])))
 
 
 def _value(node: Node) -> Node:

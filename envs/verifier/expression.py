@@ -24,7 +24,7 @@ MAX_DEPTH = 40
 
 _NAME_COMMANDS = word_set("""
 alpha beta gamma delta zeta eta theta kappa lambda mu nu xi rho sigma tau upsilon chi psi omega Gamma Delta
-Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar
+Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar mho
 """)
 _ACCENTS = word_set("""
 overline vec hat bar dot ddot tilde widehat mathcal mathbb overrightarrow underline angle triangle

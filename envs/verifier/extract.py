@@ -1,13 +1,15 @@
 """From a whole completion to the one candidate answer that is graded.
 
 The rules, in order: only the text after the last ``</think>`` counts, and a thought that is opened and never closed
-has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last "answer is" or "Answer:" phrase.
-There is no fallback to the last number of the text. Every step is linear in the length of the text, which is untrusted.
+has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last statement of the answer ("answer
+is", "Answer:", "the answer to the question would be"). There is no fallback to the last number of the text. Every step
+is linear in the length of the text, which is untrusted.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from registry import UsageError
 
@@ -20,8 +22,56 @@ MALFORMED: Extraction = ("", "malformed")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BARE_BOX = re.compile(r"[ \t]*([-+]?[0-9][0-9.,/]*|[A-Za-z])(?![A-Za-z])")
-_PHRASE = re.compile(r"\banswer(?:\*\*)?(?: {1,3}is\b|\s{0,3}:)(?:\*\*)?:?", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?][*$)\"']{0,4}(?:\s|$)")
+_ADVERBS = r"(?:therefore|thus|then|hence|so|simply|just|also|indeed|actually|now|clearly|finally|consequently|exactly)"
+_ASIDE = r"(?: (?:to|for|of|in|here|that|we|you|i)\b[^.:;!?=\n]{0,60}?)?"
+_LINK = (
+    rf"(?:,? {_ADVERBS},?){{0,2}} (?:(?:would|will|should|must)(?:,? {_ADVERBS},?){{0,2}} be|is|equals|becomes"
+    r"|comes (?:out )?to(?: be)?|turns out to be|works out (?:to be|to|as))\b"
+)
+_PHRASE = re.compile(
+    r"\banswer(?:\*\*)?(?:(?P<plain> {1,3}is\b|\s{0,3}:)|(?P<full>" + _ASIDE + rf"(?:{_LINK}| ?=)))(?:\*\*)?:?",
+    re.IGNORECASE,
+)
+_QUANTITY = (
+    r"(?:total|number|amount|value|result|quantity|figure|integer|cost|price|length|distance|height|width|area|volume"
+    r"|perimeter|age|weight|speed|time|profit|probability|percentage|average|mean)"
+)
+_SUBJECT = r"(?:s?he|it|they|we|you|i|there|[A-Z][a-z]+)"
+_VERB = (
+    r"(?:is|are|was|were|will be|will have|has|have|had|makes?|made|gets?|got|earns?|earned|pays?|paid|needs?|needed"
+    r"|spends?|spent|costs?|sells?|sold|saves?|saved|takes?|took)"
+)
+_OPENING = r"[*_`\"$€£({\[|+\-−\s]{0,8}"
+_VALUE = rf"{_OPENING}(?:\.?\d|\\|[√π])"
+_LEAD = re.compile(
+    rf"[ ,]*(?:(?:{_ADVERBS}|the|an?|that|of|be|equal to|given by|{_QUANTITY}|(?-i:{_SUBJECT}) {_VERB})\b[ ,:]*){{1,8}}"
+    rf"(?={_VALUE})",
+    re.IGNORECASE,
+)
+_STATES_VALUE = re.compile(rf"{_VALUE}|{_OPENING}[A-Za-z](?![A-Za-z'’]|\s+[A-Za-z]{{2}})")
+_BOLD = re.compile(r"\*\*([^*]+)\*\*(?![^\s.,;:!?])")
+_REASON = re.compile(r",?\s(?:because|since)\s")
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?][*$)\"']{0,4}(?:\s|$)")
+
+
+def completion_text(completion: Any) -> str:
+    """The text of a completion: itself, or the content of the last message of the assistant in a list of chat messages
+    (``[{"role": "assistant", "content": ...}]``). Raises ``UsageError`` for anything else."""
+    if isinstance(completion, str):
+        return completion
+    if isinstance(completion, dict):
+        completion = [completion]
+    if isinstance(completion, list | tuple) and all(isinstance(message, dict) for message in completion):
+        spoken = [message for message in completion if message.get("role") == "assistant"]
+        content = spoken[-1].get("content") if spoken else None
+        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+            content = "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+        if isinstance(content, str):
+            return content
+    raise UsageError(
+        f"the completion {str(completion)[:80]!r} is of type {type(completion).__name__}; give text ('' for an empty "
+        "one), or chat messages of which one has the role 'assistant' and its text as content"
+    )
 
 
 def extract(text: str) -> Extraction:
@@ -65,15 +115,20 @@ def last_box(text: str) -> Extraction | None:
         if not boxes:
             return None
         match = boxes[-1]
-    body = match.end()
+    content = _box_content(text, match.end())
+    return (content.strip(), "") if content.strip() else MALFORMED
+
+
+def _box_content(text: str, start: int) -> str:
+    """What the box holds whose command ends at ``start``, with its blanks; ``""`` if it is unclosed."""
+    body = start
     while body < len(text) and text[body] in " \t\n":
         body += 1
     if body < len(text) and text[body] == "{":
         end = closing_brace(text, body)
-        content = text[body + 1 : end].strip() if end >= 0 else ""
-        return (content, "") if content else MALFORMED
-    bare = _BARE_BOX.match(text, match.end())
-    return (bare[1], "") if bare else MALFORMED
+        return text[body + 1 : end] if end >= 0 else ""
+    bare = _BARE_BOX.match(text, start)
+    return bare[1] if bare else ""
 
 
 def closing_brace(text: str, start: int) -> int:
@@ -99,22 +154,45 @@ def last_hash(text: str) -> Extraction | None:
 
 
 def last_phrase(text: str) -> Extraction | None:
-    """What follows the last "answer is" or "Answer:", to the end of the sentence or line."""
+    """The value of the last statement of the answer, to the end of the sentence, the line or the reason given for it.
+
+    "answer is" and "Answer:" are statements whatever follows. With an aside, adverbs or another verb ("the answer to
+    the question would therefore be 12") one counts only if a value follows. Words between verb and number are dropped
+    if all are of closed classes: adverbs, articles, nouns of quantity, a subject with its verb ("she has a total of
+    12"). Comparisons, negations and operations ("more than", "not", "half of") are none of them, and stay.
+    """
     if "nswer" not in text and "NSWER" not in text:
         return None
-    last = max(_PHRASE.finditer(text), key=re.Match.start, default=None)
-    if last is None:
-        return None
-    rest = text[last.end() :].lstrip(" \t").partition("\n")[0]
+    for match in reversed(list(_PHRASE.finditer(text))):
+        rest = text[match.end() :].lstrip(" \t").partition("\n")[0]
+        lead = _LEAD.match(rest)
+        if lead:
+            rest = rest[lead.end() :]
+        if match["plain"] or lead or _STATES_VALUE.match(rest):
+            return _statement(rest)
+    return None
+
+
+def _statement(rest: str) -> Extraction:
+    bold = _BOLD.match(rest)
+    if bold:
+        rest = bold[1] + rest[bold.end() :]
     end = _SENTENCE_END.search(rest)
-    rest = (rest[: end.start()] + rest[end.start() + 1 : end.end()] if end else rest).strip()
-    rest = rest.strip("*` ")
+    rest = rest[: end.start()] + rest[end.start() + 1 : end.end()] if end else rest
+    rest = _REASON.split(rest, maxsplit=1)[0].strip().strip("*` ")
     return (rest, "") if rest else NO_ANSWER
 
 
+def is_solution(text: str) -> bool:
+    """Whether a text marks its final answer, as worked solutions do."""
+    return "####" in text or _BOX.search(text) is not None
+
+
 def gold_of(text: str, row: str) -> str:
-    """The gold answer in a worked solution: the last box or ``####``. ``row`` names it in the error."""
-    extraction = last_box(text) or last_hash(text)
-    if extraction is None or not extraction[0]:
+    """The gold answer in a worked solution: the last box or ``####``, with the blanks about it. ``row`` names it in the
+    error."""
+    boxes = list(_BOX.finditer(text))
+    content = _box_content(text, boxes[-1].end()) if boxes else text.rpartition("####")[2].partition("\n")[0]
+    if (not boxes and "####" not in text) or not content.strip():
         raise UsageError(f"{row}: the solution has neither a \\boxed answer nor a '####' line; name the answer column")
-    return extraction[0]
+    return content

@@ -8,6 +8,7 @@ such as NFKC would turn 4² into 42.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from envs.verifier.symbols import CHARACTERS, COMMANDS, FUNCTION_WORDS, SILENT, SPACES, SUBSCRIPTS, SUPERSCRIPTS
 
@@ -46,6 +47,8 @@ def normalise(text: str) -> str:
     text = text.strip()
     if _PLAIN.fullmatch(text):
         return _trim(text)
+    if not text.isascii():
+        text = "".join(map(_ascii_digit, text))
     text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(SUBSCRIPTS[c] for c in m[0]) + "}", text)
@@ -68,6 +71,11 @@ def normalise(text: str) -> str:
         .replace("...", "…")
     )
     return _trim(_DOUBLED.sub(" ", text))
+
+
+def _ascii_digit(character: str) -> str:
+    """A decimal digit of any script as 0 to 9; superscripts, fractions and circled numerals are none."""
+    return str(unicodedata.decimal(character)) if character.isdecimal() else character
 
 
 def _unwrap_emphasis(text: str) -> str:

@@ -57,13 +57,16 @@ class Child:
             [sys.executable, "-P", "-c", _BOOTSTRAP, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         self._buffer = b""
-        if self._line(START_SECONDS) != "ready":
-            self.kill()
-            raise RuntimeError(f"a verifier worker did not start; does {sys.executable} -c 'import mpmath' work?")
+        first_line = self._line(START_SECONDS)
+        assert self.process.stderr is not None
+        with self.process.stderr as errors:
+            if first_line != "ready":
+                self.kill()
+                raise RuntimeError(_why_not_started(first_line, errors.read().decode(errors="replace")))
 
     def ask(self, request: list[str]) -> str:
         """The reply to a request, ``timeout`` if it overran, ``unsupported`` if the child died of it; after either the
@@ -118,6 +121,13 @@ class Child:
             if pipe is not None:
                 with suppress(OSError):  # an unflushed request to a dead child
                     pipe.close()
+
+
+def _why_not_started(first_line: str | None, errors: str) -> str:
+    if first_line is None:
+        return f"a verifier worker did not start within {START_SECONDS:.0f} s; is the machine overloaded?"
+    last_line = errors.strip().rpartition("\n")[2] or "it wrote no error"
+    return f"a verifier worker did not start: {last_line} ({sys.executable})"
 
 
 Request = tuple[list[str], "Future[str]"]

@@ -36,6 +36,7 @@ _BASED = re.compile(r"\(?\s*([0-9A-Fa-f]+)\s*\)?\s*_\s*\{?\s*([0-9]{1,2})\s*\}?"
 _GRID = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 _MATRIX = re.compile(rf"([^\\]|\\frac|\\sqrt)*?\\begin{_GRID}(.*)\\end{_GRID}", re.DOTALL)
 _COLUMNS = re.compile(r"\s*\{[lcr|]+\}")
+_HALF_OPEN = re.compile(r"([A-Za-z])\s*(\([^()\[\]]*\]|\[[^()\[\]]*\))")
 _BUILDER = re.compile(r"([^|:∈]{1,12})(?:∈[^|:]{1,12})?[|:](.+)", re.DOTALL)
 _PROSE = re.compile(r"[A-Za-z]+(?:['.\-][A-Za-z]+)*(?:\.?[ ,]+[A-Za-z]+(?:['.\-][A-Za-z]+)*)*")
 _WORD = re.compile(r"[A-Za-z]{3}")
@@ -114,6 +115,9 @@ def _parts(text: str, depth: int) -> Node | None:
     colons = [m for m in marks if m[2] == ":"]
     if colons:
         return Collection("ratio", _read_all(cut(text, colons), depth))
+    half_open = _HALF_OPEN.fullmatch(text)
+    if half_open:  # t(0,4] is no value of a function
+        return Named(half_open[1], read(half_open[2], depth + 1))
     return _read_bracketed(text, depth)
 
 

@@ -23,7 +23,7 @@ _VULGAR = """
 """
 _SAME = """
 ⁄ / ∕ / ∛ \\sqrt[3] º ° ˚ ° ⋅ · ∙ · • · ∗ * ✕ × ⨯ × ⩽ ≤ ⩾ ≥ ≦ ≤ ≧ ≥ ∣ | Ø ∅ ⌀ ∅ “ " ” " ‘ ' ’ ' ′ ' ″ '' 𝜋 π ϕ φ
-ｰ - 、 , ， , 。 .
+ｰ - 、 , ， , 。 . ٫ . ٬ , ٪ %
 """
 _UNIFORM: dict[str, str | int | None] = {
     **{chr(0xFF01 + n): chr(0x21 + n) for n in range(94)},  # full-width forms

@@ -16,6 +16,7 @@ _QUOTED = re.compile(r"[A-Za-z .,'/°^\-()¢]*[0-9²³]?")
 _TRAILING = re.compile(
     r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>\\text\{[^{}]*\}[^=]{0,12}|(?:\s+[A-Za-z]{4,}\.?)+)", re.DOTALL
 )
+_OPERAND = re.compile(r"([0-9]\.?)((?:\s*\\text\{[^{}]*\}|\s+[A-Za-z]+)+)")
 _ANNOUNCE = r"(?:(?:so|thus|therefore|the|final|answer|result|total|is|equals?|to|about|approximately)\b[\s,:=]*){1,6}"
 _LEAD = re.compile(rf"(?:\\text\{{\s*{_ANNOUNCE}\}}\s*:?|{_ANNOUNCE})\s*(?=[-+.0-9\\$(])", re.IGNORECASE)
 _ABBREVIATIONS = word_set("""
@@ -70,6 +71,11 @@ def without_letter_unit(text: str) -> str:
     single letter is a variable."""
     match = _LETTER_UNIT.fullmatch(text)
     return match[1] if match else text
+
+
+def without_units(text: str) -> str:
+    """A calculation without the unit words after its numbers: 3 + 4 for ``3 eggs + 4 \\text{ eggs}``."""
+    return _OPERAND.sub(lambda m: m[1] if is_unit(m[2].strip()) else m[0], text)
 
 
 def without_lead(text: str) -> str:

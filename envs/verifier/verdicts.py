@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
 from envs.problem import Problem, Verdict
 from envs.verifier.compare import Comparer, InProcess, NeedsWorker
-from envs.verifier.extract import Extraction, extract
+from envs.verifier.extract import Extraction, completion_text, extract
+from envs.verifier.gold import read_gold, unparsed_parts, unreadable
 from envs.verifier.nodes import Unreadable
 from envs.verifier.notation import normalise
 from envs.verifier.pool import WorkerPool
@@ -59,27 +62,51 @@ class Verifier:
         self.extract = extract
         self.pool = _shared_pool(workers, deadline, megabytes)
 
-    def verify(self, completion: str, problem: Problem | str) -> Verdict:
-        """The verdict on one completion; ``problem`` may be the bare gold answer."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the settings; their worker pool is the one of the process that they arrive in."""
+        return type(self), (self.extract, self.pool.deadline, self.pool.workers, self.pool.megabytes)
+
+    def verify(self, completion: Any, problem: Any) -> Verdict:
+        """The verdict on one completion.
+
+        Args:
+            completion: text, or a list of chat messages, of which the last of the assistant counts.
+            problem: a ``Problem``, or the bare gold answer as a data set has it (``gold.read_gold``).
+
+        Raises:
+            UsageError: a gold answer that the verifier cannot read, or a completion that is neither text nor messages;
+                no text of a completion raises.
+        """
         return self.submit(completion, problem).result()
 
-    def verify_batch(self, pairs: Sequence[tuple[str, Problem | str]]) -> list[Verdict]:
+    def verify_batch(self, pairs: Sequence[tuple[Any, Any]]) -> list[Verdict]:
         """Verdicts of (completion, problem) pairs, in order; the symbolic ones run side by side in the workers."""
         return [future.result() for future in [self.submit(*pair) for pair in pairs]]
 
-    def submit(self, completion: str, problem: Problem | str) -> Future[Verdict]:
+    def submit(self, completion: Any, problem: Any) -> Future[Verdict]:
         """The verdict as a future, which is already finished unless a worker is needed."""
-        gold = problem.answer if isinstance(problem, Problem) else problem
-        candidate, why = self.extract(completion)
+        if isinstance(problem, Problem):
+            gold, scorer, others = problem.answer, problem.scorer, problem.alternatives
+        else:
+            gold, scorer, others = problem, "", ()
+        if not scorer:
+            golds = _golds(gold) if type(gold) is str else tuple(map(_notation, _checked(gold)))
+            for other in others:
+                golds += _golds(other)
+        candidate, why = self.extract(completion if type(completion) is str else completion_text(completion))
         if why:
             return _ready(Verdict(0.0, "", why))
         shown = candidate[:MAX_SHOWN]
-        if len(candidate) > max(MAX_CANDIDATE, 4 * len(gold)):
+        if len(candidate) > MAX_CANDIDATE and len(candidate) > 4 * max(map(len, (str(gold), *others))):
             return _ready(Verdict(0.0, shown, "unsupported"))
-        scorer = problem.scorer if isinstance(problem, Problem) else ""
         if scorer:
             return self._score(scorer, gold, candidate, shown)
-        key = (_notation(gold), _notation(candidate))
+        answer = _notation(candidate)
+        if len(golds) > 1:
+            return _best([self._compare((other, answer), shown) for other in golds])
+        return self._compare((golds[0], answer), shown)
+
+    def _compare(self, key: tuple[str, str], shown: str) -> Future[Verdict]:
         status = _SETTLED.get(key)
         if status is None:
             status = settle_in_process(*key)
@@ -102,12 +129,24 @@ class Verifier:
                 warnings.warn(f"no verdict on {shown!r}: {error}", RuntimeWarning, stacklevel=2)
                 future.set_result(_verdict("unsupported", shown))
                 return
+            if reply.result() == "unreadable":
+                future.set_exception(unreadable(key[0], "the problem"))
+                return
             if reply.result() in ("right", "wrong", "malformed"):
                 _remember(key, reply.result())
             future.set_result(_verdict(reply.result(), shown))
 
         self.pool.submit([task, *key]).add_done_callback(finish)
         return future
+
+
+def check_gold(value: Any, where: str) -> None:
+    """Raise ``UsageError`` unless the verifier reads a gold answer, of any kind that ``verify`` takes, as mathematics
+    or as words. ``where`` names the row."""
+    for gold in read_gold(value, where):
+        for part in unparsed_parts(gold, where):
+            if _verifier(extract).pool.submit(["read", part, ""]).result() != "right":
+                raise unreadable(gold, where)
 
 
 def settle_in_process(gold: str, answer: str) -> str:
@@ -127,15 +166,32 @@ def settle_in_process(gold: str, answer: str) -> str:
         return "unsupported"
 
 
-def verify(completion: str, problem: Problem | str, extract: Callable[[str], Extraction] = extract) -> Verdict:
-    """The verdict on one completion. Never raises on any text and returns within the workers' deadline.
+def verify(completion: Any, problem: Any, extract: Callable[[str], Extraction] = extract) -> Verdict:
+    """The verdict on one completion, as ``Verifier.verify`` gives it. Never raises on any text of a completion and
+    returns within the workers' deadline.
 
     >>> verify("So the answer is 42.", "42").status
     'right'
     >>> verify("6 times 7 is 42", "42").status  # no last number is guessed at: the answer has to be marked
     'no_answer'
+    >>> verify("#### 0.012", ["0.013", "0.012"]).status  # several accepted answers
+    'right'
     """
     return _verifier(extract).verify(completion, problem)
+
+
+def _checked(value: Any) -> tuple[str, ...]:
+    golds = read_gold(value, "the problem")
+    for gold in golds:
+        unparsed_parts(gold, "the problem")
+    return golds
+
+
+@lru_cache(maxsize=16384)
+def _golds(text: str) -> tuple[str, ...]:
+    """The accepted answers of a gold, normalised. Raises ``UsageError`` for one that cannot be read; what only
+    math-verify may read, a worker sees to."""
+    return tuple(map(_notation, _checked(text)))
 
 
 def _remember(key: tuple[str, str], status: str) -> None:
@@ -147,6 +203,31 @@ def _remember(key: tuple[str, str], status: str) -> None:
 
 def _verdict(status: str, shown: str) -> Verdict:
     return Verdict(1.0 if status == "right" else 0.0, shown, status)
+
+
+_LIKELIEST = ("malformed", "wrong", "unsupported", "timeout", "right")
+"""Statuses in ascending order: of several accepted answers the one with the last of them tells the verdict."""
+
+
+def _best(verdicts: list[Future[Verdict]]) -> Future[Verdict]:
+    """The verdict against several accepted answers, once all are there."""
+    best: Future[Verdict] = Future()
+
+    def finish(_: Future[Verdict] | None = None) -> None:
+        if not all(verdict.done() for verdict in verdicts):
+            return
+        with suppress(InvalidStateError):  # two workers may end at once: one of them tells
+            error = next((error for verdict in verdicts if (error := verdict.exception())), None)
+            if error is not None:
+                best.set_exception(error)
+            else:
+                best.set_result(max((v.result() for v in verdicts), key=lambda v: _LIKELIEST.index(v.status)))
+
+    for verdict in verdicts:
+        if not verdict.done():
+            verdict.add_done_callback(finish)
+    finish()
+    return best
 
 
 def _ready(verdict: Verdict) -> Future[Verdict]:

@@ -115,7 +115,7 @@ class Ahead:
             )
             tokens.append(drawn)
             logps.append(logp)
-        found = torch.stack((torch.stack(tokens).double(), torch.stack(logps).double())).cpu().numpy()
-        self.ids[active, position + 1], self.logp[active, position + 1] = found
+        drawn_and_scored = torch.stack((torch.stack(tokens).double(), torch.stack(logps).double())).cpu().numpy()
+        self.ids[active, position + 1], self.logp[active, position + 1] = drawn_and_scored
         self.known[active] = end + 2
         self.decoder.hold(self.ids, end + 1, active)

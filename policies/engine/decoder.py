@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.engine.kv_cache import Fill, KVCache
 from policies.engine.native_store import NativeStore
 from policies.engine.prefill import Prefill
 from policies.engine.sampling import draw
-from policies.engine.slots import Fill, Slots
 from policies.engine.torch_store import TorchStore
 from policies.engine.whole_steps import WholeStepStore
 from policies.model.compute import decode_kernels, takes_whole_steps
@@ -53,7 +53,7 @@ class CachedDecoder:
             prefill = whole.prefill
         else:
             store = NativeStore(kernels, model, slots)
-        self.slots = Slots(store, prefill, slots, self.longest)
+        self.cache = KVCache(store, prefill, slots, self.longest)
 
     @property
     def device(self) -> torch.device:
@@ -63,12 +63,12 @@ class CachedDecoder:
     def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
         """[n, width] float32, the final hidden states at the last token of the ``active`` slots ([n], increasing)."""
         with self.clock("layers"):
-            return self.slots.step(ids[:, : self.longest], length, start, active)
+            return self.cache.step(ids[:, : self.longest], length, start, active)
 
     def plan(self, active: np.ndarray, position: np.ndarray) -> None:
         """What ``follow`` will do: further steps of the ``active`` slots of the last ``hidden``, whose tokens stand at
         ``position`` [m, n]."""
-        self._planned = self.slots.plan(active, position)
+        self._planned = self.cache.plan(active, position)
 
     def follow(self, step: int, token: Tensor) -> Tensor:
         """As ``hidden``, after a planned step with ``token`` [n], which stays on the device."""
@@ -76,8 +76,8 @@ class CachedDecoder:
             return self._planned(step, token)
 
     def hold(self, ids: np.ndarray, size: np.ndarray, active: np.ndarray) -> None:
-        """As ``Slots.hold``: what the planned steps fed."""
-        self.slots.hold(ids, size, active)
+        """As ``KVCache.hold``: what the planned steps fed."""
+        self.cache.hold(ids, size, active)
 
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Tokens [n] int64 and their log-probabilities [n] float32 from final hidden states."""
@@ -89,7 +89,7 @@ class CachedDecoder:
 
     def products(self, rows: int) -> None:
         """The layers' matrix products of a step of ``rows`` rows and nothing else: what a step takes at the least."""
-        self.slots.store.products(rows)
+        self.cache.store.products(rows)
 
 
 class UncachedDecoder:

@@ -122,7 +122,7 @@ class NativeStore:
         )
 
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
-        """As ``slots.Store.decode``."""
+        """As ``kv_cache.Store.decode``."""
         model, call = self.model, self.kernels
         eps, dtype = model.architecture.eps, model.dtype
         token, position = np.ascontiguousarray(token), np.ascontiguousarray(position)
@@ -138,9 +138,9 @@ class NativeStore:
         return call.add_norm(x, delta, model.norm, eps, dtype).float()
 
     def products(self, rows: int) -> None:
-        """As ``slots.Store.products``."""
+        """As ``kv_cache.Store.products``."""
         self.model.multiply(rows)
 
     def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
-        """As ``slots.Store.plan``."""
+        """As ``kv_cache.Store.plan``."""
         return lambda number, token: self.decode(token.numpy(), position[number])

@@ -47,17 +47,17 @@ class TorchStore:
             rows[target, :size] = rows[source, :size]
 
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
-        """As ``slots.Store.decode``."""
+        """As ``kv_cache.Store.decode``."""
         inputs, sizes = self._inputs(position[None])
         inputs[0, 0, : len(token)] = token
         return self._run(upload(inputs[0], self.device), sizes[0])[: len(token)]
 
     def products(self, rows: int) -> None:
-        """As ``slots.Store.products``."""
+        """As ``kv_cache.Store.products``."""
         self.model.multiply(rows)
 
     def plan(self, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
-        """As ``slots.Store.plan``; all positions go to the device at once."""
+        """As ``kv_cache.Store.plan``; all positions go to the device at once."""
         planned, sizes = self._inputs(position)
         inputs, n = upload(planned, self.device), position.shape[1]
 

@@ -34,8 +34,8 @@ class WholeStepStore(NativeStore):
     def _room(self, shape: tuple[int, ...]) -> Tensor:
         """Memory of an earlier store, if there is some: touching new memory costs more than a rollout's attention."""
         size = math.prod(shape) * self.model.dtype.itemsize
-        found = next((n for n, kept in enumerate(_kept) if len(kept) >= size), None)
-        room = self.kernels.own_store((size,), torch.uint8) if found is None else _kept.pop(found)
+        place = next((n for n, kept in enumerate(_kept) if len(kept) >= size), None)
+        room = self.kernels.own_store((size,), torch.uint8) if place is None else _kept.pop(place)
         if len(room) <= _MOST_KEPT:
             weakref.finalize(self, _keep, room).atexit = False
         return room[:size].view(self.model.dtype).view(shape)
@@ -55,21 +55,21 @@ class WholeStepStore(NativeStore):
         if w.transforms:
             entry.mlp_norm = w.mlp_norm.data_ptr()
             kept += [("gate_up", w.gate_up, True), ("down", w.down, False)]
-        for name, linear, halves in kept:
-            panels = linear.panels(self.kernels, halves)
+        for name, linear, gated in kept:
+            panels = linear.panels(self.kernels, gated)
             self.panels.append(panels)
             setattr(entry, name, panels.weight.data_ptr())
             setattr(entry, f"{name}_bias", None if panels.bias is None else panels.bias.data_ptr())
 
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
-        """As ``slots.Store.decode``."""
+        """As ``kv_cache.Store.decode``."""
         token, position = np.ascontiguousarray(token), np.ascontiguousarray(position)
         hidden = torch.empty(len(token), self.model.architecture.width)
         self._run(self._step(self._order(len(token)), token, position), self.table, _bounds(len(token)), hidden)
         return hidden
 
     def products(self, rows: int) -> None:
-        """As ``slots.Store.products``."""
+        """As ``kv_cache.Store.products``."""
         zeros = np.zeros(rows, dtype=np.int64)
         self._run(self._step(self._order(rows), zeros, zeros), self.table, _bounds(rows), None, products=True)
 

@@ -46,7 +46,7 @@ def decode_kernels(architecture: Architecture, device: torch.device) -> Kernels 
 def takes_whole_steps(kernels: Kernels, architecture: Architecture, dtype: torch.dtype) -> bool:
     """Whether a model that the decode kernels cover is small enough for whole steps, and its dtype multiplied there."""
     size = architecture.layers * architecture.layer_weights * dtype.itemsize
-    return (dtype == torch.float32 or kernels.fused_head) and size <= _WHOLE_STEP_BYTES
+    return (dtype == torch.float32 or kernels.bf16_head) and size <= _WHOLE_STEP_BYTES
 
 
 def drawing_head_kernels(head: torch.nn.Linear, dtype: torch.dtype) -> Kernels | None:
@@ -55,7 +55,7 @@ def drawing_head_kernels(head: torch.nn.Linear, dtype: torch.dtype) -> Kernels |
     if kernels is None:
         return None
     if dtype == torch.bfloat16:
-        return kernels if kernels.fused_head and head.in_features % 2 == 0 else None
+        return kernels if kernels.bf16_head and head.in_features % 2 == 0 else None
     return kernels if head.weight.numel() <= _SMALL_HEAD else None
 
 
@@ -64,7 +64,7 @@ def scoring_head_kernels(device: torch.device, dtype: torch.dtype, width: int) -
     if dtype != torch.bfloat16 or width % 2:
         return None
     kernels = kernels_for(device)
-    return kernels if kernels is not None and kernels.fused_head else None
+    return kernels if kernels is not None and kernels.bf16_head else None
 
 
 def byte_kernels(device: torch.device) -> native.Int8Kernels | None:

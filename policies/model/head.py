@@ -65,14 +65,14 @@ class _TorchProjection:
         return float_product(hidden.to(self.dtype), weight).div_(self.temperature)
 
     def logp(self, hidden: Tensor, token: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-        found = torch.empty(2, len(hidden), device=hidden.device)
+        scores = torch.empty(2, len(hidden), device=hidden.device)
         step = max(1, _CHUNK_LOGITS // len(self.weight))
         for begin in range(0, len(hidden), step):
             rows = slice(begin, begin + step)
             logits = self._logits(hidden[rows], self.weight)
-            found[1, rows] = logits.logsumexp(-1)
-            found[0, rows] = logits.gather(1, token[rows, None])[:, 0] - found[1, rows]
-        return found[0], found[1]
+            scores[1, rows] = logits.logsumexp(-1)
+            scores[0, rows] = logits.gather(1, token[rows, None])[:, 0] - scores[1, rows]
+        return scores[0], scores[1]
 
     def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
         softmax = self._logits(hidden, self.weight[begin:end]).sub_(normaliser[:, None]).exp_()
@@ -154,8 +154,8 @@ class TrainableHead:
 def logp_of(project: Callable[[Tensor], Tensor], hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
     """As ``chunked_logp``, of any head without a gradient: ``project`` maps [n, width] to logits [n, V] float32."""
     rows = 2**10
-    found = [
+    parts = [
         project(part).div_(temperature).log_softmax(-1).gather(1, chosen[:, None])[:, 0]
         for part, chosen in zip(hidden.split(rows), token.split(rows), strict=True)
     ]
-    return torch.cat(found)
+    return torch.cat(parts)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.model.compute import byte_kernels
-from policies.model.weights import PackedHead, PackedLinear
+from policies.model.weights import RolloutHead, RolloutLinear
 from policies.nested import Change
 from registry import UsageError
 
@@ -50,8 +50,8 @@ def to_bytes(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
     return (turned * factor[:, None]).round().to(torch.int8), largest / _LARGEST
 
 
-class Int8Linear(PackedLinear):
-    """As ``PackedLinear``, its products on bytes: by the compiled kernel where there is one, else by torch's."""
+class Int8Linear(RolloutLinear):
+    """As ``RolloutLinear``, its products on bytes: by the compiled kernel where there is one, else by torch's."""
 
     def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, change: Change | None = None) -> None:
         self.block = rotation_block(modules[0].in_features)
@@ -61,7 +61,7 @@ class Int8Linear(PackedLinear):
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the modules' present weights."""
-        fused = self._fused(torch.float32)
+        fused = self._concatenated(torch.float32)
         if self._byte_kernels is not None:
             self.weight, self.scale = self._byte_kernels.pack(fused, self.block)
         else:
@@ -80,8 +80,8 @@ class Int8Linear(PackedLinear):
         return (y if self.bias is None else y + self.bias).to(self.dtype)
 
 
-class Int8Head(PackedHead):
-    """As ``PackedHead``, its products on bytes."""
+class Int8Head(RolloutHead):
+    """As ``RolloutHead``, its products on bytes."""
 
     def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
         self.module = module
@@ -92,7 +92,7 @@ class Int8Head(PackedHead):
 
     @property
     def draws(self) -> bool:
-        """As ``PackedHead.draws``."""
+        """As ``RolloutHead.draws``."""
         return self._byte_kernels is not None
 
     @torch.no_grad()
@@ -103,12 +103,12 @@ class Int8Head(PackedHead):
             self._bytes = self._byte_kernels.pack(self.module.weight.detach().float(), self.block, whole=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """As ``PackedHead.logits``."""
+        """As ``RolloutHead.logits``."""
         if self._plain is None:
             self._plain = Int8Linear([self.module], torch.float32)
         return self._plain(hidden)
 
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """As ``PackedHead.draw``."""
+        """As ``RolloutHead.draw``."""
         assert self._byte_kernels is not None
         return self._byte_kernels.draw(hidden, self._bytes, self.module.out_features, self.block, temperature, uniform)

@@ -1,6 +1,6 @@
 """One decoder layer as a pure function of its input and its weights.
 
-Weights are arguments, so the same code serves every layer, every subset, the packed inference weights and the trainable
+Weights are arguments, so the same code serves every layer, every subset, the weights of rollouts and the trainable
 ones. The residual stream is float32 whatever the compute dtype of the matrix products: rollouts and updates then round
 alike, and their log-probabilities agree more closely.
 

@@ -19,10 +19,10 @@ class NestedModel:
 
     Attributes:
         architecture: of the full model.
-        layers: weights of the blocks kept, in order; packed ones for rollouts, the trainable ones for updates.
+        layers: weights of the blocks kept, in order; in their rollout form, or the trainable ones for updates.
         embedding: [V, width].
         norm: [width], the weights of the norm before the head.
-        head: a ``PackedHead`` in rollouts, a ``TrainableHead`` in updates.
+        head: a ``RolloutHead`` in rollouts, a ``TrainableHead`` in updates.
         rotary: cos and sin [positions, tables, D] of ``layers.rotary_table``, at least those of the longest prefix.
         dtype: of the matrix products.
         int8: whether they are on bytes (``int8``); such a model has no gradient.

@@ -71,15 +71,15 @@ class _Linear(torch.autograd.Function):
         grad = grads[0].contiguous()
         need_x, _, *need = ctx.needs_input_grad
         sizes = [len(weight) for weight in weights]
-        found: list[Tensor | None] = [product(grad, _side_by_side(weights, x.dtype).t()) if need_x else None, None]
+        slopes: list[Tensor | None] = [product(grad, _side_by_side(weights, x.dtype).t()) if need_x else None, None]
         if any(need[: len(weights)]):
             parts = outer_product(grad, x).split(sizes)
-            found += [part.to(w.dtype) for part, w in zip(parts, weights, strict=True)]
+            slopes += [part.to(w.dtype) for part, w in zip(parts, weights, strict=True)]
         else:
-            found += [None] * len(weights)
+            slopes += [None] * len(weights)
         if ctx.biased:
-            found += grad.sum(0, dtype=weights[0].dtype).split(sizes)
-        return tuple(found)
+            slopes += grad.sum(0, dtype=weights[0].dtype).split(sizes)
+        return tuple(slopes)
 
 
 def _side_by_side(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -131,12 +131,12 @@ def can_multiply_halves(device: torch.device, dtype: torch.dtype) -> bool:
     x, weight = (torch.randn(size, 192, generator=generator).to(device, dtype) for size in (40, 304))
     expected = x.double() @ weight.double().T
     try:
-        found = half_product(x, weight)
+        sums = half_product(x, weight)
     except (RuntimeError, TypeError) as raised:
         reason = str(raised).strip().split("\n")[0]
     else:
-        error = float((found.double() - expected).abs().max() / expected.abs().max())
-        if found.dtype == torch.float32 and error <= TOLERANCE:
+        error = float((sums.double() - expected).abs().max() / expected.abs().max())
+        if sums.dtype == torch.float32 and error <= TOLERANCE:
             return True
         reason = f"it is off by {error:.1e} of the largest number"
     warnings.warn(

@@ -207,10 +207,10 @@ def disagreement(
         return [out.detach(), *torch.autograd.grad(out, leaves, slope.to(out.dtype))]
 
     expected = values_and_gradients([x.float() for x in rounded], lambda q, k, v: padded(q, k, v, window))
-    found = values_and_gradients(rounded, lambda q, k, v: span_attention(q, k, v, spans, scale, window))
+    results = values_and_gradients(rounded, lambda q, k, v: span_attention(q, k, v, spans, scale, window))
     return max(
         float((ours.float() - theirs).abs().max() / theirs.abs().max())
-        for ours, theirs in zip(found, expected, strict=True)
+        for ours, theirs in zip(results, expected, strict=True)
     )
 
 
@@ -226,5 +226,5 @@ def slot_disagreement(
     kv = torch.randn(len(used), 96, 2, key_heads, heads[1], generator=generator).to(device, dtype)
     padded = SlotAttention(used, 90, heads[1] ** -0.5)
     expected = padded(query.float(), kv[:, :, 0].float(), kv[:, :, 1].float(), window)
-    found = UnpaddedSlots(padded, 96).kernel(query, kv[:, :, 0], kv[:, :, 1], window)
-    return float((found.float() - expected).abs().max() / expected.abs().max())
+    mixed = UnpaddedSlots(padded, 96).kernel(query, kv[:, :, 0], kv[:, :, 1], window)
+    return float((mixed.float() - expected).abs().max() / expected.abs().max())

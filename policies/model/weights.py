@@ -1,7 +1,7 @@
-"""Where a layer's weights come from: packed for rollouts, or the trainable parameters themselves for updates.
+"""Where a layer's weights come from: the trainable parameters for updates, or their rollout form.
 
-Packed weights are one shadow of the whole policy, shared by all its behaviours: fused (QKV, gate and up), in the
-compute dtype, and on a CPU in oneDNN's blocked layout. ``PackedWeights.refresh`` rewrites them after an optimizer step.
+The rollout form is one shadow of the whole policy, shared by all its behaviours: maps with the same input (query, key
+and value; gate and up) side by side, in the compute dtype, and on a CPU in oneDNN's blocked layout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from policies.pretrained.architecture import Architecture
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
 
 
-class PackedLinear:
+class RolloutLinear:
     """The inference form of one linear map, or of several with the same input, their outputs concatenated.
 
     Calling it maps [N, in] of any float dtype to [N, out] in the compute dtype.
@@ -48,16 +48,16 @@ class PackedLinear:
         self._panels: Panels | None = None
         self._blocked: Tensor | None = None
         device = self.modules[0].weight.device
-        self.packed = calls_onednn(device)
+        self.by_onednn = calls_onednn(device)
         self.product_dtype = product_dtype(device, self.dtype)
-        if not self.packed:
-            self.weight = self._fused(self.dtype)
+        if not self.by_onednn:
+            self.weight = self._concatenated(self.dtype)
         bias = self._bias()
         self.bias = None if bias is None else bias.to(self.dtype)
 
-    def _fused(self, dtype: torch.dtype) -> Tensor:
-        fused = torch.cat([merged_weight(module) for module in self.modules])
-        return (fused if self.change is None else fused + self.change.weight).to(dtype)
+    def _concatenated(self, dtype: torch.dtype) -> Tensor:
+        whole = torch.cat([merged_weight(module) for module in self.modules])
+        return (whole if self.change is None else whole + self.change.weight).to(dtype)
 
     def _bias(self) -> Tensor | None:
         if self.change is None and all(module.bias is None for module in self.modules):
@@ -69,20 +69,20 @@ class PackedLinear:
     def blocked(self) -> Tensor:
         """The weights in oneDNN's layout, made when first asked for."""
         if self._blocked is None:
-            weight = self._fused(self.dtype).to(self.product_dtype)
+            weight = self._concatenated(self.dtype).to(self.product_dtype)
             self._blocked = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         return self._blocked
 
     @torch.no_grad()
-    def panels(self, kernels: Kernels, halves: bool) -> Panels:
+    def panels(self, kernels: Kernels, gated: bool) -> Panels:
         """The same map for whole steps (``Panels``), made when first asked for."""
         if self._panels is None:
-            self._panels = kernels.steps.pack(self._fused(self.dtype), self.bias, halves)
+            self._panels = kernels.steps.pack(self._concatenated(self.dtype), self.bias, gated)
         return self._panels
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        if self.packed:
+        if self.by_onednn:
             bias = None if self.bias is None else self.bias.to(self.product_dtype)
             rows = x.to(self.product_dtype)
             return torch.ops.mkldnn._linear_pointwise(rows, self.blocked(), bias, "none", [], "").to(self.dtype)
@@ -95,7 +95,7 @@ def _bias(module: nn.Linear) -> Tensor:
     return module.bias.detach()
 
 
-def _adapted(x: Tensor, module: nn.Linear, change: Change | None = None) -> Tensor:
+def _map(x: Tensor, module: nn.Linear, change: Change | None = None) -> Tensor:
     if change is None:
         y = linear(x, [module.weight], _biases([module]))
     else:
@@ -116,7 +116,7 @@ def _biases(modules: list[nn.Linear]) -> list[Tensor]:
 
 def _trainable(modules: list[nn.Linear], dtype: torch.dtype) -> Linear:
     if any(factors(module) is not None for module in modules):
-        return lambda x: torch.cat([_adapted(x.to(dtype), module) for module in modules], dim=-1)
+        return lambda x: torch.cat([_map(x.to(dtype), module) for module in modules], dim=-1)
     return lambda x: linear(x.to(dtype), [module.weight for module in modules], _biases(modules))
 
 
@@ -156,19 +156,19 @@ def changed_trainable(
     layers: list[LayerWeights], model: Any, changes: Mapping[int, Change], dtype: torch.dtype
 ) -> list[LayerWeights]:
     """The trainable ``layers`` of all of ``model`` with ``changes`` (by half layer) added to their output maps."""
-    found = list(layers)
+    changed = list(layers)
     for half, change in changes.items():
         block = model.model.layers[half // 2]
         module = block.mlp.down_proj if half % 2 else block.self_attn.o_proj
 
         def apply(x: Tensor, module: nn.Linear = module, change: Change = change) -> Tensor:
-            return _adapted(x.to(dtype), module, change)
+            return _map(x.to(dtype), module, change)
 
-        found[half // 2] = _with_output(found[half // 2], half, apply)
-    return found
+        changed[half // 2] = _with_output(changed[half // 2], half, apply)
+    return changed
 
 
-class PackedHead:
+class RolloutHead:
     """The inference form of the output projection; its logits are float32 whatever the compute dtype.
 
     bfloat16 logits are 0.125 apart at 16 to 32, too coarse for ratios of probabilities. So bfloat16 weights go either
@@ -192,7 +192,7 @@ class PackedHead:
         weight = self.module.weight.detach()
         self._plain: Linear | None = None
         if self._kernels is not None:
-            self._packed: Tensor | Panels = (
+            self._prepared: Tensor | Panels = (
                 self._kernels.steps.pack(weight)
                 if self.dtype == torch.float32
                 else self._kernels.pack_head(weight.to(self.dtype).contiguous())
@@ -210,7 +210,7 @@ class PackedHead:
             return partial(float_product, weight=weight)
         rounded = nn.Linear(self.module.in_features, self.module.out_features, bias=False, device="meta")
         rounded.weight = nn.Parameter(weight, requires_grad=False)
-        return PackedLinear([rounded], torch.float32)
+        return RolloutLinear([rounded], torch.float32)
 
     def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
         """[N] float32 log-probabilities of ``token`` [N], without gradient."""
@@ -220,12 +220,12 @@ class PackedHead:
         """Tokens [n] and log-probabilities [n] float32 without the logits in memory; only where it ``draws``."""
         assert self._kernels is not None
         rows = hidden.to(self.dtype).contiguous()
-        if isinstance(self._packed, Panels):
-            return self._kernels.steps.draw(rows, self._packed, temperature, uniform)
-        return self._kernels.head_draw(rows, self._packed, self.module.out_features, temperature, uniform)
+        if isinstance(self._prepared, Panels):
+            return self._kernels.steps.draw(rows, self._prepared, temperature, uniform)
+        return self._kernels.head_draw(rows, self._prepared, self.module.out_features, temperature, uniform)
 
 
-class PackedWeights:
+class RolloutWeights:
     """The inference shadow of a whole transformers CausalLM."""
 
     def __init__(
@@ -233,13 +233,13 @@ class PackedWeights:
         model: Any,
         architecture: Architecture,
         dtype: torch.dtype,
-        linear: type[PackedLinear] = PackedLinear,
-        head: type[PackedHead] = PackedHead,
+        linear: type[RolloutLinear] = RolloutLinear,
+        head: type[RolloutHead] = RolloutHead,
     ) -> None:
         self.version = 0  # of the policy's weights that these are of
         self.dtype = dtype
         self.linear = linear
-        self._linears: list[PackedLinear] = []
+        self._linears: list[RolloutLinear] = []
         self.embedding = model.model.embed_tokens.weight
         self.norm = model.model.norm.weight
         self.layers = [
@@ -248,21 +248,21 @@ class PackedWeights:
         ]
         self.head = head(model.lm_head, dtype)
 
-    def changed(self, changes: Mapping[int, Change]) -> PackedWeights:
+    def with_changes(self, changes: Mapping[int, Change]) -> RolloutWeights:
         """These weights with ``changes`` (by half layer) added to their output maps; all others are shared. The changed
         maps are of the present weights and no ``refresh`` reaches them."""
         if not changes:
             return self
-        found = copy.copy(self)
-        found.layers = list(self.layers)
+        changed = copy.copy(self)
+        changed.layers = list(self.layers)
         for half, change in changes.items():
-            weights = found.layers[half // 2]
+            weights = changed.layers[half // 2]
             old: Any = weights.down if half % 2 else weights.out
             output = self.linear(old.modules, self.dtype, change)
-            found.layers[half // 2] = _with_output(weights, half, output)
-        return found
+            changed.layers[half // 2] = _with_output(weights, half, output)
+        return changed
 
-    def _pack(self, modules: list[nn.Linear]) -> PackedLinear:
+    def _pack(self, modules: list[nn.Linear]) -> RolloutLinear:
         linear = self.linear(modules, self.dtype)
         self._linears.append(linear)
         return linear

@@ -1,4 +1,7 @@
-"""Optional compiled kernels for decoding on a CPU: what lies between the matrix products, and a fused head and draw.
+"""Optional compiled kernels for a CPU.
+
+Of decoding: whole steps, or what lies between the matrix products. Of updates: attention, norms, gates and small
+products. The bfloat16 head with its draws and slopes. Products on bytes.
 
 Built on first use where there is a C++ compiler; without one the pure torch path does the same, slower, and a warning
 says so. ``NESTED_REFT_NATIVE=0`` chooses the pure path.
@@ -10,35 +13,36 @@ import ctypes
 import os
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from policies.native.build import build_library
+from policies.native.calls import FLAG, FLOAT, INT, Memory, declare
 from policies.native.int8 import Int8Kernels
 from policies.native.packed import PackedLayout
 from policies.native.sizes import BLOCK, PANEL
 from policies.native.step import DecodeStep, LayerStep, StepKernels
 
-_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "nr_keep_freed_memory": [],
-    "nr_add_norm": [_POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _FLOAT, ctypes.c_int],
-    "nr_silu_mul": [_POINTER, _POINTER, _INT, _INT, ctypes.c_int],
-    "nr_decode_attention": [_POINTER] * 4,
-    "nr_large_pages": [_POINTER, _INT],
-    "nr_store_prompt": [_POINTER, _POINTER] + [_INT] * 5 + [ctypes.c_int],
-    "nr_packed_attention": [_POINTER] * 4 + [ctypes.c_int],
-    "nr_packed_attention_backward": [_POINTER] * 6 + [ctypes.c_int],
-    "nr_norm_forward": [_POINTER] * 4 + [_INT, _INT, _FLOAT, ctypes.c_int],
-    "nr_norm_backward": [_POINTER] * 6 + [_INT, _INT, _INT, ctypes.c_int],
-    "nr_silu_mul_backward": [_POINTER] * 3 + [_INT, _INT, ctypes.c_int],
-    "nr_small_product": [_POINTER] * 3 + [_INT] * 3,
-    "nr_outer_product": [_POINTER] * 3 + [_INT] * 3,
-    "nr_pack_head": [_POINTER, _POINTER, _INT, _INT],
-    "nr_head_logp": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 6 + [_INT],
-    "nr_head_slope": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 4 + [_INT, _POINTER, _INT],
-    "nr_head_draw": [_POINTER, _POINTER, _INT, _INT, _INT, _FLOAT] + [_POINTER] * 5,
+    "nr_add_norm": [Memory, Memory, Memory, Memory, INT, INT, FLOAT, FLAG],
+    "nr_silu_mul": [Memory, Memory, INT, INT, FLAG],
+    "nr_decode_attention": [ctypes.POINTER(DecodeStep), ctypes.POINTER(LayerStep), Memory, Memory],
+    "nr_large_pages": [Memory, INT],
+    "nr_store_prompt": [Memory, Memory] + [INT] * 5 + [FLAG],
+    "nr_packed_attention": [ctypes.POINTER(PackedLayout)] + [Memory] * 3 + [FLAG],
+    "nr_packed_attention_backward": [ctypes.POINTER(PackedLayout)] + [Memory] * 5 + [FLAG],
+    "nr_norm_forward": [Memory] * 4 + [INT, INT, FLOAT, FLAG],
+    "nr_norm_backward": [Memory] * 6 + [INT, INT, INT, FLAG],
+    "nr_silu_mul_backward": [Memory] * 3 + [INT, INT, FLAG],
+    "nr_small_product": [Memory] * 3 + [INT] * 3,
+    "nr_outer_product": [Memory] * 3 + [INT] * 3,
+    "nr_pack_head": [Memory, Memory, INT, INT],
+    "nr_head_logp": [Memory, Memory, INT, INT, INT, FLOAT] + [Memory] * 6 + [INT],
+    "nr_head_slope": [Memory, Memory, INT, INT, INT, FLOAT] + [Memory] * 4 + [INT, Memory, INT],
+    "nr_head_draw": [Memory, Memory, INT, INT, INT, FLOAT] + [Memory] * 5,
 }
 
 
@@ -46,11 +50,9 @@ class Kernels:
     """The library's functions on contiguous CPU tensors; the compute dtype is float32 or bfloat16."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
+        declare(library, _SIGNATURES)
         self._library = library
-        self.fused_head = bool(library.nr_head_available())
+        self.bf16_head = bool(library.nr_head_available())
         self.steps = StepKernels(library)
         self.int8 = Int8Kernels(library) if library.nr_int8_available() else None
         library.nr_keep_freed_memory()
@@ -58,43 +60,29 @@ class Kernels:
     def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         """Add ``delta`` [N, d] of ``dtype`` to the float32 ``x`` [N, d] in place; the sum's RMS norm in ``dtype``."""
         out = torch.empty(x.shape, dtype=dtype)
-        add = None if delta is None else delta.data_ptr()
         rows, width = x.shape
-        self._library.nr_add_norm(
-            x.data_ptr(), add, weight.data_ptr(), out.data_ptr(), rows, width, eps, dtype == torch.bfloat16
-        )
+        self._library.nr_add_norm(x, delta, weight, out, rows, width, eps, dtype == torch.bfloat16)
         return out
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up [N, I] of ``gate_up`` [N, 2 I]."""
         rows, width = gate_up.shape
         out = gate_up.new_empty(rows, width // 2)
-        self._library.nr_silu_mul(gate_up.data_ptr(), out.data_ptr(), rows, width // 2, gate_up.dtype == torch.bfloat16)
+        self._library.nr_silu_mul(gate_up, out, rows, width // 2, gate_up.dtype == torch.bfloat16)
         return out
 
     def silu_mul_backward(self, gate_up: Tensor, grad: Tensor) -> Tensor:
         """The gradient [N, 2 I] of ``silu_mul`` from ``grad`` [N, I] of the same dtype."""
         rows, width = grad.shape
         out = torch.empty_like(gate_up)
-        self._library.nr_silu_mul_backward(
-            gate_up.data_ptr(), grad.data_ptr(), out.data_ptr(), rows, width, grad.dtype == torch.bfloat16
-        )
+        self._library.nr_silu_mul_backward(gate_up, grad, out, rows, width, grad.dtype == torch.bfloat16)
         return out
 
     def norm(self, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The RMS norm [N, d] in ``dtype`` of the float32 ``x`` [N, d], and the inverse root mean squares [N]."""
         rows, width = x.shape
         out, inverse = torch.empty(x.shape, dtype=dtype), x.new_empty(rows)
-        self._library.nr_norm_forward(
-            x.data_ptr(),
-            weight.data_ptr(),
-            out.data_ptr(),
-            inverse.data_ptr(),
-            rows,
-            width,
-            eps,
-            dtype == torch.bfloat16,
-        )
+        self._library.nr_norm_forward(x, weight, out, inverse, rows, width, eps, dtype == torch.bfloat16)
         return out, inverse
 
     def norm_backward(self, grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,29 +91,20 @@ class Kernels:
         threads = torch.get_num_threads()
         grad_x, grad_weight = torch.empty_like(x), x.new_empty(threads, width)
         self._library.nr_norm_backward(
-            grad.data_ptr(),
-            x.data_ptr(),
-            weight.data_ptr(),
-            inverse.data_ptr(),
-            grad_x.data_ptr(),
-            grad_weight.data_ptr(),
-            threads,
-            rows,
-            width,
-            grad.dtype == torch.bfloat16,
+            grad, x, weight, inverse, grad_x, grad_weight, threads, rows, width, grad.dtype == torch.bfloat16
         )
         return grad_x, grad_weight.sum(0)
 
     def small_product(self, x: Tensor, b: Tensor) -> Tensor:
         """x @ b [N, M] for float32 ``x`` [N, K] and a small ``b`` [K, M]; M is a multiple of 16."""
         out = x.new_empty(len(x), b.shape[1])
-        self._library.nr_small_product(x.data_ptr(), b.data_ptr(), out.data_ptr(), *out.shape, len(b))
+        self._library.nr_small_product(x, b, out, *out.shape, len(b))
         return out
 
     def outer_product(self, grad: Tensor, x: Tensor) -> Tensor:
         """grad.T @ x [M, K] for float32 ``grad`` [N, M] and ``x`` [N, K]; K is a multiple of 16."""
         out = x.new_empty(grad.shape[1], x.shape[1])
-        self._library.nr_outer_product(grad.data_ptr(), x.data_ptr(), out.data_ptr(), len(x), *out.shape)
+        self._library.nr_outer_product(grad, x, out, len(x), *out.shape)
         return out
 
     def packed_attention(self, layout: PackedLayout, qkv: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,10 +112,7 @@ class Kernels:
         unrotated ``qkv`` [N, (Hq + 2 Hk) D]."""
         out = qkv.new_empty(len(qkv), layout.query_heads * layout.head_dim)
         normaliser = torch.empty(len(qkv), layout.query_heads)
-        tensors = (qkv, out, normaliser)
-        self._library.nr_packed_attention(
-            ctypes.byref(layout), *(tensor.data_ptr() for tensor in tensors), qkv.dtype == torch.bfloat16
-        )
+        self._library.nr_packed_attention(layout, qkv, out, normaliser, qkv.dtype == torch.bfloat16)
         return out, normaliser
 
     def packed_attention_backward(
@@ -144,43 +120,34 @@ class Kernels:
     ) -> Tensor:
         """The gradient of ``qkv`` from that of ``out``, ``grad`` [N, Hq D]."""
         grad_qkv = torch.empty_like(qkv)
-        tensors = (qkv, out, normaliser, grad, grad_qkv)
-        self._library.nr_packed_attention_backward(
-            ctypes.byref(layout), *(tensor.data_ptr() for tensor in tensors), qkv.dtype == torch.bfloat16
-        )
+        is_bf16 = qkv.dtype == torch.bfloat16
+        self._library.nr_packed_attention_backward(layout, qkv, out, normaliser, grad, grad_qkv, is_bf16)
         return grad_qkv
 
     def decode_attention(self, step: DecodeStep, layer: LayerStep, qkv: Tensor) -> Tensor:
         """Rotate, store and attend: [n, Hq D] from the fused projections ``qkv`` [n, (Hq + 2 Hk) D] of one layer."""
         out = qkv.new_empty(len(qkv), step.query_heads * step.head_dim)
-        self._library.nr_decode_attention(ctypes.byref(step), ctypes.byref(layer), qkv.data_ptr(), out.data_ptr())
+        self._library.nr_decode_attention(step, layer, qkv, out)
         return out
 
     def own_store(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Room for keys and values; what is not used costs nothing."""
         store = torch.empty(shape, dtype=dtype)
-        self._library.nr_large_pages(store.data_ptr(), store.numel() * store.element_size())
+        self._library.nr_large_pages(store, store.numel() * store.element_size())
         return store
 
     def store_prompt(self, kv: Tensor, store: Tensor, layer: int) -> None:
         """Write a prompt's ``kv`` [tokens, 2 Hk D] into ``store`` [layers, blocks, Hk, 2 * BLOCK * D] at ``layer``."""
         _, blocks, heads, size = store.shape
         self._library.nr_store_prompt(
-            kv.data_ptr(),
-            store.data_ptr(),
-            layer,
-            len(kv),
-            blocks,
-            heads,
-            size // (2 * BLOCK),
-            kv.dtype == torch.bfloat16,
+            kv, store, layer, len(kv), blocks, heads, size // (2 * BLOCK), kv.dtype == torch.bfloat16
         )
 
     def pack_head(self, weight: Tensor) -> Tensor:
         """The head's bfloat16 ``weight`` [V, width] in panels."""
         vocabulary, width = weight.shape
         packed = weight.new_empty(-(-vocabulary // PANEL), width // 2, PANEL, 2)
-        self._library.nr_pack_head(weight.data_ptr(), packed.data_ptr(), vocabulary, width)
+        self._library.nr_pack_head(weight, packed, vocabulary, width)
         return packed
 
     def head_logp(
@@ -192,16 +159,8 @@ class Kernels:
         rows, width = hidden.shape
         logp, normaliser = torch.empty(2, rows).unbind()
         peak, total = torch.empty(rows, len(packed)), torch.empty(rows, len(packed))
-        tensors = (token, logp, normaliser, peak, total, kept)
         self._library.nr_head_logp(
-            hidden.data_ptr(),
-            packed.data_ptr(),
-            rows,
-            vocabulary,
-            width,
-            temperature,
-            *(tensor.data_ptr() for tensor in tensors),
-            len(kept),
+            hidden, packed, rows, vocabulary, width, temperature, token, logp, normaliser, peak, total, kept, len(kept)
         )
         return logp, normaliser, peak
 
@@ -220,15 +179,17 @@ class Kernels:
         out = hidden.new_empty(count, vocabulary)
         exponentials, peak = kept
         self._library.nr_head_slope(
-            hidden.data_ptr(),
-            packed.data_ptr(),
+            hidden,
+            packed,
             count,
             vocabulary,
             width,
             temperature,
-            *(tensor.data_ptr() for tensor in (*rows, out, exponentials)),
+            *rows,
+            out,
+            exponentials,
             len(exponentials),
-            peak.data_ptr(),
+            peak,
             peak.stride(0),
         )
         return out
@@ -241,17 +202,7 @@ class Kernels:
         token, logp = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
         peak, total = torch.empty(2, rows, len(packed)).unbind()
         self._library.nr_head_draw(
-            hidden.data_ptr(),
-            packed.data_ptr(),
-            rows,
-            vocabulary,
-            width,
-            temperature,
-            uniform.data_ptr(),
-            token.data_ptr(),
-            logp.data_ptr(),
-            peak.data_ptr(),
-            total.data_ptr(),
+            hidden, packed, rows, vocabulary, width, temperature, uniform, token, logp, peak, total
         )
         return token, logp
 

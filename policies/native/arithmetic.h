@@ -24,21 +24,6 @@ inline void save(bf16& to, float x) {  // round to nearest even
     to = static_cast<bf16>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-// Cephes-style exp: 2^n times a degree-6 polynomial; relative error below 2e-7 for x in [-87, 88], its value there beyond.
-inline float fast_exp(float x) {
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    const float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounds to an integer without a call
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
-}
-
 inline Eight load_eight(const float* x) { Eight v; std::memcpy(&v, x, sizeof v); return v; }
 inline Eight load_eight(const bf16* x) {
     EightHalves v;
@@ -121,19 +106,31 @@ inline Lanes larger(Lanes a, Lanes b) { return choose(a > b, a, b); }
 inline float largest_lane(Lanes x) { return reduce_lanes(x, [](auto a, auto b) { return a > b ? a : b; }); }
 inline float sum_lanes(Lanes x) { return reduce_lanes(x, [](auto a, auto b) { return a + b; }); }
 
-inline Lanes exp_lanes(Lanes x) {  // fast_exp
-    const Lanes lowest = Lanes{} - 87.0f, highest = Lanes{} + 88.0f;
+inline float choose(bool which, float a, float b) { return which ? a : b; }
+inline int32_t rounded(float x) { return static_cast<int32_t>(x); }
+inline float float_of_bits(int32_t x) { return bits_to_float(static_cast<uint32_t>(x)); }
+inline Lanes float_of_bits(Integers x) { return (Lanes)x; }
+
+// Cephes-style exp: 2^n times a degree-6 polynomial; relative error below 2e-7 for x in [-87, 88], its value there beyond.
+// X: Lanes or float.
+template <typename X>
+inline X exponential(X x) {
+    const X lowest = X{} - 87.0f, highest = X{} + 88.0f;
     x = choose(x < lowest, lowest, x);
     x = choose(x > highest, highest, x);
-    const Lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-    const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Lanes p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    const X n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounds to an integer without a call
+    const X r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    X p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * (Lanes)((rounded(n) + 127) << 23);
+    return p * float_of_bits((rounded(n) + 127) << 23);
 }
+
+// silu(gate) * up
+template <typename X>
+inline X gated(X gate, X up) { return gate / (1.0f + exponential(-gate)) * up; }
 
 }  // namespace

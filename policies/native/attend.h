@@ -63,7 +63,7 @@ float exponentials(float* line, const Seen& prompt, const Seen& own, T* p) {
     const float peak = largest_lane(top);
     Lanes sum = {};
     for (int64_t t = prompt.from; t < own.to; t += 16) {
-        const Lanes e = exp_lanes(load_lanes(line + t) - peak);
+        const Lanes e = exponential(load_lanes(line + t) - peak);
         save_lanes(p + t, e);
         sum += e;
     }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "int8.h"
+#include "pick.h"
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -173,40 +174,20 @@ void draw(const O& o, int64_t n, int64_t vocabulary, float temperature, const do
                 if (tops[p] > tops[chosen]) chosen = p;
             const float top = tops[chosen];
             panel_masses(tops, sums, panels, top, mass.data());
-            double total = 0.0, before = 0.0;
+            double total = 0.0, reached = 0.0;
             for (int64_t p = 0; p < panels; ++p) total += mass[p];
             const double target = uniform[i] * total;
-            if (temperature > 0.0f) {
-                int64_t last = 0;
-                for (int64_t p = 0; p < panels; ++p) {
-                    if (mass[p] > 0.0f) last = p;
-                    if (before + mass[p] > target && mass[p] > 0.0f) break;
-                    if (p + 1 < panels) before += mass[p];
-                }
-                chosen = last;
-                before = 0.0;
-                for (int64_t p = 0; p < chosen; ++p) before += mass[p];
-            }
+            if (temperature > 0.0f) chosen = pick(panels, target, reached, [&](int64_t p) { return mass[p]; });
             __m512 z[1][2];
             alignas(64) float logits[kPanel];
             project<1>(o, i, chosen, valid(chosen), z);
             _mm512_store_ps(logits, z[0][0]);
             _mm512_store_ps(logits + 16, z[0][1]);
-            int pick = 0;
-            if (temperature > 0.0f) {
-                double reached = before;
-                for (int c = 0; c < valid(chosen); ++c) {
-                    const double mass = std::exp(logits[c] - top);
-                    if (mass > 0.0) pick = c;
-                    reached += mass;
-                    if (reached > target && mass > 0.0) break;
-                }
-            } else {
-                for (int c = 1; c < valid(chosen); ++c)
-                    if (logits[c] > logits[pick]) pick = c;
-            }
-            token[i] = chosen * kPanel + pick;
-            logp[i] = static_cast<float>(logits[pick] - top - std::log(total));
+            const int64_t column = temperature > 0.0f
+                ? pick(valid(chosen), target, reached, [&](int64_t c) { return std::exp(logits[c] - top); })
+                : std::max_element(logits, logits + valid(chosen)) - logits;
+            token[i] = chosen * kPanel + column;
+            logp[i] = static_cast<float>(logits[column] - top - std::log(total));
         }
     }
 }

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from policies.native.calls import FLAG, FLOAT, INT, Memory, declare
 from policies.native.sizes import PANEL
 
-_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_SIGNATURES = {
-    "nr_int8_pack": [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER],
-    "nr_int8_round": [_POINTER, _INT, _INT, _INT] + [_POINTER] * 3,
-    "nr_int8_linear": [_POINTER, _INT, _INT, _INT] + [_POINTER] * 3 + [_INT] + [_POINTER] * 4 + [ctypes.c_int],
-    "nr_int8_head_draw": [_POINTER] * 5 + [_INT] * 3 + [_FLOAT] + [_POINTER] * 5,
+_SIGNATURES: dict[str, list[Any]] = {
+    "nr_int8_pack": [Memory, INT, INT, INT, Memory, Memory],
+    "nr_int8_round": [Memory, INT, INT, INT] + [Memory] * 3,
+    "nr_int8_linear": [Memory, INT, INT, INT] + [Memory] * 3 + [INT] + [Memory] * 4 + [FLAG],
+    "nr_int8_head_draw": [Memory] * 5 + [INT] * 3 + [FLOAT] + [Memory] * 5,
 }
 
 
@@ -22,9 +23,7 @@ class Int8Kernels:
     """The library's functions on contiguous CPU tensors."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, None
+        declare(library, _SIGNATURES)
         self._library = library
 
     def pack(self, weight: Tensor, block: int, whole: bool = False) -> tuple[Tensor, Tensor]:
@@ -34,25 +33,15 @@ class Int8Kernels:
         panels = torch.zeros(count, k // 4, PANEL, dtype=torch.int32)
         scale = torch.zeros(count * PANEL if whole else columns)
         source = weight.contiguous()
-        self._library.nr_int8_pack(source.data_ptr(), columns, k, block, panels.data_ptr(), scale.data_ptr())
+        self._library.nr_int8_pack(source, columns, k, block, panels, scale)
         return panels, scale
 
     def linear(self, x: Tensor, panels: Tensor, scale: Tensor, bias: Tensor | None, block: int) -> Tensor:
         """[n, columns] in the dtype of ``x`` [n, k], float32 or bfloat16."""
         n, k = x.shape
         out = x.new_empty(n, len(scale))
-        tensors = (*_rows(n, k), out)
         self._library.nr_int8_linear(
-            x.data_ptr(),
-            n,
-            k,
-            block,
-            panels.data_ptr(),
-            scale.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            len(scale),
-            *(tensor.data_ptr() for tensor in tensors),
-            x.dtype == torch.bfloat16,
+            x, n, k, block, panels, scale, bias, len(scale), *_rows(n, k), out, x.dtype == torch.bfloat16
         )
         return out
 
@@ -69,16 +58,11 @@ class Int8Kernels:
         ``packed`` is a whole ``pack``."""
         n, width = hidden.shape
         hidden, rows = hidden.contiguous(), _rows(n, width)
-        self._library.nr_int8_round(hidden.data_ptr(), n, width, block, *(tensor.data_ptr() for tensor in rows))
+        self._library.nr_int8_round(hidden, n, width, block, *rows)
         token, logp = torch.empty(n, dtype=torch.int64), torch.empty(n)
         peak, total = torch.empty(2, n, len(packed[0])).unbind()
         self._library.nr_int8_head_draw(
-            *(tensor.data_ptr() for tensor in (*rows, *packed)),
-            n,
-            vocabulary,
-            width,
-            temperature,
-            *(tensor.data_ptr() for tensor in (uniform, token, logp, peak, total)),
+            *rows, *packed, n, vocabulary, width, temperature, uniform, token, logp, peak, total
         )
         return token, logp
 

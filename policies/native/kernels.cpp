@@ -3,7 +3,7 @@
 // Plain C interface, no torch headers: builds in seconds and is called through ctypes. Tensors are row-major.
 // `bf16` arguments say whether void pointers hold bfloat16 (1) or float (0). Everything is computed in float.
 
-#include "arithmetic.h"
+#include "norms.h"
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -16,19 +16,8 @@ void add_norm(float* x, const T* delta, const float* weight, T* out, int64_t n, 
 #pragma omp parallel for schedule(static) if (n * d > 16384)
     for (int64_t i = 0; i < n; ++i) {
         float* row = x + i * d;
-        float square = 0.0f;
-        if (delta) {
-            const T* add = delta + i * d;
-#pragma omp simd reduction(+ : square)
-            for (int64_t j = 0; j < d; ++j) { row[j] += load(add[j]); square += row[j] * row[j]; }
-        } else {
-#pragma omp simd reduction(+ : square)
-            for (int64_t j = 0; j < d; ++j) square += row[j] * row[j];
-        }
-        const float scale = 1.0f / std::sqrt(square / d + eps);
-        T* to = out + i * d;
-#pragma omp simd
-        for (int64_t j = 0; j < d; ++j) save(to[j], row[j] * scale * weight[j]);
+        const float inverse = delta ? inverse_mean(row, delta + i * d, d, eps) : inverse_mean(row, d, eps);
+        normalise(row, inverse, weight, out + i * d, d);
     }
 }
 
@@ -39,14 +28,8 @@ void silu_mul(const T* gate_up, T* out, int64_t n, int64_t inner) {
         const T *gate = gate_up + i * 2 * inner, *up = gate + inner;
         T* to = out + i * inner;
         int64_t j = 0;
-        for (; j + 16 <= inner; j += 16) {
-            const Lanes g = load_lanes(gate + j);
-            save_lanes(to + j, g / (1.0f + exp_lanes(-g)) * load_lanes(up + j));
-        }
-        for (; j < inner; ++j) {
-            const float g = load(gate[j]);
-            save(to[j], g / (1.0f + fast_exp(-g)) * load(up[j]));
-        }
+        for (; j + kLanes <= inner; j += kLanes) save_lanes(to + j, gated(load_lanes(gate + j), load_lanes(up + j)));
+        for (; j < inner; ++j) save(to[j], gated(load(gate[j]), load(up[j])));
     }
 }
 

@@ -135,7 +135,7 @@ struct Task {
                 }
                 const float peak = largest_lane(top);
                 for (int64_t t = first; t < last; t += kLanes) {
-                    const Lanes e = exp_lanes(load_lanes(line + t) - peak);
+                    const Lanes e = exponential(load_lanes(line + t) - peak);
                     save_lanes(line + t, e);
                     sum += e;
                 }
@@ -176,7 +176,7 @@ struct Task {
                 const float shift = normaliser[(at + begin + row / repeat) * s.query_heads + head * repeat + row % repeat];
                 float *line = scores.data() + row * longest, *slope = slopes.data() + row * longest;
                 const int64_t first = from / kLanes * kLanes, last = up(position + 1);  // of blocks
-                for (int64_t t = first; t < last; t += kLanes) save_lanes(line + t, exp_lanes(load_lanes(line + t) - shift));
+                for (int64_t t = first; t < last; t += kLanes) save_lanes(line + t, exponential(load_lanes(line + t) - shift));
                 keep_seen(line, from, position + 1, 0.0f);
                 for (int64_t t = first; t < last; t += kLanes)
                     save_lanes(slope + t, load_lanes(line + t) * (load_lanes(slope + t) - total[row]));

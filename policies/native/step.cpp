@@ -4,6 +4,8 @@
 #include <omp.h>
 
 #include "attend.h"
+#include "norms.h"
+#include "pick.h"
 #include "products.h"
 
 namespace {
@@ -31,13 +33,8 @@ struct Buffers {
 };
 
 template <typename T>
-void normalise(const float* x, const float* weight, T* to, int64_t d, float eps) {
-    float square = 0.0f;
-#pragma omp simd reduction(+ : square)
-    for (int64_t j = 0; j < d; ++j) square += x[j] * x[j];
-    const float scale = 1.0f / std::sqrt(square / d + eps);
-#pragma omp simd
-    for (int64_t j = 0; j < d; ++j) save(to[j], x[j] * scale * weight[j]);
+void normalised(const float* x, const float* weight, T* to, int64_t d, float eps) {
+    normalise(x, inverse_mean(x, d, eps), weight, to, d);
 }
 
 inline Lanes bias_lanes(const float* bias, int64_t column) { return bias ? load_lanes(bias + column) : Lanes{}; }
@@ -59,7 +56,7 @@ template <typename T>
 void attention_half(const DecodeStep& s, const LayerStep& layer, const int32_t* rows, int64_t n, Wanted wanted, Buffers<T>& b) {
     const int64_t width = padded(s.width), projected = (s.query_heads + 2 * s.key_heads) * s.head_dim;
     if (wanted != Wanted::products)
-        for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.attention_norm, &b.normed[i * width], s.width, s.eps);
+        for (int64_t i = 0; i < n; ++i) normalised(&b.x[i * width], layer.attention_norm, &b.normed[i * width], s.width, s.eps);
     product(b.normed.data(), width, n, s.width, layer.qkv, projected, [&](int64_t row, int64_t panel, Lanes first, Lanes second) {
         const int64_t column = panel * kPanel;
         T* to = &b.qkv[row * projected + column];
@@ -86,12 +83,12 @@ template <typename T>
 void mlp_half(const DecodeStep& s, const LayerStep& layer, int64_t n, Wanted wanted, Buffers<T>& b) {
     const int64_t width = padded(s.width), inner = padded(s.inner);
     if (wanted != Wanted::products)
-        for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * width], layer.mlp_norm, &b.normed[i * width], s.width, s.eps);
+        for (int64_t i = 0; i < n; ++i) normalised(&b.x[i * width], layer.mlp_norm, &b.normed[i * width], s.width, s.eps);
     // A panel holds 16 gates and the 16 numbers that they multiply.
     product(b.normed.data(), width, n, s.width, layer.gate_up, 2 * s.inner, [&](int64_t row, int64_t panel, Lanes gate, Lanes up) {
         gate += bias_lanes(layer.gate_up_bias, panel * kPanel);
         up += bias_lanes(layer.gate_up_bias, panel * kPanel + 16);
-        const Lanes value = wanted == Wanted::products ? gate + up : gate / (1.0f + exp_lanes(-gate)) * up;
+        const Lanes value = wanted == Wanted::products ? gate + up : gated(gate, up);
         save_lanes(&b.inner[row * inner + panel * 16], value);
     });
     add_product(s, b.inner.data(), inner, n, s.inner, layer.down, layer.down_bias, b.x.data());
@@ -112,7 +109,7 @@ void run_rows(const DecodeStep& s, const LayerStep* layers, int64_t count, const
         if (layers[l].mlp_norm) mlp_half(s, layers[l], n, wanted, b);
     }
     if (wanted == Wanted::products) return;
-    for (int64_t i = 0; i < n; ++i) normalise(&b.x[i * padded(s.width)], norm, hidden + rows[i] * s.width, s.width, s.eps);
+    for (int64_t i = 0; i < n; ++i) normalised(&b.x[i * padded(s.width)], norm, hidden + rows[i] * s.width, s.width, s.eps);
 }
 
 template <typename T>
@@ -139,31 +136,19 @@ void draw_row(float* logits, int64_t panels, bool greedy, double uniform, float*
     for (int64_t p = 0; p < panels; ++p) {
         float* at = logits + p * kPanel;
         const Lanes first = load_lanes(at) - top, second = load_lanes(at + 16) - top, least = Lanes{} - 87.0f;
-        const Lanes a = choose(first > least, exp_lanes(first), Lanes{}), b = choose(second > least, exp_lanes(second), Lanes{});
+        const Lanes a = choose(first > least, exponential(first), Lanes{}), b = choose(second > least, exponential(second), Lanes{});
         save_lanes(at, a);
         save_lanes(at + 16, b);
         total += sums[p] = sum_lanes(a + b);
     }
-    int64_t pick = best;
+    int64_t chosen = best;
     if (!greedy) {
-        const double target = uniform * total;
-        double before = 0.0, reached = 0.0;
-        int64_t chosen = 0;
-        for (int64_t p = 0; p < panels && reached <= target; ++p) {
-            if (sums[p] == 0.0f) continue;
-            chosen = p;
-            before = reached;
-            reached += sums[p];
-        }
-        reached = before;
-        for (int64_t v = chosen * kPanel; v < (chosen + 1) * kPanel && reached <= target; ++v) {
-            if (logits[v] == 0.0f) continue;
-            pick = v;
-            reached += logits[v];
-        }
+        double reached = 0.0;
+        const float* at = logits + kPanel * pick(panels, uniform * total, reached, [&](int64_t p) { return sums[p]; });
+        chosen = at - logits + pick(kPanel, uniform * total, reached, [&](int64_t v) { return at[v]; });
     }
-    *token = pick;
-    *logp = static_cast<float>(std::log(static_cast<double>(logits[pick])) - std::log(total));
+    *token = chosen;
+    *logp = static_cast<float>(std::log(static_cast<double>(logits[chosen])) - std::log(total));
 }
 
 void draw_rows(const float* hidden, const void* panels, int64_t n, int64_t vocabulary, int64_t width, float temperature,

@@ -2,6 +2,7 @@
 
 #include <omp.h>
 
+#include "norms.h"
 #include "tiles.h"
 
 namespace {
@@ -10,14 +11,8 @@ template <typename T>
 void norm_forward(const float* x, const float* weight, T* out, float* inverse, int64_t n, int64_t d, float eps) {
 #pragma omp parallel for schedule(static) if (n * d > 16384)
     for (int64_t i = 0; i < n; ++i) {
-        const float* row = x + i * d;
-        float square = 0.0f;
-#pragma omp simd reduction(+ : square)
-        for (int64_t j = 0; j < d; ++j) square += row[j] * row[j];
-        const float scale = inverse[i] = 1.0f / std::sqrt(square / d + eps);
-        T* to = out + i * d;
-#pragma omp simd
-        for (int64_t j = 0; j < d; ++j) save(to[j], row[j] * scale * weight[j]);
+        const float scale = inverse[i] = inverse_mean(x + i * d, d, eps);
+        normalise(x + i * d, scale, weight, out + i * d, d);
     }
 }
 
@@ -54,13 +49,13 @@ void silu_mul_backward(const T* gate_up, const T* grad, T* out, int64_t n, int64
         const T *gate = gate_up + i * 2 * inner, *up = gate + inner, *g = grad + i * inner;
         T *grad_gate = out + i * 2 * inner, *grad_up = grad_gate + inner;
         int64_t j = 0;
-        for (; j + 16 <= inner; j += 16) {
-            const Lanes z = load_lanes(gate + j), slope = load_lanes(g + j), s = 1.0f / (1.0f + exp_lanes(-z));
+        for (; j + kLanes <= inner; j += kLanes) {
+            const Lanes z = load_lanes(gate + j), slope = load_lanes(g + j), s = 1.0f / (1.0f + exponential(-z));
             save_lanes(grad_up + j, slope * z * s);
             save_lanes(grad_gate + j, slope * load_lanes(up + j) * s * (1.0f + z * (1.0f - s)));
         }
         for (; j < inner; ++j) {
-            const float z = load(gate[j]), slope = load(g[j]), s = 1.0f / (1.0f + fast_exp(-z));
+            const float z = load(gate[j]), slope = load(g[j]), s = 1.0f / (1.0f + exponential(-z));
             save(grad_up[j], slope * z * s);
             save(grad_gate[j], slope * load(up[j]) * s * (1.0f + z * (1.0f - s)));
         }

@@ -36,6 +36,8 @@ class Architecture:
         gate: activation of the MLP's gate.
         gemma: Gemma's norms and embeddings: a norm's weights are distances from 1, what half a layer adds is normed
             once more, and embeddings are multiplied by the root of the width.
+        positions: how many the model was trained for; None where its config does not say.
+        reach: the longest sequence that its rotary tables serve, ``positions`` unless they are scaled beyond.
         ropes: names of the two rotary tables of a model that has another one for layers with a window, that of the
             layers without first; none where one table serves all.
     """
@@ -53,6 +55,8 @@ class Architecture:
     static_rope: bool
     gate: str
     gemma: bool = False
+    positions: int | None = None
+    reach: int | None = None
     ropes: tuple[str, ...] = ()
 
     @property
@@ -89,7 +93,9 @@ def read_architecture(config: Any) -> Architecture:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     ropes = _two_ropes(config.layer_types) if gemma else ()
     rope = getattr(config, "rope_parameters", None) or {}
-    types = {table.get("rope_type", "default") for table in ([rope[name] for name in ropes] or [rope])}
+    tables = [rope[name] for name in ropes] or [rope]
+    types = {table.get("rope_type", "default") for table in tables}
+    positions = getattr(config, "max_position_embeddings", None)
     return Architecture(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
@@ -104,8 +110,21 @@ def read_architecture(config: Any) -> Architecture:
         static_rope=types <= set(_STATIC_ROPE),
         gate=config.hidden_activation if gemma else config.hidden_act,
         gemma=gemma,
+        positions=positions,
+        reach=_reach(tables[0], positions) if positions else None,
         ropes=ropes,
     )
+
+
+def _reach(table: dict[str, Any], positions: int) -> int:
+    """The longest sequence that a rotary table of a model of ``positions`` positions serves. Dynamic and longrope
+    tables are others for longer sequences, so a token would depend on the rows beside it."""
+    kind, original = table.get("rope_type", "default"), table.get("original_max_position_embeddings") or positions
+    if kind == "default":
+        return positions
+    if kind not in _STATIC_ROPE:
+        return min(positions, original) if kind == "longrope" else positions
+    return max(positions, int(original * (table.get("factor") or 1)))
 
 
 def _check_gemma(config: Any) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ import torch
 
 from policies.pretrained.architecture import read_architecture
 from registry import UsageError
-from registry.hub import hub_unreachable
+from registry.hub import hub_unreachable, is_lfs_pointer
 
 BUILT_IN = {"tiny": Path(__file__).parents[1] / "tiny"}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -25,6 +30,8 @@ def locate(name_or_path: str) -> str:
         return str(folder)
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            raise UsageError(f"{folder} is a peft adapter of {_adapted(folder)}: {_HOW_TO_MERGE}, and give MERGED")
         if not (folder / "config.json").is_file():
             raise UsageError(f"{folder} has no config.json: give a folder written by save_pretrained")
         return str(folder)
@@ -40,35 +47,157 @@ def load_config(name_or_path: str) -> Any:
     source = locate(name_or_path)
     import transformers
 
-    try:
-        return transformers.AutoConfig.from_pretrained(source, local_files_only=_only_local(source))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"cannot read a model config from {source!r} ({_first_line(error)}): give an existing folder, or a hub id "
-            "while the hub is reachable"
-        ) from error
+    remedy = "give an existing folder, or a hub id while the hub is reachable"
+    config = None
+    with one_line(source, f"cannot read a model config from {source!r}", remedy):
+        config = transformers.AutoConfig.from_pretrained(source, local_files_only=_only_local(source))
+    return config
 
 
 def load_checkpoint(name_or_path: str) -> Any:
-    """The transformers CausalLM of a folder, a hub id or a built-in name, in float32, on the CPU."""
+    """The transformers CausalLM of a folder, a hub id or a built-in name, in float32, on the CPU.
+
+    Raises:
+        UsageError: the weights are quantised, damaged, not there, of other shapes, or do not give the whole model.
+    """
     import transformers
 
     source, config = locate(name_or_path), load_config(name_or_path)
-    read_architecture(config)
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
+    with one_line(source, f"cannot use the config of {source!r}", "mend its config.json, or fetch it anew"):
+        read_architecture(config)
+    _check_full_precision(source, config)
+    remedy = "the folder needs model.safetensors that matches its config.json"
+    model: Any
+    about: dict[str, Any] = {}
+    with one_line(source, f"cannot load the weights of {source!r}", remedy):
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=_only_local(source),
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+        model, about = loaded
+    for what in ("missing", "mismatched"):
+        keys = [key if isinstance(key, str) else key[0] for key in about.get(f"{what}_keys", ())]
+        if keys:
+            raise UsageError(
+                f"{source!r} has {what} weights, which would be random numbers: {_named(keys)}; save the whole model "
+                "anew, or mend what its config.json says of shapes and tied weights"
+            )
+    if about.get("unexpected_keys"):
+        warnings.warn(
+            f"{source!r} holds weights that its config.json has no place for, and they are left out: "
+            f"{_named(about['unexpected_keys'])}",
+            stacklevel=3,
+        )
+    return model
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Raise ``UsageError`` naming the first weight that is not a number or infinite."""
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UsageError(f"the weight {name} is not finite: the checkpoint is of a run that diverged; take another")
+
+
+@contextmanager
+def one_line(source: str, failure: str, remedy: str) -> Iterator[None]:
+    """Turn whatever torch, safetensors and transformers raise of files into a ``UsageError``: ``failure``, and the
+    damaged file, if there is one, or else the first line of what was raised and ``remedy``."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        damage = damage_of(Path(source)) if Path(source).is_dir() else None
+        said = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise UsageError(f"{failure}: {damage}" if damage else f"{failure} ({said}): {remedy}") from error
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a file of weights or settings in ``folder``, and what to do; None if they can be read."""
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        if is_lfs_pointer(path):
+            return f"{path} is a git-lfs pointer, not the file: run git lfs pull in {folder}, or download it anew"
+        whole = _is_whole(path) if path.suffix == ".safetensors" else _is_json(path)
+        if not whole:
+            return f"{path} is damaged or cut off ({path.stat().st_size} bytes): copy or download it anew"
+    return None
+
+
+def weights_fault(folder: Path) -> str | None:
+    """Which tensor of a saved folder's files is missing or not finite; None where all are there."""
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    for path in sorted({*folder.glob("*.safetensors"), *(folder / name for name in names)}):
+        if not path.is_file():
+            return f"{folder} lacks {path.name}"
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                if not torch.isfinite(tensors.get_tensor(name)).all():
+                    return f"{name} in {path} is not finite"
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file has as many bytes as its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > size - 8:
+            return False
+        try:
+            tensors = json.loads(file.read(length))
+            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return size == 8 + length + max(ends, default=0)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+_HOW_TO_MERGE = (
+    "merge it with peft, PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), ADAPTER)"
+    ".merge_and_unload().save_pretrained(MERGED)"
+)
+
+
+def _adapted(folder: Path) -> str:
+    """The base model that an adapter's folder names."""
+    base = None
+    with one_line(str(folder), f"cannot read {folder / 'adapter_config.json'}", "fetch it anew"):
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    return repr(base) if base else "a base model that it does not name"
+
+
+def _check_full_precision(source: str, config: Any) -> None:
+    """Raise ``UsageError`` for a quantised checkpoint."""
+    settings = getattr(config, "quantization_config", None)
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", settings)
+    for file in ("quantize_config.json", "quant_config.json"):  # of GPTQ and AWQ before transformers knew them
+        method = method or (file if (Path(source) / file).is_file() else None)
+    if settings or method:
         raise UsageError(
-            f"cannot load the weights of {source!r} ({_first_line(error)}): the folder needs model.safetensors that "
-            "matches its config.json"
-        ) from error
+            f"{source!r} is quantised ({getattr(method, 'value', method) or 'quantization_config'}), and such weights "
+            "cannot be trained: give the checkpoint that it was made from"
+        )
+
+
+def _named(keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def checkpoint_dtype(config: Any) -> torch.dtype:
@@ -80,7 +209,3 @@ def checkpoint_dtype(config: Any) -> torch.dtype:
 def _only_local(source: str) -> bool:
     """Whether a folder, or the cache, is all there is to load from."""
     return Path(source).is_dir() or hub_unreachable()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]

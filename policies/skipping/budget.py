@@ -113,10 +113,10 @@ class BudgetSkip(SkipSampler):
             self._state.update(length=MEMORY * before + (1 - MEMORY) * length, seen=True)
         kept = {block.layer for block in kept_blocks(layers)}
         skipped = [n for n in range(num_layers) if n not in kept]
-        found = [diagnostics[name] for name in ("kl_k1", "kl_k3") if name in diagnostics]
-        if skipped and found:
+        estimates = [diagnostics[name] for name in ("kl_k1", "kl_k3") if name in diagnostics]
+        if skipped and estimates:
             few = max(1.0, ENOUGH_TOKENS / max(diagnostics.get("tokens", ENOUGH_TOKENS), 1.0))
-            costs.update(skipped, sum(found) / len(found), self.noise * math.sqrt(few))
+            costs.update(skipped, sum(estimates) / len(estimates), self.noise * math.sqrt(few))
 
     def metrics(self) -> dict[str, float]:
         """Of the last sample: the D it is expected to have, whether it tries a layer out, whether nothing fits."""

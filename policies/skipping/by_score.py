@@ -49,13 +49,13 @@ class ScoredSkip(SkipSampler):
 
     def scores(self, name: str, num_layers: int) -> list[float]:
         """[L] the scores measured under ``name``."""
-        found = self._scores.get(name)
-        if found is None or len(found) != num_layers:
+        scores = self._scores.get(name)
+        if scores is None or len(scores) != num_layers:
             raise UsageError(
                 f"{type(self).__name__} has no scores of this model of {num_layers} layers: call prepare(probe) before "
                 "the first sample (ReFT does)"
             )
-        return found
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """The scores, JSON-able."""

@@ -226,7 +226,7 @@ def compare(policy: Policy, target: Tensor, behaviors: Sequence[Tensor], int8: b
     def log_distribution(hidden: Tensor, head: Callable[[Tensor], Tensor] = logits) -> Tensor:
         return head(hidden).div_(policy.temperature).log_softmax(-1)
 
-    theirs = policy.packed(True).head.logits if int8 else logits
+    theirs = policy.rollout_weights(True).head.logits if int8 else logits
 
     for start in range(0, len(target), rows):
         log_pi = log_distribution(target[start : start + rows])

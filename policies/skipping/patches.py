@@ -132,6 +132,10 @@ class Patch(Protocol):
     @property
     def every(self) -> int: ...
 
+    def check(self, policy: Policy) -> None:
+        """Raise ``UsageError`` for a policy whose layers cannot be patched."""
+        ...
+
     def fit(self, policy: Policy, text: Text, layers: LayerSubset, before: PatchedSubset | None = None) -> Fit:
         """Patch ``layers`` on ``text``, anchored at ``before``, the patches so far of the same layers."""
         ...
@@ -144,6 +148,9 @@ class NoPatch:
 
     tokens = 0
     every = 0
+
+    def check(self, policy: Policy) -> None:
+        """All policies will do."""
 
     def fit(self, policy: Policy, text: Text, layers: LayerSubset, before: PatchedSubset | None = None) -> Fit:
         """No changes."""
@@ -172,11 +179,16 @@ class Absorb:
                 f"ridge={self.ridge} must be positive, tokens={self.tokens} and every={self.every} at least 1"
             )
 
-    @torch.no_grad()
-    def fit(self, policy: Policy, text: Text, layers: LayerSubset, before: PatchedSubset | None = None) -> Fit:
-        """As ``Patch.fit``. Raises ``UsageError`` for Gemma, and for a policy on transformers' own layers."""
+    def check(self, policy: Policy) -> None:
+        """As ``Patch.check``: neither Gemma nor a policy on transformers' own layers takes patches."""
         if policy.architecture.gemma:
             raise UsageError("Gemma norms what its layers add, so no linear patch makes up for them: use patch='none'")
+        policy.check_functional("patches")
+
+    @torch.no_grad()
+    def fit(self, policy: Policy, text: Text, layers: LayerSubset, before: PatchedSubset | None = None) -> Fit:
+        """As ``Patch.fit``. Raises ``UsageError`` where ``check`` does."""
+        self.check(policy)
         numbers = halves(layers)
         last = 2 * policy.num_layers
         following = [*numbers[1:], last]

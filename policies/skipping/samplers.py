@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class SkipSampler:
-    """What every skip sampler is: ``sample`` is its own, and the rest does nothing until it is overridden."""
+    """What every skip sampler is: ``sample`` is its own, and the rest does nothing until it is overridden.
+
+    >>> skip_samplers.make("even", ratio=0.25).sample(12, np.random.default_rng(0))
+    (0, 1, 3, 4, 5, 7, 8, 10, 11)
+    """
 
     @property
     def ready(self) -> bool:

@@ -1,0 +1,1 @@
+"""References, small worlds and finished runs that several tests share. Nothing here is a test."""

@@ -1,0 +1,1 @@
+"""Tests of names, fields, errors and plug-ins."""

@@ -1,0 +1,1 @@
+"""Tests of the corrections: closed forms, contracts, their products."""

@@ -1,0 +1,1 @@
+"""Tests of many runs: grids, launchers, plans, outcomes."""

@@ -1,0 +1,1 @@
+"""Tests of one run: its spec, its resumption, its evaluation."""

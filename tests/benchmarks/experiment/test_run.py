@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
@@ -198,6 +199,47 @@ def test_damaged_metrics_of_an_unfinished_run(whole, tmp_path, damage):
         with pytest.warns(UserWarning, match="starts again from the beginning"):
             list(Training(spec, tmp_path))
     assert numbers(tmp_path) == numbers(folder)
+
+
+@pytest.fixture(scope="module")
+def interrupted(whole, tmp_path_factory) -> Path:
+    """A run that ended between two checkpoints."""
+    path = tmp_path_factory.mktemp("interrupted") / "run"
+    training = iter(Training(whole[0], path))
+    for _ in range(7):
+        next(training)
+    training.close()
+    return path
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _not_a_number(path: Path) -> None:
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("model.safetensors", _cut),
+        ("model.safetensors", _not_a_number),
+        ("optimizer.safetensors", Path.unlink),
+        ("agent.json", _cut),
+        ("config.json", lambda path: path.write_bytes(b"")),
+    ],
+)
+def test_a_run_whose_checkpoint_is_damaged_starts_again(whole, interrupted, tmp_path, name, harm):
+    spec, folder = whole
+    path = tmp_path / "run"
+    shutil.copytree(interrupted, path)
+    harm(path / "checkpoint" / name)
+    with pytest.warns(UserWarning, match=rf"{name}.*starts again from the beginning"):
+        list(Training(spec, path))
+    assert numbers(path) == numbers(folder)
 
 
 def test_budget_of_tokens_ends_the_run(tmp_path):

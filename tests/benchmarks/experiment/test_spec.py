@@ -191,6 +191,30 @@ def test_weights_are_part_of_a_run(tmp_path):
     assert resolve("reft", policy="owner/on-the-hub").weights is None
 
 
+def test_options_of_evaluated_sets_and_of_nothing_else(tmp_path):
+    """A set's name may have dots; a run without such options has the hash that it always had."""
+    settings = {"evaluation.sets": "svamp,my.data.csv", "evaluation.source": "other.jsonl"}
+    plain = resolve("reft", settings=settings)
+    assert "problem_options" not in plain.evaluation
+    chosen = resolve(
+        "reft",
+        settings={
+            "evaluation.problem_options.my.data.csv.answer": "key",
+            "evaluation.problem_options.my.data.csv.limit": "5",
+            "evaluation.problem_options.other.jsonl.question": "text",
+            **settings,
+        },
+    )
+    expected = {"my.data.csv": {"answer": "key", "limit": 5}, "other.jsonl": {"question": "text"}}
+    assert chosen.evaluated.problem_options == expected and chosen.hash != plain.hash
+    chosen.write(tmp_path / "spec.json")
+    assert RunSpec.read(tmp_path / "spec.json") == chosen
+    with pytest.raises(UsageError, match=r"'my\.data\.cvs', which is not measured: did you mean 'my\.data\.csv'"):
+        resolve("reft", settings={**settings, "evaluation.problem_options.my.data.cvs.answer": "key"})
+    with pytest.raises(UsageError, match="did you mean 'problem_options'"):
+        resolve("reft", settings={"evaluation.problem_option.x.answer": "key"})
+
+
 @pytest.mark.parametrize("name", ["max_grad_norm", "learning_rate", "env.problem_options.x", "correction.lam"])
 def test_a_spec_holds_no_number_that_json_cannot(name: str) -> None:
     for value in (float("inf"), float("nan")):

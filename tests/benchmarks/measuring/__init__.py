@@ -1,0 +1,1 @@
+"""Tests of intervals, tables and what else any measurement needs."""

@@ -70,3 +70,21 @@ def test_commands_exit_without_a_traceback() -> None:
         done = subprocess.run([sys.executable, "-m", module, argument], capture_output=True, text=True, timeout=120)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_inspect_compares_a_set_with_another_split_and_never_with_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write(tmp_path, ROWS))
+    assert inspect_command.main([path]) == 0
+    assert "questions also in" not in capsys.readouterr().out
+    assert inspect_command.main([path, "--against", "test"]) == 2
+    assert "has no splits; give another set" in capsys.readouterr().err
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write(folder, ROWS).rename(folder / "train.jsonl")
+    assert inspect_command.main([str(folder)]) == 0
+    assert "not compared with another split: " in capsys.readouterr().out
+    write(folder, ROWS[:3]).rename(folder / "test.jsonl")
+    assert inspect_command.main([str(folder)]) == 0
+    assert f"questions also in {folder}/test: 3" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""Tests of verdicts: policy, properties, hostile texts, workers."""

@@ -91,6 +91,95 @@ def test_extraction(text: str, found: tuple[str, str]) -> None:
     assert extract(text) == found
 
 
+VERBS = [
+    "is", "is therefore", "is, thus,", "would be", "would therefore be", "should then be", "must be", "equals", "=",
+    "comes out to be", "turns out to be", "works out to", ", then, is", "is simply", "is a total of", "is the number",
+    "is that she has", "is that there are", "is that Ann makes a total of", "is equal to",
+]  # fmt: skip
+ASIDES = ["", " to the question", " to how many are left", " for part (b)", " here", " we seek", " in miles"]
+NOT_STATED = [
+    "is not", "is more than", "is less than", "is at least", "is at most", "is half of", "is twice", "is under",
+    "is minus",
+    "is a multiple of", "is the square root of", "is the sum of 1 and", "is Step", "is option", "is either 1 or",
+    "is between 1 and", "is one of 1 and", "is nowhere near", "would not be", "could be", "might be", "cannot be",
+    "would have been", "isn't", "exceeds", "is that it exceeds", "is up to", "is anything but", "is a factor of",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("aside", ASIDES)
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_answer_may_be_stated_in_plain_words(verb: str, aside: str) -> None:
+    for value, gold in (("42", "42"), ("$1,200", "1200"), ("$-\\frac{1}{2}$", "-\\frac{1}{2}"), ("**42**", "42")):
+        for end in (".", " apples.", "", ", since 7 times 6 is that.", " because it is.\nThe next one is 5."):
+            text = f"First 5. So the final answer{aside} {verb} {value}{end}".replace(" ,", ",")
+            assert verify(text, gold).reward == 1.0, text
+            assert verify(text, "5").reward == 0.0, text
+
+
+@pytest.mark.parametrize("aside", ASIDES)
+@pytest.mark.parametrize("verb", NOT_STATED)
+def test_a_number_that_is_only_compared_with_is_not_the_answer(verb: str, aside: str) -> None:
+    for tail in (".", " apples.", ""):
+        text = f"So the answer{aside} {verb} 42{tail}"
+        assert verify(text, "42").reward == 0.0, text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("The answer is 12. Is the answer to this right?", ("12", "")),
+        ("The answer is 12. The answer would be clear to a child.", ("12", "")),
+        ("The answer would be a surprise. 12", ("", "no_answer")),
+        ("The answer to the first is 3. The answer to the second is 4.", ("4", "")),
+        ("The answer is 5 since 2+3 = 5.", ("5", "")),
+        ("The answer is $3\\! 000$.", ("$3\\! 000$", "")),
+        ("The answer to it is\n12", ("", "no_answer")),
+    ],
+)
+def test_statements(text: str, found: tuple[str, str]) -> None:
+    assert extract(text) == found
+
+
+@pytest.mark.parametrize("frame", ["\\boxed{{{}}}", "#### {}", "The answer is {}.", "Thus the answer would be ${}$."])
+@pytest.mark.parametrize(
+    ("chain", "gold", "right"),
+    [
+        ("5 + 7 = 12", "12", True),
+        ("x = 5 + 7 = 12", "12", True),
+        ("24/2 = 12", "12", True),
+        ("2 \\cdot 6 = 3 \\cdot 4 = 12 apples", "12", True),
+        ("\\frac{6}{4} = \\frac{3}{2} = 1.5", "1.5", True),
+        ("\\sqrt{8} = 2\\sqrt{2}", "2\\sqrt{2}", True),
+        ("0.28 = 28\\%", "28\\%", True),
+        ("5 eggs + 7 eggs = 12 eggs", "12", True),
+        ("3\\text{ dollars} \\cdot 4 weeks = 12\\text{ dollars}", "12", True),
+        ("5 eggs + 8 eggs = 12 eggs", "12", False),
+        ("5 hundred + 7 = 12", "12", False),
+        ("5x + 7 = 12", "12", False),
+        ("144 square root = 12", "12", False),
+        ("5 + 8 = 12", "12", False),
+        ("5 = 12", "12", False),
+        ("12 = 12", "12", False),
+        ("5 + 7 = 12 = 12", "12", False),
+        ("12 = 5 + 7", "12", False),
+        ("5 + 7 = 12 = 13", "12", False),
+        ("5 + 7 = 12 = 13", "13", False),
+        ("2x = 12", "12", False),
+        ("x + y = 12", "12", False),
+        ("x = y = 12", "12", False),
+        ("5 + 7 \\approx 12", "13", False),
+        ("35/3 \\approx 12", "12", False),
+        ("5 + 6 < 12", "12", False),
+        ("5 + 7 = 12, 13", "12", False),
+        ("5 + 7", "12", False),
+        ("1/0 = 12", "12", False),
+        ("x^2 = x \\cdot x", "x^2", False),
+    ],
+)
+def test_a_finished_calculation_counts_by_its_last_side(chain: str, gold: str, right: bool, frame: str) -> None:
+    assert verify(frame.format(chain), gold).reward == right
+
+
 def test_r1_grades_only_inside_its_tags() -> None:
     closed = "so 5.</think> <answer>\\boxed{5}"
     assert verify(closed, "5", extract_tagged).reward == 1.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import string
+import sys
+import unicodedata
 from fractions import Fraction
 
 import pytest
@@ -66,6 +68,32 @@ def test_integers_in_every_spelling(n: int) -> None:
     assert verify(f"The answer is {n}.", str(n)).reward == 1.0
     for wrong in (f"{n + 1}", f"{n}.5", f"{n}, {n}", f"{n} or {n + 1}", f"{n} + 0", f"{n}x", f"\\frac{{{2 * n}}}{{2}}"):
         assert verify(f"\\boxed{{{wrong}}}", str(n)).reward == 0.0, wrong
+
+
+ZEROS = [chr(n) for n in range(sys.maxunicode) if unicodedata.decimal(chr(n), None) == 0]
+
+
+@given(st.integers(0), st.sampled_from(ZEROS))
+def test_decimal_digits_of_every_script(n: int, zero: str) -> None:
+    def spell(number: int | str) -> str:
+        return "".join(chr(ord(zero) + int(c)) if c.isdecimal() else c for c in str(number))
+
+    for frame in ("\\boxed{{{}}}", "#### {} apples", "The answer would be {}."):
+        assert verify(frame.format(spell(n)), str(n)).reward == 1.0
+        assert verify(frame.format(n), spell(n)).reward == 1.0
+        assert verify(frame.format(spell(n + 1)), str(n)).reward == 0.0
+    assert verify(f"\\boxed{{{spell(f'{n}.25')}}}", f"{n}.25").reward == 1.0
+    assert verify(f"\\boxed{{\\frac{{{spell(n + 1)}}}{{{spell(7)}}}}}", f"{n + 1}/7").reward == 1.0
+
+
+@pytest.mark.parametrize("answer", ["4²", "4₂", "④②", "Ⅳ2", "4½"])
+def test_other_numerals_are_no_digits(answer: str) -> None:
+    assert verify(f"\\boxed{{{answer}}}", "42").reward == 0.0
+
+
+def test_arabic_separators() -> None:
+    assert verify("\\boxed{١٬٢٣٤٫٥}", "1234.5").reward == 1.0
+    assert verify("\\boxed{٢٨٪}", "28\\%").reward == 1.0
 
 
 @given(st.integers(-(10**6), 10**6), st.integers(2, 10**4))

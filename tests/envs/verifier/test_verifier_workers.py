@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from envs.problem import Problem
 from envs.verifier import Verifier, pool, verify
 from envs.verifier import verdicts as verifier
 from envs.verifier.pool import WorkerPool
+from registry import templates
 
 ORDINARY = ("\\boxed{\\sqrt{18}}", "3\\sqrt{2}")
 HANGS = ("\\boxed{\\sum_{i=1}^{10^8} \\frac{1}{i}}", "\\sum_{k=1}^{n} k")
@@ -191,3 +194,40 @@ def test_the_callers_alarm_is_left_alone() -> None:
         assert signal.getsignal(signal.SIGALRM) is before
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _in_a_changed_interpreter(change: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A symbolic verdict in an interpreter that runs ``change`` when it starts, as its workers do."""
+    (folder / "sitecustomize.py").write_text(change, encoding="utf-8")
+    code = f"from envs.verifier import verify; print(verify(*{ORDINARY!r}).status)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=folder, timeout=120
+    )
+
+
+@pytest.mark.parametrize("refusal", ["ValueError('refused')", "OSError(22, 'refused')"])
+def test_where_the_system_refuses_limits_verdicts_are_the_same(refusal: str, tmp_path: Path) -> None:
+    change = f"import resource\ndef refuse(kind, limits): raise {refusal}\nresource.setrlimit = refuse\n"
+    done = _in_a_changed_interpreter(change, tmp_path)
+    assert (done.stdout, done.stderr) == ("right\n", "")
+
+
+def test_a_tighter_limit_of_the_system_is_kept(tmp_path: Path) -> None:
+    change = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))\n"
+    assert _in_a_changed_interpreter(change, tmp_path).stdout == "right\n"
+
+
+def test_a_worker_that_does_not_start_says_why_in_its_own_words(tmp_path: Path) -> None:
+    change = "import sys\nif '-P' in sys.orig_argv: sys.modules['mpmath'] = None\n"
+    done = _in_a_changed_interpreter(change, tmp_path)
+    assert done.stdout == "unsupported\n"
+    assert "a verifier worker did not start: ModuleNotFoundError: import of mpmath halted" in done.stderr
+
+
+def test_copies_and_pickles_hold_the_settings_and_share_the_pool() -> None:
+    judge = Verifier(templates.make("r1").extract, deadline=1.5, workers=2, megabytes=512)
+    for other in (copy.copy(judge), copy.deepcopy(judge), pickle.loads(pickle.dumps(judge))):
+        assert other.pool is judge.pool
+        assert other.extract("</think><answer>5</answer>") == ("5", "")
+        assert other.extract("\\boxed{5}") == ("", "no_answer")

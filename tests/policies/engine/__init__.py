@@ -1,0 +1,1 @@
+"""Tests of decoding, against fresh forwards on every prefix."""

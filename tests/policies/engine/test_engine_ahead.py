@@ -74,7 +74,7 @@ def test_writing_ahead_changes_no_episode(store, slots, most):
     writing = Writing(policy, most)
     found = roll_out(writing, slots, DECK, 8, seed=2)
     same_episodes(found, expected, exact=slots == 1)
-    assert isinstance(writing.made[0].decoder.slots.store, store)
+    assert isinstance(writing.made[0].decoder.cache.store, store)
     steps = sum(map(len, expected.values())) / slots
     assert writing.calls < 0.8 * steps
 

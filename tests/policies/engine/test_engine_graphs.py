@@ -60,7 +60,7 @@ def test_a_behaviour_that_is_dropped_frees_its_store_at_once(monkeypatch):
     """On a GPU it has gigabytes, and the next iteration makes another."""
     made = replayed(monkeypatch, recompute)
     behavior = Policy(random_model("llama")).behavior((0, 1), 2, 8)
-    store = weakref.ref(behavior.decoder.slots.store)
+    store = weakref.ref(behavior.decoder.cache.store)
     behavior.act(observe([[1, 2, 3], []]), np.ones(2, bool), np.arange(2))
     made.clear()
     gc.disable()

@@ -42,7 +42,7 @@ def pure(monkeypatch):
 def test_the_pure_path_equals_a_fresh_forward(pure, family):
     policy = shared_policy(family)
     behavior = policy.behavior((0, 2, 3), slots=3, max_length=LONGEST, temperature=0.0)
-    assert isinstance(behavior.decoder.slots.store, TorchStore)
+    assert isinstance(behavior.decoder.cache.store, TorchStore)
     model = without_layers(policy.model, (0, 2, 3))
     prefixes, start = [[5, 6, 7, 8, 9, 10, 11, 12], [3], [9, 9, 2, 4]], np.ones(3, bool)
     for _ in range(6):
@@ -67,8 +67,8 @@ def test_both_paths_write_the_same_episodes(native, monkeypatch, dtype):
 
 
 def test_kernels_are_used_where_they_fit(native):
-    assert isinstance(shared_policy("llama").behavior(FULL, 1, 4).decoder.slots.store, WholeStepStore)
-    assert isinstance(shared_policy("qwen3").behavior(FULL, 1, 4).decoder.slots.store, TorchStore)  # head_dim 24
+    assert isinstance(shared_policy("llama").behavior(FULL, 1, 4).decoder.cache.store, WholeStepStore)
+    assert isinstance(shared_policy("qwen3").behavior(FULL, 1, 4).decoder.cache.store, TorchStore)  # head_dim 24
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,7 +99,7 @@ def test_silu_mul(native, dtype):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 @pytest.mark.parametrize("rows", [1, 3, 17, 40])
 def test_the_fused_head_draws_what_the_plain_draw_does(native, vocabulary, temperature, rows):
-    if not native.fused_head:
+    if not native.bf16_head:
         pytest.skip("no bfloat16 dot product on this processor")
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, 64, generator=generator).bfloat16()
@@ -115,7 +115,7 @@ def test_the_fused_head_draws_what_the_plain_draw_does(native, vocabulary, tempe
 
 
 def test_the_fused_head_at_the_edges_of_the_uniform(native):
-    if not native.fused_head:
+    if not native.bf16_head:
         pytest.skip("no bfloat16 dot product on this processor")
     hidden = torch.ones(4, 2).bfloat16()
     weight = torch.full((100, 2), -2000.0).bfloat16()

@@ -143,7 +143,7 @@ def test_the_model_is_never_altered_by_nesting():
 
 def test_behaviours_share_one_set_of_weights():
     policy = shared_policy()
-    first, second = (policy.behavior(layers, 2, LONGEST).decoder.slots.store for layers in (FULL, (0, 3)))
+    first, second = (policy.behavior(layers, 2, LONGEST).decoder.cache.store for layers in (FULL, (0, 3)))
     assert second.model.layers[1] is first.model.layers[3]
 
 

@@ -51,7 +51,7 @@ def prefixes(step: int) -> list[list[int]]:
 def hidden_states(policy: Policy, layers, store: type, slots: list[int], steps: int = 8) -> list[torch.Tensor]:
     """By step, the final hidden states [active, width] of the given ones of the six slots, with the same tokens."""
     behavior = policy.behavior(layers, len(slots), LONGEST)
-    assert type(behavior.decoder.slots.store) is store
+    assert type(behavior.decoder.cache.store) is store
     found, before = [], [[] for _ in slots]
     for step in range(steps):
         now = [prefixes(step)[slot] for slot in slots]
@@ -89,7 +89,7 @@ def check_paths(monkeypatch, policy: Policy, layers) -> None:
 @pytest.mark.parametrize("layers", SUBSETS)
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gemma3"}))  # which the kernels do not cover
 def test_whole_steps_equal_the_other_paths(native, monkeypatch, family, layers, dtype):
-    if dtype == "bfloat16" and not native.fused_head:
+    if dtype == "bfloat16" and not native.bf16_head:
         pytest.skip("no bfloat16 dot product on this processor")
     changes = {"head_dim": 32} if family == "qwen3" else {}
     check_paths(monkeypatch, Policy(random_model(family, **changes), dtype), SUBSETS[layers])
@@ -97,7 +97,7 @@ def test_whole_steps_equal_the_other_paths(native, monkeypatch, family, layers, 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_odd_shapes_and_patches(native, monkeypatch, dtype):
-    if dtype == "bfloat16" and not native.fused_head:
+    if dtype == "bfloat16" and not native.bf16_head:
         pytest.skip("no bfloat16 dot product on this processor")
     policy = Policy(random_model("llama", **SHAPES["odd"]), dtype)
     generator = torch.Generator().manual_seed(0)
@@ -110,7 +110,7 @@ def test_odd_shapes_and_patches(native, monkeypatch, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_company_and_threads_change_no_bit(native, dtype):
-    if dtype == "bfloat16" and not native.fused_head:
+    if dtype == "bfloat16" and not native.bf16_head:
         pytest.skip("no bfloat16 dot product on this processor")
     policy = Policy(random_model("qwen2"), dtype)
     layers, threads = SUBSETS["full"], torch.get_num_threads()
@@ -174,4 +174,4 @@ def test_gates_far_below_zero_close(native):
 def test_large_models_go_layer_by_layer(native, monkeypatch):
     monkeypatch.setattr("policies.model.compute._WHOLE_STEP_BYTES", 1000)
     behavior = Policy(random_model()).behavior(SUBSETS["full"], 1, 4)
-    assert type(behavior.decoder.slots.store) is NativeStore
+    assert type(behavior.decoder.cache.store) is NativeStore

@@ -49,7 +49,7 @@ def policy_on_meta(family: str) -> Policy:
 def test_planned_steps_read_nothing_on_the_host(family, replayed, trusting):
     behavior = policy_on_meta(family).behavior((0, 2, 3), 5, LONGEST)
     decoder = behavior.decoder
-    store = decoder.slots.store
+    store = decoder.cache.store
     assert isinstance(store, TorchStore) and store.device == META
     store.replays = Replays(5, META, capture=lambda *_: pytest.fail("too early")) if replayed else None
     active = np.array([0, 1, 3, 4])

@@ -1,0 +1,1 @@
+"""Tests of the differentiable forward and of its rollout forms."""

@@ -53,7 +53,7 @@ class Store(Protocol):
         ...
 
 
-class Slots:
+class KVCache:
     """Which slot holds which prefix, and what has to be computed for the next token.
 
     Args:

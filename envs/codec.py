@@ -1,0 +1,233 @@
+"""Between text and tokens, under one template and one tokenizer: prompts, what ends a completion, what it says."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.templates import Template
+from registry import UsageError
+from registry.hub import hub_unreachable, is_lfs_pointer
+
+BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str) -> Any:
+    """A transformers fast tokenizer: ``builtin``, a folder or a hub id. Raises UsageError when there is none."""
+    from transformers import PreTrainedTokenizerFast
+
+    source = _source(name)
+    if name != "builtin" and (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise UsageError(f"tokenizer={name!r}: no such folder; give a Hugging Face folder, a hub id or 'builtin'")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=_only_cached(source))
+    except Exception as error:  # the hub client raises many kinds; each means the same to the caller
+        said = str(error).strip().splitlines() or [""]
+        for file in Path(source).glob("tokenizer*"):
+            if file.is_file() and is_lfs_pointer(file):
+                raise UsageError(f"{file} is a git-lfs pointer, not the file: run git lfs pull in {source}") from error
+        raise UsageError(
+            f"tokenizer={name!r} could not be loaded ({type(error).__name__}: {said[0]}); "
+            "give a Hugging Face folder with tokenizer.json, a reachable hub id or 'builtin'"
+        ) from error
+
+
+class Codec:
+    """All that lies between text and tokens: prompts, stop tokens, the text of completions, demonstrations.
+
+    Args:
+        template: how a question becomes a prompt.
+        tokenizer: ``builtin``, a folder or a hub id.
+        vocab_size: number of actions; default the tokenizer's.
+        stop_token_ids: tokens that end a completion; default the tokenizer's EOS and those that the tokenizer's folder
+            lists for generation.
+
+    Attributes:
+        tokenizer: the loaded one.
+        vocab_size: V.
+        stop_token_ids: with the template's stop strings that are one token.
+        pad_token_id: what an observation is padded with.
+
+    Raises:
+        UsageError: no tokenizer or no stop token, or a stop or pad token that is no action.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        tokenizer: str,
+        vocab_size: int | None = None,
+        stop_token_ids: tuple[int, ...] | None = None,
+    ) -> None:
+        self.template = template
+        self.name = tokenizer
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.vocab_size = vocab_size or len(self.tokenizer)
+        self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
+        self.stop_token_ids = self._stop_tokens(stop_token_ids)
+        for kind, ids in (("stop", sorted(self.stop_token_ids)), ("pad", [self.pad_token_id])):
+            self._check_actions(ids, f"the {kind} token")
+        self._opened = "<think>" if template.opens_thought(self.tokenizer) else ""
+        self._check_turn_end(stop_token_ids)
+
+    def _stop_tokens(self, given: tuple[int, ...] | None) -> frozenset[int]:
+        """The template's stop strings that are one token, and ``given`` or what the checkpoint generates up to."""
+        vocabulary = self.tokenizer.get_vocab() if self.template.stop else {}
+        stops = {vocabulary[stop] for stop in self.template.stop if stop in vocabulary}
+        if given is not None:
+            return frozenset({*stops, *(int(t) for t in given)})
+        eos = self.tokenizer.eos_token_id
+        ends = {*_generation_ends(self.name), *([] if eos is None else [int(eos)])}
+        if not ends:
+            raise UsageError(f"tokenizer={self.name!r} has no EOS token; pass stop_token_ids=(...)")
+        return frozenset(stops | ends)
+
+    def _check_actions(self, ids: Any, what: str) -> None:
+        over = [int(token) for token in ids if not 0 <= token < self.vocab_size]
+        if over:
+            raise UsageError(
+                f"{what} {self.tokenizer.convert_ids_to_tokens(over[0])!r} has the id {over[0]}, which is none of the "
+                f"{self.vocab_size} actions: give the tokenizer of the model that acts, and its number of logits as "
+                "vocab_size"
+            )
+
+    def _check_turn_end(self, given: tuple[int, ...] | None) -> None:
+        """Warn of a chat template whose turns end with a token that does not end a completion."""
+        ending = self.template.ending(self.tokenizer)
+        token = self.tokenizer.get_vocab().get(ending)
+        if given != () and token is not None and token not in self.stop_token_ids and ending not in self.template.stop:
+            wanted = tuple(sorted({*self.stop_token_ids, token}))
+            warnings.warn(
+                f"the assistant's turn ends with {ending!r} (token {token}), which is none of the stop tokens "
+                f"{sorted(self.stop_token_ids)}, so completions go on over it: pass stop_token_ids={wanted}",
+                stacklevel=5,
+            )
+
+    def prompt(self, question: str) -> NDArray[np.int64]:
+        """Prompt token ids [P], int64."""
+        ids = np.asarray(self.template.prompt_ids(question, self.tokenizer), dtype=np.int64)
+        if len(ids) and ids.max() >= self.vocab_size:
+            self._check_actions(ids, f"in the prompt of {question[:60]!r} the token")
+        return ids
+
+    def text(self, completion: NDArray[np.int64]) -> str:
+        """The completion's text, special tokens written out, without the stop and pad tokens at its end."""
+        ids, dropped = completion.tolist(), {*self.stop_token_ids, self.pad_token_id, self.tokenizer.eos_token_id}
+        while ids and ids[-1] in dropped:
+            ids.pop()
+        return self._decode(ids)
+
+    def graded_text(self, completion: NDArray[np.int64]) -> str:
+        """What the verifier reads: ``text``, with the thought that the prompt has opened."""
+        return self._opened + self.text(completion)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def ending(self, completion: NDArray[np.int64]) -> str | None:
+        """``eos`` (a stop token), ``stop`` (a stop string), or None while the completion goes on."""
+        if int(completion[-1]) in self.stop_token_ids:
+            return "eos"
+        if self.template.stop:
+            # A stop string may share its first token with earlier text, so a tail a little longer than it is decoded.
+            longest = max(len(stop) for stop in self.template.stop)
+            tail = self._decode(completion[-(longest + 4) :].tolist())
+            if any(stop in tail for stop in self.template.stop):
+                return "stop"
+        return None
+
+    def ends_once(self, completion: NDArray[np.int64]) -> bool:
+        """Whether a completion ends with its last token and not before."""
+        if self.ending(completion) is None or any(int(token) in self.stop_token_ids for token in completion[:-1]):
+            return False
+        text = self._decode(completion[:-1].tolist())
+        return not any(stop in text for stop in self.template.stop)
+
+    def demonstration(self, solution: str, answer: str) -> NDArray[np.int64]:
+        """A worked solution as a completion [T], with what ends it.
+
+        Raises:
+            UsageError: nothing ends a completion, or a token is no action.
+        """
+        body = self.template.demonstration(solution, answer, bool(self._opened))
+        ending = self.template.ending(self.tokenizer)
+        if ending in self.template.stop and self.tokenizer.get_vocab().get(ending) not in self.stop_token_ids:
+            ids = self._encode(body + ending)
+        else:
+            ids = [*self._encode(body), self.end_token()]
+        self._check_actions(ids, f"in the demonstration {solution[:60]!r} the token")
+        return np.asarray(ids, dtype=np.int64)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+
+    def end_token(self) -> int:
+        """The token that ends a completion: the template's own, else EOS, else any stop token. Raises UsageError
+        without any."""
+        ending = self.tokenizer.get_vocab().get(self.template.ending(self.tokenizer))
+        for token in (ending, self.tokenizer.eos_token_id, *sorted(self.stop_token_ids)):
+            if token in self.stop_token_ids:
+                return int(token)
+        raise UsageError("no token ends a completion: leave stop_token_ids out, or give one at least")
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer for others to load, its settings as the folder that it is from has them: what reads them
+        elsewhere may know that folder's class of tokenizers alone."""
+        self.tokenizer.save_pretrained(folder)
+        settings = _settings(self.name, "tokenizer_config.json")
+        if settings:
+            written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            kept = {key: settings[key] for key in ("tokenizer_class", "auto_map") if key in settings}
+            (folder / "tokenizer_config.json").write_text(
+                json.dumps({**written, **kept}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+
+
+def _source(name: str) -> str:
+    return str(BUILTIN_TOKENIZER) if name == "builtin" else name
+
+
+def _only_cached(source: str) -> bool:
+    return Path(source).is_dir() or hub_unreachable()
+
+
+def _settings(name: str, file: str) -> dict[str, Any]:
+    """A JSON file beside the tokenizer; nothing where there is none."""
+    source = _source(name)
+    path: str | Path | None = Path(source) / file
+    if not Path(source).is_dir():
+        from transformers.utils import cached_file
+
+        path = cached_file(
+            source,
+            file,
+            local_files_only=_only_cached(source),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    if path is None or not Path(path).is_file():
+        return {}
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is no JSON ({error}): fetch the file anew") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _generation_ends(name: str) -> list[int]:
+    """The tokens up to which the tokenizer's checkpoint generates: of its generation settings, else of its config."""
+    for file in ("generation_config.json", "config.json"):
+        given = _settings(name, file).get("eos_token_id")
+        if given is not None:
+            ids = given if isinstance(given, list) else [given]
+            if not all(isinstance(token, int) for token in ids):
+                raise UsageError(f"{file} of {name!r} has eos_token_id={given!r}: give a token id or a list")
+            return ids
+    return []

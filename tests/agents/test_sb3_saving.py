@@ -1,0 +1,254 @@
+"""Saving as stable-baselines3's users know it: what load restores, names, buffers, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.utils import LinearSchedule
+from transformers import AutoModelForCausalLM
+
+from agents import SB3PPO, ReFT
+from agents.configuration import COMPONENTS, describe
+from envs.shaping import ShapedRewardVector
+from policies import Policy
+from registry import UsageError, corrections
+from tests.oracles.reft_agents import numbers
+from tests.oracles.small_world import AGENTS, World, make_world, weights
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(params=sorted(AGENTS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "reft": {
+        "learning_rate": 2e-3,
+        "sampler": {"id": "fixed", "layers": (0,)},
+        "correction": "truncated-is*ppo-clip",
+        "advantage": "rloo",
+        "aggregation": {"id": "constant", "max_tokens": 8},
+        "problem_sampler": {"id": "curriculum", "target": 0.4},
+        "epochs": 2,
+        "temperature": 0.9,
+        "consistency": 0.1,
+        "weight_decay": 0.05,
+        "max_grad_norm": 0.5,
+        "rollout_dtype": "int8",
+        "verbose": 0,
+    },
+    "sb3-ppo": {
+        "learning_rate": 2e-3,
+        "gamma": 0.9,
+        "gae_lambda": 0.8,
+        "clip_range": 0.3,
+        "ent_coef": 0.01,
+        "vf_coef": 0.2,
+        "target_kl": 0.5,
+        "detached_critic": False,
+        "normalize_advantage": False,
+    },
+}
+
+
+def test_load_goes_on_with_everything_that_was_given(world: World, name: str, tmp_path: Path) -> None:
+    """Without one argument: the numbers of the next iteration are those of the agent that was saved."""
+    agent = world.agent(name, **GIVEN[name])
+    agent.iterate()
+    agent.save(tmp_path / "agent")
+    loaded = AGENTS[name][0].load(tmp_path / "agent")
+    for argument in GIVEN[name]:
+        assert loaded.arguments[argument] == agent.arguments[argument], argument
+    assert loaded.seed == 5 and loaded.n_envs == agent.n_envs
+    assert loaded.envs.task.spec == agent.envs.task.spec
+    assert numbers(loaded.iterate()) == numbers(agent.iterate())
+    assert all(torch.equal(value, weights(agent)[key]) for key, value in weights(loaded).items())
+
+
+def test_arguments_of_load_are_over_those_saved(world: World, name: str, tmp_path: Path) -> None:
+    agent = world.agent(name)
+    agent.max_grad_norm = 0.25  # changed since, as SB3's users do
+    agent.save(tmp_path / "agent")
+    loaded = AGENTS[name][0].load(tmp_path / "agent", learning_rate=1e-5, custom_objects={"max_grad_norm": 0.75})
+    assert loaded.learning_rate == 1e-5 and loaded.max_grad_norm == 0.75
+    assert AGENTS[name][0].load(tmp_path / "agent", slots=8).n_envs == 8
+    assert AGENTS[name][0].load(tmp_path / "agent", world.vector(2)).max_grad_norm == 0.25
+    for wrong, needle in (
+        ({"learning_rat": 1}, "learning_rate"),
+        ({"custom_objects": {"lr_schedule": abs}}, "lr_schedule"),
+        ({"policy": "tiny"}, "leave policy out"),
+    ):
+        with pytest.raises(UsageError, match=needle):
+            AGENTS[name][0].load(tmp_path / "agent", **wrong)
+
+
+def test_weight_decay_given_to_load_decays(world: World, tmp_path: Path) -> None:
+    agent = world.agent("reft", weight_decay=0.1)
+    agent.iterate()
+    agent.save(tmp_path / "agent")
+    assert ReFT.load(tmp_path / "agent").optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert ReFT.load(tmp_path / "agent", weight_decay=0.0).optimizer.param_groups[0]["weight_decay"] == 0.0
+
+
+def test_what_json_cannot_hold_is_asked_for(world: World, name: str, tmp_path: Path) -> None:
+    cls = AGENTS[name][0]
+    world.agent(name, learning_rate=LinearSchedule(1e-3, 0.0, 1.0)).save(tmp_path / "agent")
+    with pytest.raises(UsageError, match=r"learning_rate.*LinearSchedule.*pass it"):
+        cls.load(tmp_path / "agent")
+    assert cls.load(tmp_path / "agent", learning_rate=1e-3).learning_rate == 1e-3
+    agent = world.agent(name)
+    agent.set_env(ShapedRewardVector(world.vector(), ["format"]))
+    agent.save(tmp_path / "shaped")
+    with pytest.raises(UsageError, match=r"ShapedRewardVector.*load\(path, env\)"):
+        cls.load(tmp_path / "shaped")
+    assert cls.load(tmp_path / "shaped", world.vector()).n_envs == 4
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A correction that no registry knows."""
+
+    def __call__(self, logp: torch.Tensor, rollout: Any, advantage: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(logp)
+
+
+class WithOwnArgument(ReFT):
+    def __init__(self, *args: Any, extra: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.extra = extra
+
+
+def test_objects_are_stored_as_their_ids_and_unknown_ones_asked_for(world: World, tmp_path: Path) -> None:
+    for registry in COMPONENTS.values():
+        for id in registry:
+            component = registry.make(id)
+            described = json.loads(json.dumps(describe(component, registry)))
+            assert type(registry.build(described)) is type(component), id
+    product = corrections.make("truncated-is*ppo-clip", cap=3.0)
+    assert corrections.build(describe(product, corrections)) == product
+    world.agent("reft", correction=product).save(tmp_path / "known")
+    assert ReFT.load(tmp_path / "known").correction == product
+    world.agent("reft", correction=Mine()).save(tmp_path / "unknown")
+    with pytest.raises(UsageError, match=r"correction \(Mine\(\)\)"):
+        ReFT.load(tmp_path / "unknown")
+    kwargs = {"group_size": 2, "problems_per_batch": 2, "extra": 7}
+    WithOwnArgument(world.model, world.vector(), **kwargs).save(tmp_path / "own")
+    assert WithOwnArgument.load(tmp_path / "own").extra == 7
+
+
+def test_a_policy_object_brings_what_load_goes_on_with(world: World, tmp_path: Path) -> None:
+    agent = world.agent("reft", Policy.load(world.model, dtype="bfloat16"))
+    agent.save(tmp_path / "agent")
+    assert ReFT.load(tmp_path / "agent").target.dtype is torch.bfloat16
+
+
+def test_a_learned_state_without_a_taker_is_refused(world: World, tmp_path: Path) -> None:
+    budget = {"id": "budget", "budget": 1e9}
+    agent = world.agent("reft", sampler=budget, problem_sampler="curriculum", patch="absorb", correction="tempered")
+    agent.iterate()
+    agent.save(tmp_path / "agent")
+    assert numbers(ReFT.load(tmp_path / "agent").iterate()) == numbers(agent.iterate())
+    for other, needle in (
+        ({"sampler": "full"}, "sampler=FullDepth"),
+        ({"sampler": "lowest-kl"}, "sampler=LowestKL"),
+        ({"problem_sampler": "uniform"}, "problem_sampler=Uniform"),
+        ({"patch": "none"}, "patch="),
+    ):
+        with pytest.raises(UsageError, match=needle):
+            ReFT.load(tmp_path / "agent", **other)
+
+
+def test_names_with_and_without_zip_are_the_same(world: World, name: str, tmp_path: Path) -> None:
+    cls, agent = AGENTS[name][0], world.agent(name)
+    saving = CheckpointCallback(save_freq=8, save_path=str(tmp_path), name_prefix="model")
+    agent.learn(32, callback=saving)
+    saved = tmp_path / "model_32_steps"
+    AutoModelForCausalLM.from_pretrained(saved)
+    for path in (saved, f"{saved}.zip"):
+        assert cls.load(path).num_timesteps == 32
+    agent.save(f"{saved}.zip")  # over the folder
+    assert cls.load(saved).num_timesteps == agent.num_timesteps
+    shutil.make_archive(str(tmp_path / "packed"), "zip", saved)
+    for path in (tmp_path / "packed", tmp_path / "packed.zip"):
+        assert cls.load(path).num_timesteps == agent.num_timesteps
+    with pytest.raises(UsageError, match="no such folder"):
+        cls.load(tmp_path / "nothing")
+
+
+def test_buffers_and_open_files(world: World, name: str, tmp_path: Path) -> None:
+    cls, agent = AGENTS[name][0], world.agent(name)
+    agent.iterate()
+    buffer = io.BytesIO()
+    agent.save(buffer)
+    with (tmp_path / "file.bin").open("wb") as file:
+        agent.save(file)
+    buffer.seek(0)
+    with (tmp_path / "file.bin").open("rb") as file:
+        for source in (buffer, file):
+            loaded = cls.load(source)
+            assert all(torch.equal(value, weights(agent)[key]) for key, value in weights(loaded).items())
+    assert numbers(loaded.iterate()) == numbers(agent.iterate())
+    with pytest.raises(UsageError, match="not a zip"):
+        cls.load(io.BytesIO(b"nothing"))
+    with pytest.raises(UsageError, match="exclude"):
+        agent.save(tmp_path / "part", exclude=["policy"])
+
+
+def test_folders_of_others_are_told_apart(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world.agent("reft").save(tmp_path / "reft")
+    world.agent("sb3-ppo").save(tmp_path / "ppo")
+    with pytest.raises(UsageError, match="saved by SB3PPO"):
+        ReFT.load(tmp_path / "ppo")
+    with pytest.raises(UsageError, match="saved by ReFT"):
+        SB3PPO.load(tmp_path / "reft")
+    with pytest.raises(UsageError, match="policy="):
+        ReFT.load(world.model)
+    state = json.loads((tmp_path / "reft" / "agent.json").read_text())
+    del state["arguments"]
+    (tmp_path / "reft" / "agent.json").write_text(json.dumps(state))
+    with pytest.raises(UsageError, match="older version"):
+        ReFT.load(tmp_path / "reft")
+    (tmp_path / "reft" / "agent.json").write_text("{")
+    with pytest.raises(UsageError, match=r"agent\.json is damaged"):
+        ReFT.load(tmp_path / "reft")
+    SB3PPO.load(tmp_path / "ppo", print_system_info=True, force_reset=False, device="cpu")
+    assert "SYSTEM INFO" in capsys.readouterr().out
+
+
+def test_the_tokenizer_is_the_saved_one(world: World, tmp_path: Path) -> None:
+    venv = gym.make_vec("MathReason-v0", num_envs=4, tokenizer=world.model, **world.env)
+    ReFT(world.model, venv, group_size=2, problems_per_batch=2).save(tmp_path / "agent")
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "agent").rename(moved)
+    assert ReFT.load(moved).envs.task.spec.tokenizer == str(moved)
+
+
+def test_policies_are_saved_apart(world: World, name: str, tmp_path: Path) -> None:
+    agent = world.agent(name)
+    agent.iterate()
+    agent.policy.save(tmp_path / "policy.zip")
+    policy = type(agent.policy).load(tmp_path / "policy")
+    obs, _ = world.vector().reset(seed=0)
+    assert (policy.predict(obs, deterministic=True)[0] == agent.predict(obs, deterministic=True)[0]).all()
+    for key, value in agent.policy.state_dict().items():
+        assert torch.equal(value, policy.state_dict()[key])
+    assert policy.observation_space == agent.observation_space and policy.action_space == agent.action_space
+    agent.save(tmp_path / "agent")
+    with pytest.raises(UsageError, match=r"policy\.json"):
+        type(agent.policy).load(tmp_path / "agent")
+    assert np.ndim(policy.predict({k: v[0] for k, v in obs.items()})[0]) == 0
