@@ -33,6 +33,10 @@ class CollapsedRatios(UserWarning):
 def diagnostics(logp: Tensor, rollout: Rollout, weight: Tensor | None = None) -> dict[str, float]:
     """Divergence of the behaviour policy mu from the target pi on a rollout, in nats.
 
+    The agents give the sequences that carried a gradient, those of groups with mixed rewards: every figure is of these,
+    and so conditional on the reward. Of all completions, KL and D can be some tens of per cent higher or lower, and
+    these move with the accuracy alone.
+
     Args:
         logp: [B, T] log pi of every token.
         rollout: B sequences; those written by the target (``by_target``) say nothing of mu and only count in
@@ -137,7 +141,7 @@ def collapse(found: Mapping[str, float]) -> str | None:
     if fraction >= COLLAPSED_ESS and d <= COLLAPSED_D and (n < FEWEST or fraction * n >= 2):
         return None
     return (
-        f"the nested policy is too far from the target: D = {d:.2g} nats per completion "
+        f"the nested policy is too far from the target: D = {d:.2g} nats per completion that carried a gradient "
         f"({found['mean_length']:.0f} tokens x {found['kl_k1']:.2g} KL per token), so about "
         f"{max(1, round(fraction * n))} of {n} completions carry a fully corrected update. "
         "Skip fewer layers, or cheaper ones (a skip sampler that learns from the divergence), or shorten the "

@@ -36,6 +36,7 @@ from agents import checkpoint
 from agents.actor_critic import LanguageModelActorCritic
 from agents.arguments import check_lora_rank, check_parameters, slots_of, vector_env_of
 from agents.configuration import constructor_arguments
+from agents.memory import check_memory
 from agents.metrics import episode_metrics
 from agents.rollout import Interrupted
 from agents.sb3_policy import target_of
@@ -188,6 +189,7 @@ class SB3PPO(PPO):
         super()._setup_model()
         trained = sum(p.numel() for p in self.target.parameters() if p.requires_grad)
         check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else trained)
+        check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs)
         self.optimizer.register_step_pre_hook(refuse_broken_step)
         self.layers = tuple(range(self.target.num_layers))
         # What SB3 makes in learn(), for a caller that iterates by hand.

@@ -10,7 +10,6 @@ engine against itself (A/A), whose interval should hold 1. Rollouts go through t
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -22,7 +21,7 @@ import torch
 
 from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.pairing import Block, abba, median_ratio
-from benchmarks.measuring.provenance import provenance
+from benchmarks.measuring.provenance import peak_bytes, provenance
 from benchmarks.measuring.table import Table, console
 from benchmarks.speed.limits import bandwidth_limit, product_limit
 from benchmarks.speed.ours import Engine, Parts
@@ -192,7 +191,7 @@ def peak_gb(device: torch.device) -> float:
     """The most memory that this process has held: of the GPU where it computes there, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_bytes() / 2**30
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -54,10 +54,10 @@ class HeldOut:
     """The first problems of a split, kept loaded between evaluations; verdicts are always the true ones. The processes
     of a run share the work, and each knows all answers."""
 
-    def __init__(self, task: Task, count: int, ranks: Ranks = ALONE, **changes: Any) -> None:
+    def __init__(self, task: Task, count: int, ranks: Ranks = ALONE, slots: int = SLOTS, **changes: Any) -> None:
         spec = replace(task.spec, reward="verified", **changes)
         self.ranks = ranks
-        self.envs = MathReasonVector(num_envs=min(SLOTS, -(-count // ranks.size)), copy=False, **asdict(spec))
+        self.envs = MathReasonVector(num_envs=min(slots, -(-count // ranks.size)), copy=False, **asdict(spec))
         self.task: Task = self.envs.task
         size = self.task.problems.size
         self.problems = list(range(count if size is None else min(count, size)))
@@ -105,7 +105,7 @@ class HeldOut:
 class Evaluator:
     """What a run measures: the held-out split of its own problems, and further sets beside it."""
 
-    def __init__(self, task: Task, spec: EvaluationSpec, ranks: Ranks = ALONE) -> None:
+    def __init__(self, task: Task, spec: EvaluationSpec, ranks: Ranks = ALONE, slots: int = SLOTS) -> None:
         self.spec = spec
         own = {"subset", "limit"}  # options that are of the problems trained on alone
         if spec.split != task.spec.split and not has_one_split(task.spec.problems):
@@ -115,10 +115,16 @@ class Evaluator:
         if spec.subset is not None:
             chosen["subset"] = spec.subset
         source = spec.source or task.spec.problems
-        self.own = HeldOut(task, spec.problems, ranks, problems=source, split=spec.split, problem_options=chosen)
+        self.own = HeldOut(task, spec.problems, ranks, slots, problems=source, split=spec.split, problem_options=chosen)
         self.further = {
             name: HeldOut(
-                task, spec.problems, ranks, problems=name, split="test", problem_options=_options(options, spec, name)
+                task,
+                spec.problems,
+                ranks,
+                slots,
+                problems=name,
+                split="test",
+                problem_options=_options(options, spec, name),
             )
             for name in spec.sets
         }

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import checkpoint
 from agents.distributed import Ranks, join
-from benchmarks.experiment import follows
-from benchmarks.experiment.evaluation import Evaluator
+from agents.memory import fitting_slots
+from benchmarks.experiment import BUDGETS, follows
+from benchmarks.experiment.evaluation import SLOTS, Evaluator
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
 from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
-from benchmarks.measuring.provenance import provenance
+from benchmarks.measuring.provenance import peak_bytes, provenance
 from policies.pretrained.load import damage_of, load_config, weights_fault
 from registry import UsageError
 
@@ -138,7 +140,9 @@ class Training:
 
     def _train(self, agent: Any) -> Iterator[dict[str, Any]]:
         chosen = self.spec.evaluated
-        self.evaluator = Evaluator(agent.envs.unwrapped.task, chosen, self.ranks)
+        task = agent.envs.unwrapped.task
+        slots = max(1, fitting_slots(agent.target, task, agent.optimizer, SLOTS))  # memory decides, no number does
+        self.evaluator = Evaluator(task, chosen, self.ranks, slots)
         if not self.rows:
             yield self._evaluate(agent, whole=True)
         # What imports have left lives as long as the process: to look through it again and again takes up to a fifth of
@@ -186,8 +190,7 @@ class Training:
 
     def _finish(self, agent: Any) -> None:
         """Save the model, then the result: a folder with a result is a finished run."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak * 1024})
+        self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak_bytes()})
         if not self.ranks.leader:
             return
         with storage_errors(self.folder):
@@ -240,6 +243,27 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
     return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)
 
 
+def _tell_of_another_budget(spec: RunSpec, runs: Path) -> None:
+    """A budget is a part of what a run is: say so where the same run with another one is there already."""
+
+    def without_budget(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if name not in BUDGETS}
+
+    wanted = without_budget(asdict(spec))
+    for path in sorted(runs.glob("*/spec.json")):
+        with suppress(OSError, ValueError):
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(stored, dict) and without_budget(stored) == wanted:
+                budget = ", ".join(f"{name}={stored[name]}" for name in BUDGETS if stored.get(name) is not None)
+                print(
+                    f"note: {path.parent} is this run with another budget ({budget}). A run's budget is a part of it: "
+                    f"this one starts from the beginning. To train that one's model on, give --policy "
+                    f"{path.parent / 'model'}",
+                    file=sys.stderr,
+                )
+                return
+
+
 def run(
     spec: Any, runs: Path, quiet: bool = True, threads: int | None = None, parent: int | None = None
 ) -> dict[str, Any]:
@@ -256,6 +280,8 @@ def run(
             raise UsageError(f"--threads {threads} must be at least 1")
         torch.set_num_threads(threads)
     disable_progress_bar()
+    if not quiet and not follows() and not folder.exists():
+        _tell_of_another_budget(spec, runs)
     training = Training(spec, folder)
     with RunProgress(spec, quiet or follows()) as progress:
         for row in training:

@@ -131,6 +131,15 @@ def recommend(compared: Sequence[Row], budget: float) -> str:
         best = max(allowed, key=lambda arm: (speedup(arm), -arm["D"]))
         return f"Recommended within D = {budget:g} ({length:.0f} tokens per completion): {words(best)}."
     nearest = compared[0]
+    within = [arm for arm in compared if arm["D"] <= budget]
+    if within:
+        best = max(within, key=lambda arm: (speedup(arm), -arm["D"]))
+        timed = best["speedup_measured"] is not None
+        why = "is faster than the full model" if timed else "skips weights, and nothing was timed (--pairs 0)"
+        return (
+            f"Nothing that stays within D = {budget:g} nats per completion ({length:.0f} tokens each) {why}: "
+            f"{'keep all layers' if timed else 'time it, with --pairs 4'}; within it is {words(best)}"
+        )
     return (
         f"Nothing here stays within D = {budget:g} nats per completion ({length:.0f} tokens each): keep all layers, or "
         f"accept a bounded correction's bias (truncated-is, retrace) with the nearest, {words(nearest)}; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -10,11 +9,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
 from registry import UsageError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -77,16 +83,18 @@ def locked(folder: Path) -> Iterator[None]:
     with storage_errors(folder):
         file = (folder / "lock").open("a")
     with file:
-        if not _take(file, fcntl.LOCK_EX, attempts=5):
+        if not _take(file, True, attempts=5):
             raise UsageError(f"{folder} is in use by another process: wait for it, or use another --runs folder")
         yield
 
 
-def _take(file: TextIO, kind: int, attempts: int) -> bool:
+def _take(file: TextIO, alone: bool, attempts: int) -> bool:
     """Whether the lock was had; several attempts, since a comparison that only looks holds it for a moment."""
+    if fcntl is None:
+        raise UsageError("this system has no file locks (fcntl), which run folders need: use Linux, macOS or WSL")
     for attempt in range(attempts):
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if attempt + 1 < attempts:
@@ -100,4 +108,4 @@ def in_use(folder: Path) -> bool:
     if not lock.is_file():
         return False
     with lock.open("r") as file:
-        return not _take(file, fcntl.LOCK_SH, attempts=1)
+        return not _take(file, False, attempts=1)

@@ -245,4 +245,5 @@ def _after_fork() -> None:
 
 
 atexit.register(close_all)
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -356,3 +357,31 @@ def test_a_whole_process_killed_in_mid_run(whole, tmp_path):
     assert not (tmp_path / spec.hash / "result.json").exists()
     subprocess.run(command, check=True)
     assert numbers(tmp_path / spec.hash) == numbers(folder)
+
+
+def test_another_budget_is_another_run_and_says_so(whole, capsys):
+    spec, folder = whole
+    run(replace(spec, iterations=2), folder.parent, quiet=False)
+    assert f"{folder} is this run with another budget (iterations=6)" in capsys.readouterr().err
+    run(replace(spec, iterations=1, seed=9), folder.parent, quiet=False)
+    assert "another budget" not in capsys.readouterr().err
+
+
+WITHOUT_POSIX = """
+import os, sys
+fork, register = os.fork, os.register_at_fork
+del os.fork, os.register_at_fork
+sys.modules["fcntl"] = sys.modules["resource"] = None
+import envs, gymnasium as gym
+gym.make("MathReason-v0").reset(seed=0)
+os.fork, os.register_at_fork = fork, register  # torch's own, on a system that has them
+from benchmarks.run import main
+sys.exit(main(["--runs", sys.argv[1]]))
+"""
+
+
+def test_a_system_without_file_locks_has_environments_and_is_told_that_runs_need_more(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "Linux, macOS or WSL" in done.stderr

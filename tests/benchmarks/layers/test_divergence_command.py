@@ -148,6 +148,17 @@ def test_the_front_and_the_recommendation_follow_the_rows() -> None:
     assert "keep all layers" in recommend(found, 0.05)
 
 
+def test_what_stays_within_the_budget_without_being_faster_is_not_called_outside_of_it() -> None:
+    """Such as rollout_dtype=int8 where nothing was timed: it skips no weights."""
+    row = {"sampler": "full", "patch": "int8", "num_layers": 10, "mean_length": 20.0, "D": 0.22, "ratio": 0.1}
+    row |= {"skipped": 0, "speedup_ideal": 1.0, "speedup_measured": None}
+    said = recommend([row], 0.3)
+    assert "Nothing here stays" not in said and "--pairs" in said and "D 0.22" in said
+    said = recommend([row | {"speedup_measured": 0.9}], 0.3)
+    assert "keep all layers" in said and "is faster than the full model" in said
+    assert "Nothing here stays" in recommend([row], 0.1)
+
+
 def test_every_sampler_with_a_ratio_is_compared() -> None:
     assert {"uniform", "even", "early-exit", "block-influence", "lowest-kl", "softmax"} < set(default_samplers())
     assert sampler_of("softmax:score=influence,temperature=2", 0.25, 2).temperature == 2.0

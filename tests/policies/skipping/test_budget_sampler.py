@@ -45,6 +45,20 @@ class World:
         return found
 
 
+def test_a_batch_of_few_tokens_moves_the_belief_less() -> None:
+    """The KL of n tokens varies as 1/n: below 300 the noise grows with what is missing, above it does not shrink."""
+
+    def expected(tokens: float) -> float:
+        sampler = skip_samplers.make("budget")
+        kept = sampler.sample(LAYERS, np.random.default_rng(0))
+        before = sampler._state["costs"].predict([4])[0]
+        kept = tuple(n for n in range(LAYERS) if n != 4)
+        sampler.observe(kept, {"mean_length": TOKENS, "kl_k1": 0.5, "kl_k3": 0.5, "tokens": tokens})
+        return abs(sampler._state["costs"].predict([4])[0] - before)
+
+    assert expected(3) < expected(30) < expected(300) == expected(30_000)
+
+
 class WorldProbe:
     num_layers, longest = LAYERS, int(TOKENS)
 
