@@ -78,7 +78,8 @@ def test_a_copy_in_mid_episode_goes_on_by_itself(way: str, kwargs: dict[str, Any
 
 def test_pending_verdicts_survive_a_copy(tmp_path: Path) -> None:
     path = tmp_path / "symbolic.jsonl"
-    path.write_text(json.dumps({"question": "Sum?", "answer": r"\sum_{k=1}^{5} \frac{1}{k^2}"}))  # asked for nowhere else
+    gold = r"\sum_{k=1}^{5} \frac{1}{k^2}"  # asked for nowhere else: what is settled once is remembered
+    path.write_text(json.dumps({"question": "Sum?", "answer": gold}))
     env = MathReasonVector(num_envs=1, problems=str(path), max_new_tokens=60)
     tokens = [*env.task.tokenizer.encode(r"\boxed{\frac{5269}{3600}}"), eos_of(env)]
     env.reset(options={"deck": [0], "defer": True})
