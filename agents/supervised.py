@@ -5,6 +5,7 @@ The learning rate rises linearly over the first steps, then falls linearly; grad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.progress import Progress
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from registry import UsageError
 
 SHOWN_EVERY = 100  # steps
 
@@ -44,6 +47,9 @@ def descend(
         optimizers: of ``parameters``, at their peak learning rates.
         steps: how many losses there are.
         rise, last: of ``linear_warmup_and_decay``.
+
+    Raises:
+        UsageError: before a step whose gradient is not finite.
     """
     factor = linear_warmup_and_decay(steps, rise, last)
     schedules = [LambdaLR(optimizer, factor) for optimizer in optimizers]
@@ -53,7 +59,12 @@ def descend(
         job = progress.add_task("supervised warm-up", total=steps)
         for loss in losses:
             loss.backward()
-            clip_grad_norm_(parameters, 1.0)
+            norm = float(clip_grad_norm_(parameters, 1.0))
+            if not math.isfinite(norm):
+                raise UsageError(
+                    f"warm-up step {len(seen) + 1}: loss {float(loss.detach()):g}, gradient norm {norm:g}. The weights "
+                    "are those of before that step, and nothing is saved: lower the learning rate or take float32"
+                )
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

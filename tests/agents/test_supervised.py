@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from agents.supervised import descend, linear_warmup_and_decay
+from registry import UsageError
 
 
 @pytest.mark.parametrize(("steps", "rise", "last"), [(20, 4, 0.0), (100, 5, 0.1), (7, 0, 0.0), (1, 0, 0.1)])
@@ -45,3 +46,12 @@ def test_descent_is_clipped_steps_at_that_rate() -> None:
     assert seen == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(first.weight, second.weight, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(first.bias, second.bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(bad: float) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    losses = ((weight * factor).sum() for factor in (0.0, bad))
+    with pytest.raises(UsageError, match=r"step 2.*weights are those of before"):
+        descend(losses, [weight], [torch.optim.SGD([weight], lr=0.1)], steps=2, rise=0, last=0.0)
+    assert torch.equal(weight.detach(), torch.ones(2))
