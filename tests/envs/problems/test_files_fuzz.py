@@ -88,7 +88,7 @@ def encoded(rows: list[dict[str, Any]], suffix: str, encoding: str) -> bytes:
     else:
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     data = content.encode(encoding, errors="replace")
-    return gzip.compress(data) if suffix.endswith(".gz") else data
+    return gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data
 
 
 def attempt(source: Any, **options: Any) -> list[Any] | None:

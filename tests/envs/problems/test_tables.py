@@ -187,7 +187,7 @@ def test_grade_reads_what_windows_saves(tmp_path: Path, capsys: pytest.CaptureFi
         assert "save the file as UTF-8" in error and error.count("\n") == 1
 
 
-GZ = gzip.compress(b'{"question": "Q?", "answer": "7"}\n' * 99)
+GZ = gzip.compress(b'{"question": "Q?", "answer": "7"}\n' * 99, mtime=0)
 QA = b'"question": "Q?", "answer": '
 
 
