@@ -202,12 +202,6 @@ def _named(keys: Iterable[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def checkpoint_dtype(config: Any) -> torch.dtype:
-    """The dtype a checkpoint was saved in; float32 if it does not say."""
-    saved = getattr(config, "dtype", None)
-    return saved if isinstance(saved, torch.dtype) else torch.float32
-
-
 def _only_local(source: str) -> bool:
     """Whether a folder, or the cache, is all there is to load from."""
     return Path(source).is_dir() or hub_unreachable()
