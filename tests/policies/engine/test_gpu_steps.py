@@ -29,12 +29,13 @@ FAMILIES = ["llama-rope-scaled", "qwen2-window", "qwen3", "gemma3"]
 
 @pytest.fixture
 def trusting(monkeypatch):
-    """The checks of kernels pass: they read their result."""
+    """The checks of weights and kernels pass: they read their result."""
     monkeypatch.setattr(unpadded, "can_attend_unpadded", lambda query: query.dtype == torch.bfloat16)
     monkeypatch.setattr(products, "is_half_operand", lambda weight: weight.dtype == torch.bfloat16)
     monkeypatch.setattr(unpadded, "kernel_agrees", lambda *_: True)
     monkeypatch.setattr(products, "can_multiply_halves", lambda *_: True)
     monkeypatch.setattr("policies.policy.agrees", lambda *_: True)
+    monkeypatch.setattr("policies.policy.check_finite", lambda model: None)
 
 
 def policy_on_meta(family: str) -> Policy:
