@@ -33,7 +33,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
 
-from agents import checkpoint
+import agents.checkpoint as checkpoint
 from agents.arguments import (
     check_counts,
     check_lora_rank,

@@ -32,7 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
-from agents import checkpoint
+import agents.checkpoint as checkpoint
 from agents.actor_critic import LanguageModelActorCritic
 from agents.arguments import check_lora_rank, check_parameters, slots_of, vector_env_of
 from agents.configuration import constructor_arguments

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from policies import native
+import policies.native as native
 from policies.native import Kernels
 from policies.native.sizes import LANES
 from policies.pretrained.architecture import Architecture
