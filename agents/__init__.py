@@ -1,8 +1,19 @@
-"""The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation and problem sampler."""
+"""The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler and
+schedule."""
 
-from agents import advantages, aggregation, corrections, problem_samplers
+from agents import advantages, aggregation, corrections, problem_samplers, schedules
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
 
-__all__ = ["SB3PPO", "ReFT", "Rollout", "advantages", "aggregation", "collect", "corrections", "problem_samplers"]
+__all__ = [
+    "SB3PPO",
+    "ReFT",
+    "Rollout",
+    "advantages",
+    "aggregation",
+    "collect",
+    "corrections",
+    "problem_samplers",
+    "schedules",
+]

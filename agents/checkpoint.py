@@ -213,6 +213,8 @@ def restore(agent: Any, path: Path) -> None:
         agent.critic.load_state_dict(load_file(path / CRITIC))
     for group in agent.optimizer.param_groups:
         group["weight_decay"] = getattr(agent, "weight_decay", group["weight_decay"])
+        group["betas"] = getattr(agent, "adam_betas", group["betas"])
+        group["eps"] = getattr(agent, "adam_eps", group["eps"])
     if (path / PATCHES).is_file():
         if not agent.nesting.patcher.patch.tokens:
             raise _no_taker(path, "patch", agent.nesting.patcher.patch)

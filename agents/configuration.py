@@ -20,6 +20,7 @@ from registry import (
     fields_of,
     patches,
     problem_samplers,
+    schedules,
     skip_samplers,
 )
 
@@ -30,6 +31,7 @@ COMPONENTS: dict[str, Registry] = {
     "advantage": advantages,
     "aggregation": aggregations,
     "problem_sampler": problem_samplers,
+    "schedule": schedules,
 }
 APART = ("policy", "env")
 """Arguments that are not stored as such: the weights are the folder's, the environment has a place of its own."""

@@ -51,6 +51,13 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def truncated(self) -> Tensor:
+        """[B] bool, true where the token budget cut the completion off."""
+        if not self.episodes:
+            raise ValueError("a rollout without episodes does not say why its completions ended")
+        return torch.tensor([info["finish_reason"] == "length" for info in self.episodes], dtype=torch.bool)
+
     def select(self, index: Tensor) -> Rollout:
         """The sequences at ``index`` ([N] int64), trimmed to their longest completion."""
         length = int(self.mask[index].sum(1).max()) if len(index) else 0

@@ -63,6 +63,8 @@ class Update:
         max_grad_norm: clip.
         microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
         consistency: the auxiliary loss that keeps the nested policy near the target.
+        mask_truncated: completions that the token budget cut off have no part in the loss nor in its normaliser (DAPO's
+            overlong filtering, arXiv 2503.14476, sec. 3.4).
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
     """
 
@@ -75,6 +77,7 @@ class Update:
     max_grad_norm: float = 1.0
     microbatch_tokens: int = 16_384
     consistency: Consistency = field(default_factory=Consistency)
+    mask_truncated: bool = False
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
@@ -101,6 +104,7 @@ class Update:
             raise NotFinite("an advantage is not a finite number: look at the rewards, and at what adds to them")
         if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
             raise NotFinite("the rollout holds a log-probability that is not a finite number")
+        advantage = torch.where(self._counted(rollout), advantage, 0.0)
         if wide or self.epochs * self.minibatches > 1:
             wanted = torch.arange(len(rollout)) if wide else advantage.nonzero()[:, 0]
             rollout = replace(rollout, old_logp=self._score(rollout, wanted))
@@ -133,7 +137,7 @@ class Update:
     ) -> tuple[float, tuple[Tensor, Tensor]]:
         """One optimizer step on whole groups: the gradient norm, and the [B, T] log pi and weights that this process's
         part of the gradient was made of."""
-        coef = self.aggregation(batch.mask)
+        coef = self.aggregation(batch.mask & self._counted(batch)[:, None])
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
         wanted = advantage.nonzero()[:, 0]
         self.optimizer.zero_grad(set_to_none=True)
@@ -155,6 +159,10 @@ class Update:
         self.optimizer.step()
         self.policy.refresh()
         return norm, used
+
+    def _counted(self, batch: Rollout) -> Tensor:
+        """[B] bool, the completions that the loss is of."""
+        return ~batch.truncated if self.mask_truncated else torch.ones(len(batch), dtype=torch.bool)
 
     def _clip(self, largest_weight: float) -> float:
         """Clip the gradient; returns its norm before."""

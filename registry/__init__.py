@@ -29,6 +29,7 @@ aggregations: Registry = Registry("aggregation")
 skip_samplers: Registry = Registry("skip sampler")
 problem_samplers: Registry = Registry("problem sampler")
 patches: Registry = Registry("patch")
+schedules: Registry = Registry("learning-rate schedule")
 agents: Registry = Registry("agent")
 problem_sources: Registry = Registry("problem source")
 templates: Registry = Registry("template")
@@ -52,6 +53,7 @@ __all__ = [
     "problem_samplers",
     "problem_sources",
     "reward_parts",
+    "schedules",
     "skip_samplers",
     "templates",
 ]

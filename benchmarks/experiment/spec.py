@@ -30,6 +30,7 @@ from registry import (
     fields_of,
     patches,
     problem_samplers,
+    schedules,
     skip_samplers,
 )
 from registry import agents as agent_registry
@@ -42,6 +43,7 @@ PARTS: dict[str, Registry] = {
     "advantage": advantages,
     "aggregation": aggregations,
     "problem_sampler": problem_samplers,
+    "schedule": schedules,
 }
 RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 HASHED_BYTES = 4 << 20  # of each end of a file
