@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
-from agents.diagnostics import diagnostics
+from agents.diagnostics import design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout
 from policies import Nested, Policy
@@ -85,10 +85,16 @@ class Update:
             raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0: no step would move a weight")
 
     def __call__(
-        self, rollout: Rollout, advantage: Tensor, rng: np.random.Generator, nested: Nested | None = None
+        self,
+        rollout: Rollout,
+        advantage: Tensor,
+        rng: np.random.Generator,
+        nested: Nested | None = None,
+        share: float = 0.0,
     ) -> dict[str, float]:
-        """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm and the diagnostics of the first
-        epoch: raw ratios of the sequences that carried a gradient.
+        """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm, the weights of the first epoch, and
+        the diagnostics at pi_old: of all completions if ``share`` is above 0 or the correction's scope is wide, else of
+        those with an advantage.
 
         Raises:
             NotFinite: before a step whose log-probabilities, advantages or gradient are not finite.
@@ -98,6 +104,7 @@ class Update:
             advantage: [B].
             rng: orders the groups.
             nested: what wrote the rollout, for the consistency loss; None where the full model did.
+            share: of the completions without an advantage that are scored for the diagnostics alone.
         """
         wide = traits(self.correction).scope in WIDE_SCOPES
         if not torch.isfinite(advantage).all():
@@ -105,9 +112,16 @@ class Update:
         if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
             raise NotFinite("the rollout holds a log-probability that is not a finite number")
         advantage = torch.where(self._counted(rollout), advantage, 0.0)
-        if wide or self.epochs * self.minibatches > 1:
-            wanted = torch.arange(len(rollout)) if wide else advantage.nonzero()[:, 0]
-            rollout = replace(rollout, old_logp=self._score(rollout, wanted))
+        used_index = advantage.nonzero()[:, 0]
+        design = design_weights(advantage, rollout, 1.0 if wide else share, rng.spawn(1)[0])
+        silent = ((design > 0) & (advantage == 0)).nonzero()[:, 0]
+        # apart from those used, whose micro-batches it would change
+        old_logp = self._score(rollout, torch.arange(len(rollout)) if wide else silent)
+        one_step = self.epochs * self.minibatches == 1
+        if not (wide or one_step):
+            old_logp += self._score(rollout, used_index)
+        if wide or not one_step:
+            rollout = replace(rollout, old_logp=old_logp)
         groups = torch.unique(rollout.group)
         norms: list[float] = []
         logp, weight = torch.zeros_like(rollout.behavior_logp), torch.zeros_like(rollout.behavior_logp)
@@ -122,14 +136,16 @@ class Update:
                 if epoch == 0:
                     width = batch.mask.shape[1]
                     logp[index, :width], weight[index, :width] = used
-        used_index = advantage.nonzero()[:, 0]
+        logp, weight = self.ranks.sum(logp), self.ranks.sum(weight)
+        if one_step and not wide:
+            old_logp[used_index] = logp[used_index]
         metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
         metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
+        metrics |= diagnostics(old_logp, rollout, design)
         if len(used_index):
-            chosen_rollout = rollout.select(used_index)
-            width = chosen_rollout.mask.shape[1]
-            logp, weight = (self.ranks.sum(each)[used_index, :width] for each in (logp, weight))
-            metrics |= diagnostics(logp, chosen_rollout, weight)
+            used_part = rollout.select(used_index)
+            width = used_part.mask.shape[1]
+            metrics |= weight_diagnostics(weight[used_index, :width], logp[used_index, :width], used_part)
         return metrics
 
     def _step(
