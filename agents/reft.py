@@ -34,6 +34,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
 
 import agents.checkpoint as checkpoint
+from agents.anchors import Anchoring
 from agents.arguments import (
     check_adam,
     check_counts,
@@ -63,6 +64,7 @@ from registry import (
     advantages,
     agents,
     aggregations,
+    anchors,
     corrections,
     patches,
     problem_samplers,
@@ -95,6 +97,7 @@ class ReFT(BaseAlgorithm):
         advantage: an id of ``registry.advantages``.
         aggregation: an id of ``registry.aggregations``.
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
+        anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
@@ -150,6 +153,7 @@ class ReFT(BaseAlgorithm):
         aggregation: Component = "token-mean",
         problem_sampler: Component = "uniform",
         schedule: Component = "constant",
+        anchor: Component = "none",
         group_size: int = 8,
         problems_per_batch: int = 32,
         minibatches: int = 1,
@@ -182,6 +186,7 @@ class ReFT(BaseAlgorithm):
         self.aggregation = aggregations.build(aggregation)
         self.problem_sampler = problem_samplers.build(problem_sampler)
         self.schedule = schedules.build(schedule)
+        self.anchor = anchors.build(anchor)
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
         check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
@@ -252,6 +257,7 @@ class ReFT(BaseAlgorithm):
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self._logger = Logger(None, [])
+        self.anchoring = Anchoring(self.anchor, self.target)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
         self.update = Update(
@@ -264,6 +270,7 @@ class ReFT(BaseAlgorithm):
             max_grad_norm=self.max_grad_norm,
             microbatch_tokens=self.microbatch_tokens,
             consistency=self.consistency,
+            anchoring=self.anchoring,
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
@@ -350,16 +357,18 @@ class ReFT(BaseAlgorithm):
             judging = self.envs.unwrapped.reward_seconds
         noise = self._noise(problems) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            advantage = self.advantage(rollout.reward, rollout.group)
+            measured = self.anchoring.measure(rollout, self.update.score, self.iteration)
+            advantage = self.advantage(self.anchoring.reward(measured), measured.group)
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
             try:
-                diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target))
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
         self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
+        self.anchoring.renew(self.iteration)
         self.metrics = {
             **diagnostics,
             **noise,

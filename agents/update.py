@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.anchors import Anchoring
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
 from agents.diagnostics import diagnostics
@@ -63,6 +64,7 @@ class Update:
         max_grad_norm: clip.
         microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
         consistency: the auxiliary loss that keeps the nested policy near the target.
+        anchoring: what keeps the target near a reference; in the loss it pulls at every completion.
         mask_truncated: completions that the token budget cut off have no part in the loss nor in its normaliser (DAPO's
             overlong filtering, arXiv 2503.14476, sec. 3.4).
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
@@ -77,6 +79,7 @@ class Update:
     max_grad_norm: float = 1.0
     microbatch_tokens: int = 16_384
     consistency: Consistency = field(default_factory=Consistency)
+    anchoring: Anchoring | None = None
     mask_truncated: bool = False
     ranks: Ranks = ALONE
 
@@ -105,8 +108,8 @@ class Update:
         if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
             raise NotFinite("the rollout holds a log-probability that is not a finite number")
         advantage = torch.where(self._counted(rollout), advantage, 0.0)
-        if wide or self.epochs * self.minibatches > 1:
-            wanted = torch.arange(len(rollout)) if wide else advantage.nonzero()[:, 0]
+        if rollout.old_logp is None and (wide or self.epochs * self.minibatches > 1):
+            wanted = torch.arange(len(rollout)) if wide else self._learnt(rollout, advantage)
             rollout = replace(rollout, old_logp=self._score(rollout, wanted))
         groups = torch.unique(rollout.group)
         norms: list[float] = []
@@ -122,9 +125,10 @@ class Update:
                 if epoch == 0:
                     width = batch.mask.shape[1]
                     logp[index, :width], weight[index, :width] = used
+        anchored = self._anchor_metrics(rollout, logp)
         used_index = advantage.nonzero()[:, 0]
         metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
-        metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
+        metrics |= {"sequences_used": float(len(used_index)), **anchored, **self.consistency.spent()}
         if len(used_index):
             chosen_rollout = rollout.select(used_index)
             width = chosen_rollout.mask.shape[1]
@@ -139,7 +143,7 @@ class Update:
         part of the gradient was made of."""
         coef = self.aggregation(batch.mask & self._counted(batch)[:, None])
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
-        wanted = advantage.nonzero()[:, 0]
+        wanted = self._learnt(batch, advantage)
         self.optimizer.zero_grad(set_to_none=True)
         for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
@@ -149,7 +153,10 @@ class Update:
                 micro = replace(micro, old_logp=now)
             width = logp.shape[1]
             weight = weigh(self.correction, now, micro, a) if weights is None else weights[index][:, :width]
-            (-(coef[index][:, :width] * weight * a[:, None]).detach() * logp).sum().backward()
+            slope = -(coef[index][:, :width] * weight * a[:, None])
+            if self.anchoring is not None and self.anchoring.in_loss:
+                slope = slope + coef[index][:, :width] * self.anchoring.anchor.slope(now, micro).float()
+            (slope.detach() * logp).sum().backward()
             self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
         if not len(wanted):
@@ -159,6 +166,21 @@ class Update:
         self.optimizer.step()
         self.policy.refresh()
         return norm, used
+
+    def _learnt(self, batch: Rollout, advantage: Tensor) -> Tensor:
+        """The sequences that have a gradient."""
+        everywhere = self.anchoring is not None and self.anchoring.in_loss
+        return (self._counted(batch) if everywhere else advantage).nonzero()[:, 0]
+
+    def _anchor_metrics(self, rollout: Rollout, logp: Tensor) -> dict[str, float]:
+        """Of the first epoch's log pi [B, T], of which each process has its part."""
+        if self.anchoring is None or rollout.reference_logp is None:
+            return {}
+        logp = rollout.old_logp if self.anchoring.in_reward else self.ranks.sum(logp.clone())
+        assert logp is not None
+        index = self._counted(rollout).nonzero()[:, 0]
+        counted = rollout.select(index)
+        return self.anchoring.metrics(logp[index, : counted.mask.shape[1]], counted)
 
     def _counted(self, batch: Rollout) -> Tensor:
         """[B] bool, the completions that the loss is of."""
@@ -182,6 +204,10 @@ class Update:
         """[B, T] weights of a whole minibatch; before the first step log pi is still log pi_old."""
         logp = self._score(batch, torch.arange(len(batch))) if moved or batch.old_logp is None else batch.old_logp
         return weigh(self.correction, logp, batch, advantage)
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """[B, T] log pi of the whole rollout under the present weights."""
+        return self._score(rollout, torch.arange(len(rollout)))
 
     @torch.no_grad()
     def _score(self, batch: Rollout, wanted: Tensor) -> Tensor:
