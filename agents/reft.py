@@ -47,7 +47,7 @@ from agents.arguments import (
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import noise_floor
+from agents.diagnostics import SHARE, noise_floor
 from agents.distributed import join, local_device
 from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
@@ -362,7 +362,8 @@ class ReFT(BaseAlgorithm):
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
             try:
-                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target))
+                share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
+                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)

@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.anchors import Anchoring
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
-from agents.diagnostics import diagnostics
+from agents.diagnostics import design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout
 from policies import Nested, Policy
@@ -88,10 +88,16 @@ class Update:
             raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0: no step would move a weight")
 
     def __call__(
-        self, rollout: Rollout, advantage: Tensor, rng: np.random.Generator, nested: Nested | None = None
+        self,
+        rollout: Rollout,
+        advantage: Tensor,
+        rng: np.random.Generator,
+        nested: Nested | None = None,
+        share: float = 0.0,
     ) -> dict[str, float]:
-        """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm and the diagnostics of the first
-        epoch: raw ratios of the sequences that carried a gradient.
+        """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm, the weights of the first epoch, and
+        the diagnostics at pi_old: of all completions if ``share`` is above 0 or the correction's scope is wide, else of
+        those with an advantage.
 
         Raises:
             NotFinite: before a step whose log-probabilities, advantages or gradient are not finite.
@@ -101,6 +107,7 @@ class Update:
             advantage: [B].
             rng: orders the groups.
             nested: what wrote the rollout, for the consistency loss; None where the full model did.
+            share: of the completions without an advantage that are scored for the diagnostics alone.
         """
         wide = traits(self.correction).scope in WIDE_SCOPES
         if not torch.isfinite(advantage).all():
@@ -108,9 +115,12 @@ class Update:
         if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
             raise NotFinite("the rollout holds a log-probability that is not a finite number")
         advantage = torch.where(self._counted(rollout), advantage, 0.0)
-        if rollout.old_logp is None and (wide or self.epochs * self.minibatches > 1):
-            wanted = torch.arange(len(rollout)) if wide else self._learnt(rollout, advantage)
-            rollout = replace(rollout, old_logp=self._score(rollout, wanted))
+        used_index = advantage.nonzero()[:, 0]
+        design = design_weights(advantage, rollout, 1.0 if wide else share, rng.spawn(1)[0])
+        one_step = self.epochs * self.minibatches == 1
+        old_logp = self._old_logp(rollout, advantage, design, wide)
+        if wide or not one_step:
+            rollout = replace(rollout, old_logp=old_logp)
         groups = torch.unique(rollout.group)
         norms: list[float] = []
         logp, weight = torch.zeros_like(rollout.behavior_logp), torch.zeros_like(rollout.behavior_logp)
@@ -125,15 +135,17 @@ class Update:
                 if epoch == 0:
                     width = batch.mask.shape[1]
                     logp[index, :width], weight[index, :width] = used
-        anchored = self._anchor_metrics(rollout, logp)
-        used_index = advantage.nonzero()[:, 0]
+        logp, weight = self.ranks.sum(logp), self.ranks.sum(weight)
+        if rollout.old_logp is None:
+            old_logp[used_index] = logp[used_index]
         metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
-        metrics |= {"sequences_used": float(len(used_index)), **anchored, **self.consistency.spent()}
+        metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
+        metrics |= self._anchor_metrics(rollout, logp)
+        metrics |= diagnostics(old_logp, rollout, design)
         if len(used_index):
-            chosen_rollout = rollout.select(used_index)
-            width = chosen_rollout.mask.shape[1]
-            logp, weight = (self.ranks.sum(each)[used_index, :width] for each in (logp, weight))
-            metrics |= diagnostics(logp, chosen_rollout, weight)
+            used_part = rollout.select(used_index)
+            width = used_part.mask.shape[1]
+            metrics |= weight_diagnostics(weight[used_index, :width], logp[used_index, :width], used_part)
         return metrics
 
     def _step(
@@ -143,7 +155,7 @@ class Update:
         part of the gradient was made of."""
         coef = self.aggregation(batch.mask & self._counted(batch)[:, None])
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
-        wanted = self._learnt(batch, advantage)
+        wanted = self._learnt(batch, advantage).nonzero()[:, 0]
         self.optimizer.zero_grad(set_to_none=True)
         for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
@@ -168,16 +180,17 @@ class Update:
         return norm, used
 
     def _learnt(self, batch: Rollout, advantage: Tensor) -> Tensor:
-        """The sequences that have a gradient."""
+        """[B] bool, the sequences that have a gradient."""
         everywhere = self.anchoring is not None and self.anchoring.in_loss
-        return (self._counted(batch) if everywhere else advantage).nonzero()[:, 0]
+        return self._counted(batch) if everywhere else advantage != 0
 
     def _anchor_metrics(self, rollout: Rollout, logp: Tensor) -> dict[str, float]:
-        """Of the first epoch's log pi [B, T], of which each process has its part."""
+        """Of the first epoch's log pi [B, T]."""
         if self.anchoring is None or rollout.reference_logp is None:
             return {}
-        logp = rollout.old_logp if self.anchoring.in_reward else self.ranks.sum(logp.clone())
-        assert logp is not None
+        if self.anchoring.in_reward:
+            assert rollout.old_logp is not None
+            logp = rollout.old_logp
         index = self._counted(rollout).nonzero()[:, 0]
         counted = rollout.select(index)
         return self.anchoring.metrics(logp[index, : counted.mask.shape[1]], counted)
@@ -204,6 +217,18 @@ class Update:
         """[B, T] weights of a whole minibatch; before the first step log pi is still log pi_old."""
         logp = self._score(batch, torch.arange(len(batch))) if moved or batch.old_logp is None else batch.old_logp
         return weigh(self.correction, logp, batch, advantage)
+
+    def _old_logp(self, rollout: Rollout, advantage: Tensor, design: Tensor, wide: bool) -> Tensor:
+        """[B, T] log pi_old of the sequences that the diagnostics or a later step will ask for; 0 elsewhere."""
+        if rollout.old_logp is not None:
+            return rollout.old_logp
+        if wide:
+            return self.score(rollout)
+        silent = (design > 0) & (advantage == 0)
+        logp = self._score(rollout, silent.nonzero()[:, 0])
+        if self.epochs * self.minibatches > 1:  # apart from the silent ones, which would change their micro-batches
+            logp += self._score(rollout, (self._learnt(rollout, advantage) & ~silent).nonzero()[:, 0])
+        return logp
 
     def score(self, rollout: Rollout) -> Tensor:
         """[B, T] log pi of the whole rollout under the present weights."""
