@@ -107,6 +107,10 @@ class ReFT(BaseAlgorithm):
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         consistency: weight of an auxiliary loss that keeps the nested policy near the target; see
             ``agents.consistency``. 0, the default, is off.
+        entropy_bonus: the loss is lowered by this times the exact entropy of every token's distribution, in nats, with
+            the coefficients that the aggregation gives to tokens (A3C, arXiv 1602.01783, sec. 4). 0, the default, is
+            off. With or without it the metric ``entropy`` is -mean log mu over the rollout's tokens: an unbiased
+            estimate for the policy that wrote them, which is the target where no layer was skipped.
         mask_truncated: leave completions that the token budget cut off out of the loss, its normaliser included (DAPO's
             overlong filtering, arXiv 2503.14476, sec. 3.4); advantages are still relative to them.
         weight_decay: of AdamW.
@@ -161,6 +165,7 @@ class ReFT(BaseAlgorithm):
         target_written: int | None = None,
         temperature: float = 1.0,
         consistency: float = 0.0,
+        entropy_bonus: float = 0.0,
         mask_truncated: bool = False,
         weight_decay: float = 0.0,
         adam_betas: tuple[float, float] = (0.9, 0.999),
@@ -201,6 +206,7 @@ class ReFT(BaseAlgorithm):
         self.epochs = epochs
         self.temperature = temperature
         self.consistency = Consistency(consistency)
+        self.entropy_bonus = entropy_bonus
         self.mask_truncated = mask_truncated
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
@@ -271,6 +277,7 @@ class ReFT(BaseAlgorithm):
             microbatch_tokens=self.microbatch_tokens,
             consistency=self.consistency,
             anchoring=self.anchoring,
+            entropy_bonus=self.entropy_bonus,
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
@@ -376,6 +383,7 @@ class ReFT(BaseAlgorithm):
             **rollout_metrics(rollout, self.group_size),
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
+            "entropy": rollout.entropy,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.ranks.leader:

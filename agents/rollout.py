@@ -60,6 +60,13 @@ class Rollout:
             raise ValueError("a rollout without episodes does not say why its completions ended")
         return torch.tensor([info["finish_reason"] == "length" for info in self.episodes], dtype=torch.bool)
 
+    @property
+    def entropy(self) -> float:
+        """-mean log mu over the tokens that mu wrote, in nats: an unbiased estimate of the mean entropy of mu's
+        next-token distributions."""
+        own = self.mask if self.by_target is None else self.mask & ~self.by_target[:, None]
+        return float(-self.behavior_logp[own].double().mean()) if own.any() else 0.0
+
     def select(self, index: Tensor) -> Rollout:
         """The sequences at ``index`` ([N] int64), trimmed to their longest completion."""
         length = int(self.mask[index].sum(1).max()) if len(index) else 0

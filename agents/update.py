@@ -65,6 +65,7 @@ class Update:
         microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
         consistency: the auxiliary loss that keeps the nested policy near the target.
         anchoring: what keeps the target near a reference; in the loss it pulls at every completion.
+        entropy_bonus: weight of the exact entropy of every token's distribution, which the loss is lowered by.
         mask_truncated: completions that the token budget cut off have no part in the loss nor in its normaliser (DAPO's
             overlong filtering, arXiv 2503.14476, sec. 3.4).
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
@@ -80,12 +81,15 @@ class Update:
     microbatch_tokens: int = 16_384
     consistency: Consistency = field(default_factory=Consistency)
     anchoring: Anchoring | None = None
+    entropy_bonus: float = 0.0
     mask_truncated: bool = False
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if not self.max_grad_norm > 0:
             raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0: no step would move a weight")
+        if not 0 <= self.entropy_bonus < float("inf"):
+            raise UsageError(f"entropy_bonus={self.entropy_bonus} must be a finite number of at least 0")
 
     def __call__(
         self,
@@ -159,7 +163,7 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
-            logp = self._logprobs(micro)
+            logp, entropy = self._logprobs_and_entropies(micro) if self.entropy_bonus else (self._logprobs(micro), None)
             now = logp.detach()
             if micro.old_logp is None:
                 micro = replace(micro, old_logp=now)
@@ -168,7 +172,10 @@ class Update:
             slope = -(coef[index][:, :width] * weight * a[:, None])
             if self.anchoring is not None and self.anchoring.in_loss:
                 slope = slope + coef[index][:, :width] * self.anchoring.anchor.slope(now, micro).float()
-            (slope.detach() * logp).sum().backward()
+            loss = (slope.detach() * logp).sum()
+            if entropy is not None:
+                loss = loss - self.entropy_bonus * (coef[index][:, :width] * entropy).sum()
+            loss.backward()
             self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
         if not len(wanted):
@@ -181,7 +188,7 @@ class Update:
 
     def _learnt(self, batch: Rollout, advantage: Tensor) -> Tensor:
         """[B] bool, the sequences that have a gradient."""
-        everywhere = self.anchoring is not None and self.anchoring.in_loss
+        everywhere = bool(self.entropy_bonus) or (self.anchoring is not None and self.anchoring.in_loss)
         return self._counted(batch) if everywhere else advantage != 0
 
     def _anchor_metrics(self, rollout: Rollout, logp: Tensor) -> dict[str, float]:
@@ -244,10 +251,17 @@ class Update:
         return self.ranks.sum(logp)
 
     def _logprobs(self, batch: Rollout) -> Tensor:
-        logp = self.policy.logprobs(batch.prompts, batch.tokens, batch.mask)
+        return self._on_host(self.policy.logprobs(batch.prompts, batch.tokens, batch.mask), batch)
+
+    def _logprobs_and_entropies(self, batch: Rollout) -> tuple[Tensor, Tensor]:
+        logp, entropy = self.policy.logprobs_and_entropies(batch.prompts, batch.tokens, batch.mask)
+        return self._on_host(logp, batch), entropy.to(batch.tokens.device)
+
+    def _on_host(self, logp: Tensor, batch: Rollout) -> Tensor:
+        """Rollouts stay on the host: corrections are small beside the forward."""
         if not torch.isfinite(logp.detach()).all():
             raise NotFinite("the target gives a completion's token a log-probability that is not a finite number")
-        return logp.to(batch.tokens.device)  # rollouts stay on the host: corrections are small beside the forward
+        return logp.to(batch.tokens.device)
 
     def _microbatches(self, batch: Rollout, index: Tensor) -> list[Tensor]:
         """This process's part of ``index`` in runs of at most ``microbatch_tokens``, in order: whole groups, which
