@@ -1,7 +1,7 @@
-"""The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler and
-schedule."""
+"""The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler,
+schedule and anchor."""
 
-from agents import advantages, aggregation, corrections, problem_samplers, schedules
+from agents import advantages, aggregation, anchors, corrections, problem_samplers, schedules
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
@@ -12,6 +12,7 @@ __all__ = [
     "Rollout",
     "advantages",
     "aggregation",
+    "anchors",
     "collect",
     "corrections",
     "problem_samplers",

@@ -27,6 +27,7 @@ STATE = "agent.json"
 OPTIMIZER = "optimizer.safetensors"
 ADAPTERS = "adapters.safetensors"  # of agents that train low-rank adapters
 PATCHES = "patches.safetensors"
+REFERENCES = "references.safetensors"  # of agents that an anchor keeps near other weights
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
 
@@ -99,6 +100,9 @@ def _save_folder(agent: Any, path: Path) -> None:
     patches, patched = agent.nesting.patcher.state_dict() if agent.nesting else ({}, {})
     if patches:
         save_file(patches, scratch / PATCHES)
+    references = agent.anchoring.state_dict() if hasattr(agent, "anchoring") else {}
+    if references:
+        save_file(references, scratch / REFERENCES)
     arguments, left_out = stored_arguments(agent)
     state = {
         "agent": type(agent).__name__,
@@ -112,6 +116,7 @@ def _save_folder(agent: Any, path: Path) -> None:
         "sampler": agent.nesting.sampler.state_dict() if agent.nesting else {},
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
         "patches": patched,
+        "references": bool(references),
     }
     (scratch / STATE).write_text(json.dumps(state))
     old = path.with_name(path.name + f".old-{os.getpid()}")
@@ -215,6 +220,8 @@ def restore(agent: Any, path: Path) -> None:
         group["weight_decay"] = getattr(agent, "weight_decay", group["weight_decay"])
         group["betas"] = getattr(agent, "adam_betas", group["betas"])
         group["eps"] = getattr(agent, "adam_eps", group["eps"])
+    if state.get("references") and agent.anchoring.copies:
+        agent.anchoring.load_state_dict(load_file(path / REFERENCES))
     if (path / PATCHES).is_file():
         if not agent.nesting.patcher.patch.tokens:
             raise _no_taker(path, "patch", agent.nesting.patcher.patch)

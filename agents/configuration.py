@@ -16,6 +16,7 @@ from registry import (
     UsageError,
     advantages,
     aggregations,
+    anchors,
     corrections,
     fields_of,
     patches,
@@ -32,6 +33,7 @@ COMPONENTS: dict[str, Registry] = {
     "aggregation": aggregations,
     "problem_sampler": problem_samplers,
     "schedule": schedules,
+    "anchor": anchors,
 }
 APART = ("policy", "env")
 """Arguments that are not stored as such: the weights are the folder's, the environment has a place of its own."""

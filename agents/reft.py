@@ -34,6 +34,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
 
 import agents.checkpoint as checkpoint
+from agents.anchors import Anchoring
 from agents.arguments import (
     check_adam,
     check_counts,
@@ -63,6 +64,7 @@ from registry import (
     advantages,
     agents,
     aggregations,
+    anchors,
     corrections,
     patches,
     problem_samplers,
@@ -95,6 +97,7 @@ class ReFT(BaseAlgorithm):
         advantage: an id of ``registry.advantages``.
         aggregation: an id of ``registry.aggregations``.
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
+        anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
@@ -104,6 +107,10 @@ class ReFT(BaseAlgorithm):
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         consistency: weight of an auxiliary loss that keeps the nested policy near the target; see
             ``agents.consistency``. 0, the default, is off.
+        entropy_bonus: the loss is lowered by this times the exact entropy of every token's distribution, in nats, with
+            the coefficients that the aggregation gives to tokens (A3C, arXiv 1602.01783, sec. 4). 0, the default, is
+            off. With or without it the metric ``entropy`` is -mean log mu over the rollout's tokens: an unbiased
+            estimate for the policy that wrote them, which is the target where no layer was skipped.
         mask_truncated: leave completions that the token budget cut off out of the loss, its normaliser included (DAPO's
             overlong filtering, arXiv 2503.14476, sec. 3.4); advantages are still relative to them.
         weight_decay: of AdamW.
@@ -150,6 +157,7 @@ class ReFT(BaseAlgorithm):
         aggregation: Component = "token-mean",
         problem_sampler: Component = "uniform",
         schedule: Component = "constant",
+        anchor: Component = "none",
         group_size: int = 8,
         problems_per_batch: int = 32,
         minibatches: int = 1,
@@ -157,6 +165,7 @@ class ReFT(BaseAlgorithm):
         target_written: int | None = None,
         temperature: float = 1.0,
         consistency: float = 0.0,
+        entropy_bonus: float = 0.0,
         mask_truncated: bool = False,
         weight_decay: float = 0.0,
         adam_betas: tuple[float, float] = (0.9, 0.999),
@@ -182,6 +191,7 @@ class ReFT(BaseAlgorithm):
         self.aggregation = aggregations.build(aggregation)
         self.problem_sampler = problem_samplers.build(problem_sampler)
         self.schedule = schedules.build(schedule)
+        self.anchor = anchors.build(anchor)
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
         check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
@@ -196,6 +206,7 @@ class ReFT(BaseAlgorithm):
         self.epochs = epochs
         self.temperature = temperature
         self.consistency = Consistency(consistency)
+        self.entropy_bonus = entropy_bonus
         self.mask_truncated = mask_truncated
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
@@ -252,6 +263,7 @@ class ReFT(BaseAlgorithm):
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self._logger = Logger(None, [])
+        self.anchoring = Anchoring(self.anchor, self.target)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
         self.update = Update(
@@ -264,6 +276,8 @@ class ReFT(BaseAlgorithm):
             max_grad_norm=self.max_grad_norm,
             microbatch_tokens=self.microbatch_tokens,
             consistency=self.consistency,
+            anchoring=self.anchoring,
+            entropy_bonus=self.entropy_bonus,
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
@@ -350,23 +364,26 @@ class ReFT(BaseAlgorithm):
             judging = self.envs.unwrapped.reward_seconds
         noise = self._noise(problems) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            advantage = self.advantage(rollout.reward, rollout.group)
+            measured = self.anchoring.measure(rollout, self.update.score, self.iteration)
+            advantage = self.advantage(self.anchoring.reward(measured), measured.group)
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
             try:
                 share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
-                diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target), share)
+                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
         self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
+        self.anchoring.renew(self.iteration)
         self.metrics = {
             **diagnostics,
             **noise,
             **rollout_metrics(rollout, self.group_size),
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
+            "entropy": rollout.entropy,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.ranks.leader:

@@ -29,6 +29,7 @@ aggregations: Registry = Registry("aggregation")
 skip_samplers: Registry = Registry("skip sampler")
 problem_samplers: Registry = Registry("problem sampler")
 patches: Registry = Registry("patch")
+anchors: Registry = Registry("anchor")
 schedules: Registry = Registry("learning-rate schedule")
 agents: Registry = Registry("agent")
 problem_sources: Registry = Registry("problem source")
@@ -45,6 +46,7 @@ __all__ = [
     "advantages",
     "agents",
     "aggregations",
+    "anchors",
     "corrections",
     "did_you_mean",
     "fields_of",

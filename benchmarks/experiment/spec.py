@@ -25,6 +25,7 @@ from registry import (
     UsageError,
     advantages,
     aggregations,
+    anchors,
     corrections,
     did_you_mean,
     fields_of,
@@ -44,6 +45,7 @@ PARTS: dict[str, Registry] = {
     "aggregation": aggregations,
     "problem_sampler": problem_samplers,
     "schedule": schedules,
+    "anchor": anchors,
 }
 RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 HASHED_BYTES = 4 << 20  # of each end of a file

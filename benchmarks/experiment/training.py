@@ -219,6 +219,8 @@ def checkpoint_fault(saved: Path) -> str | None:
         return f"{saved / checkpoint.STATE} does not say its iteration"
     if state.get("lora_rank") and not (saved / checkpoint.ADAPTERS).is_file():
         return f"{saved} lacks {checkpoint.ADAPTERS}"
+    if state.get("references") and not (saved / checkpoint.REFERENCES).is_file():
+        return f"{saved} lacks {checkpoint.REFERENCES}"
     return weights_fault(saved)
 
 
