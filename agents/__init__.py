@@ -5,9 +5,11 @@ from agents import advantages, aggregation, corrections, problem_samplers, sched
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
+from agents.trl_grpo import TRLGRPO
 
 __all__ = [
     "SB3PPO",
+    "TRLGRPO",
     "ReFT",
     "Rollout",
     "advantages",
