@@ -6,10 +6,12 @@ from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
 from agents.sft import SFT
+from agents.trl_grpo import TRLGRPO
 
 __all__ = [
     "SB3PPO",
     "SFT",
+    "TRLGRPO",
     "ReFT",
     "Rollout",
     "advantages",
