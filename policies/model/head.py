@@ -74,9 +74,10 @@ class _TorchProjection:
     def slope(self, hidden: Tensor, token: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
         softmax = self._logits(hidden, self.weight[begin:end]).sub_(normaliser[:, None]).exp_()
         slope = softmax.mul_(-scale[:, None])
-        rows, columns = _own(token, begin, end)
-        slope[rows, columns] += scale[rows]  # before rounding: 1 - p can be less than its step at p
-        return slope.to(self.dtype)
+        every = torch.arange(len(hidden), device=hidden.device)
+        here = torch.where((token >= begin) & (token < end), scale, 0)
+        slope[every, (token - begin).clamp(0, end - begin - 1)] += here
+        return slope.to(self.dtype)  # rounded last: 1 - p of a sure token is less than a step of bfloat16 at p
 
 
 class _CompiledProjection:
@@ -105,15 +106,9 @@ class _CompiledProjection:
         panels = slice(begin // PANEL, -(-end // PANEL))
         kept = self.kept[panels], self.peak[:, panels]
         slope = self.kernels.head_slope(rows, self.panels[panels], end - begin, self.temperature, factors, kept)
-        own, columns = _own(token, begin, end)
-        slope[own, columns] = (scale * self.rest)[own].to(slope.dtype)
+        own = ((token >= begin) & (token < end)).nonzero()[:, 0]
+        slope[own, token[own] - begin] = (scale * self.rest)[own].to(slope.dtype)
         return slope
-
-
-def _own(token: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
-    """The rows whose ``token`` [N] lies in [begin, end), and its columns there."""
-    rows = ((token >= begin) & (token < end)).nonzero()[:, 0]
-    return rows, token[rows] - begin
 
 
 _Projection = _TorchProjection | _CompiledProjection
