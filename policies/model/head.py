@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.model.compute import scoring_head_kernels
+from policies.model.entropy import chunked_entropy
 from policies.model.products import float_product, operand, outer_product, product
 from policies.native import PANEL, Kernels
 
@@ -154,6 +155,10 @@ class TrainableHead:
     def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
         """[N] float32, see ``chunked_logp``."""
         return chunked_logp(hidden, self.weight, token, temperature, self.dtype)
+
+    def logp_and_entropy(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
+        """[N, 2] float32, see ``entropy.chunked_entropy``."""
+        return torch.stack(chunked_entropy(hidden, self.weight, token, temperature, self.dtype), 1)
 
 
 def logp_of(project: Callable[[Tensor], Tensor], hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
