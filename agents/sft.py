@@ -31,6 +31,7 @@ from agents.arguments import check_lora_rank, check_parameters, slots_of, vector
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.sb3_policy import LanguageModelPolicy, target_of
+from agents.schedules import Spent
 from agents.supervised import Batch, Batches, clipped_step, linear_warmup_and_decay
 from agents.update import microbatch_budget
 from agents.watch import check_learning_rate
@@ -215,10 +216,13 @@ class SFT(BaseAlgorithm):
         hooks.on_training_end()
         return self
 
-    def iterate(self) -> dict[str, float]:
-        """``gradient_steps`` optimizer steps; returns their metrics: ``loss`` in nats per completion token,
-        ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and ``prompt_tokens``."""
+    def iterate(self, spent: Spent | None = None) -> dict[str, float]:
+        """``gradient_steps`` optimizer steps, ``spent`` as of ``agents.reft.ReFT``; returns their metrics: ``loss`` in
+        nats per completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
+        ``prompt_tokens``."""
         began = time.perf_counter()
+        if spent is not None:
+            self._current_progress_remaining = 1.0 - spent(self.iteration, self.num_timesteps)
         peak = self.lr_schedule(self._current_progress_remaining)
         factor = linear_warmup_and_decay(self.decay_steps or None, self.warmup_steps, 0.0)
         losses, norms, tokens, prompt_tokens = [], [], 0, 0
