@@ -34,6 +34,7 @@ from registry import UsageError
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+AVERAGED = "model-averaged"  # of a run with ema_decay, whose accuracy is of that
 FINISHED = -1
 
 
@@ -179,9 +180,10 @@ class Training:
     def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
         """Greedy accuracy; at both ends of a run also sampled accuracy, the further sets and sample completions."""
         began, cpu = time.perf_counter(), time.process_time()
-        measured = (
-            self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
-        )
+        with getattr(agent, "averaged", nullcontext)():
+            measured = (
+                self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
+            )
         row = {"iteration": agent.iteration, "timesteps": agent.num_timesteps, "evaluation": measured}
         row |= {"time/evaluation": time.perf_counter() - began, "time/cpu": time.process_time() - cpu}
         return self._write(row)
@@ -201,6 +203,10 @@ class Training:
             return
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
+            if getattr(agent, "average", None) is not None:
+                with agent.averaged():
+                    agent.target.save(self.folder / AVERAGED)
+                agent.envs.unwrapped.task.codec.save(self.folder / AVERAGED)
             write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
@@ -219,8 +225,9 @@ def checkpoint_fault(saved: Path) -> str | None:
         return f"{saved / checkpoint.STATE} does not say its iteration"
     if state.get("lora_rank") and not (saved / checkpoint.ADAPTERS).is_file():
         return f"{saved} lacks {checkpoint.ADAPTERS}"
-    if state.get("references") and not (saved / checkpoint.REFERENCES).is_file():
-        return f"{saved} lacks {checkpoint.REFERENCES}"
+    for kept, name in (("references", checkpoint.REFERENCES), ("average", checkpoint.AVERAGE)):
+        if state.get(kept) and not (saved / name).is_file():
+            return f"{saved} lacks {name}"
     return weights_fault(saved)
 
 
