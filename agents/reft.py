@@ -5,7 +5,8 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     problems ~ problem_sampler                      the same for every agent with the same seed
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
     mu       = policy.behavior(nested)              the same weights, fewer layers
-    rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts
+    rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
+    ref      = anchor(rollout)                      log-probabilities under a reference, if there is one
     A        = advantage(rollout)                   relative to the group
     for each minibatch:
         weight = correction(log pi, log mu, A)      detached

@@ -97,6 +97,3 @@ def test_an_update_step_is_trls(folder: str, case: tuple[str, dict[str, Any], di
     expected = trl_gradient(folder, rollout, advantage, loss_type, settings)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-    print(
-        f"{loss_type} {settings}: largest difference {float((found - expected).abs().max() / expected.abs().max()):.1e}"
-    )
