@@ -88,6 +88,6 @@ class TestWithTRL:
         assert not unequal and all(torch.equal(value, weights(again)[name]) for name, value in weights(agent).items())
 
     def test_a_template_that_ends_at_strings_is_refused_with_a_remedy(self):
-        envs = gym.make_vec("MathReason-v0", num_envs=1, copy=False, template="r1", max_prompt_tokens=512)
+        envs = gym.make_vec("MathReason-v0", num_envs=1, copy=False, template="r1", max_prompt_tokens=400)
         with pytest.raises(UsageError, match=r"ends completions at strings.*use a template without"):
             TRLGRPO("tiny", envs, **SMALL)
