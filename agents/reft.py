@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,9 +141,9 @@ class ReFT(BaseAlgorithm):
             about a third more time for an update, the same numbers. Off by default.
         rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.model.int8``): faster, and off-policy by a
             little, as a nested rollout is; what the full model writes for defensive groups stays in ``dtype``. KL and D
-            are of what the byte model drew; the metrics ``noise_mean`` and ``noise_max`` are of the full model in
-            ``dtype``. Scored again, the byte model disagrees with its own draws (SmolLM2-135M: .0045 nats a token, most
-            of its divergence), which enters where it is scored: in ``defensive``.
+            are of what the byte model drew. Scored again, the byte model disagrees with its own draws (metric
+            ``behavior_noise_kl``; SmolLM2-135M: .0045 nats a token, most of its divergence), which enters where it is
+            scored: in ``defensive``. ``noise_kl`` is of the full model in ``dtype``.
         tensorboard_log: folder of stable-baselines3's TensorBoard logs; none by default.
         verbose: stable-baselines3's: 1 prints the metrics of each logged iteration.
         device: where the policy computes, ``cpu`` or ``cuda``.
@@ -382,7 +383,7 @@ class ReFT(BaseAlgorithm):
             seed = int(rng.integers(2**31))
             nested = self.nesting.draw(self.target, rng, self.iteration)
             rollout, problems, judging = self._write(problems, nested, seed, hooks)
-        noise = self._noise(problems) if self.iteration % NOISE_EVERY == 0 else {}
+        noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
             batch = batch_of(rollout, self.group_size, self.problems_per_batch)
             measured = self.anchoring.measure(batch, self.update.score, self.iteration)
@@ -480,16 +481,24 @@ class ReFT(BaseAlgorithm):
         return rollout
 
     @torch.no_grad()
-    def _noise(self, problems: Sequence[int]) -> dict[str, float]:
-        """What engine and trainer disagree by on the target's own tokens: no divergence below it means anything."""
+    def _noise(self, problems: Sequence[int], written: Rollout, nested: Nested) -> dict[str, float]:
+        """What engine and trainer disagree by, scoring again what a behaviour wrote: the target's own tokens, and with
+        ``behavior_`` before the names those that ``nested`` has ``written``, if that is another."""
         mu = self.behavior(self.all_layers, self.iteration)
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
             return collect(mu, self.envs, problems, 1, first_group=first_group)
 
-        rollout = self.ranks.rollout(write, problems[:NOISE_PROBLEMS])
-        logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
-        return noise_floor(logp.to(rollout.tokens.device), rollout)
+        def floor(rollout: Rollout, layers: Nested) -> dict[str, float]:
+            logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=layers)
+            return noise_floor(logp.to(rollout.tokens.device), rollout)
+
+        measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
+        if self.nesting.is_off_policy(self.target):
+            first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
+            own = replace(written.select(first_nested), by_target=None)
+            measured |= {f"behavior_{name}": value for name, value in floor(own, nested).items()}
+        return measured
 
     def behavior(self, layers: Nested, seed: int) -> Behavior:
         """What writes completions through ``layers``, one KV slot an env slot."""

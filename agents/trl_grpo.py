@@ -86,7 +86,7 @@ class TRLGRPO(BaseAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(TRLGRPO, locals())
-        check_counts(group_size, problems_per_batch, 1, 1, 0, temperature)
+        check_counts(group_size, problems_per_batch, 0, 1, 1, 0, temperature)
         batch = group_size * problems_per_batch
         if backward_size < 0 or (backward_size and batch % backward_size):
             raise UsageError(
