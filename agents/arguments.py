@@ -50,6 +50,19 @@ def check_counts(
         raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
 
 
+def check_adam(betas: Any, eps: float) -> tuple[tuple[float, float], float]:
+    """AdamW's decays of the moments and its epsilon. Raises UsageError for what they cannot be."""
+    try:
+        first, second = map(float, betas)
+    except (TypeError, ValueError):
+        raise UsageError(f"adam_betas={betas!r} must be two numbers, such as (0.9, 0.95)") from None
+    if not (0 <= first < 1 and 0 <= second < 1):
+        raise UsageError(f"adam_betas={betas!r} must each be in [0, 1)")
+    if not eps > 0:
+        raise UsageError(f"adam_eps={eps} must be above 0: a weight without a gradient would be divided by 0")
+    return (first, second), eps
+
+
 def check_lora_rank(rank: int) -> None:
     """Raise UsageError for a rank below 0."""
     if rank < 0:

@@ -28,6 +28,7 @@ STATE = "agent.json"
 OPTIMIZER = "optimizer.safetensors"
 ADAPTERS = "adapters.safetensors"  # of agents that train low-rank adapters
 PATCHES = "patches.safetensors"
+REFERENCES = "references.safetensors"  # of agents that an anchor keeps near other weights
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
 
@@ -100,6 +101,9 @@ def _save_folder(agent: Any, path: Path) -> None:
     patches, patched = agent.nesting.patcher.state_dict() if agent.nesting else ({}, {})
     if patches:
         save_file(patches, scratch / PATCHES)
+    references = agent.anchoring.state_dict() if hasattr(agent, "anchoring") else {}
+    if references:
+        save_file(references, scratch / REFERENCES)
     arguments, left_out = stored_arguments(agent)
     state = {
         "agent": type(agent).__name__,
@@ -113,6 +117,7 @@ def _save_folder(agent: Any, path: Path) -> None:
         "sampler": agent.nesting.sampler.state_dict() if agent.nesting else {},
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
         "patches": patched,
+        "references": bool(references),
     }
     (scratch / STATE).write_text(json.dumps(state))
     old = path.with_name(path.name + f".old-{os.getpid()}")
@@ -151,6 +156,8 @@ def fault(saved: Path) -> str | None:
         return f"{saved / STATE} does not say its iteration"
     if state.get("lora_rank") and not (saved / ADAPTERS).is_file():
         return f"{saved} lacks {ADAPTERS}"
+    if state.get("references") and not (saved / REFERENCES).is_file():
+        return f"{saved} lacks {REFERENCES}"
     return weights_fault(saved)
 
 
@@ -243,6 +250,10 @@ def restore(agent: Any, path: Path) -> None:
         agent.critic.load_state_dict(load_file(path / CRITIC))
     for group in agent.optimizer.param_groups:
         group["weight_decay"] = getattr(agent, "weight_decay", group["weight_decay"])
+        group["betas"] = getattr(agent, "adam_betas", group["betas"])
+        group["eps"] = getattr(agent, "adam_eps", group["eps"])
+    if state.get("references") and agent.anchoring.copies:
+        agent.anchoring.load_state_dict(load_file(path / REFERENCES))
     if (path / PATCHES).is_file():
         if not agent.nesting.patcher.patch.tokens:
             raise _no_taker(path, "patch", agent.nesting.patcher.patch)

@@ -34,7 +34,9 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
 
 import agents.checkpoint as checkpoint
+from agents.anchors import Anchoring
 from agents.arguments import (
+    check_adam,
     check_counts,
     check_lora_rank,
     check_parameters,
@@ -45,13 +47,14 @@ from agents.arguments import (
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import noise_floor
+from agents.diagnostics import SHARE, noise_floor
 from agents.distributed import join, local_device
 from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
+from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale
 from envs.sb3 import SB3VecEnv
@@ -61,9 +64,11 @@ from registry import (
     advantages,
     agents,
     aggregations,
+    anchors,
     corrections,
     patches,
     problem_samplers,
+    schedules,
     skip_samplers,
 )
 
@@ -84,6 +89,7 @@ class ReFT(BaseAlgorithm):
             ``SB3VecEnv``. A single environment is widened to ``slots`` slots of the same task.
         learning_rate: of AdamW; a number or an SB3 schedule of the progress remaining. The default suits the built-in
             model; pretrained models want 1e-6 to 2e-5.
+        schedule: its warm-up and decay, an id of ``registry.schedules``.
         sampler: which layers write a batch, an id of ``registry.skip_samplers``.
         patch: how the layers kept make up for those skipped, an id of ``registry.patches``; the first rollout, before
             anything can be fitted, then skips nothing.
@@ -91,6 +97,7 @@ class ReFT(BaseAlgorithm):
         advantage: an id of ``registry.advantages``.
         aggregation: an id of ``registry.aggregations``.
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
+        anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
@@ -100,7 +107,15 @@ class ReFT(BaseAlgorithm):
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         consistency: weight of an auxiliary loss that keeps the nested policy near the target; see
             ``agents.consistency``. 0, the default, is off.
+        entropy_bonus: the loss is lowered by this times the exact entropy of every token's distribution, in nats, with
+            the coefficients that the aggregation gives to tokens (A3C, arXiv 1602.01783, sec. 4). 0, the default, is
+            off. With or without it the metric ``entropy`` is -mean log mu over the rollout's tokens: an unbiased
+            estimate for the policy that wrote them, which is the target where no layer was skipped.
+        mask_truncated: leave completions that the token budget cut off out of the loss, its normaliser included (DAPO's
+            overlong filtering, arXiv 2503.14476, sec. 3.4); advantages are still relative to them.
         weight_decay: of AdamW.
+        adam_betas: of AdamW, the decays of its two moments.
+        adam_eps: of AdamW.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
@@ -141,6 +156,8 @@ class ReFT(BaseAlgorithm):
         advantage: Component = "grpo",
         aggregation: Component = "token-mean",
         problem_sampler: Component = "uniform",
+        schedule: Component = "constant",
+        anchor: Component = "none",
         group_size: int = 8,
         problems_per_batch: int = 32,
         minibatches: int = 1,
@@ -148,7 +165,11 @@ class ReFT(BaseAlgorithm):
         target_written: int | None = None,
         temperature: float = 1.0,
         consistency: float = 0.0,
+        entropy_bonus: float = 0.0,
+        mask_truncated: bool = False,
         weight_decay: float = 0.0,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
         slots: int | None = None,
@@ -169,11 +190,14 @@ class ReFT(BaseAlgorithm):
         self.advantage = advantages.build(advantage)
         self.aggregation = aggregations.build(aggregation)
         self.problem_sampler = problem_samplers.build(problem_sampler)
+        self.schedule = schedules.build(schedule)
+        self.anchor = anchors.build(anchor)
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
         check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
         warn_stale(self.correction, minibatches * epochs)
         check_lora_rank(lora_rank)
+        self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
         self.group_size = group_size
@@ -182,6 +206,8 @@ class ReFT(BaseAlgorithm):
         self.epochs = epochs
         self.temperature = temperature
         self.consistency = Consistency(consistency)
+        self.entropy_bonus = entropy_bonus
+        self.mask_truncated = mask_truncated
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
@@ -229,12 +255,15 @@ class ReFT(BaseAlgorithm):
             trained,
             lr=self.lr_schedule(1.0),
             weight_decay=self.weight_decay,
+            betas=self.adam_betas,
+            eps=self.adam_eps,
             fused=True,
         )
         self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self._logger = Logger(None, [])
+        self.anchoring = Anchoring(self.anchor, self.target)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
         self.update = Update(
@@ -247,6 +276,9 @@ class ReFT(BaseAlgorithm):
             max_grad_norm=self.max_grad_norm,
             microbatch_tokens=self.microbatch_tokens,
             consistency=self.consistency,
+            anchoring=self.anchoring,
+            entropy_bonus=self.entropy_bonus,
+            mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
@@ -286,9 +318,8 @@ class ReFT(BaseAlgorithm):
         total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         hooks.on_training_start(locals(), globals())
         while self.num_timesteps < total:
-            self._update_current_progress_remaining(self.num_timesteps, total)
             try:
-                self.iterate(hooks)
+                self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
             except Interrupted:
                 break
             if log_interval and self.iteration % log_interval == 0:
@@ -311,8 +342,16 @@ class ReFT(BaseAlgorithm):
         """The layers that wrote the last rollout."""
         return self.nesting.layers
 
-    def iterate(self, hooks: BaseCallback | None = None) -> dict[str, float]:
-        """One iteration of the loop at the top of this file; returns its metrics."""
+    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
+        """One iteration of the loop at the top of this file; returns its metrics.
+
+        Args:
+            hooks: stable-baselines3's callbacks.
+            spent: what share of the run some iterations and tokens are, where the learning rate goes by that.
+        """
+        spent = run_length(self.schedule, self.learning_rate, spent)
+        begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
+        self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
         rng, laps = np.random.default_rng([self.seed or 0, self.iteration]), Laps()
         if not self.nesting.sampler.ready:
             with laps("prepare"):
@@ -325,26 +364,35 @@ class ReFT(BaseAlgorithm):
             judging = self.envs.unwrapped.reward_seconds
         noise = self._noise(problems) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            advantage = self.advantage(rollout.reward, rollout.group)
-            update_learning_rate(self.optimizer, self.lr_schedule(self._current_progress_remaining))
+            measured = self.anchoring.measure(rollout, self.update.score, self.iteration)
+            advantage = self.advantage(self.anchoring.reward(measured), measured.group)
+            ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
+            update_learning_rate(self.optimizer, self._rate(begun, ended))
             try:
-                diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+                share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
+                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
         self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
+        self.anchoring.renew(self.iteration)
         self.metrics = {
             **diagnostics,
             **noise,
             **rollout_metrics(rollout, self.group_size),
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
+            "entropy": rollout.entropy,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.ranks.leader:
             self.watch(self.metrics | diagnostics)
         return self.metrics
+
+    def _rate(self, begun: float, ended: float) -> float:
+        """The learning rate of an iteration that begins and ends where these shares of the run are spent."""
+        return self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
 
     def _draw_problems(self, rng: np.random.Generator) -> list[int]:
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""

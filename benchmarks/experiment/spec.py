@@ -23,11 +23,13 @@ from registry import (
     UsageError,
     advantages,
     aggregations,
+    anchors,
     corrections,
     did_you_mean,
     fields_of,
     patches,
     problem_samplers,
+    schedules,
     skip_samplers,
 )
 from registry import agents as agent_registry
@@ -40,6 +42,8 @@ PARTS: dict[str, Registry] = {
     "advantage": advantages,
     "aggregation": aggregations,
     "problem_sampler": problem_samplers,
+    "schedule": schedules,
+    "anchor": anchors,
 }
 RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 

@@ -22,6 +22,7 @@ from agents import checkpoint
 from agents.distributed import Ranks, join
 from agents.held_out import SLOTS
 from agents.memory import fitting_slots, peak_bytes
+from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
 from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.progress import RunProgress
@@ -148,7 +149,7 @@ class Training:
         last = self._over(agent)
         while not last:
             began, cpu = time.perf_counter(), time.process_time()
-            metrics = agent.iterate()
+            metrics = agent.iterate(spent=self._spent())
             row = {"iteration": agent.iteration, **metrics, "layers": list(agent.layers)}
             row["timesteps"] = agent.num_timesteps
             row["time/iteration"] = time.perf_counter() - began
@@ -160,6 +161,11 @@ class Training:
             if not last and agent.iteration % self.spec.checkpoint_every == 0:
                 with storage_errors(self.folder):
                     agent.save(self.folder / "checkpoint")
+
+    def _spent(self) -> Spent:
+        """What share of its budget the run has spent with some iterations and tokens; by the leader's clock."""
+        seconds = self.ranks.agree(round(1e6 * seconds_spent(self.rows))) / 1e6 if self.spec.seconds else 0.0
+        return lambda iterations, tokens: min(1.0, self.spec.used(iterations, tokens, seconds))
 
     def _over(self, agent: Any) -> bool:
         """Whether a budget is used up; by the leader's clock."""
