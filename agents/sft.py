@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
@@ -211,14 +210,10 @@ class SFT(BaseAlgorithm):
         hooks.on_training_end()
         return self
 
-    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
-        """``gradient_steps`` optimizer steps; returns their metrics: ``loss`` in nats per completion token,
-        ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and ``prompt_tokens``.
-
-        Args:
-            hooks: none are called within an iteration.
-            spent: as of ``agents.reft.ReFT.iterate``.
-        """
+    def iterate(self, spent: Spent | None = None) -> dict[str, float]:
+        """``gradient_steps`` optimizer steps, ``spent`` as of ``agents.reft.ReFT``; returns their metrics: ``loss`` in
+        nats per completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
+        ``prompt_tokens``."""
         start = time.perf_counter()
         batches = [self.batches[step] for step in range(self.step, self.step + self.gradient_steps)]
         shown = [one for batch in batches for one in batch.demonstrations]

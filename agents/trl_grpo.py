@@ -27,11 +27,12 @@ from agents.configuration import constructor_arguments
 from agents.metrics import episode_metrics
 from agents.problem_samplers import UniformProblems
 from agents.sb3_policy import LanguageModelPolicy, target_of
+from agents.schedules import Spent, run_length
 from agents.watch import Watch, check_learning_rate
 from envs.sb3 import SB3VecEnv
 from envs.task import start_info
 from policies import Policy
-from registry import UsageError, agents
+from registry import UsageError, agents, schedules
 
 LOGGED = {
     "loss": "loss",
@@ -48,7 +49,7 @@ class TRLGRPO(BaseAlgorithm):
     """TRL's GRPOTrainer (extra ``trl``) with the settings that ``reft`` has by default. A timestep is one token.
 
     Args:
-        policy, env, temperature, weight_decay, max_grad_norm, group_size, problems_per_batch, dtype: as for
+        policy, env, schedule, temperature, weight_decay, max_grad_norm, group_size, problems_per_batch, dtype: as for
             ``agents.reft.ReFT``; bfloat16 is TRL's autocast of float32 weights.
         learning_rate: of AdamW; a number or an SB3 schedule.
         loss_type, scale_rewards, beta, epsilon: TRL's. By default the mean over the batch's tokens, advantages over the
@@ -65,6 +66,7 @@ class TRLGRPO(BaseAlgorithm):
         env: Any = "MathReason-v0",
         learning_rate: float | Schedule = 3e-4,
         *,
+        schedule: Any = "constant",
         group_size: int = 8,
         problems_per_batch: int = 32,
         loss_type: str = "bnpo",
@@ -84,13 +86,14 @@ class TRLGRPO(BaseAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(TRLGRPO, locals())
-        check_counts(group_size, problems_per_batch, 1, 1, 0, temperature)
+        check_counts(group_size, problems_per_batch, 0, 1, 1, 0, temperature)
         batch = group_size * problems_per_batch
         if backward_size < 0 or (backward_size and batch % backward_size):
             raise UsageError(
                 f"backward_size={backward_size} must divide the {batch} completions of an iteration "
                 "(group_size x problems_per_batch), or be 0 for all at once"
             )
+        self.schedule = schedules.build(schedule)
         self.group_size = group_size
         self.problems_per_batch = problems_per_batch
         self.temperature = temperature
@@ -146,7 +149,7 @@ class TRLGRPO(BaseAlgorithm):
         )
         self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
         self._logger = Logger(None, [])  # as SB3 makes in learn(), for iterate() alone
-        self._step_seconds = 0.0
+        self._began = self._wrote = self._judged = self._ended = 0.0  # of the last step, by the clock
         self._trainer = self._make_trainer()
 
     def _make_trainer(self) -> Any:
@@ -164,13 +167,13 @@ class TRLGRPO(BaseAlgorithm):
         agent = self
 
         class Clock(TrainerCallback):
-            """From before TRL writes to after its optimizer's step."""
+            """When TRL begins to write, and when its optimizer has stepped."""
 
             def on_step_begin(self, *_: Any, **__: Any) -> None:
-                self.began = time.perf_counter()
+                agent._began = time.perf_counter()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                agent._step_seconds = time.perf_counter() - self.began
+                agent._ended = time.perf_counter()
 
         self.target.model.generation_config.eos_token_id = sorted(task.stop_token_ids)
         try:
@@ -227,7 +230,7 @@ class TRLGRPO(BaseAlgorithm):
     def _judge(self, completion_ids: list[list[int]], problem: list[int], **_: Any) -> list[float]:
         """The environment's rewards, as TRL asks for them."""
         task = self.envs.unwrapped.task
-        began = time.perf_counter()
+        self._wrote = time.perf_counter()
         completions = [np.asarray(ids, dtype=np.int64) for ids in completion_ids]
         verdicts = [task.verdict(completion, index) for completion, index in zip(completions, problem, strict=True)]
         rewards, self._finals = [], []
@@ -237,7 +240,7 @@ class TRLGRPO(BaseAlgorithm):
             reward, info = task.outcome(start, reason, completion, verdicts[n].result())
             rewards.append(reward)
             self._finals.append(info)
-        self._judging = time.perf_counter() - began
+        self._judged = time.perf_counter()
         return rewards
 
     @property
@@ -272,8 +275,7 @@ class TRLGRPO(BaseAlgorithm):
         total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         hooks.on_training_start(locals(), globals())
         while self.num_timesteps < total:
-            self._update_current_progress_remaining(self.num_timesteps, total)
-            self.iterate()
+            self.iterate(lambda iterations, tokens: min(1.0, tokens / total))
             if log_interval and self.iteration % log_interval == 0:
                 self.dump_logs()
             hooks.update_locals(locals())
@@ -282,13 +284,16 @@ class TRLGRPO(BaseAlgorithm):
         hooks.on_training_end()
         return self
 
-    def iterate(self) -> dict[str, float]:
-        """One step of TRL's trainer; returns its metrics. ``time/update`` is the step without the verdicts: TRL does
-        not tell writing from learning."""
+    def iterate(self, spent: Spent | None = None) -> dict[str, float]:
+        """One step of TRL's trainer, ``spent`` as of ``agents.reft.ReFT``; returns its metrics. ``time/rollout`` is
+        from the step's beginning to the first verdict, ``time/update`` from the last one to the optimizer's step."""
+        spent = run_length(self.schedule, self.learning_rate, spent)
+        begun, ended = (spent(self.iteration + n, self.num_timesteps) if spent else 0.0 for n in (0, 1))
+        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+        update_learning_rate(self.optimizer, rate)
         rng = np.random.default_rng([self.seed or 0, self.iteration])
         size = self.envs.unwrapped.task.problems.size
         problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
-        update_learning_rate(self.optimizer, self.lr_schedule(self._current_progress_remaining))
         self._trainer.train_dataset = self._dataset(problems)
         torch.manual_seed(int(rng.integers(2**31)))
         with warnings.catch_warnings():
@@ -309,8 +314,10 @@ class TRLGRPO(BaseAlgorithm):
             "layers_kept": len(self.layers),
             "skip_ratio": 0.0,
             "tokens": tokens,
-            "time/reward": self._judging,
-            "time/update": self._step_seconds - self._judging,
+            "time/rollout": self._wrote - self._began,
+            "time/reward": self._judged - self._wrote,
+            "time/update": self._ended - self._judged,
+            "rollout_tokens_per_second": tokens / (self._judged - self._began),
         }
         self.watch(self.metrics)
         return self.metrics

@@ -54,9 +54,10 @@ def microbatch_budget(wanted: int | None, device: str) -> int:
 class Update:
     """Policy-gradient steps on a rollout.
 
-    Zero-advantage sequences are dropped before the forward: their gradient is exactly zero, since the coefficients of
-    the aggregation come from the whole minibatch first. Corrections whose scope is a group or the batch see the whole
-    minibatch in one call, so that micro-batches, which only bound memory, cannot change them.
+    Zero-advantage sequences are dropped before the forward, unless an anchor in the loss or an entropy bonus pulls at
+    every token: their gradient is exactly zero, since the coefficients of the aggregation come from the whole minibatch
+    first. Corrections whose scope is a group or the batch see the whole minibatch in one call, so that micro-batches,
+    which only bound memory, cannot change them.
 
     Attributes:
         minibatches: optimizer steps per epoch, each on whole groups.
@@ -100,8 +101,8 @@ class Update:
         share: float = 0.0,
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm, the weights of the first epoch, and
-        the diagnostics at pi_old: of all completions if ``share`` is above 0 or the correction's scope is wide, else of
-        those with an advantage.
+        the diagnostics at pi_old: of all completions if ``share`` is above 0 or all are scored anyway, else of those
+        with an advantage.
 
         Raises:
             NotFinite: before a step whose log-probabilities, advantages or gradient are not finite.
@@ -120,7 +121,8 @@ class Update:
             raise NotFinite("the rollout holds a log-probability that is not a finite number")
         advantage = torch.where(self._counted(rollout), advantage, 0.0)
         used_index = advantage.nonzero()[:, 0]
-        design = design_weights(advantage, rollout, 1.0 if wide else share, rng.spawn(1)[0])
+        all_scored = wide or rollout.old_logp is not None
+        design = design_weights(advantage, rollout, 1.0 if all_scored else share, rng.spawn(1)[0])
         one_step = self.epochs * self.minibatches == 1
         old_logp = self._old_logp(rollout, advantage, design, wide)
         if wide or not one_step:
