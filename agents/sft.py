@@ -31,14 +31,16 @@ from agents.arguments import check_lora_rank, check_parameters, slots_of, vector
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.sb3_policy import LanguageModelPolicy, target_of
-from agents.schedules import Spent
-from agents.supervised import Batch, Batches, clipped_step, linear_warmup_and_decay
+from agents.schedules import Spent, run_length
+from agents.supervised import Batch, Batches, clipped_step
 from agents.update import microbatch_budget
 from agents.watch import check_learning_rate
 from envs.sb3 import SB3VecEnv
 from policies import Policy
 from policies.model.packing import micro_batches
-from registry import UsageError, agents
+from registry import UsageError, agents, schedules
+
+Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
 
 @agents.register("sft")
@@ -47,12 +49,9 @@ class SFT(BaseAlgorithm):
 
     Args:
         policy, env: as for ``agents.reft.ReFT``; the environment's problems need worked solutions.
-        learning_rate: peak of AdamW; a number or an SB3 schedule of the progress remaining. The default suits the
-            built-in model; pretrained models want 1e-6 to 2e-5.
+        learning_rate, schedule: as for ``agents.reft.ReFT``; the rate is that of an iteration.
         batch_size: demonstrations an optimizer step.
         gradient_steps: optimizer steps an iteration; 16 of 16 demonstrations are as many as ``reft`` completions.
-        warmup_steps: over which the learning rate rises linearly to its peak.
-        decay_steps: the step at which it has fallen linearly to zero; 0, where no end is known: it stays at its peak.
         problems: how many problems of the split are learnt from, its first ones; 0 for all, which of an unlimited
             source are fresh ones in every step.
         skip: the chance that a step leaves out layers, 1 to a fifth of them, uniformly drawn but for the first and the
@@ -75,10 +74,9 @@ class SFT(BaseAlgorithm):
         env: Any = "MathReason-v0",
         learning_rate: float | Schedule = 3e-4,
         *,
+        schedule: Component = "constant",
         batch_size: int = 16,
         gradient_steps: int = 16,
-        warmup_steps: int = 10,
-        decay_steps: int = 0,
         problems: int = 0,
         skip: float = 0.0,
         weight_decay: float = 0.0,
@@ -98,8 +96,6 @@ class SFT(BaseAlgorithm):
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("gradient_steps", gradient_steps, 1),
-            ("warmup_steps", warmup_steps, 0),
-            ("decay_steps", decay_steps, 0),
             ("problems", problems, 0),
         ):
             if value < least:
@@ -109,10 +105,9 @@ class SFT(BaseAlgorithm):
         if not max_grad_norm > 0:
             raise UsageError(f"max_grad_norm={max_grad_norm} must be above 0: no step would move a weight")
         check_lora_rank(lora_rank)
+        self.schedule = schedules.build(schedule)
         self.batch_size = batch_size
         self.gradient_steps = gradient_steps
-        self.warmup_steps = warmup_steps
-        self.decay_steps = decay_steps
         self.problems = problems
         self.skip = skip
         self.weight_decay = weight_decay
@@ -206,8 +201,7 @@ class SFT(BaseAlgorithm):
         total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         hooks.on_training_start(locals(), globals())
         while self.num_timesteps < total:
-            self._update_current_progress_remaining(self.num_timesteps, total)
-            self.iterate()
+            self.iterate(spent=lambda iterations, tokens: min(1.0, tokens / total))
             if log_interval and self.iteration % log_interval == 0:
                 self.dump_logs()
             hooks.update_locals(locals())
@@ -220,25 +214,26 @@ class SFT(BaseAlgorithm):
         """``gradient_steps`` optimizer steps, ``spent`` as of ``agents.reft.ReFT``; returns their metrics: ``loss`` in
         nats per completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
         ``prompt_tokens``."""
-        began = time.perf_counter()
-        if spent is not None:
-            self._current_progress_remaining = 1.0 - spent(self.iteration, self.num_timesteps)
-        peak = self.lr_schedule(self._current_progress_remaining)
-        factor = linear_warmup_and_decay(self.decay_steps or None, self.warmup_steps, 0.0)
-        losses, norms, tokens, prompt_tokens = [], [], 0, 0
-        for step in range(self.step, self.step + self.gradient_steps):
-            update_learning_rate(self.optimizer, peak * factor(step))
-            batch = self.batches[step]
+        start = time.perf_counter()
+        batches = [self.batches[step] for step in range(self.step, self.step + self.gradient_steps)]
+        shown = [one for batch in batches for one in batch.demonstrations]
+        tokens, prompt_tokens = sum(len(one.completion) for one in shown), sum(len(one.prompt) for one in shown)
+        spent = run_length(self.schedule, self.learning_rate, spent)
+        begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
+        ended = spent(self.iteration + 1, self.num_timesteps + tokens) if spent else 0.0
+        self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
+        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+        update_learning_rate(self.optimizer, rate)
+        losses, norms = [], []
+        for step, batch in enumerate(batches, self.step + 1):
             loss = self._backward(batch)
             parameters = list(self.target.parameters())
-            norms.append(clipped_step(parameters, [self.optimizer], step + 1, loss, self.max_grad_norm))
+            norms.append(clipped_step(parameters, [self.optimizer], step, loss, self.max_grad_norm))
             self.target.refresh()
             losses.append(loss)
-            tokens += sum(len(one.completion) for one in batch.demonstrations)
-            prompt_tokens += sum(len(one.prompt) for one in batch.demonstrations)
         self.iteration += 1
         self.num_timesteps += tokens
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         self.metrics = {
             "loss": float(np.mean(losses)),
             "grad_norm": float(np.mean(norms)),
