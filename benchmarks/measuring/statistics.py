@@ -83,13 +83,13 @@ class MeanSquares(NamedTuple):
 
         The variance of the mean is (MS_s + MS_q - MS_rest) / (S Q), unbiased, at least MS_q / (2 S Q). Its degrees of
         freedom are Satterthwaite's ("An approximate distribution of estimates of variance components", 1946), with two
-        changes that keep the coverage where seeds are few: the seeds' square alone counts, by S / (S - 1) times its
+        changes that keep the coverage where seeds are few: the seeds' square alone counts, at 1 + 12 / S^3 times its
         weight, since with few seeds it is more often too small than too large, and there are at least S - 1.
         """
         total = max(self.seeds + self.questions - self.rest, self.questions / 2)
         df: float = questions - 1
         if self.seeds > 0:
-            df = min(df, max(seeds - 1, (seeds - 1) ** 2 / seeds * (total / self.seeds) ** 2))
+            df = min(df, (seeds - 1) * max(1.0, (total / self.seeds) ** 2 / (1 + 12 / seeds**3)))
         return Estimate(mean, float(np.sqrt(total / (seeds * questions))), df)
 
 

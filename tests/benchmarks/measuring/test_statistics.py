@@ -70,12 +70,12 @@ def test_error_is_unbiased_for_the_random_effects_variance():
 
 def test_error_and_degrees_of_freedom_of_balanced_random_effects():
     """By hand: the variance of the mean is (MS_s + MS_q - MS_e) / SQ. Satterthwaite's degrees of freedom of a sum of
-    mean squares are (sum)^2 / sum(square^2 / df); here of the seeds' alone, weighed by S / (S - 1)."""
+    mean squares are (sum)^2 / sum(square^2 / df); here of the seeds' alone, weighed by 1 + 12 / S^3."""
     seeds, questions = 5, 200
     mean, error, df = MeanSquares(2.0, 3.5, 1.0).estimate(0.1, seeds, questions)
     assert (mean, error) == (0.1, pytest.approx(np.sqrt(4.5 / 1000)))
     satterthwaite = 4.5**2 / (2.0**2 / 4)
-    assert df == pytest.approx(satterthwaite * 4 / 5)
+    assert df == pytest.approx(satterthwaite / (1 + 12 / 125))
     assert MeanSquares(50.0, 1.0, 1.0).estimate(0, seeds, questions).df == 4  # the seeds' own, where they are all
     assert MeanSquares(1.0, 90.0, 1.0).estimate(0, seeds, questions).df == 199  # the questions'
     least = MeanSquares(0.1, 1.0, 1.0).estimate(0, seeds, questions)  # less than the questions alone can explain
