@@ -1,7 +1,7 @@
 """Statistics of comparisons: intervals over questions and seeds, many arms, robust means, pass@k, equal budgets.
 
 Shape letters: S seeds, Q questions. An outcome is the share of right answers of a seed's model on a question, in
-[0, 1]; 0 or 1 for one greedy completion. ``benchmarks.coverage`` measures what the intervals and tests hold.
+[0, 1]; 0 or 1 for one greedy completion. ``benchmarks.calibration`` simulates what they hold.
 """
 
 from __future__ import annotations
