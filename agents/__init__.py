@@ -1,8 +1,24 @@
-"""The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation and problem sampler."""
+"""The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler,
+schedule and anchor."""
 
-from agents import advantages, aggregation, corrections, problem_samplers
+from agents import advantages, aggregation, anchors, corrections, problem_samplers, schedules
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
+from agents.sft import SFT
+from agents.trl_grpo import TRLGRPO
 
-__all__ = ["SB3PPO", "ReFT", "Rollout", "advantages", "aggregation", "collect", "corrections", "problem_samplers"]
+__all__ = [
+    "SB3PPO",
+    "SFT",
+    "TRLGRPO",
+    "ReFT",
+    "Rollout",
+    "advantages",
+    "aggregation",
+    "anchors",
+    "collect",
+    "corrections",
+    "problem_samplers",
+    "schedules",
+]

@@ -21,12 +21,15 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
 from agents.configuration import restored_arguments, restored_env, stored_arguments, stored_env
+from policies.pretrained.load import damage_of, weights_fault
 from registry import UsageError, problem_samplers, skip_samplers
 
 STATE = "agent.json"
 OPTIMIZER = "optimizer.safetensors"
 ADAPTERS = "adapters.safetensors"  # of agents that train low-rank adapters
 PATCHES = "patches.safetensors"
+REFERENCES = "references.safetensors"  # of agents that an anchor keeps near other weights
+AVERAGE = "average.safetensors"  # of agents with ema_decay: what is trained, averaged
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
 
@@ -99,6 +102,12 @@ def _save_folder(agent: Any, path: Path) -> None:
     patches, patched = agent.nesting.patcher.state_dict() if agent.nesting else ({}, {})
     if patches:
         save_file(patches, scratch / PATCHES)
+    references = agent.anchoring.state_dict() if hasattr(agent, "anchoring") else {}
+    if references:
+        save_file(references, scratch / REFERENCES)
+    average = getattr(agent, "average", None)
+    if average is not None:
+        save_file(average.state_dict(), scratch / AVERAGE)
     arguments, left_out = stored_arguments(agent)
     state = {
         "agent": type(agent).__name__,
@@ -112,6 +121,8 @@ def _save_folder(agent: Any, path: Path) -> None:
         "sampler": agent.nesting.sampler.state_dict() if agent.nesting else {},
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
         "patches": patched,
+        "references": bool(references),
+        "average": average is not None,
     }
     (scratch / STATE).write_text(json.dumps(state))
     old = path.with_name(path.name + f".old-{os.getpid()}")
@@ -122,6 +133,38 @@ def _save_folder(agent: Any, path: Path) -> None:
         shutil.rmtree(old)
     else:
         old.unlink(missing_ok=True)
+
+
+def clear_partial(path: Path) -> None:
+    """Drop what a kill of ``save`` left half-written beside ``path``; a folder caught between its two renames is put
+    back."""
+    for old in path.parent.glob(f"{path.name}.old-*"):
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+    for scratch in path.parent.glob(f"{path.name}.partial-*"):
+        shutil.rmtree(scratch)
+
+
+def fault(saved: Path) -> str | None:
+    """Why training cannot go on from ``save``'s folder: a file is damaged, missing or holds what is not finite; None
+    if it can."""
+    damage = damage_of(saved)
+    if damage:
+        return damage
+    missing = [name for name in (STATE, OPTIMIZER, "config.json") if not (saved / name).is_file()]
+    if missing:
+        return f"{saved} lacks {missing[0]}"
+    state = json.loads((saved / STATE).read_text())
+    if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
+        return f"{saved / STATE} does not say its iteration"
+    if state.get("lora_rank") and not (saved / ADAPTERS).is_file():
+        return f"{saved} lacks {ADAPTERS}"
+    for kept, name in (("references", REFERENCES), ("average", AVERAGE)):
+        if state.get(kept) and not (saved / name).is_file():
+            return f"{saved} lacks {name}"
+    return weights_fault(saved)
 
 
 def load(
@@ -213,6 +256,12 @@ def restore(agent: Any, path: Path) -> None:
         agent.critic.load_state_dict(load_file(path / CRITIC))
     for group in agent.optimizer.param_groups:
         group["weight_decay"] = getattr(agent, "weight_decay", group["weight_decay"])
+        group["betas"] = getattr(agent, "adam_betas", group["betas"])
+        group["eps"] = getattr(agent, "adam_eps", group["eps"])
+    if state.get("references") and agent.anchoring.copies:
+        agent.anchoring.load_state_dict(load_file(path / REFERENCES))
+    if state.get("average") and agent.average is not None:
+        agent.average.load_state_dict(load_file(path / AVERAGE))
     if (path / PATCHES).is_file():
         if not agent.nesting.patcher.patch.tokens:
             raise _no_taker(path, "patch", agent.nesting.patcher.patch)

@@ -16,10 +16,12 @@ from registry import (
     UsageError,
     advantages,
     aggregations,
+    anchors,
     corrections,
     fields_of,
     patches,
     problem_samplers,
+    schedules,
     skip_samplers,
 )
 
@@ -30,6 +32,8 @@ COMPONENTS: dict[str, Registry] = {
     "advantage": advantages,
     "aggregation": aggregations,
     "problem_sampler": problem_samplers,
+    "schedule": schedules,
+    "anchor": anchors,
 }
 APART = ("policy", "env")
 """Arguments that are not stored as such: the weights are the folder's, the environment has a place of its own."""

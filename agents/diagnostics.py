@@ -21,6 +21,9 @@ from policies import LayerSubset
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 MAX_EXPONENT = 600.0  # of a moment: exp(600) is finite in float64 and in JSON
 
+SHARE = 1 / 16  # of the completions without an advantage that are scored for the diagnostics alone
+FEWEST_SCORED = 2
+
 COLLAPSED_ESS = 0.1
 COLLAPSED_D = 2.0
 FEWEST = 4  # completions below which an effective size under 2 says nothing
@@ -30,18 +33,45 @@ class CollapsedRatios(UserWarning):
     """Too few completions carry the update."""
 
 
-def diagnostics(logp: Tensor, rollout: Rollout, weight: Tensor | None = None) -> dict[str, float]:
-    """Divergence of the behaviour policy mu from the target pi on a rollout, in nats.
+def design_weights(advantage: Tensor, rollout: Rollout, share: float, rng: np.random.Generator) -> Tensor:
+    """Which completions the diagnostics measure, and for how many of the rollout's each of them stands.
 
-    The agents give the sequences that carried a gradient, those of groups with mixed rewards: every figure is of these,
-    and so conditional on the reward. Of all completions, KL and D can be some tens of per cent higher or lower, and
-    these move with the accuracy alone.
+    Completions with an advantage are measured at no cost, since the update scores them. Their log ratios are not those
+    of all completions, since an advantage depends on the reward and the reward on what was written. So some of the
+    others are scored, too: a systematic sample along the order of their rewards, in which each has the same
+    probability. A mean weighted by inverse probabilities (Horvitz and Thompson 1952) is one over all completions.
 
     Args:
-        logp: [B, T] log pi of every token.
+        advantage: [B].
+        rollout: B sequences; those written by the target (``by_target``) say nothing of mu and are not drawn.
+        share: of the completions without an advantage, in [0, 1]; at least ``FEWEST_SCORED`` of them unless 0.
+        rng: draws the sample.
+
+    Returns:
+        [B] float64: 1 / probability of being measured, 0 for a completion that is not.
+    """
+    design = (advantage != 0).double()
+    silent = advantage == 0
+    if rollout.by_target is not None:
+        silent &= ~rollout.by_target
+    others = silent.nonzero()[:, 0]
+    others = others[rollout.reward[others].argsort(stable=True)]
+    count = min(len(others), max(FEWEST_SCORED, math.ceil(share * len(others)))) if share else 0
+    if count:
+        places = torch.from_numpy((rng.random() + np.arange(count)) * (len(others) / count)).long()
+        design[others[places.clamp(max=len(others) - 1)]] = len(others) / count
+    return design
+
+
+def diagnostics(logp: Tensor, rollout: Rollout, design: Tensor | None = None) -> dict[str, float]:
+    """Divergence of the behaviour policy mu from the target pi on a rollout, in nats.
+
+    Args:
+        logp: [B, T] log pi of every token that is measured.
         rollout: B sequences; those written by the target (``by_target``) say nothing of mu and only count in
             ``mean_length``.
-        weight: [B, T] what the correction gave, for the fractions of zero and shrunk weights.
+        design: [B] for how many completions each one stands, 0 for those not measured (``design_weights``); by default
+            1 for all. Figures are then estimates for all B completions: D is unbiased, the others asymptotically.
 
     Returns:
         ``kl_k1``, ``kl_k3``: KL(mu || pi) per token, mean of -log rho and of rho - 1 - log rho;
@@ -49,78 +79,109 @@ def diagnostics(logp: Tensor, rollout: Rollout, weight: Tensor | None = None) ->
         ``ess_sequence``, ``ess_token``: effective sample size of the raw ratios, as a fraction;
         ``chi2``, ``chi2_token``: mean of w^2, minus 1, of sequences and of tokens;
         ``tv``, ``tv_sequence``: mean of max(0, 1 - rho), the total variation per token and of sequences;
-        ``log_ratio_q01``, ``_q50``, ``_q99``, ``_min``, ``_max``: of log rho of tokens;
-        ``mean_length``: tokens per completion; ``sequences``, ``tokens``: how many stand behind these figures;
-        with ``weight``: ``weight_mean``, ``weight_zero`` (fraction of tokens with the weight 0), ``weight_shrunk``
-        (fraction with a weight below the token's raw ratio by more than 1e-6 of it) and ``weight_q01``, ``_q50``,
-        ``_q99`` over tokens.
+        ``log_ratio_q01``, ``_q50``, ``_q99``: of log rho of tokens; ``_min``, ``_max``: of those measured;
+        ``mean_length``: tokens per completion;
+        ``sequences``, ``tokens``: how many stand behind these figures. Where some stand for several this is Kish's
+        effective number (sum a)^2 / sum a^2 of the weights a, that of equal weights with the same variance.
     """
     mask = rollout.mask
     found = {"mean_length": float(mask.sum()) / max(len(mask), 1)}
-    log_ratio = torch.where(mask, logp.detach().double() - rollout.behavior_logp.double(), 0.0)
+    stands = torch.ones(len(mask), dtype=torch.float64) if design is None else design.double()
     if rollout.by_target is not None:
-        mask = mask & ~rollout.by_target[:, None]
-    rows = torch.ones_like(mask[:, 0]) if rollout.by_target is None else ~rollout.by_target
-    found.update(_divergence(log_ratio[rows], mask[rows]))
-    if weight is not None:
-        w = weight.detach()[mask].double()
-        raw = log_ratio[mask].clamp(max=80.0).exp()
-        found["weight_mean"] = float(w.mean()) if len(w) else 0.0
-        found["weight_zero"] = float((w == 0).double().mean()) if len(w) else 0.0
-        found["weight_shrunk"] = float((w < raw * (1 - 1e-6)).double().mean()) if len(w) else 0.0
-        levels = np.quantile(w.cpu().numpy(), list(QUANTILES.values())) if len(w) else [0.0] * len(QUANTILES)
-        found.update({f"weight_{name}": float(level) for name, level in zip(QUANTILES, levels, strict=True)})
-    return found
+        stands = torch.where(rollout.by_target, 0.0, stands)
+    rows = stands > 0
+    log_ratio = torch.where(mask, logp.detach().double() - rollout.behavior_logp.double(), 0.0)
+    return found | _divergence(log_ratio[rows], mask[rows], stands[rows])
 
 
-def _divergence(log_ratio: Tensor, mask: Tensor) -> dict[str, float]:
-    """The figures of [B, T] log ratios that are 0 on padding; empty if there is no token."""
+def _divergence(log_ratio: Tensor, mask: Tensor, design: Tensor) -> dict[str, float]:
+    """The figures of [B, T] log ratios that are 0 on padding, each sequence standing for ``design`` [B] of them; empty
+    if there is no token."""
     tokens, sequences = log_ratio[mask], log_ratio.sum(1)
     if not len(tokens):
         return {}
-    found = {
-        "sequences": float(len(sequences)),
-        "tokens": float(len(tokens)),
-        "kl_k1": float(-tokens.mean()),
-        "kl_k3": float((tokens.clamp(max=MAX_EXPONENT).exp() - 1 - tokens).mean()),
-        "D": float(-sequences.mean()),
-        "ess_sequence": ess(sequences),
-        "ess_token": ess(tokens),
-        "chi2": _chi2(sequences),
-        "chi2_token": _chi2(tokens),
-        "tv": float((1 - tokens.exp()).clamp(min=0).mean()),
-        "tv_sequence": float((1 - sequences.exp()).clamp(min=0).mean()),
+    per_token = design[:, None].expand(mask.shape)[mask]
+    levels = np.quantile(
+        tokens.cpu().numpy(), list(QUANTILES.values()), weights=per_token.cpu().numpy(), method="inverted_cdf"
+    )  # numpy: torch.quantile refuses more than 2^24 values, and knows no weights
+    return {
+        "sequences": _effective(design),
+        "tokens": _effective(per_token),
+        "kl_k1": _mean(-tokens, per_token),
+        "kl_k3": _mean(tokens.clamp(max=MAX_EXPONENT).exp() - 1 - tokens, per_token),
+        "D": _mean(-sequences, design),
+        "ess_sequence": ess(sequences, design),
+        "ess_token": ess(tokens, per_token),
+        "chi2": _chi2(sequences, design),
+        "chi2_token": _chi2(tokens, per_token),
+        "tv": _mean((1 - tokens.exp()).clamp(min=0), per_token),
+        "tv_sequence": _mean((1 - sequences.exp()).clamp(min=0), design),
         "log_ratio_min": float(tokens.min()),
         "log_ratio_max": float(tokens.max()),
+        **{f"log_ratio_{name}": float(level) for name, level in zip(QUANTILES, levels, strict=True)},
     }
 
-    # numpy: torch.quantile refuses more than 2^24 values
-    values = np.quantile(tokens.cpu().numpy(), list(QUANTILES.values()))
-    found.update({f"log_ratio_{name}": float(value) for name, value in zip(QUANTILES, values, strict=True)})
-    return found
+
+def _mean(values: Tensor, design: Tensor) -> float:
+    return float((design * values).sum() / design.sum())
 
 
-def ess(log_w: Tensor) -> float:
-    """Effective sample size (sum w)^2 / sum w^2 of [N] log weights, as a fraction of N in [1/N, 1]."""
-    return math.exp(2 * float(torch.logsumexp(log_w, 0)) - float(torch.logsumexp(2 * log_w, 0))) / len(log_w)
+def _effective(design: Tensor) -> float:
+    return float(design.sum().square() / design.square().sum())
 
 
-def _chi2(log_w: Tensor) -> float:
-    log_moment = float(torch.logsumexp(2 * log_w, 0)) - math.log(len(log_w))
+def ess(log_w: Tensor, design: Tensor | None = None) -> float:
+    """Effective sample size (sum w)^2 / sum w^2 of [N] log weights, as a fraction of N in [1/N, 1]; each stands for
+    ``design`` [N] of them, by default 1."""
+    log_design = torch.zeros_like(log_w) if design is None else design.log()
+    first, second = (float(torch.logsumexp(log_design + power * log_w, 0)) for power in (1, 2))
+    return math.exp(2 * first - second - float(torch.logsumexp(log_design, 0)))
+
+
+def _chi2(log_w: Tensor, design: Tensor) -> float:
+    log_design = design.log()
+    log_moment = float(torch.logsumexp(log_design + 2 * log_w, 0) - torch.logsumexp(log_design, 0))
     return math.expm1(min(log_moment, MAX_EXPONENT))
 
 
-def noise_floor(logp: Tensor, rollout: Rollout) -> dict[str, float]:
-    """What the engine and the trainer disagree by on the same weights and layers: |log pi - log mu| of the tokens of a
-    rollout of the *full* subset, before the first update. No divergence below this floor means anything.
+def weight_diagnostics(weight: Tensor, logp: Tensor, rollout: Rollout) -> dict[str, float]:
+    """What a correction did to the tokens of the completions that the update used.
 
-    Returns ``noise_mean`` and ``noise_max`` in nats per token; empty for an empty rollout, and for a mixed one (there
-    ``behavior_logp`` is not what the completions of the target were sampled with).
+    Args:
+        weight: [B, T] what the correction gave.
+        logp: [B, T] log pi of every token, as the correction saw it.
+        rollout: those B completions; the target's own (``by_target``) are left out.
+
+    Returns:
+        ``weight_mean``, ``weight_zero`` (fraction of tokens with the weight 0), ``weight_shrunk`` (fraction with a
+        weight below the token's raw ratio by more than 1e-6 of it) and ``weight_q01``, ``_q50``, ``_q99`` over tokens;
+        0 where there is no token.
     """
-    gap = (logp.detach().double() - rollout.behavior_logp.double()).abs()[rollout.mask]
+    mask = rollout.mask if rollout.by_target is None else rollout.mask & ~rollout.by_target[:, None]
+    w = weight.detach()[mask].double()
+    raw = (logp.detach().double() - rollout.behavior_logp.double())[mask].clamp(max=80.0).exp()
+    levels = np.quantile(w.cpu().numpy(), list(QUANTILES.values())) if len(w) else [0.0] * len(QUANTILES)
+    return {
+        "weight_mean": float(w.mean()) if len(w) else 0.0,
+        "weight_zero": float((w == 0).double().mean()) if len(w) else 0.0,
+        "weight_shrunk": float((w < raw * (1 - 1e-6)).double().mean()) if len(w) else 0.0,
+        **{f"weight_{name}": float(level) for name, level in zip(QUANTILES, levels, strict=True)},
+    }
+
+
+def noise_floor(logp: Tensor, rollout: Rollout) -> dict[str, float]:
+    """What the engine and the trainer disagree by on the same model: a rollout's tokens scored again by what wrote
+    them, before the first update. No divergence below this floor means anything.
+
+    Returns ``noise_mean`` and ``noise_max`` of |log pi - log mu| and ``noise_kl``, estimated as ``kl_k3``, in nats per
+    token; empty for an empty rollout, and for a mixed one (there ``behavior_logp`` is not what the completions of the
+    target were sampled with).
+    """
+    gap = (logp.detach().double() - rollout.behavior_logp.double())[rollout.mask]
     if rollout.by_target is not None or not len(gap):
         return {}
-    return {"noise_mean": float(gap.mean()), "noise_max": float(gap.max())}
+    kl = (gap.clamp(max=MAX_EXPONENT).exp() - 1 - gap).mean()
+    return {"noise_mean": float(gap.abs().mean()), "noise_max": float(gap.abs().max()), "noise_kl": float(kl)}
 
 
 def collapse(found: Mapping[str, float]) -> str | None:
@@ -137,13 +198,13 @@ def collapse(found: Mapping[str, float]) -> str | None:
     d, fraction = found.get("D"), found.get("ess_sequence")
     if d is None or fraction is None:
         return None
-    n = int(found["sequences"])
+    n = found["sequences"]
     if fraction >= COLLAPSED_ESS and d <= COLLAPSED_D and (n < FEWEST or fraction * n >= 2):
         return None
     return (
-        f"the nested policy is too far from the target: D = {d:.2g} nats per completion that carried a gradient "
-        f"({found['mean_length']:.0f} tokens x {found['kl_k1']:.2g} KL per token), so about "
-        f"{max(1, round(fraction * n))} of {n} completions carry a fully corrected update. "
+        f"the nested policy is too far from the target: D = {d:.2g} nats per completion ({found['mean_length']:.0f} "
+        f"tokens x {found['kl_k1']:.2g} KL per token), and a fully corrected update has an effective sample size of "
+        f"{fraction:.1%} of the completions. "
         "Skip fewer layers, or cheaper ones (a skip sampler that learns from the divergence), or shorten the "
         "completions until D is below 0.3; else use a bounded correction (truncated-is, retrace) and accept its bias, "
         "or let the target write some completions of each group (defensive)"

@@ -69,6 +69,10 @@ class Nesting:
         self.layers = layers_of(self._patched)
         return with_int8(self._patched, self.int8)
 
+    def is_off_policy(self, policy: Policy) -> bool:
+        """Whether the last draw computes anything else than the target."""
+        return self.int8 or policy.layers_skipped(self.layers) > 0
+
     def trainable(self, policy: Policy) -> Nested | None:
         """The last draw in full precision, of which gradients can be taken; None where it skips nothing."""
         return self._patched if policy.layers_skipped(self.layers) else None

@@ -5,7 +5,8 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     problems ~ problem_sampler                      the same for every agent with the same seed
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
     mu       = policy.behavior(nested)              the same weights, fewer layers
-    rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts
+    rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
+    ref      = anchor(rollout)                      log-probabilities under a reference, if there is one
     A        = advantage(rollout)                   relative to the group
     for each minibatch:
         weight = correction(log pi, log mu, A)      detached
@@ -22,6 +23,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +37,11 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
 
 import agents.checkpoint as checkpoint
+from agents.anchors import Anchoring
 from agents.arguments import (
+    check_adam,
     check_counts,
+    check_ema,
     check_lora_rank,
     check_parameters,
     check_rollout_dtype,
@@ -45,15 +51,18 @@ from agents.arguments import (
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import noise_floor
+from agents.diagnostics import SHARE, noise_floor
 from agents.distributed import join, local_device
 from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
+from agents.refill import batch_of, refill, refill_metrics
 from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
+from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale
+from agents.weight_copy import WeightCopy
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
@@ -61,9 +70,11 @@ from registry import (
     advantages,
     agents,
     aggregations,
+    anchors,
     corrections,
     patches,
     problem_samplers,
+    schedules,
     skip_samplers,
 )
 
@@ -84,6 +95,7 @@ class ReFT(BaseAlgorithm):
             ``SB3VecEnv``. A single environment is widened to ``slots`` slots of the same task.
         learning_rate: of AdamW; a number or an SB3 schedule of the progress remaining. The default suits the built-in
             model; pretrained models want 1e-6 to 2e-5.
+        schedule: its warm-up and decay, an id of ``registry.schedules``.
         sampler: which layers write a batch, an id of ``registry.skip_samplers``.
         patch: how the layers kept make up for those skipped, an id of ``registry.patches``; the first rollout, before
             anything can be fitted, then skips nothing.
@@ -91,8 +103,13 @@ class ReFT(BaseAlgorithm):
         advantage: an id of ``registry.advantages``.
         aggregation: an id of ``registry.aggregations``.
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
+        anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
+        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all of the
+            same worth: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
+            finished (DAPO's dynamic sampling, arXiv 2503.14476, sec. 3.2). They count as timesteps and in every metric.
+            0, the default, is off.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
         epochs: passes over one rollout.
         target_written: n_0, how many of a group's G completions the full model writes (defensive groups); by default 1
@@ -100,7 +117,18 @@ class ReFT(BaseAlgorithm):
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         consistency: weight of an auxiliary loss that keeps the nested policy near the target; see
             ``agents.consistency``. 0, the default, is off.
+        entropy_bonus: the loss is lowered by this times the exact entropy of every token's distribution, in nats, with
+            the coefficients that the aggregation gives to tokens (A3C, arXiv 1602.01783, sec. 4). 0, the default, is
+            off. With or without it the metric ``entropy`` is -mean log mu over the rollout's tokens: an unbiased
+            estimate for the policy that wrote them, which is the target where no layer was skipped.
+        mask_truncated: leave completions that the token budget cut off out of the loss, its normaliser included (DAPO's
+            overlong filtering, arXiv 2503.14476, sec. 3.4); advantages are still relative to them.
         weight_decay: of AdamW.
+        adam_betas: of AdamW, the decays of its two moments.
+        adam_eps: of AdamW.
+        ema_decay: of an exponential moving average of the trained weights, taken after every optimizer step: a run then
+            measures accuracy with the average (``averaged``), while rollouts and updates go on with the weights. 0, the
+            default, keeps none; 0.99 averages over about 100 steps.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
@@ -113,9 +141,9 @@ class ReFT(BaseAlgorithm):
             about a third more time for an update, the same numbers. Off by default.
         rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.model.int8``): faster, and off-policy by a
             little, as a nested rollout is; what the full model writes for defensive groups stays in ``dtype``. KL and D
-            are of what the byte model drew; the metrics ``noise_mean`` and ``noise_max`` are of the full model in
-            ``dtype``. Scored again, the byte model disagrees with its own draws (SmolLM2-135M: .0045 nats a token, most
-            of its divergence), which enters where it is scored: in ``defensive``.
+            are of what the byte model drew. Scored again, the byte model disagrees with its own draws (metric
+            ``behavior_noise_kl``; SmolLM2-135M: .0045 nats a token, most of its divergence), which enters where it is
+            scored: in ``defensive``. ``noise_kl`` is of the full model in ``dtype``.
         tensorboard_log: folder of stable-baselines3's TensorBoard logs; none by default.
         verbose: stable-baselines3's: 1 prints the metrics of each logged iteration.
         device: where the policy computes, ``cpu`` or ``cuda``.
@@ -141,14 +169,22 @@ class ReFT(BaseAlgorithm):
         advantage: Component = "grpo",
         aggregation: Component = "token-mean",
         problem_sampler: Component = "uniform",
+        schedule: Component = "constant",
+        anchor: Component = "none",
         group_size: int = 8,
         problems_per_batch: int = 32,
+        refill_tokens: int = 0,
         minibatches: int = 1,
         epochs: int = 1,
         target_written: int | None = None,
         temperature: float = 1.0,
         consistency: float = 0.0,
+        entropy_bonus: float = 0.0,
+        mask_truncated: bool = False,
         weight_decay: float = 0.0,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
+        ema_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
         slots: int | None = None,
@@ -169,20 +205,29 @@ class ReFT(BaseAlgorithm):
         self.advantage = advantages.build(advantage)
         self.aggregation = aggregations.build(aggregation)
         self.problem_sampler = problem_samplers.build(problem_sampler)
+        self.schedule = schedules.build(schedule)
+        self.anchor = anchors.build(anchor)
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
-        check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
+        check_counts(
+            group_size, problems_per_batch, refill_tokens, minibatches, epochs, self.target_written, temperature
+        )
         warn_stale(self.correction, minibatches * epochs)
         check_lora_rank(lora_rank)
+        self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
         self.group_size = group_size
         self.problems_per_batch = problems_per_batch
+        self.refill_tokens = refill_tokens
         self.minibatches = minibatches
         self.epochs = epochs
         self.temperature = temperature
         self.consistency = Consistency(consistency)
+        self.entropy_bonus = entropy_bonus
+        self.mask_truncated = mask_truncated
         self.weight_decay = weight_decay
+        self.ema_decay = check_ema(ema_decay)
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
         self.iteration = 0
@@ -229,12 +274,18 @@ class ReFT(BaseAlgorithm):
             trained,
             lr=self.lr_schedule(1.0),
             weight_decay=self.weight_decay,
+            betas=self.adam_betas,
+            eps=self.adam_eps,
             fused=True,
         )
         self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self._logger = Logger(None, [])
+        self.anchoring = Anchoring(self.anchor, self.target)
+        self.average = WeightCopy(self.target) if self.ema_decay else None
+        if self.average is not None:
+            self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
         self.update = Update(
@@ -247,6 +298,9 @@ class ReFT(BaseAlgorithm):
             max_grad_norm=self.max_grad_norm,
             microbatch_tokens=self.microbatch_tokens,
             consistency=self.consistency,
+            anchoring=self.anchoring,
+            entropy_bonus=self.entropy_bonus,
+            mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
@@ -286,9 +340,8 @@ class ReFT(BaseAlgorithm):
         total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         hooks.on_training_start(locals(), globals())
         while self.num_timesteps < total:
-            self._update_current_progress_remaining(self.num_timesteps, total)
             try:
-                self.iterate(hooks)
+                self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
             except Interrupted:
                 break
             if log_interval and self.iteration % log_interval == 0:
@@ -311,8 +364,16 @@ class ReFT(BaseAlgorithm):
         """The layers that wrote the last rollout."""
         return self.nesting.layers
 
-    def iterate(self, hooks: BaseCallback | None = None) -> dict[str, float]:
-        """One iteration of the loop at the top of this file; returns its metrics."""
+    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
+        """One iteration of the loop at the top of this file; returns its metrics.
+
+        Args:
+            hooks: stable-baselines3's callbacks.
+            spent: what share of the run some iterations and tokens are, where the learning rate goes by that.
+        """
+        spent = run_length(self.schedule, self.learning_rate, spent)
+        begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
+        self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
         rng, laps = np.random.default_rng([self.seed or 0, self.iteration]), Laps()
         if not self.nesting.sampler.ready:
             with laps("prepare"):
@@ -321,45 +382,85 @@ class ReFT(BaseAlgorithm):
             problems = self._draw_problems(rng)
             seed = int(rng.integers(2**31))
             nested = self.nesting.draw(self.target, rng, self.iteration)
-            rollout = self.rollout(problems, nested, seed, hooks)
-            judging = self.envs.unwrapped.reward_seconds
-        noise = self._noise(problems) if self.iteration % NOISE_EVERY == 0 else {}
+            rollout, problems, judging = self._write(problems, nested, seed, hooks)
+        noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            advantage = self.advantage(rollout.reward, rollout.group)
-            update_learning_rate(self.optimizer, self.lr_schedule(self._current_progress_remaining))
+            batch = batch_of(rollout, self.group_size, self.problems_per_batch)
+            measured = self.anchoring.measure(batch, self.update.score, self.iteration)
+            advantage = self.advantage(self.anchoring.reward(measured), measured.group)
+            ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
+            update_learning_rate(self.optimizer, self._rate(begun, ended))
             try:
-                diagnostics = self.update(rollout, advantage, rng, self.nesting.trainable(self.target))
+                share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
+                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
         self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
+        self.anchoring.renew(self.iteration)
         self.metrics = {
             **diagnostics,
             **noise,
             **rollout_metrics(rollout, self.group_size),
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
+            **(refill_metrics(rollout, self.group_size, self.problems_per_batch) if self.refill_tokens else {}),
+            "entropy": rollout.entropy,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.ranks.leader:
             self.watch(self.metrics | diagnostics)
         return self.metrics
 
-    def _draw_problems(self, rng: np.random.Generator) -> list[int]:
+    def _rate(self, begun: float, ended: float) -> float:
+        """The learning rate of an iteration that begins and ends where these shares of the run are spent."""
+        return self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+
+    def _draw_problems(self, rng: np.random.Generator, count: int | None = None) -> list[int]:
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""
         size = self.envs.unwrapped.task.problems.size
-        return self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
+        return self.problem_sampler.sample(count or self.problems_per_batch, size, rng).tolist()
 
-    def rollout(self, problems: Sequence[int], nested: Nested, seed: int, hooks: BaseCallback | None = None) -> Rollout:
-        """Groups of completions of ``problems`` by ``nested``, and of defensive groups some by the target."""
+    def _write(
+        self, problems: list[int], nested: Nested, seed: int, hooks: BaseCallback | None
+    ) -> tuple[Rollout, list[int], float]:
+        """The completions of an iteration, those of further problems in place of silent groups among them; all of its
+        problems, and the seconds that verdicts took."""
+        rollout = self.rollout(problems, nested, seed, hooks)
+        judging = self.envs.unwrapped.reward_seconds
+
+        def write(count: int) -> Rollout:
+            nonlocal problems, judging
+            further = self._draw_problems(
+                np.random.default_rng([self.seed or 0, self.iteration, 2, len(problems)]), count
+            )
+            written = self.rollout(further, nested, seed, hooks, first_group=len(problems))
+            problems = [*problems, *further]
+            judging += self.envs.unwrapped.reward_seconds
+            return written
+
+        return refill(rollout, self.group_size, self.refill_tokens, write), problems, judging
+
+    def rollout(
+        self,
+        problems: Sequence[int],
+        nested: Nested,
+        seed: int,
+        hooks: BaseCallback | None = None,
+        first_group: int = 0,
+    ) -> Rollout:
+        """Groups of completions of ``problems`` by ``nested``, numbered from ``first_group``; of defensive groups the
+        target writes some."""
         mu: Acts = self.behavior(nested, seed)
         if self.target_written:
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
 
-        def write(problems: Sequence[int], first_group: int) -> Rollout:
+        def write(problems: Sequence[int], first: int) -> Rollout:
             on_step = count_steps(self, hooks)
-            written = collect(mu, self.envs, problems, self.group_size, on_step, first_group, defer=hooks is None)
+            written = collect(
+                mu, self.envs, problems, self.group_size, on_step, first_group + first, defer=hooks is None
+            )
             return mu.score(written, self.target, nested) if isinstance(mu, GroupMixture) else written
 
         if hooks is not None:
@@ -380,22 +481,39 @@ class ReFT(BaseAlgorithm):
         return rollout
 
     @torch.no_grad()
-    def _noise(self, problems: Sequence[int]) -> dict[str, float]:
-        """What engine and trainer disagree by on the target's own tokens: no divergence below it means anything."""
+    def _noise(self, problems: Sequence[int], written: Rollout, nested: Nested) -> dict[str, float]:
+        """What engine and trainer disagree by, scoring again what a behaviour wrote: the target's own tokens, and with
+        ``behavior_`` before the names those that ``nested`` has ``written``, if that is another."""
         mu = self.behavior(self.all_layers, self.iteration)
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
             return collect(mu, self.envs, problems, 1, first_group=first_group)
 
-        rollout = self.ranks.rollout(write, problems[:NOISE_PROBLEMS])
-        logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
-        return noise_floor(logp.to(rollout.tokens.device), rollout)
+        def floor(rollout: Rollout, layers: Nested) -> dict[str, float]:
+            logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=layers)
+            return noise_floor(logp.to(rollout.tokens.device), rollout)
+
+        measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
+        if self.nesting.is_off_policy(self.target):
+            first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
+            own = replace(written.select(first_nested), by_target=None)
+            measured |= {f"behavior_{name}": value for name, value in floor(own, nested).items()}
+        return measured
 
     def behavior(self, layers: Nested, seed: int) -> Behavior:
         """What writes completions through ``layers``, one KV slot an env slot."""
         assert self.env is not None
         length = self.envs.unwrapped.task.max_length
         return self.target.behavior(layers, self.env.num_envs, length, seed=seed)
+
+    def _follow(self, *_: object) -> None:
+        """Of the average, after an optimizer step."""
+        assert self.average is not None
+        self.average.average(self.ema_decay)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the target has its averaged weights (``ema_decay``), and its own if there is no average."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def dump_logs(self) -> None:
         """Write the last iteration's metrics, and means of the last episodes as SB3's algorithms do."""

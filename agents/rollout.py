@@ -34,6 +34,7 @@ class Rollout:
         group: [B] int64, which completions answer the same dealt problem (equal numbers, any values).
         old_logp: [B, T] float32, log pi_old of each token: the target at rollout time, for trust regions. None until
             the agent has computed it; with one update per rollout it equals the current log pi.
+        reference_logp: [B, T] float32, log ref of each token, where an anchor has measured it.
         by_target: [B] bool, true where the *full* model wrote the completion (defensive groups); None means nowhere.
         episodes: B terminal infos of the environment (problem_index, status, finish_reason, ...); may be empty.
     """
@@ -45,11 +46,26 @@ class Rollout:
     reward: Tensor
     group: Tensor
     old_logp: Tensor | None = None
+    reference_logp: Tensor | None = None
     by_target: Tensor | None = None
     episodes: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def truncated(self) -> Tensor:
+        """[B] bool, true where the token budget cut the completion off."""
+        if not self.episodes:
+            raise ValueError("a rollout without episodes does not say why its completions ended")
+        return torch.tensor([info["finish_reason"] == "length" for info in self.episodes], dtype=torch.bool)
+
+    @property
+    def entropy(self) -> float:
+        """-mean log mu over the tokens that mu wrote, in nats: an unbiased estimate of the mean entropy of mu's
+        next-token distributions."""
+        own = self.mask if self.by_target is None else self.mask & ~self.by_target[:, None]
+        return float(-self.behavior_logp[own].double().mean()) if own.any() else 0.0
 
     def select(self, index: Tensor) -> Rollout:
         """The sequences at ``index`` ([N] int64), trimmed to their longest completion."""

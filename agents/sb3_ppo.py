@@ -40,6 +40,7 @@ from agents.memory import check_memory
 from agents.metrics import episode_metrics
 from agents.rollout import Interrupted
 from agents.sb3_policy import target_of
+from agents.schedules import Spent
 from agents.update import NotFinite, refuse_broken_step
 from agents.watch import Watch, check_learning_rate
 from envs.sb3 import SB3VecEnv
@@ -224,8 +225,10 @@ class SB3PPO(PPO):
         check_parameters(load_path_or_dict, type(self))
         super().set_parameters(load_path_or_dict, exact_match, device)
 
-    def iterate(self, hooks: BaseCallback | None = None) -> dict[str, float]:
-        """One rollout and its updates, as ``learn`` does; returns the metrics."""
+    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
+        """One rollout and its updates, as ``learn`` does; returns the metrics. ``spent`` as of ``agents.reft.ReFT``."""
+        if spent is not None:
+            self._current_progress_remaining = 1.0 - spent(self.iteration, self.num_timesteps)
         hooks = hooks or self._init_callback(None)
         assert self.env is not None
         if not self.collect_rollouts(self.env, hooks, self.rollout_buffer, self.n_steps):

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.anchors import Anchoring
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
-from agents.diagnostics import diagnostics
+from agents.diagnostics import design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.rollout import Rollout
 from policies import Nested, Policy
@@ -53,9 +54,10 @@ def microbatch_budget(wanted: int | None, device: str) -> int:
 class Update:
     """Policy-gradient steps on a rollout.
 
-    Zero-advantage sequences are dropped before the forward: their gradient is exactly zero, since the coefficients of
-    the aggregation come from the whole minibatch first. Corrections whose scope is a group or the batch see the whole
-    minibatch in one call, so that micro-batches, which only bound memory, cannot change them.
+    Zero-advantage sequences are dropped before the forward, unless an anchor in the loss or an entropy bonus pulls at
+    every token: their gradient is exactly zero, since the coefficients of the aggregation come from the whole minibatch
+    first. Corrections whose scope is a group or the batch see the whole minibatch in one call, so that micro-batches,
+    which only bound memory, cannot change them.
 
     Attributes:
         minibatches: optimizer steps per epoch, each on whole groups.
@@ -63,6 +65,10 @@ class Update:
         max_grad_norm: clip.
         microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
         consistency: the auxiliary loss that keeps the nested policy near the target.
+        anchoring: what keeps the target near a reference; in the loss it pulls at every completion.
+        entropy_bonus: weight of the exact entropy of every token's distribution, which the loss is lowered by.
+        mask_truncated: completions that the token budget cut off have no part in the loss nor in its normaliser (DAPO's
+            overlong filtering, arXiv 2503.14476, sec. 3.4).
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
     """
 
@@ -75,17 +81,28 @@ class Update:
     max_grad_norm: float = 1.0
     microbatch_tokens: int = 16_384
     consistency: Consistency = field(default_factory=Consistency)
+    anchoring: Anchoring | None = None
+    entropy_bonus: float = 0.0
+    mask_truncated: bool = False
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if not self.max_grad_norm > 0:
             raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0: no step would move a weight")
+        if not 0 <= self.entropy_bonus < float("inf"):
+            raise UsageError(f"entropy_bonus={self.entropy_bonus} must be a finite number of at least 0")
 
     def __call__(
-        self, rollout: Rollout, advantage: Tensor, rng: np.random.Generator, nested: Nested | None = None
+        self,
+        rollout: Rollout,
+        advantage: Tensor,
+        rng: np.random.Generator,
+        nested: Nested | None = None,
+        share: float = 0.0,
     ) -> dict[str, float]:
-        """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm and the diagnostics of the first
-        epoch: raw ratios of the sequences that carried a gradient.
+        """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm, the weights of the first epoch, and
+        the diagnostics at pi_old: of all completions if ``share`` is above 0 or all are scored anyway, else of those
+        with an advantage.
 
         Raises:
             NotFinite: before a step whose log-probabilities, advantages or gradient are not finite.
@@ -95,15 +112,21 @@ class Update:
             advantage: [B].
             rng: orders the groups.
             nested: what wrote the rollout, for the consistency loss; None where the full model did.
+            share: of the completions without an advantage that are scored for the diagnostics alone.
         """
         wide = traits(self.correction).scope in WIDE_SCOPES
         if not torch.isfinite(advantage).all():
             raise NotFinite("an advantage is not a finite number: look at the rewards, and at what adds to them")
         if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
             raise NotFinite("the rollout holds a log-probability that is not a finite number")
-        if wide or self.epochs * self.minibatches > 1:
-            wanted = torch.arange(len(rollout)) if wide else advantage.nonzero()[:, 0]
-            rollout = replace(rollout, old_logp=self._score(rollout, wanted))
+        advantage = torch.where(self._counted(rollout), advantage, 0.0)
+        used_index = advantage.nonzero()[:, 0]
+        all_scored = wide or rollout.old_logp is not None
+        design = design_weights(advantage, rollout, 1.0 if all_scored else share, rng.spawn(1)[0])
+        one_step = self.epochs * self.minibatches == 1
+        old_logp = self._old_logp(rollout, advantage, design, wide)
+        if wide or not one_step:
+            rollout = replace(rollout, old_logp=old_logp)
         groups = torch.unique(rollout.group)
         norms: list[float] = []
         logp, weight = torch.zeros_like(rollout.behavior_logp), torch.zeros_like(rollout.behavior_logp)
@@ -118,14 +141,17 @@ class Update:
                 if epoch == 0:
                     width = batch.mask.shape[1]
                     logp[index, :width], weight[index, :width] = used
-        used_index = advantage.nonzero()[:, 0]
+        logp, weight = self.ranks.sum(logp), self.ranks.sum(weight)
+        if rollout.old_logp is None:
+            old_logp[used_index] = logp[used_index]
         metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
         metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
+        metrics |= self._anchor_metrics(rollout, logp)
+        metrics |= diagnostics(old_logp, rollout, design)
         if len(used_index):
-            chosen_rollout = rollout.select(used_index)
-            width = chosen_rollout.mask.shape[1]
-            logp, weight = (self.ranks.sum(each)[used_index, :width] for each in (logp, weight))
-            metrics |= diagnostics(logp, chosen_rollout, weight)
+            used_part = rollout.select(used_index)
+            width = used_part.mask.shape[1]
+            metrics |= weight_diagnostics(weight[used_index, :width], logp[used_index, :width], used_part)
         return metrics
 
     def _step(
@@ -133,19 +159,25 @@ class Update:
     ) -> tuple[float, tuple[Tensor, Tensor]]:
         """One optimizer step on whole groups: the gradient norm, and the [B, T] log pi and weights that this process's
         part of the gradient was made of."""
-        coef = self.aggregation(batch.mask)
+        coef = self.aggregation(batch.mask & self._counted(batch)[:, None])
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
-        wanted = advantage.nonzero()[:, 0]
+        wanted = self._learnt(batch, advantage).nonzero()[:, 0]
         self.optimizer.zero_grad(set_to_none=True)
         for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
-            logp = self._logprobs(micro)
+            logp, entropy = self._logprobs_and_entropies(micro) if self.entropy_bonus else (self._logprobs(micro), None)
             now = logp.detach()
             if micro.old_logp is None:
                 micro = replace(micro, old_logp=now)
             width = logp.shape[1]
             weight = weigh(self.correction, now, micro, a) if weights is None else weights[index][:, :width]
-            (-(coef[index][:, :width] * weight * a[:, None]).detach() * logp).sum().backward()
+            slope = -(coef[index][:, :width] * weight * a[:, None])
+            if self.anchoring is not None and self.anchoring.in_loss:
+                slope = slope + coef[index][:, :width] * self.anchoring.anchor.slope(now, micro).float()
+            loss = (slope.detach() * logp).sum()
+            if entropy is not None:
+                loss = loss - self.entropy_bonus * (coef[index][:, :width] * entropy).sum()
+            loss.backward()
             self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
         if not len(wanted):
@@ -155,6 +187,26 @@ class Update:
         self.optimizer.step()
         self.policy.refresh()
         return norm, used
+
+    def _learnt(self, batch: Rollout, advantage: Tensor) -> Tensor:
+        """[B] bool, the sequences that have a gradient."""
+        everywhere = bool(self.entropy_bonus) or (self.anchoring is not None and self.anchoring.in_loss)
+        return self._counted(batch) if everywhere else advantage != 0
+
+    def _anchor_metrics(self, rollout: Rollout, logp: Tensor) -> dict[str, float]:
+        """Of the first epoch's log pi [B, T]."""
+        if self.anchoring is None or rollout.reference_logp is None:
+            return {}
+        if self.anchoring.in_reward:
+            assert rollout.old_logp is not None
+            logp = rollout.old_logp
+        index = self._counted(rollout).nonzero()[:, 0]
+        counted = rollout.select(index)
+        return self.anchoring.metrics(logp[index, : counted.mask.shape[1]], counted)
+
+    def _counted(self, batch: Rollout) -> Tensor:
+        """[B] bool, the completions that the loss is of."""
+        return ~batch.truncated if self.mask_truncated else torch.ones(len(batch), dtype=torch.bool)
 
     def _clip(self, largest_weight: float) -> float:
         """Clip the gradient; returns its norm before."""
@@ -175,6 +227,22 @@ class Update:
         logp = self._score(batch, torch.arange(len(batch))) if moved or batch.old_logp is None else batch.old_logp
         return weigh(self.correction, logp, batch, advantage)
 
+    def _old_logp(self, rollout: Rollout, advantage: Tensor, design: Tensor, wide: bool) -> Tensor:
+        """[B, T] log pi_old of the sequences that the diagnostics or a later step will ask for; 0 elsewhere."""
+        if rollout.old_logp is not None:
+            return rollout.old_logp
+        if wide:
+            return self.score(rollout)
+        silent = (design > 0) & (advantage == 0)
+        logp = self._score(rollout, silent.nonzero()[:, 0])
+        if self.epochs * self.minibatches > 1:  # apart from the silent ones, which would change their micro-batches
+            logp += self._score(rollout, (self._learnt(rollout, advantage) & ~silent).nonzero()[:, 0])
+        return logp
+
+    def score(self, rollout: Rollout) -> Tensor:
+        """[B, T] log pi of the whole rollout under the present weights."""
+        return self._score(rollout, torch.arange(len(rollout)))
+
     @torch.no_grad()
     def _score(self, batch: Rollout, wanted: Tensor) -> Tensor:
         """[B, T] log pi of the sequences ``wanted``, 0 elsewhere."""
@@ -185,10 +253,17 @@ class Update:
         return self.ranks.sum(logp)
 
     def _logprobs(self, batch: Rollout) -> Tensor:
-        logp = self.policy.logprobs(batch.prompts, batch.tokens, batch.mask)
+        return self._on_host(self.policy.logprobs(batch.prompts, batch.tokens, batch.mask), batch)
+
+    def _logprobs_and_entropies(self, batch: Rollout) -> tuple[Tensor, Tensor]:
+        logp, entropy = self.policy.logprobs_and_entropies(batch.prompts, batch.tokens, batch.mask)
+        return self._on_host(logp, batch), entropy.to(batch.tokens.device)
+
+    def _on_host(self, logp: Tensor, batch: Rollout) -> Tensor:
+        """Rollouts stay on the host: corrections are small beside the forward."""
         if not torch.isfinite(logp.detach()).all():
             raise NotFinite("the target gives a completion's token a log-probability that is not a finite number")
-        return logp.to(batch.tokens.device)  # rollouts stay on the host: corrections are small beside the forward
+        return logp.to(batch.tokens.device)
 
     def _microbatches(self, batch: Rollout, index: Tensor) -> list[Tensor]:
         """This process's part of ``index`` in runs of at most ``microbatch_tokens``, in order: whole groups, which

@@ -78,23 +78,44 @@ def _parser() -> argparse.ArgumentParser:
 
 def compare(given: argparse.Namespace) -> int:
     """Run what the arguments ask for and write the report."""
-    from benchmarks.comparison.grid import arms
+    from benchmarks.comparison.grid import arms, start_arms
     from benchmarks.comparison.rehearse import rehearse
 
     grid = grid_of(given)
-    compared = arms(grid)
+    arms(grid)  # what is wrong with the arms is told before their start is trained
     jobs, threads = resources(given, grid)
+    compared = arms(grid, start_models(grid, jobs, threads, given))
     for text in () if given.quiet else sorted({text for arm in compared for text in arm.missed}):
         without = ", ".join(arm.label for arm in compared if text in arm.missed)
         print(f"note: {text} does not apply to {without}", file=sys.stderr)
     if given.dry_run:
         from benchmarks.comparison.plan import print_plan
 
-        print_plan(compared, given.runs, jobs, threads)
+        print_plan([*start_arms(grid).values(), *compared], given.runs, jobs, threads)
         return 0
     rehearse(compared, here=given.launcher == "local")
     runs = launch(compared, jobs, threads, given)
     return _report(grid, compared, runs, given)
+
+
+def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace) -> dict[tuple[str, str], str]:
+    """The folder of the model that the arms of each (policy, environment) start from; what is not there is trained,
+    but for a dry run.
+
+    Raises:
+        UsageError: such a run failed.
+    """
+    from benchmarks.comparison.grid import start_arms
+    from benchmarks.comparison.rehearse import rehearse
+
+    starts = start_arms(grid)
+    if starts and not given.dry_run:
+        rehearse(list(starts.values()), here=given.launcher == "local")
+        for run in launch(list(starts.values()), jobs, threads, given):
+            if run.phase == "failed":
+                raise UsageError(f"what all arms start from failed: {run.error}; see {run.folder}")
+    folders = {place: given.runs / arm.specs[0].hash / "model" for place, arm in starts.items()}
+    return {place: str(folder) for place, folder in folders.items() if folder.is_dir()}
 
 
 def grid_of(given: argparse.Namespace) -> Grid:

@@ -27,7 +27,8 @@ from registry import UsageError, reward_parts
 
 
 class RewardPart(Protocol):
-    """A named part of the reward, a function of an episode's terminal info."""
+    """A named part of the reward, a function of an episode's terminal info. One with a ``check(max_new_tokens)`` is
+    asked whether it can act in an environment of that budget."""
 
     @property
     def name(self) -> str: ...
@@ -77,15 +78,58 @@ class LengthPenalty:
         return -self.weight * max(0, int(info["response_len"]) - self.free_tokens)
 
 
-def _check_weight(part: FormatReward | LengthPenalty) -> None:
+@reward_parts.register("overlong")
+@dataclass(frozen=True)
+class OverlongPunishment:
+    """Takes nothing up to ``free_tokens``, ``weight`` from ``max_tokens`` on and a share of it in between: DAPO's soft
+    overlong punishment (arXiv 2503.14476, eq. 13, whose L_cache is max_tokens - free_tokens).
+
+    Attributes:
+        weight: the most it takes.
+        free_tokens: completions up to this length cost nothing.
+        max_tokens: from this length on a completion costs all; the published value, as that of ``free_tokens``, is for
+            budgets of 20,480 tokens.
+        name: of the part, in infos.
+    """
+
+    weight: float = 1.0
+    free_tokens: int = 16_384
+    max_tokens: int = 20_480
+    name: str = "overlong_punishment"
+
+    def __post_init__(self) -> None:
+        _check_weight(self)
+        if not 0 <= self.free_tokens < self.max_tokens:
+            raise UsageError(
+                f"{self.name}: free_tokens={self.free_tokens} must be at least 0 and below max_tokens={self.max_tokens}"
+            )
+
+    def check(self, max_new_tokens: int) -> None:
+        """Raise UsageError where no completion of a budget of ``max_new_tokens`` can be too long."""
+        if self.free_tokens >= max_new_tokens:
+            raise UsageError(
+                f"{self.name}: free_tokens={self.free_tokens} is not below max_new_tokens={max_new_tokens}, so that "
+                f"nothing is ever taken: set max_tokens={max_new_tokens} and free_tokens to, say, "
+                f"{max_new_tokens * 4 // 5}"
+            )
+
+    def __call__(self, info: Mapping[str, Any]) -> float:
+        over = (int(info["response_len"]) - self.free_tokens) / (self.max_tokens - self.free_tokens)
+        return -self.weight * min(1.0, max(0.0, over))
+
+
+def _check_weight(part: FormatReward | LengthPenalty | OverlongPunishment) -> None:
     if not isinstance(part.weight, int | float) or not math.isfinite(part.weight):
         raise UsageError(f"{part.name}: weight={part.weight!r} must be a finite number")
 
 
-def make_parts(given: Iterable[Any]) -> tuple[RewardPart, ...]:
+def make_parts(given: Iterable[Any], max_new_tokens: int | None = None) -> tuple[RewardPart, ...]:
     """Reward parts from ids, from ``{"id": ..., field: value}`` or as they are; raises ``UsageError`` for an unknown
-    name and for two parts of one name."""
+    name, for two parts of one name and for one that cannot act within ``max_new_tokens``, where that is known."""
     parts = tuple(reward_parts.build(one) for one in given)
+    for part in parts:
+        if max_new_tokens is not None and hasattr(part, "check"):
+            part.check(max_new_tokens)
     names = [part.name for part in parts]
     if len(set(names)) != len(names):
         raise UsageError(f"two reward parts have one name ({', '.join(names)}); give one of them another 'name'")
@@ -117,12 +161,18 @@ def shape(parts: Sequence[RewardPart], reward: float, info: Mapping[str, Any]) -
     return reward + sum(shares.values()), {"verdict_reward": reward, **info, **shares}
 
 
+def _budget(env: Any) -> int | None:
+    """The token budget of an environment that has a task."""
+    task = getattr(env.unwrapped, "task", None)
+    return None if task is None else task.spec.max_new_tokens
+
+
 class ShapedReward(gym.Wrapper):
     """Adds reward parts to a single environment."""
 
     def __init__(self, env: gym.Env, parts: Sequence[Any]) -> None:
         super().__init__(env)
-        self.parts = make_parts(parts)
+        self.parts = make_parts(parts, _budget(env))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The environment's step, with the parts added at the end of an episode."""
@@ -138,7 +188,7 @@ class ShapedRewardVector(VectorWrapper):
 
     def __init__(self, env: VectorEnv, parts: Sequence[Any]) -> None:
         super().__init__(env)
-        self.parts = make_parts(parts)
+        self.parts = make_parts(parts, _budget(env))
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """The environment's step, with the parts added where an episode ended."""

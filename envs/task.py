@@ -25,14 +25,14 @@ REWARDS = ("verified", "random")
 UNLIMITED = 2**31  # an unlimited source is indexed from 0 to here
 
 
-def _reward_parts(given: Any) -> tuple[RewardPart, ...]:
+def _reward_parts(given: Any, max_new_tokens: int) -> tuple[RewardPart, ...]:
     """The parts of a spec, which is JSON-able: an object of a class of its own belongs into a wrapper."""
     if not isinstance(given, list | tuple) or not all(isinstance(one, str | dict) for one in given):
         raise UsageError(
             f"reward_parts={given!r} must be a tuple of ids or of {{'id': ..., field: value}}, such as ('format',); "
             "wrap the environment in envs.shaping.ShapedReward for others"
         )
-    return make_parts(given)
+    return make_parts(given, max_new_tokens)
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
@@ -85,7 +85,7 @@ class Task:
         if spec.reward not in REWARDS:
             raise UsageError(f"reward={spec.reward!r}: {did_you_mean(spec.reward, REWARDS)}")
         self.spec = spec
-        self.reward_parts = _reward_parts(spec.reward_parts)
+        self.reward_parts = _reward_parts(spec.reward_parts, spec.max_new_tokens)
         self.template: Template = templates.make(spec.template)
         self.codec = Codec(self.template, spec.tokenizer, spec.vocab_size, spec.stop_token_ids)
         self.tokenizer = self.codec.tokenizer

@@ -293,6 +293,24 @@ class Policy:
         Returns:
             [B, T] float32, 0 where ``mask`` is false.
         """
+        return self._scores(prompts, tokens, mask, layers, temperature)
+
+    def logprobs_and_entropies(self, prompts: Sequence[Tensor], tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """``logprobs`` of all layers, and the entropy in nats of the distribution that each token was chosen from: both
+        [B, T] float32 with gradients to the weights, 0 where ``mask`` is false. Slower than ``logprobs`` alone."""
+        logp, entropy = self._scores(prompts, tokens, mask, entropy=True).unbind(-1)
+        return logp, entropy
+
+    def _scores(
+        self,
+        prompts: Sequence[Tensor],
+        tokens: Tensor,
+        mask: Tensor,
+        layers: Nested | None = None,
+        temperature: float | None = None,
+        entropy: bool = False,
+    ) -> Tensor:
+        """[B, T] log-probabilities, or [B, T, 2] with entropies."""
         if any(len(prompt) == 0 for prompt in prompts):
             raise UsageError("a prompt is empty: the first token of a completion needs at least one token before it")
         temperature = self.temperature if temperature is None else temperature
@@ -302,9 +320,10 @@ class Policy:
         if is_int8(nested) and torch.is_grad_enabled():
             raise UsageError("int8 log-probabilities have no gradient: ask for them under torch.no_grad()")
         tokens, mask = tokens.to(self.device), mask.to(self.device).bool()
+        shape = (*mask.shape, 2) if entropy else mask.shape
         if not mask.any():
-            return torch.zeros(mask.shape, device=self.device)
-        score = self._scorer(nested, max(map(len, prompts)) + tokens.shape[1], temperature)
+            return torch.zeros(shape, device=self.device)
+        score = self._scorer(nested, max(map(len, prompts)) + tokens.shape[1], temperature, entropy)
         parts, where = [], []
         for batch in micro_batches(prompts, mask, self.token_limit):
             index = torch.tensor(batch, device=self.device)
@@ -312,14 +331,15 @@ class Policy:
             if len(row):
                 where.append((index[row], column))
                 parts.append(score([prompts[i] for i in batch], tokens[index], mask[index]))
-        scores = torch.zeros(mask.shape, device=self.device)
+        scores = torch.zeros(shape, device=self.device)
         place = tuple(torch.cat(coordinates) for coordinates in zip(*where, strict=True))
         return scores.index_put(place, torch.cat(parts))
 
     def _scorer(
-        self, nested: Nested, longest: int, temperature: float
+        self, nested: Nested, longest: int, temperature: float, entropy: bool = False
     ) -> Callable[[list[Tensor], Tensor, Tensor], Tensor]:
-        """(prompts, tokens, mask) of a micro-batch -> [M] float32, its scored tokens in row-major order."""
+        """(prompts, tokens, mask) of a micro-batch -> [M] float32, its scored tokens in row-major order; [M, 2] with
+        entropies."""
         if not self.architecture.static_rope:
             self.check_length(longest)
         if not self.functional:
@@ -327,7 +347,8 @@ class Policy:
 
             def by_reference(prompts: list[Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
                 hidden = scored_states(self.model, prompts, tokens, mask, layers_of(nested), self.architecture.windows)
-                return head.logp(hidden, tokens[mask], temperature)
+                apply = head.logp_and_entropy if entropy else head.logp
+                return apply(hidden, tokens[mask], temperature)
 
             return by_reference
         model = self.rollout_model(nested, longest) if is_int8(nested) else self.trainable_model(nested, longest)
@@ -335,7 +356,8 @@ class Policy:
         def score(prompts: list[Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
             hidden = score_hidden(pack(prompts, tokens, mask), model, self.gradient_checkpointing)
             hidden = rms_norm(hidden, model.final_gain, self.architecture.eps, torch.float32)
-            return model.head.logp(hidden, tokens[mask], temperature)
+            apply = model.head.logp_and_entropy if entropy else model.head.logp
+            return apply(hidden, tokens[mask], temperature)
 
         return score
 

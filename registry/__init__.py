@@ -29,6 +29,8 @@ aggregations: Registry = Registry("aggregation")
 skip_samplers: Registry = Registry("skip sampler")
 problem_samplers: Registry = Registry("problem sampler")
 patches: Registry = Registry("patch")
+anchors: Registry = Registry("anchor")
+schedules: Registry = Registry("learning-rate schedule")
 agents: Registry = Registry("agent")
 problem_sources: Registry = Registry("problem source")
 templates: Registry = Registry("template")
@@ -44,6 +46,7 @@ __all__ = [
     "advantages",
     "agents",
     "aggregations",
+    "anchors",
     "corrections",
     "did_you_mean",
     "fields_of",
@@ -52,6 +55,7 @@ __all__ = [
     "problem_samplers",
     "problem_sources",
     "reward_parts",
+    "schedules",
     "skip_samplers",
     "templates",
 ]

@@ -40,6 +40,9 @@ class TrustRegion(Correction):
 class PPOClip(TrustRegion):
     """``W = r``, and 0 where PPO's clip is active: A > 0 and r > 1 + eps_high, or A < 0 and r < 1 - eps_low.
 
+    With ``dual_clip`` c, W is 0 also where A < 0 and r > c: there PPO's loss has no bound (dual-clip PPO, arXiv
+    1912.09729, eq. 5, c = 3; the gradient of TRL's two-sided clip, its ``delta``). Off by default.
+
     PPO (arXiv 1707.06347, eq. 7), GRPO (2402.03300, sequence-mean), Dr. GRPO (2503.20783, constant), DAPO (2503.14476,
     eps_high 0.28, token-mean). Registered as ``practical`` too: our reading of Nested-ReFT's variant of that name,
     which treats the nested policy's completions as the old target's.
@@ -47,13 +50,20 @@ class PPOClip(TrustRegion):
 
     eps_low: float = 0.2
     eps_high: float = 0.2
+    dual_clip: float | None = None
 
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)
+        if self.dual_clip is not None and not self.dual_clip > 1 + self.eps_high:
+            raise UsageError(
+                f"PPOClip: dual_clip={self.dual_clip!r} must be above 1 + eps_high={1 + self.eps_high}, such as 3"
+            )
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_ratio = log_r(logp, rollout)
         kept = ~_clipped(log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        if self.dual_clip is not None:
+            kept &= (advantage[:, None] >= 0) | (log_ratio <= math.log(self.dual_clip))
         return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
 
 

@@ -68,7 +68,7 @@ class Pair:
         at_equal: axis (of ``AXES``) -> the arm's accuracy less the baseline's at an equal budget; results.json has each
             under the name of its axis.
         probability_of_improvement: chance that a run of the arm ends above a run of the baseline.
-        speed_up_rollout: rollout tokens a second, the arm's over the baseline's.
+        speed_up_rollout: rollout tokens a second, the arm's over the baseline's; None where one of the two writes none.
         time_ratio: training seconds to an accuracy that both reach, the arm's over the baseline's.
         speed_up: training seconds of a run, the baseline's over the arm's.
     """
@@ -78,7 +78,7 @@ class Pair:
     seeds: list[int]
     at_equal: dict[str, Difference]
     probability_of_improvement: float
-    speed_up_rollout: float
+    speed_up_rollout: float | None
     time_ratio: TimeRatio
     speed_up: float
 
@@ -109,6 +109,7 @@ def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN) -> Pa
         p = estimate.p_different
         return Difference(budget, estimate.interval(), p, p, estimate.p_equivalent(margin))
 
+    our_speed, their_speed = arm.tokens_per_second, baseline.tokens_per_second
     our_curves, their_curves = ([(run.spent("seconds"), run.greedy) for run in one.runs] for one in (ours, theirs))
     return Pair(
         label=arm.label,
@@ -116,7 +117,7 @@ def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN) -> Pa
         seeds=seeds,
         at_equal={axis: difference(axis) for axis in AXES},
         probability_of_improvement=probability_of_improvement(ours.ends(-1).mean(1), theirs.ends(-1).mean(1)),
-        speed_up_rollout=arm.over_runs("rollout_tokens_per_second") / baseline.over_runs("rollout_tokens_per_second"),
+        speed_up_rollout=our_speed / their_speed if our_speed and their_speed else None,
         time_ratio=time_ratio(our_curves, their_curves),
         speed_up=baseline.over_runs("seconds") / arm.over_runs("seconds"),
     )

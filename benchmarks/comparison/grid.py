@@ -31,6 +31,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The run whose trained model all arms of a policy and an environment start from: a warm-up, most often.
+
+    Attributes:
+        agent: its id.
+        seed: its own; the arms of all seeds start from one model.
+        set: values by name. Those of the grid for the environment, the evaluation, ``dtype`` and ``device`` hold, too.
+    """
+
+    agent: str
+    seed: int = 0
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Grid:
     """What is compared.
 
@@ -41,6 +56,7 @@ class Grid:
         seeds, policies, envs: each agent runs on every combination.
         recipe: the name of published settings (presets/recipes.toml), which ``set`` overrides.
         set: values by name (see ``benchmarks.experiment.resolve``) for every run that has the field.
+        start: what every run starts from; None: the policy as it is. See ``Start``.
         variants: see ``Variant``; an agent that matches none of them runs once, as it is.
         controls: ``random-reward``: the baseline with a coin for a reward; ``uncorrected``: each nested agent without
             its correction; ``fewer``: the baseline with fewer completions, as many as the time that skipping saves
@@ -58,6 +74,7 @@ class Grid:
     envs: tuple[str, ...] = ("MathReason-v0",)
     recipe: str = ""
     set: Mapping[str, Any] = field(default_factory=dict)
+    start: Start | None = None
     variants: tuple[Variant, ...] = ()
     controls: tuple[str, ...] = ()
     threads: int | None = None
@@ -84,6 +101,7 @@ class Arm:
         missed: assignments that this arm's agent has no field for.
         control: which of ``CONTROLS`` this arm is; None for what is compared.
         skips: whether its agent writes with fewer layers.
+        group: the arms that may be compared with each other: the policy and the environment.
     """
 
     label: str
@@ -91,6 +109,7 @@ class Arm:
     missed: tuple[str, ...] = ()
     control: str | None = None
     skips: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,9 @@ def preset(name: str) -> Grid:
     for variant in loaded.get("variants", ()):
         check_names(f"a variant of preset {name!r}", variant, [f.name for f in fields(Variant)])
     loaded["variants"] = [Variant(**variant) for variant in loaded.get("variants", ())]
+    if "start" in loaded:
+        check_names(f"the start of preset {name!r}", loaded["start"], [f.name for f in fields(Start)])
+        loaded["start"] = Start(**loaded["start"])
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()}
     return Grid(**given)
 
@@ -166,8 +188,36 @@ def agent_ids(patterns: Iterable[str]) -> list[str]:
     return list(ids)
 
 
-def arms(grid: Grid) -> list[Arm]:
-    """The arms of a grid; the baseline's first. Raises UsageError for an assignment that no agent has a field for."""
+def start_arms(grid: Grid) -> dict[tuple[str, str], Arm]:
+    """What comes before the arms of each (policy, environment): one run of one seed; none without ``Grid.start``."""
+    if grid.start is None:
+        return {}
+    common = {**recipe(grid.recipe), **grid.set}
+    shared = {
+        name: value
+        for name, value in common.items()
+        if name.partition(".")[0] in ("env", "evaluation") or name in ("dtype", "device")
+    }
+    plan = _Plan(f"start: {grid.start.agent}", grid.start.agent, {**shared, **grid.start.set})
+    _refuse_what_all_miss(grid.start.set, [plan])
+    return {
+        (policy, env): _arm(plan, f" @ {group_name(policy, env)}", policy=policy, env=env, seeds=(grid.start.seed,))
+        for policy in grid.policies
+        for env in grid.envs
+    }
+
+
+def arms(grid: Grid, starts: Mapping[tuple[str, str], str] | None = None) -> list[Arm]:
+    """The arms of a grid; the baseline's first.
+
+    Args:
+        grid: what is compared.
+        starts: the folder of the model that the arms of a (policy, environment) start from, where it is not the policy.
+
+    Raises:
+        UsageError: an assignment that no agent has a field for.
+    """
+    starts = starts or {}
     ids = agent_ids(grid.agents)
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
@@ -181,9 +231,16 @@ def arms(grid: Grid) -> list[Arm]:
         for env in grid.envs:
             for plan in plans:
                 place = f" @ {policy}, {env}" if many else ""
-                arm = _arm(plan, place, policy=policy, env=env, seeds=grid.seeds)
+                start = starts.get((policy, env), policy)
+                arm = _arm(plan, place, policy=start, env=env, seeds=grid.seeds)
+                arm = replace(arm, group=group_name(policy, env))
                 distinct.setdefault(tuple(spec.hash for spec in arm.specs), arm)
     return list(distinct.values())
+
+
+def group_name(policy: str, env: str) -> str:
+    """What the arms of a policy and an environment are called together."""
+    return f"{Path(policy).name} on {env}"
 
 
 def _without_replaced(published: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,12 @@ class ArmOutcome:
         """Mean over runs of a number of the result; 0 for one that runs of an older version did not measure."""
         return float(np.mean([run.result.get(name, 0.0) for run in self.runs]))
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Mean over runs of the speed of rollouts with their verdicts; None for an agent without rollouts."""
+        speeds = [speed for run in self.runs if (speed := run.result.get("rollout_tokens_per_second")) is not None]
+        return float(np.mean(speeds)) if speeds else None
+
     def pass_at(self, when: str, k: int) -> float:
         """pass@k of sampled completions, ``before`` or ``after``, over questions and runs; k = 1 is avg@n."""
         return float(
@@ -142,8 +148,8 @@ class ArmLine:
         pass_at: k -> pass@k of sampled completions, before and after.
         samples: n, sampled completions a question.
         sets: further problem set -> greedy accuracy, before and after.
-        tokens: of rollouts, a run.
-        tokens_per_second: of rollouts with their verdicts.
+        tokens: of completions rolled out, or trained on where nothing is rolled out, a run.
+        tokens_per_second: of rollouts with their verdicts; None where nothing is rolled out.
         seconds: of training a run, evaluations left out.
         seconds_rollout, seconds_reward, seconds_update: the parts of these.
         seconds_evaluation: of a run's evaluations.
@@ -168,7 +174,7 @@ class ArmLine:
     samples: int
     sets: dict[str, tuple[float, float]]
     tokens: float
-    tokens_per_second: float
+    tokens_per_second: float | None
     seconds: float
     seconds_rollout: float
     seconds_reward: float
@@ -211,7 +217,7 @@ def describe(arm: ArmOutcome, target: float) -> ArmLine:
         samples=samples,
         sets=_sets(arm),
         tokens=arm.over_runs("tokens"),
-        tokens_per_second=arm.over_runs("rollout_tokens_per_second"),
+        tokens_per_second=arm.tokens_per_second,
         seconds=arm.over_runs("seconds"),
         seconds_rollout=arm.over_runs("seconds_rollout"),
         seconds_reward=arm.over_runs("seconds_reward"),

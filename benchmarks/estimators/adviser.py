@@ -64,14 +64,14 @@ def read_means(run: Path) -> RunMeans:
     rows = [row for row in rows if all(isinstance(row.get(name), int | float) for name in NEEDED)]
     if not rows:
         raise UsageError(
-            f"{path} has no iteration with {', '.join(NEEDED)}: the adviser needs a run of a ReFT agent in which at "
-            "least one group had both right and wrong completions"
+            f"{path} has no iteration with {', '.join(NEEDED)}: the adviser needs a run of nested-reft, or one of reft "
+            "in which at least one group had both right and wrong completions"
         )
     subsets = BySubset()
     for row in rows:
         subsets.add(tuple(row.get("layers", ())), row)
     ratios = [row["skip_ratio"] for row in rows if "skip_ratio" in row]
-    used = [row["sequences"] for row in rows if row.get("sequences")]
+    used = [row["sequences_used"] for row in rows if row.get("sequences_used")]
     means = {name: fmean(row[name] for row in rows) for name in NEEDED}
     return RunMeans(
         length=means["mean_length"],

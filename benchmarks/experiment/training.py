@@ -20,19 +20,23 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import checkpoint
 from agents.distributed import Ranks, join
-from agents.memory import fitting_slots
+from agents.held_out import SLOTS
+from agents.memory import fitting_slots, peak_bytes
+from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
-from benchmarks.experiment.evaluation import SLOTS, Evaluator
+from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.progress import RunProgress
-from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
+from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
 from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
-from benchmarks.measuring.provenance import peak_bytes, provenance
-from policies.pretrained.load import damage_of, load_config, weights_fault
+from benchmarks.measuring.provenance import provenance
+from policies.pretrained.fingerprint import fingerprint
+from policies.pretrained.load import load_config
 from registry import UsageError
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+AVERAGED = "model-averaged"  # of a run with ema_decay, whose accuracy is of that
 FINISHED = -1
 
 
@@ -91,15 +95,9 @@ class Training:
         return iteration
 
     def _clear_partial(self) -> None:
-        """Drop what a kill left half-written; a checkpoint caught between its two renames is put back."""
-        saved = self.folder / "checkpoint"
-        for old in self.folder.glob("checkpoint.old-*"):
-            if saved.exists():
-                shutil.rmtree(old)
-            else:
-                old.rename(saved)
-        for scratch in [*self.folder.glob("*.partial-*"), *self.folder.glob("model.old-*")]:
-            shutil.rmtree(scratch)
+        """Drop what a kill left half-written."""
+        for name in ("checkpoint", "model"):
+            checkpoint.clear_partial(self.folder / name)
         for scratch in self.folder.glob(".*.partial"):
             scratch.unlink()
 
@@ -108,7 +106,7 @@ class Training:
         saved = self.folder / "checkpoint"
         if not saved.is_dir():
             return 0, []
-        fault = checkpoint_fault(saved)
+        fault = checkpoint.fault(saved)
         if fault:
             warnings.warn(f"{fault}, so the run starts again from the beginning", stacklevel=4)
             shutil.rmtree(saved)
@@ -152,7 +150,7 @@ class Training:
         last = self._over(agent)
         while not last:
             began, cpu = time.perf_counter(), time.process_time()
-            metrics = agent.iterate()
+            metrics = agent.iterate(spent=self._spent())
             row = {"iteration": agent.iteration, **metrics, "layers": list(agent.layers)}
             row["timesteps"] = agent.num_timesteps
             row["time/iteration"] = time.perf_counter() - began
@@ -165,6 +163,11 @@ class Training:
                 with storage_errors(self.folder):
                     agent.save(self.folder / "checkpoint")
 
+    def _spent(self) -> Spent:
+        """What share of its budget the run has spent with some iterations and tokens; by the leader's clock."""
+        seconds = self.ranks.agree(round(1e6 * seconds_spent(self.rows))) / 1e6 if self.spec.seconds else 0.0
+        return lambda iterations, tokens: min(1.0, self.spec.used(iterations, tokens, seconds))
+
     def _over(self, agent: Any) -> bool:
         """Whether a budget is used up; by the leader's clock."""
         used = self.spec.used(agent.iteration, agent.num_timesteps, seconds_spent(self.rows))
@@ -173,9 +176,10 @@ class Training:
     def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
         """Greedy accuracy; at both ends of a run also sampled accuracy, the further sets and sample completions."""
         began, cpu = time.perf_counter(), time.process_time()
-        measured = (
-            self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
-        )
+        with getattr(agent, "averaged", nullcontext)():
+            measured = (
+                self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
+            )
         row = {"iteration": agent.iteration, "timesteps": agent.num_timesteps, "evaluation": measured}
         row |= {"time/evaluation": time.perf_counter() - began, "time/cpu": time.process_time() - cpu}
         return self._write(row)
@@ -195,25 +199,12 @@ class Training:
             return
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
+            if getattr(agent, "average", None) is not None:
+                with agent.averaged():
+                    agent.target.save(self.folder / AVERAGED)
+                agent.envs.unwrapped.task.codec.save(self.folder / AVERAGED)
             write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-
-
-def checkpoint_fault(saved: Path) -> str | None:
-    """Why a run cannot go on from its checkpoint: a file is damaged, missing or holds what is not finite; None if it
-    can."""
-    damage = damage_of(saved)
-    if damage:
-        return damage
-    missing = [name for name in (checkpoint.STATE, checkpoint.OPTIMIZER, "config.json") if not (saved / name).is_file()]
-    if missing:
-        return f"{saved} lacks {missing[0]}"
-    state = json.loads((saved / checkpoint.STATE).read_text())
-    if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
-        return f"{saved / checkpoint.STATE} does not say its iteration"
-    if state.get("lora_rank") and not (saved / checkpoint.ADAPTERS).is_file():
-        return f"{saved} lacks {checkpoint.ADAPTERS}"
-    return weights_fault(saved)
 
 
 def make_agent(spec: RunSpec, weights: str | None = None) -> Any:

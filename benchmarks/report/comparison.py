@@ -79,9 +79,7 @@ class Comparison:
             if done:
                 spec = arm.specs[0]
                 by_group.setdefault((spec.policy, spec.env["id"]), []).append((arm, ArmOutcome(arm.label, tuple(done))))
-        groups = tuple(
-            _group(f"{Path(policy).name} on {env}", grid, members) for (policy, env), members in by_group.items()
-        )
+        groups = tuple(_group(members[0][0].group, grid, members) for members in by_group.values())
         return Comparison(grid, groups, tuple(failures), command)
 
 

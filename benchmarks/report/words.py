@@ -137,8 +137,10 @@ def _difference(pair: Pair, margin: float, count: int) -> str:
         where = f"at {AXIS_WORDS[axis]} ({points(one.difference, '')})"
         by_finding.setdefault(conclusion(one, pair.baseline, margin, count), []).append(where)
     parts = [f"{finding} {' and '.join(where)}" for finding, where in by_finding.items()]
-    wrote = f"It wrote {pair.speed_up_rollout:.2f} times as many rollout tokens a second."
-    return f"{pair.label} is {'; '.join(parts)}. {wrote}{_times_sentence(pair)}"
+    said = f"{pair.label} is {'; '.join(parts)}."
+    if pair.speed_up_rollout is not None:
+        said += f" It wrote {pair.speed_up_rollout:.2f} times as many rollout tokens a second."
+    return said + _times_sentence(pair)
 
 
 def conclusion(difference: Difference, baseline: str, margin: float, count: int) -> str:

@@ -19,7 +19,7 @@ from registry import UsageError, skip_samplers
 OPTIMISM = 2.0  # standard deviations below its expected cost at which a layer is still worth a trial
 PROBE_NOISE = 0.1  # log sd of an exactly measured set, on another text
 MEMORY = 0.7  # of the mean completion length, per batch
-ENOUGH_TOKENS = 300  # measured in a batch, from which on its KL is as sure as ``noise`` says
+ENOUGH_TOKENS = 300  # behind a batch's KL, from which on it is as sure as ``noise`` says
 
 
 class BudgetAllowsNothing(UserWarning):
@@ -39,14 +39,14 @@ class BudgetSkip(SkipSampler):
     tried; if none might, the full model writes, with a warning and the metric ``sampler/off``. Whole layers only.
 
     Attributes:
-        budget: largest D per completion, as the agents measure it: over completions of groups with mixed rewards.
+        budget: largest D per completion, as the agents measure it: over all completions of a rollout.
         border: number of first and of last layers that are never skipped.
         most: largest share of all layers that is skipped.
         caution: standard deviations of the belief that are added to what a set is expected to cost.
         explore: how often a random layer takes the place of the dearest one skipped, if it might fit.
         drift: by how much (in log) a layer's cost may change from one batch to the next.
-        noise: log standard deviation of a batch's measured KL around the model of it, where the batch has at least 300
-            measured tokens; with fewer it grows as the square root of what is missing.
+        noise: log standard deviation of a batch's measured KL around the model of it, where at least 300 tokens stand
+            behind it (the agents' ``tokens``); with fewer it grows as the square root of what is missing.
     """
 
     budget: float = 0.3

@@ -6,18 +6,22 @@ import math
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from agents.advantages import DownSampled, DrGRPO
 from agents.corrections import weigh
 from agents.diagnostics import (
     BySubset,
     CollapsedRatios,
     collapse,
+    design_weights,
     diagnostics,
     ess,
     noise_floor,
     warn_collapse,
+    weight_diagnostics,
 )
 from agents.rollout import Rollout
 from registry import corrections
@@ -83,7 +87,7 @@ def test_collapse_is_seen_although_the_weights_were_truncated():
     log_ratio = gaussian(64, 100, 0.6)
     logp, rollout = rollout_of(log_ratio)
     weight = weigh(corrections.make("truncated-is"), logp, rollout, torch.ones(64))
-    found = diagnostics(logp, rollout, weight)
+    found = diagnostics(logp, rollout) | weight_diagnostics(weight, logp, rollout)
     clamped = log_ratio.sum(1).clamp(-math.log(2), math.log(2))
     assert ess(clamped) >= 0.64 > 0.1 > found["ess_sequence"]
     assert 0 < found["weight_shrunk"] < 1 and found["weight_zero"] == 0
@@ -101,7 +105,7 @@ def test_near_policies_do_not_warn():
 
 def test_a_step_without_weight_is_a_collapse():
     logp, rollout = rollout_of(gaussian(8, 4, 0.01))
-    assert "every token the weight 0" in str(collapse(diagnostics(logp, rollout, torch.zeros(8, 4))))
+    assert "every token the weight 0" in str(collapse(weight_diagnostics(torch.zeros(8, 4), logp, rollout)))
 
 
 def test_padding_changes_nothing():
@@ -121,7 +125,9 @@ def test_completions_by_the_target_say_nothing_of_the_nested_policy():
     own = (~by_target).nonzero()[:, 0]
     assert diagnostics(logp, mixed)["kl_k1"] == diagnostics(logp[own], rollout.select(own))["kl_k1"]
     weight = torch.where(by_target[:, None], 0.0, torch.ones(8, 4))
-    assert diagnostics(logp, replace(mixed, old_logp=None), weight)["weight_zero"] == 0
+    assert weight_diagnostics(weight, logp, mixed)["weight_zero"] == 0
+    design = design_weights(torch.zeros(8), mixed, 1.0, np.random.default_rng(0))
+    assert torch.equal(design, (~by_target).double())
     assert noise_floor(logp, mixed) == {}
 
 
@@ -130,6 +136,7 @@ def test_noise_floor_is_the_gap_on_the_same_layers():
     mask = torch.tensor([[True, True], [True, False]])
     found = noise_floor(*rollout_of(gap, mask))
     assert found["noise_mean"] == pytest.approx(0.02) and found["noise_max"] == pytest.approx(0.03)
+    assert found["noise_kl"] == pytest.approx((0.01**2 + 0.03**2 + 0.02**2) / 2 / 3, rel=0.02)
 
 
 def test_an_empty_rollout_has_no_divergence():
@@ -147,3 +154,82 @@ def test_by_subset_weights_by_tokens():
     table.add((0, 1), {})
     assert table.table()[(0, 2)]["kl_k1"] == pytest.approx(0.4)
     assert table.table()[(0, 2)]["rollouts"] == 2 and table.table()[(0, 1)]["tokens"] == 6
+
+
+def rewarded(problems: int, seed: int, group: int = 4) -> tuple[torch.Tensor, Rollout, torch.Tensor]:
+    """Completions whose reward depends on their own log ratio and on a problem's difficulty, as in a nested rollout:
+    what the target would not have written is mostly wrong. Their lengths differ."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(problems * group, 6, generator=generator, dtype=torch.float64) * 0.4 - 0.08
+    length = torch.randint(1, 7, (problems * group,), generator=generator)
+    mask = torch.arange(6) < length[:, None]
+    logp, rollout = rollout_of(torch.where(mask, drawn, 0.0), mask)
+    ease = torch.randn(problems, generator=generator, dtype=torch.float64).repeat_interleave(group) * 3
+    noise = torch.randn(problems * group, generator=generator, dtype=torch.float64)
+    reward = ((drawn * mask).sum(1) * 3 + ease + 3 + noise > 0).float()
+    rollout = replace(rollout, reward=reward)
+    return logp, rollout, DrGRPO()(reward, rollout.group)
+
+
+def test_estimates_are_of_all_completions_and_not_of_those_with_a_signal():
+    """Problems are mostly solved, so that those without a signal are nearer to the target. A false alarm of one of
+    seven figures at three standard errors has a probability of 2 %; the seeds are fixed."""
+    names = ("D", "kl_k1", "kl_k3", "tv", "ess_token", "chi2_token", "log_ratio_q50")
+
+    def errors(share: float) -> np.ndarray:
+        """[rollouts, names]: estimates from a share of the completions, minus the figures of all of them."""
+        found = []
+        for seed in range(300):
+            logp, rollout, advantage = rewarded(problems=64, seed=seed)
+            design = design_weights(advantage, rollout, share, np.random.default_rng(seed))
+            measured, whole = diagnostics(logp, rollout, design), diagnostics(logp, rollout)
+            found.append([measured[name] - whole[name] for name in names])
+        return np.array(found)
+
+    sampled, used = errors(1 / 8), errors(0.0)
+    limit = 3 * sampled.std(0) / math.sqrt(len(sampled))
+    assert (abs(sampled.mean(0)) < limit).all()
+    assert (abs(used.mean(0)) > limit * [5, 5, 1, 5, 1, 1, 1]).all()
+
+
+@pytest.mark.parametrize("advantage_of", [DrGRPO(), DownSampled(keep=2)])
+def test_every_completion_without_an_advantage_is_drawn_with_the_same_probability(advantage_of):
+    _, rollout, _ = rewarded(problems=20, seed=3)
+    advantage = advantage_of(rollout.reward, rollout.group)
+    silent = advantage == 0
+    draws = [design_weights(advantage, rollout, 1 / 8, np.random.default_rng(n)) for n in range(4_000)]
+    scored = {int((design[silent] > 0).sum()) for design in draws}
+    assert scored == {max(2, math.ceil(int(silent.sum()) / 8))}
+    for design in draws:
+        assert float(design.sum()) == pytest.approx(len(rollout))  # so a mean of ones is 1
+        assert (design[~silent] == 1).all()
+    mean = torch.stack(draws).mean(0)
+    ratio = int(silent.sum()) / scored.pop()
+    assert (mean - 1).abs().max() < 5 * math.sqrt((ratio - 1) / len(draws))
+
+
+def test_the_whole_share_and_none_are_all_and_those_used():
+    logp, rollout, advantage = rewarded(problems=16, seed=1)
+    every = design_weights(advantage, rollout, 1.0, np.random.default_rng(0))
+    assert torch.equal(every, torch.ones(len(rollout), dtype=torch.float64))
+    assert diagnostics(logp, rollout, every) == diagnostics(logp, rollout)
+    none = design_weights(advantage, rollout, 0.0, np.random.default_rng(0))
+    assert torch.equal(none > 0, advantage != 0)
+    few = design_weights(torch.zeros(2), rollout.select(torch.arange(2)), 0.01, np.random.default_rng(0))
+    assert torch.equal(few, torch.ones(2, dtype=torch.float64))
+
+
+def test_a_weight_is_as_many_copies():
+    """Every figure of weighted completions is that of a rollout that holds each of them so many times, but for how many
+    stand behind it: that is Kish's number."""
+    logp, rollout, _ = rewarded(problems=3, seed=5)
+    design = torch.tensor([1, 0, 3, 2] * 3, dtype=torch.float64)
+    copies = torch.arange(12).repeat_interleave(design.long())
+    found = diagnostics(logp, rollout, design)
+    wanted = diagnostics(logp[copies], replace(rollout, by_target=None).select(copies))
+    counts, tokens = ("sequences", "tokens", "mean_length"), rollout.mask.sum(1)
+    for name in found.keys() - {*counts}:
+        assert found[name] == pytest.approx(wanted[name]), name
+    assert found["sequences"] == pytest.approx(design.sum() ** 2 / (design**2).sum())
+    assert found["tokens"] == pytest.approx((design * tokens).sum() ** 2 / (design**2 * tokens).sum())
+    assert found["mean_length"] == float(tokens.double().mean())

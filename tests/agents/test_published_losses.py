@@ -65,6 +65,12 @@ def dapo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -token_mean(clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.28), rollout.mask)
 
 
+def dual_clip(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 1912.09729, eq. 5, which bounds the loss of a negative advantage: max(min(r A, clip(r) A), c A)."""
+    surrogate = clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2)
+    return -token_mean(torch.where(a < 0, torch.maximum(surrogate, 1.5 * a), surrogate), rollout.mask)
+
+
 def dr_grpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     value = clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2)
     return -(value * rollout.mask).sum() / (len(a) * MAX_TOKENS)
@@ -117,6 +123,7 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
     (grpo, "practical", {}, "sequence-mean", {}),
     (dapo, "ppo-clip", {"eps_high": 0.28}, "token-mean", {}),
+    (dual_clip, "ppo-clip", {"dual_clip": 1.5}, "token-mean", {}),
     (dr_grpo, "ppo-clip", {}, "constant", {"max_tokens": MAX_TOKENS}),
     (gspo, "gspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
     (gmpo, "gmpo", {}, "sequence-mean", {}),
@@ -163,7 +170,8 @@ def test_the_setting_reaches_every_branch():
     branches = [
         (a > 0) & (r > 1.28),
         (a > 0) & (r < 0.8),
-        (a < 0) & (r > 1.2),
+        (a < 0) & (r > 1.2) & (r < 1.5),
+        (a < 0) & (r > 1.5),
         (a < 0) & (r < 0.8),
         (r - 1).abs() < 0.2,
     ]
@@ -175,6 +183,7 @@ TRL = [
     ("bnpo", {}, "ppo-clip", {}, "token-mean", {}),
     ("dapo", {"epsilon_high": 0.28}, "ppo-clip", {"eps_high": 0.28}, "token-mean", {}),
     ("dr_grpo", {}, "ppo-clip", {}, "constant", {"max_tokens": MAX_TOKENS}),
+    ("grpo", {"delta": 1.5}, "ppo-clip", {"dual_clip": 1.5}, "sequence-mean", {}),
     ("cispo", {"epsilon_high": 1.2}, "cispo", {"eps_high": 0.2}, "token-mean", {}),
     ("sapo", {}, "sapo", {}, "sequence-mean", {}),
     ("grpo", {"importance_sampling_level": "sequence"}, "gspo", {"eps_low": 0.2, "eps_high": 0.2}, "sequence-mean", {}),
@@ -235,4 +244,5 @@ def trl_stand_in(logp: Tensor, loss_type: str, settings: dict[str, object]) -> S
         "_metrics": {"train": defaultdict(list)},
         "_get_per_token_logps_and_entropies": lambda *_, **__: (logp, torch.zeros_like(logp), None),
     }
+    arguments.delta = settings.get("delta")
     return SimpleNamespace(**{**known, **settings})

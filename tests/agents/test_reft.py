@@ -78,7 +78,7 @@ def test_base_variant_gradient_is_the_clipped_loss_with_importance_ratio(folder:
     logp = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
     r = (logp - old).exp()
     clip = agent.correction.factors[1]
-    low, high = (getattr(clip, n) for n in clip.__dataclass_fields__)
+    low, high = clip.eps_low, clip.eps_high
     surrogate = torch.minimum(r * advantage[:, None], r.clamp(1 - low, 1 + high) * advantage[:, None])
     ratio = (old - rollout.behavior_logp).exp()
     loss = -(ratio * surrogate * rollout.mask).sum() / rollout.mask.sum()

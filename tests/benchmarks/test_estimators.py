@@ -436,8 +436,9 @@ def write_run(folder, rows):
 
 
 def test_adviser_reads_a_run(tmp_path, capsys):
-    row = {"mean_length": 20.0, "kl_k1": 0.02, "chi2": 1.2, "ess_sequence": 0.45, "skip_ratio": 0.2, "sequences": 64.0}
+    row = {"mean_length": 20.0, "kl_k1": 0.02, "chi2": 1.2, "ess_sequence": 0.45, "skip_ratio": 0.2}
     row |= {"kl_k3": 0.02, "D": 0.4, "tv": 0.1, "ess_token": 0.9, "tokens": 1280.0}
+    row |= {"sequences_used": 64.0, "sequences": 90.0}
     rows = [
         {"iteration": 0, "evaluation": {"greedy": 0.1}},
         {**row, "layers": [0, 1, 3]},

@@ -13,7 +13,14 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.math_reason import MathReason
-from envs.shaping import FormatReward, LengthPenalty, ShapedReward, ShapedRewardVector, whole_parts
+from envs.shaping import (
+    FormatReward,
+    LengthPenalty,
+    OverlongPunishment,
+    ShapedReward,
+    ShapedRewardVector,
+    whole_parts,
+)
 from envs.vector import MathReasonVector
 from registry import UsageError, reward_parts
 from tests.oracles.env_oracles import SHORT, Typist, assert_same
@@ -190,3 +197,31 @@ def test_specs_are_json_and_whole() -> None:
         {"id": "length-penalty", "weight": 0.01, "free_tokens": 0, "name": "length_penalty"},
     ]
     assert MathReason(reward_parts=whole).task.reward_parts == env.unwrapped.task.reward_parts  # type: ignore[attr-defined]
+
+
+def test_overlong_punishment_is_the_published_formula() -> None:
+    longest, cache = 40, 12  # L_max and L_cache of DAPO (arXiv 2503.14476), eq. 13
+    part = OverlongPunishment(free_tokens=longest - cache, max_tokens=longest)
+    for length in range(1, 50):
+        if length <= longest - cache:
+            expected = 0.0
+        elif length <= longest:
+            expected = ((longest - cache) - length) / cache
+        else:
+            expected = -1.0
+        assert part({"response_len": length}) == pytest.approx(expected, abs=1e-12)
+    assert OverlongPunishment(0.3, 4, 8)({"response_len": 6}) == pytest.approx(-0.15)
+
+
+def test_an_overlong_punishment_that_cannot_act_is_refused() -> None:
+    with pytest.raises(UsageError, match="free_tokens=16384 is not below max_new_tokens=8"):
+        gym.make("MathReason-v0", reward_parts=("overlong",), **SHORT)
+    with pytest.raises(UsageError, match="not below max_new_tokens=8"):
+        ShapedReward(gym.make("MathReason-v0", **SHORT), [OverlongPunishment(free_tokens=8, max_tokens=9)])
+    with pytest.raises(UsageError, match="below max_tokens=8"):
+        OverlongPunishment(free_tokens=8, max_tokens=8)
+    part = {"id": "overlong", "free_tokens": 4, "max_tokens": 8}
+    env = gym.make("MathReason-v0", reward_parts=(part,), **SHORT)
+    env.reset(seed=0)
+    *_, (_, reward, _, _, info) = [env.step(np.int64(5)) for _ in range(8)]
+    assert info["overlong_punishment"] == reward == -1.0

@@ -35,6 +35,12 @@ def test_contract(id, check):
     assert not fault, f"{id}: {fault}"
 
 
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract_of_the_dual_clip(check):
+    fault = CHECKS[check](corrections.make("ppo-clip", dual_clip=1.5))
+    assert not fault, fault
+
+
 def test_zoo_is_complete():
     assert set(ZOO.split()) <= set(corrections.ids())
 
@@ -270,6 +276,7 @@ def test_missing_old_logp_is_said(id):
         ("ess-adaptive", {"ess": 0.0}),
         ("self-normalised", {"over": "token"}),
         ("ppo-clip", {"eps_low": 1.5}),
+        ("ppo-clip", {"dual_clip": 1.2}),
         ("gmpo", {"log_clip": 0.0}),
         ("sapo", {"tau_pos": 0.0}),
     ],

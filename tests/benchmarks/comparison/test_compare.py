@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -421,6 +422,62 @@ def test_the_whole_command_and_again(tmp_path):
     again = subprocess.run(_command(tmp_path / "runs", "--out", str(tmp_path / "out"), "--quiet"), capture_output=True)
     assert again.returncode == 0 and again.stdout == again.stderr == b""
     assert _numbers(tmp_path / "out") == before
+
+
+STARTED = """
+title = "Two agents from one start"
+agents = ["reft", "nested-reft/uniform/token-is"]
+seeds = [0, 1]
+threads = 1
+
+[set]
+iterations = 1
+"evaluation.every" = 1
+{common}
+
+[start]
+agent = "{agent}"
+seed = 5
+set = {{ iterations = 2, slots = {slots} }}
+"""
+
+
+def _started(folder, agent="reft", slots=4) -> str:
+    common = "\n".join(
+        f'"{name}" = {json.dumps(value)}'
+        for name, value in SMALL.items()
+        if name not in ("iterations", "evaluation.every")
+    )
+    (folder / "mine.toml").write_text(STARTED.format(agent=agent, slots=slots, common=common))
+    return str(folder / "mine.toml")
+
+
+def test_all_arms_start_from_the_model_of_one_run(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    line = ["--preset", _started(tmp_path), "--runs", str(runs), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*line, "--dry-run"]) == 0 and not runs.exists()
+    assert "5 runs" in capsys.readouterr().out  # two agents, two seeds, and what they start from
+    assert main(line) == 0
+    results = {path.parent.name: json.loads(path.read_text()) for path in runs.glob("*/result.json")}
+    (start,) = [result for result in results.values() if result["seed"] == 5]
+    assert len(results) == 5 and start["iterations"] == 2
+    for result in results.values():
+        if result is not start:
+            assert result["right_before"] == start["right_after"]
+            assert Path(result["policy"]) == runs / start["hash"] / "model"
+    written = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
+    assert main(line) == 0  # everything is there already, the start included
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")} == written
+    (group,) = json.loads((tmp_path / "out" / "results.json").read_text())["groups"]
+    assert group["name"] == "tiny on MathReason-v0"
+
+
+def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):
+    assert main(["--preset", _started(tmp_path, agent="reff"), "--runs", str(tmp_path / "runs")]) == 2
+    assert "did you mean 'reft'" in capsys.readouterr().err
+    broken = _started(tmp_path, slots=-1)
+    assert main(["--preset", broken, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
+    assert "what all arms start from failed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
