@@ -1,6 +1,6 @@
 """The zoo of off-policy corrections and trust regions, each a detached weight; importing this registers all of them."""
 
-from agents.corrections import group, importance, traces, trust_regions
+from agents.corrections import group, importance, masks, traces, trust_regions
 from agents.corrections.correction import (
     SCOPES,
     Correction,
@@ -28,6 +28,7 @@ __all__ = [
     "importance",
     "log_r",
     "log_rho",
+    "masks",
     "sampled_logp",
     "traces",
     "traits",

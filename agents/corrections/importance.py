@@ -1,4 +1,4 @@
-"""Importance ratios pi / mu: whole, partial, truncated, masked and tempered."""
+"""Importance ratios pi / mu: whole, partial, truncated and tempered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from agents.corrections.correction import (
     check_positive,
     exp,
     log_rho,
-    mean_over_tokens,
 )
 from agents.rollout import Rollout
 from registry import UsageError, corrections
@@ -110,50 +109,6 @@ class TruncatedIS(Correction):
         return exp(at_level(log_rho(logp, rollout), self.level).clamp(max=math.log(self.cap)), logp, rollout)
 
 
-@corrections.register("masked-is")
-@dataclass(frozen=True)
-class MaskedIS(Correction):
-    """``W = w`` if low <= w <= high, else 0: masked importance sampling (on tokens with these bounds, IcePop of
-    Ring-1T, arXiv 2510.18855)."""
-
-    level: str = "token"
-    low: float = 0.5
-    high: float = 5.0
-
-    def __post_init__(self) -> None:
-        check_level(self)
-        _check_band(self, self.low, self.high)
-
-    @property
-    def scope(self) -> str:  # type: ignore[override]
-        return self.level
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        log_w = at_level(log_rho(logp, rollout), self.level)
-        return torch.where(_inside(log_w, self.low, self.high), exp(log_w, logp, rollout), 0.0)
-
-
-@corrections.register("geometric-mask")
-@dataclass(frozen=True)
-class GeometricMask(Correction):
-    """``W = 1`` if the geometric mean of the sequence's ratios lies in [low, high], else 0: drops whole completions
-    that the target would not have written. It filters and does not correct."""
-
-    low: float = 0.5
-    high: float = 2.0
-
-    scope: ClassVar[str] = "sequence"
-    corrects_mu: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_band(self, self.low, self.high)
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        mean = mean_over_tokens(log_rho(logp, rollout), rollout.mask)
-        kept = _inside(mean, self.low, self.high)
-        return torch.where(kept, exp(torch.zeros_like(mean), logp, rollout), 0.0)
-
-
 @corrections.register("tempered")
 @dataclass(frozen=True)
 class Tempered(Correction):
@@ -178,12 +133,3 @@ class Tempered(Correction):
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(self.beta * at_level(log_rho(logp, rollout), self.level), logp, rollout)
-
-
-def _check_band(owner: Correction, low: float, high: float) -> None:
-    if not 0 <= low <= 1 <= high:
-        raise UsageError(f"{type(owner).__name__}: low={low!r} and high={high!r} must satisfy 0 <= low <= 1 <= high")
-
-
-def _inside(log_w: Tensor, low: float, high: float) -> Tensor:
-    return (log_w >= (math.log(low) if low > 0 else -math.inf)) & (log_w <= math.log(high))
