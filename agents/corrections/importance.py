@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.corrections.correction import (
+    MAX_LOG_WEIGHT,
     Correction,
     at_level,
     check_level,
@@ -133,3 +134,29 @@ class Tempered(Correction):
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(self.beta * at_level(log_rho(logp, rollout), self.level), logp, rollout)
+
+
+@corrections.register("vespo")
+@dataclass(frozen=True)
+class VESPO(Correction):
+    """``W = w^k exp(lam (1 - w))``, w = w_{1:T}, k and lam by the sign of A: a soft gate on the sequence's ratio, 1 at
+    w = 1 and 0 at both ends (arXiv 2602.10693; constants and token-mean as in TRL). W is largest at w = k / lam: below
+    1 for successes, above 1 for failures.
+    """
+
+    k_pos: float = 2.0
+    lam_pos: float = 3.0
+    k_neg: float = 3.0
+    lam_neg: float = 2.0
+
+    scope: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "k_pos", "lam_pos", "k_neg", "lam_neg")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_w = at_level(log_rho(logp, rollout), "sequence").clamp(max=MAX_LOG_WEIGHT)
+        failed = advantage[:, None] < 0
+        k = torch.where(failed, self.k_neg, self.k_pos)
+        lam = torch.where(failed, self.lam_neg, self.lam_pos)
+        return exp(k * log_w - lam * torch.expm1(log_w), logp, rollout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -118,6 +119,12 @@ def truncated_grpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -sequence_mean(truncated * clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2), rollout.mask)
 
 
+def vespo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    w = torch.where(rollout.mask, logp - rollout.behavior_logp, 0.0).sum(1, keepdim=True).exp().detach()
+    gate = torch.where(a >= 0, w**2 * torch.exp(3 * (1 - w)), w**3 * torch.exp(2 * (1 - w)))
+    return -token_mean(gate * a * logp, rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -134,6 +141,7 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (decoupled, "token-is*ppo-clip", {}, "token-mean", {}),
     (topr, "topr", {}, "constant", {}),
     (truncated_grpo, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
+    (vespo, "vespo", {}, "token-mean", {}),
 ]
 
 
@@ -188,6 +196,7 @@ TRL = [
     ("sapo", {}, "sapo", {}, "sequence-mean", {}),
     ("grpo", {"importance_sampling_level": "sequence"}, "gspo", {"eps_low": 0.2, "eps_high": 0.2}, "sequence-mean", {}),
     ("grpo", {"use_vllm": True}, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
+    ("vespo", {"cap": math.inf}, "vespo", {}, "token-mean", {}),
 ]
 
 
@@ -196,7 +205,9 @@ def test_gradient_equals_trl(case):
     trainer = pytest.importorskip("trl", reason="TRL is not installed").GRPOTrainer
     loss_type, settings, id, fields, aggregation, options = case
     logp, rollout, advantage = setting()
-    truncated = (rollout.old_logp - rollout.behavior_logp).exp().clamp(max=1.5)
+    settings = {"cap": 1.5, "get_gamma_weights": trainer.get_gamma_weights, **settings}
+    staleness = torch.where(rollout.mask, rollout.old_logp - rollout.behavior_logp, 0.0).exp()
+    truncated = staleness.clamp(max=settings.pop("cap"))
     inputs = {
         "prompt_ids": torch.zeros(8, 1, dtype=torch.long),
         "prompt_mask": torch.ones(8, 1, dtype=torch.long),
@@ -218,6 +229,10 @@ def trl_stand_in(logp: Tensor, loss_type: str, settings: dict[str, object]) -> S
         delta=None,
         sapo_temperature_pos=1.0,
         sapo_temperature_neg=1.05,
+        vespo_k_pos=2.0,
+        vespo_lambda_pos=3.0,
+        vespo_k_neg=3.0,
+        vespo_lambda_neg=2.0,
         use_bias_correction_kl=False,
         steps_per_generation=1,
     )

@@ -24,7 +24,7 @@ PRODUCTS = ["truncated-is*ppo-clip", "sequence-is*gspo", "defensive*sapo", "toke
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical
+    base practical vespo
 """
 
 
@@ -94,6 +94,8 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("topr", {}, [1, 1, 1]),
     ("self-normalised", {}, [1, 1, 1]),
     ("ess-adaptive", {}, [2, 2, 2]),
+    ("vespo", {}, [4 * math.exp(-3)] * 3),
+    ("vespo", {"k_pos": 1.0, "lam_pos": 0.5}, [2 * math.exp(-0.5)] * 3),
     ("decoupled-ppo", {}, [2, 1 / 3, 3]),
     ("decoupled-ppo", {"cap": 2.5}, [2, 1 / 3, 2.5]),
 ]
@@ -109,6 +111,14 @@ def test_by_hand(id, fields, expected):
 def test_topr_holds_failures_to_what_the_target_would_write():
     found = weight_of("topr", [[LOG2, 0.0], [-LOG2, 0.0], [-LOG2]], [-1.0, -1.0, 1.0])
     torch.testing.assert_close(found, torch.tensor([[1, 1], [0.5, 0.5], [1, 0]], dtype=torch.float64))
+
+
+def test_vespo_peaks_at_k_over_lam_on_both_sides_of_one():
+    log_w = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    for advantage, peak in ((1.0, 2 / 3), (-1.0, 3 / 2)):
+        w = weight_of("vespo", [[float(x)] for x in log_w], [advantage] * len(log_w))[:, 0]
+        assert float(log_w[w.argmax()].exp()) == pytest.approx(peak, rel=0.01)
+        assert float(w[0]) < 0.1 and float(w[-1]) < 0.1
 
 
 def test_self_normalised_divides_by_its_group():
@@ -279,6 +289,7 @@ def test_missing_old_logp_is_said(id):
         ("ppo-clip", {"dual_clip": 1.2}),
         ("gmpo", {"log_clip": 0.0}),
         ("sapo", {"tau_pos": 0.0}),
+        ("vespo", {"lam_neg": 0.0}),
     ],
 )
 def test_bad_fields_are_usage_errors(id, fields):
