@@ -87,6 +87,22 @@ class GSPO(TrustRegion):
         return torch.where(kept, exp(log_s, logp, rollout), 0.0)
 
 
+@corrections.register("luspo")
+@dataclass(frozen=True)
+class LUSPO(GSPO):
+    """``W = T s`` where not clipped, T the completion's length: GSPO's weight times what its mean over tokens divides
+    by, so that a token of a long completion counts as much as one of a short (arXiv 2602.05261, bounds of sec. 5.1;
+    sequence-mean)."""
+
+    eps_low: float = 2e-3
+    eps_high: float = 2.5e-3
+
+    on_policy: ClassVar[None] = None
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return super().__call__(logp, rollout, advantage) * rollout.mask.sum(1, keepdim=True)
+
+
 @corrections.register("gmpo")
 @dataclass(frozen=True)
 class GMPO(TrustRegion):

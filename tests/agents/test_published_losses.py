@@ -82,6 +82,13 @@ def gspo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -clipped(log_ratio.exp(), a[:, 0], 0.05, 0.08).mean()
 
 
+def luspo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """GSPO's surrogate of every completion times its length."""
+    length = rollout.mask.sum(1)
+    s = (((logp - rollout.old_logp) * rollout.mask).sum(1) / length).exp()
+    return -(clipped(s, a[:, 0], 0.05, 0.08) * length).mean()
+
+
 def gmpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for row in range(len(a)):
@@ -142,6 +149,7 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (topr, "topr", {}, "constant", {}),
     (truncated_grpo, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
     (vespo, "vespo", {}, "token-mean", {}),
+    (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
 ]
 
 
@@ -197,6 +205,14 @@ TRL = [
     ("grpo", {"importance_sampling_level": "sequence"}, "gspo", {"eps_low": 0.2, "eps_high": 0.2}, "sequence-mean", {}),
     ("grpo", {"use_vllm": True}, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
     ("vespo", {"cap": math.inf}, "vespo", {}, "token-mean", {}),
+    (
+        "luspo",
+        {"importance_sampling_level": "sequence"},
+        "luspo",
+        {"eps_low": 0.2, "eps_high": 0.2},
+        "sequence-mean",
+        {},
+    ),
 ]
 
 

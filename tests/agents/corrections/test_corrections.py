@@ -24,7 +24,7 @@ PRODUCTS = ["truncated-is*ppo-clip", "sequence-is*gspo", "defensive*sapo", "toke
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo
+    base practical vespo luspo
 """
 
 
@@ -94,6 +94,7 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("topr", {}, [1, 1, 1]),
     ("self-normalised", {}, [1, 1, 1]),
     ("ess-adaptive", {}, [2, 2, 2]),
+    ("luspo", {}, [3, 3, 3]),
     ("vespo", {}, [4 * math.exp(-3)] * 3),
     ("vespo", {"k_pos": 1.0, "lam_pos": 0.5}, [2 * math.exp(-0.5)] * 3),
     ("decoupled-ppo", {}, [2, 1 / 3, 3]),
