@@ -25,6 +25,8 @@ from agents.corrections.correction import (
 from agents.rollout import Rollout
 from registry import UsageError, corrections
 
+TINY = 1e-8  # beside a probability of 0, as in verl
+
 
 class TrustRegion(Correction):
     """Holds the ratio pi / pi_old itself."""
@@ -158,6 +160,67 @@ class SAPO(TrustRegion):
         x = tau * (log_ratio.clamp(max=80.0).exp() - 1)
         log_gate = torch.nn.functional.logsigmoid(x) + torch.nn.functional.logsigmoid(-x)
         return exp(math.log(4.0) + log_gate + log_ratio, logp, rollout)
+
+
+@dataclass(frozen=True)
+class DPPO(TrustRegion):
+    """``W = min(r, cap)``, and 0 where A pushes a token's probability further than ``delta`` from what it was: a region
+    by a divergence of (pi, 1 - pi) from (pi_old, 1 - pi_old), with the sign of pi - pi_old (arXiv 2602.04879; the cap
+    is of its sec. 5.4, bounds and cap are verl's).
+
+    The paper advises the rollout policy for pi_old (sec. 5.2). Here pi_old is the target's, as for every trust region,
+    and a product such as ``token-is*dppo-tv`` corrects mu.
+    """
+
+    delta_low: float
+    delta_high: float
+    cap: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "delta_low", "delta_high", "cap")
+
+    @property
+    def on_policy(self) -> float:  # type: ignore[override]
+        return min(1.0, self.cap)
+
+    def divergence(self, logp: Tensor, old_logp: Tensor) -> Tensor:
+        """[B, T] float64, with the sign of pi - pi_old."""
+        raise NotImplementedError
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_r(logp, rollout)
+        now = torch.where(rollout.mask, logp.double(), 0.0)
+        moved = self.divergence(now.clamp(max=0.0), (now - log_ratio).clamp(max=0.0))  # rounding may lift one above 0
+        kept = ~_clipped(moved, advantage, self.delta_high, -self.delta_low)
+        return torch.where(kept, exp(log_ratio.clamp(max=math.log(self.cap)), logp, rollout), 0.0)
+
+
+@corrections.register("dppo-tv")
+@dataclass(frozen=True)
+class DPPOTV(DPPO):
+    """``W = min(r, 20)``, and 0 where A > 0 and pi - pi_old > delta_high, or A < 0 and pi - pi_old < -delta_low: a
+    region by total variation, which rare tokens seldom leave (arXiv 2602.04879, Binary-TV; constant or token-mean)."""
+
+    delta_low: float = 0.15
+    delta_high: float = 0.15
+
+    def divergence(self, logp: Tensor, old_logp: Tensor) -> Tensor:
+        return logp.exp() - old_logp.exp()
+
+
+@corrections.register("dppo-kl")
+@dataclass(frozen=True)
+class DPPOKL(DPPO):
+    """``W = min(r, 20)``, and 0 where the KL of (pi, 1 - pi) from (pi_old, 1 - pi_old) is above delta and pi has moved
+    the way that A pushes it (arXiv 2602.04879, Binary-KL; constant or token-mean)."""
+
+    delta_low: float = 0.05
+    delta_high: float = 0.05
+
+    def divergence(self, logp: Tensor, old_logp: Tensor) -> Tensor:
+        p, q = logp.exp(), old_logp.exp()
+        others = torch.log((1 - q + TINY) / (1 - p + TINY))
+        return torch.sign(p - q) * (q * (old_logp - logp) + (1 - q) * others)
 
 
 @corrections.register("topr")

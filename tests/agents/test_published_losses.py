@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,16 @@ def vespo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -token_mean(gate * a * logp, rollout.mask)
 
 
+def dppo(divergence: str, logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2602.04879: truncated importance weights on the tokens inside the region, by torch's own Bernoulli."""
+    now, old = logp.detach(), rollout.old_logp
+    p, q = torch.distributions.Bernoulli(now.exp()), torch.distributions.Bernoulli(old.exp().clamp(max=1))
+    apart = {"tv": (p.probs - q.probs).abs(), "kl": torch.distributions.kl_divergence(q, p)}[divergence]
+    outward = (now > old) == (a > 0)
+    kept = ~(outward & (apart > 0.1)).detach()
+    return -token_mean((now - old).exp().clamp(max=1.6) * kept * a * logp, rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -149,6 +160,8 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (topr, "topr", {}, "constant", {}),
     (truncated_grpo, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
     (vespo, "vespo", {}, "token-mean", {}),
+    (partial(dppo, "tv"), "dppo-tv", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
+    (partial(dppo, "kl"), "dppo-kl", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
     (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
 ]
 
@@ -168,7 +181,9 @@ def ours(id: str, fields: dict[str, float], aggregation: str, options: dict[str,
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("case", PUBLISHED, ids=[f"{case[0].__name__}-{case[1]}" for case in PUBLISHED])
+@pytest.mark.parametrize(
+    "case", PUBLISHED, ids=[f"{getattr(case[0], 'func', case[0]).__name__}-{case[1]}" for case in PUBLISHED]
+)
 def test_gradient_equals_the_published_loss(case, seed):
     published, id, fields, aggregation, options = case
     logp, rollout, advantage = setting(seed)

@@ -24,7 +24,7 @@ PRODUCTS = ["truncated-is*ppo-clip", "sequence-is*gspo", "defensive*sapo", "toke
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo luspo
+    base practical vespo luspo dppo-tv dppo-kl
 """
 
 
@@ -120,6 +120,25 @@ def test_vespo_peaks_at_k_over_lam_on_both_sides_of_one():
         w = weight_of("vespo", [[float(x)] for x in log_w], [advantage] * len(log_w))[:, 0]
         assert float(log_w[w.argmax()].exp()) == pytest.approx(peak, rel=0.01)
         assert float(w[0]) < 0.1 and float(w[-1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("id", "pi", "pi_old", "kept"),  # kept: for A > 0 and for A < 0
+    [
+        ("dppo-tv", 1e-3, 1e-5, (True, True)),  # a ratio of 100 on a rare token is no distance
+        ("dppo-tv", 0.8, 0.99, (True, False)),  # a ratio of .81 on a sure one is
+        ("dppo-tv", 0.6, 0.4, (False, True)),
+        ("dppo-kl", 1e-3, 1e-5, (True, True)),
+        ("dppo-kl", 0.8, 0.99, (True, False)),
+        ("dppo-kl", 0.6, 0.4, (False, True)),
+    ],
+)
+def test_dppo_measures_probabilities_not_their_ratio(id, pi, pi_old, kept):
+    logp, rollout = rollout_of([[0.0], [0.0]])
+    rollout = replace(rollout, old_logp=torch.full_like(logp, math.log(pi_old)))
+    found = weigh(corrections.make(id), torch.full_like(logp, math.log(pi)), rollout, torch.tensor([1.0, -1.0]))
+    expected = [min(pi / pi_old, 20) * side for side in kept]
+    torch.testing.assert_close(found[:, 0], torch.tensor(expected, dtype=torch.float64))
 
 
 def test_self_normalised_divides_by_its_group():
@@ -291,6 +310,8 @@ def test_missing_old_logp_is_said(id):
         ("gmpo", {"log_clip": 0.0}),
         ("sapo", {"tau_pos": 0.0}),
         ("vespo", {"lam_neg": 0.0}),
+        ("dppo-tv", {"delta_low": 0.0}),
+        ("dppo-kl", {"cap": 0.0}),
     ],
 )
 def test_bad_fields_are_usage_errors(id, fields):
