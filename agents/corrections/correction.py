@@ -47,6 +47,8 @@ class Correction:
             correct pi_old against mu, so that the ratio of the update is not counted twice.
         corrects_mu: whether the weight holds a ratio to mu. A product takes one such factor: two would correct twice.
             Undeclared: whether it is no trust region. A mask, which only drops, declares False.
+        at_pi: whether a product evaluates it at pi beside a trust region too, where the other factors are evaluated at
+            pi_old. Only for a mask, which holds no ratio that could be counted twice.
         mixed: whether it expects groups of which the target wrote some completions (``rollout.by_target``), and
             depends on the other completions only through how many of them the target wrote.
     """
@@ -57,6 +59,7 @@ class Correction:
     needs_old_logp: ClassVar[Any] = False
     trust_region: ClassVar[Any] = False
     corrects_mu: ClassVar[Any] = None
+    at_pi: ClassVar[Any] = False
     mixed: ClassVar[Any] = False
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
@@ -83,6 +86,7 @@ class Traits:
     needs_old_logp: bool
     trust_region: bool
     corrects_mu: bool
+    at_pi: bool
     mixed: bool
 
 
@@ -93,6 +97,8 @@ def traits(correction: Any) -> Traits:
         raise UsageError(f"{type(correction).__name__}.scope={declared['scope']!r} is not one of {', '.join(SCOPES)}")
     if declared["corrects_mu"] is None:
         declared["corrects_mu"] = not declared["trust_region"]
+    if declared["at_pi"] and declared["corrects_mu"]:
+        raise UsageError(f"{type(correction).__name__}: at_pi is for a mask; declare corrects_mu = False too")
     return Traits(**declared)
 
 
@@ -179,7 +185,7 @@ def check_positive(owner: Any, *names: str) -> None:
 class Product(Correction):
     """The product of several corrections, of which at most one is a trust region and at most one corrects mu: what an
     id such as ``truncated-is*ppo-clip`` makes. Beside a trust region, which carries pi / pi_old, the other factors are
-    evaluated at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641)."""
+    evaluated at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641). A mask may ask for pi."""
 
     factors: tuple[Any, ...]
 
@@ -238,7 +244,7 @@ class Product(Correction):
             at_old = rollout.old_logp
         weight = torch.ones_like(logp, dtype=torch.float64)
         for factor in self.factors:
-            point = logp if traits(factor).trust_region else at_old
+            point = logp if traits(factor).trust_region or traits(factor).at_pi else at_old
             weight = weight * factor(point.double(), rollout, advantage).double()
         weight = weight.clamp(max=torch.tensor(MAX_LOG_WEIGHT).exp().item())
         return torch.where(rollout.mask, weight, 0.0).to(_weight_dtype(logp))

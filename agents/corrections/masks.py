@@ -9,7 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agents.corrections.correction import Correction, at_level, check_level, exp, log_rho, mean_over_tokens
+from agents.corrections.correction import (
+    Correction,
+    at_level,
+    check_level,
+    check_positive,
+    exp,
+    log_rho,
+    mean_over_tokens,
+)
 from agents.rollout import Rollout
 from registry import UsageError, corrections
 
@@ -56,6 +64,31 @@ class GeometricMask(Correction):
         mean = mean_over_tokens(log_rho(logp, rollout), rollout.mask)
         kept = _inside(mean, self.low, self.high)
         return torch.where(kept, exp(torch.zeros_like(mean), logp, rollout), 0.0)
+
+
+@corrections.register("opsm")
+@dataclass(frozen=True)
+class OffPolicySequenceMask(Correction):
+    """``W = 1`` if A >= 0 or mean_t log(mu / pi) <= delta, else 0: drops failures that the target would hardly write
+    now (off-policy sequence masking of DeepSeek-V3.2, arXiv 2512.02556).
+
+    It filters, and a trust region beside it, ``opsm*ppo-clip``, makes the published loss. The mean is over what the
+    update moved too, so a product evaluates it at pi. No delta is published; ours is in nats a token.
+    """
+
+    delta: float = 0.1
+
+    scope: ClassVar[str] = "sequence"
+    corrects_mu: ClassVar[bool] = False
+    at_pi: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive(self, "delta")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        drift = -mean_over_tokens(log_rho(logp, rollout), rollout.mask)
+        kept = (advantage[:, None] >= 0) | (drift <= self.delta)
+        return torch.where(kept, exp(torch.zeros_like(drift), logp, rollout), 0.0)
 
 
 def _check_band(owner: Correction, low: float, high: float) -> None:

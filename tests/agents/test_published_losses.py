@@ -143,6 +143,15 @@ def dppo(divergence: str, logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -token_mean((now - old).exp().clamp(max=1.6) * kept * a * logp, rollout.mask)
 
 
+def opsm(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2512.02556: GRPO's surrogate without the failures that have drifted from what wrote them."""
+    values = clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2)
+    drift = torch.stack(
+        [row[kept].mean() for row, kept in zip(rollout.behavior_logp - logp, rollout.mask, strict=True)]
+    )
+    return -sequence_mean(values * ((a >= 0) | (drift[:, None] <= 0.05)).detach(), rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -162,6 +171,7 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (vespo, "vespo", {}, "token-mean", {}),
     (partial(dppo, "tv"), "dppo-tv", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
     (partial(dppo, "kl"), "dppo-kl", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
+    (opsm, "opsm*ppo-clip", {"delta": 0.05}, "sequence-mean", {}),
     (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
 ]
 
@@ -220,6 +230,7 @@ TRL = [
     ("grpo", {"importance_sampling_level": "sequence"}, "gspo", {"eps_low": 0.2, "eps_high": 0.2}, "sequence-mean", {}),
     ("grpo", {"use_vllm": True}, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
     ("vespo", {"cap": math.inf}, "vespo", {}, "token-mean", {}),
+    ("grpo", {"off_policy_mask_threshold": 0.05}, "opsm*ppo-clip", {"delta": 0.05}, "sequence-mean", {}),
     (
         "luspo",
         {"importance_sampling_level": "sequence"},
@@ -236,7 +247,8 @@ def test_gradient_equals_trl(case):
     trainer = pytest.importorskip("trl", reason="TRL is not installed").GRPOTrainer
     loss_type, settings, id, fields, aggregation, options = case
     logp, rollout, advantage = setting()
-    settings = {"cap": 1.5, "get_gamma_weights": trainer.get_gamma_weights, **settings}
+    functions = {name: getattr(trainer, name) for name in ("get_gamma_weights", "get_off_policy_mask")}
+    settings = {"cap": 1.5, **functions, **settings}
     staleness = torch.where(rollout.mask, rollout.old_logp - rollout.behavior_logp, 0.0).exp()
     truncated = staleness.clamp(max=settings.pop("cap"))
     inputs = {
@@ -246,6 +258,7 @@ def test_gradient_equals_trl(case):
         "completion_mask": rollout.mask.long(),
         "advantages": advantage,
         "old_per_token_logps": rollout.old_logp,
+        "sampling_per_token_logps": rollout.behavior_logp,
         "num_items_in_batch": rollout.mask.sum(),
         "importance_sampling_ratio": truncated,
     }

@@ -20,11 +20,18 @@ from agents.rollout import Rollout
 from benchmarks.estimators.contract import CHECKS, example, relative_bias
 from registry import Registry, UsageError, corrections
 
-PRODUCTS = ["truncated-is*ppo-clip", "sequence-is*gspo", "defensive*sapo", "token-is*geometric-mask", "none*retrace"]
+PRODUCTS = [
+    "truncated-is*ppo-clip",
+    "sequence-is*gspo",
+    "defensive*sapo",
+    "token-is*geometric-mask",
+    "none*retrace",
+    "opsm*base",
+]
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo luspo dppo-tv dppo-kl
+    base practical vespo luspo dppo-tv dppo-kl opsm
 """
 
 
@@ -139,6 +146,32 @@ def test_dppo_measures_probabilities_not_their_ratio(id, pi, pi_old, kept):
     found = weigh(corrections.make(id), torch.full_like(logp, math.log(pi)), rollout, torch.tensor([1.0, -1.0]))
     expected = [min(pi / pi_old, 20) * side for side in kept]
     torch.testing.assert_close(found[:, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_opsm_drops_failures_that_the_target_would_not_write():
+    found = weight_of("opsm", [[-0.3, 0.0], [-0.3, 0.0], [-0.1, 0.0], [0.3, 0.3]], [1.0, -1.0, -1.0, -1.0])
+    assert found.tolist() == [[1, 1], [0, 0], [1, 1], [1, 1]]
+
+
+def test_a_mask_may_look_at_the_update_inside_a_product():
+    """pi = pi_old / e has drifted by a nat a token from what mu wrote, of which pi_old shows nothing."""
+    logp, rollout = rollout_of([[0.0, 0.0], [0.0, 0.0]])
+    a = torch.tensor([1.0, -1.0])
+    found = weigh(corrections.make("opsm*ppo-clip", eps_low=1.0), logp - 1, rollout, a)
+    torch.testing.assert_close(found, math.exp(-1) * torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64))
+    both = weigh(corrections.make("geometric-mask*ppo-clip", eps_low=1.0), logp - 1, rollout, a)
+    torch.testing.assert_close(both, torch.full_like(logp, math.exp(-1)))
+
+
+def test_only_a_mask_may_ask_for_pi():
+    class Ratio:
+        at_pi = True
+
+        def __call__(self, logp, rollout, advantage):
+            return exp(log_rho(logp, rollout), logp, rollout)
+
+    with pytest.raises(UsageError, match="at_pi is for a mask"):
+        traits(Ratio())
 
 
 def test_self_normalised_divides_by_its_group():
@@ -311,6 +344,7 @@ def test_missing_old_logp_is_said(id):
         ("sapo", {"tau_pos": 0.0}),
         ("vespo", {"lam_neg": 0.0}),
         ("dppo-tv", {"delta_low": 0.0}),
+        ("opsm", {"delta": 0.0}),
         ("dppo-kl", {"cap": 0.0}),
     ],
 )
