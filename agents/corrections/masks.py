@@ -73,7 +73,7 @@ class OffPolicySequenceMask(Correction):
     now (off-policy sequence masking of DeepSeek-V3.2, arXiv 2512.02556).
 
     It filters, and a trust region beside it, ``opsm*ppo-clip``, makes the published loss. The mean is over what the
-    update moved too, so a product evaluates it at pi. No delta is published; ours is in nats a token.
+    update moved too, so a product evaluates it at pi. The default delta, in nats a token, is ours.
     """
 
     delta: float = 0.1
@@ -89,6 +89,30 @@ class OffPolicySequenceMask(Correction):
         drift = -mean_over_tokens(log_rho(logp, rollout), rollout.mask)
         kept = (advantage[:, None] >= 0) | (drift <= self.delta)
         return torch.where(kept, exp(torch.zeros_like(drift), logp, rollout), 0.0)
+
+
+@corrections.register("trm")
+@dataclass(frozen=True)
+class TrustRegionMask(Correction):
+    """``W = 1`` if |log rho_t| <= delta for every token, else 0: drops a completion for its worst token (trust region
+    masking, arXiv 2512.23075). Its bound on the surrogate's error is by the largest divergence of a token, which no
+    token's weight can hold.
+
+    The paper's rule has the KL of whole distributions; |log rho| is its estimate of the largest from the tokens that
+    were sampled. The default delta, in nats, is ours; the longer the completions, the more of them have such a token.
+    """
+
+    delta: float = 1.0
+
+    scope: ClassVar[str] = "sequence"
+    corrects_mu: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, "delta")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        worst = log_rho(logp, rollout).abs().amax(1, keepdim=True)
+        return torch.where(worst <= self.delta, exp(torch.zeros_like(worst), logp, rollout), 0.0)
 
 
 def _check_band(owner: Correction, low: float, high: float) -> None:

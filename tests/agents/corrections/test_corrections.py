@@ -31,7 +31,7 @@ PRODUCTS = [
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo luspo dppo-tv dppo-kl opsm
+    base practical vespo luspo dppo-tv dppo-kl opsm trm
 """
 
 
@@ -101,6 +101,8 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("topr", {}, [1, 1, 1]),
     ("self-normalised", {}, [1, 1, 1]),
     ("ess-adaptive", {}, [2, 2, 2]),
+    ("trm", {}, [0, 0, 0]),
+    ("trm", {"delta": 1.1}, [1, 1, 1]),  # log 3 = 1.0986 both ways
     ("luspo", {}, [3, 3, 3]),
     ("vespo", {}, [4 * math.exp(-3)] * 3),
     ("vespo", {"k_pos": 1.0, "lam_pos": 0.5}, [2 * math.exp(-0.5)] * 3),
@@ -345,6 +347,7 @@ def test_missing_old_logp_is_said(id):
         ("vespo", {"lam_neg": 0.0}),
         ("dppo-tv", {"delta_low": 0.0}),
         ("opsm", {"delta": 0.0}),
+        ("trm", {"delta": -1.0}),
         ("dppo-kl", {"cap": 0.0}),
     ],
 )
