@@ -272,13 +272,29 @@ class DecoupledPPO(TrustRegion):
     def on_policy(self) -> float:  # type: ignore[override]
         return 1.0 if self.cap is None else min(1.0, self.cap)
 
+    def _log_high(self, lost: Tensor) -> float | Tensor:
+        """log of the upper clip, where the cap takes ``lost`` off log w."""
+        return math.log1p(self.eps_high)
+
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_ratio = log_r(logp, rollout)
-        kept = ~_clipped(log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
         log_w = at_level(log_rho(logp, rollout) - log_ratio, self.level)
-        if self.cap is not None:
-            log_w = log_w.clamp(max=math.log(self.cap))
-        return torch.where(kept, exp(log_w + log_ratio, logp, rollout), 0.0)
+        capped = log_w if self.cap is None else log_w.clamp(max=math.log(self.cap))
+        kept = ~_clipped(log_ratio, advantage, self._log_high(log_w - capped), _log1m(self.eps_low))
+        return torch.where(kept, exp(capped + log_ratio, logp, rollout), 0.0)
+
+
+@corrections.register("acr")
+@dataclass(frozen=True)
+class ACR(DecoupledPPO):
+    """``W = min(w, cap) r`` where not clipped, w = pi_old / mu, the upper clip at (1 + eps_high) w / min(w, cap): where
+    the cap has made a success count less, the clip leaves it as much more room (adaptive clipping range of QuRL, arXiv
+    2602.13953). With one step a rollout it is ``truncated-is`` of the same cap, whose default is ours."""
+
+    cap: float | None = 2.0
+
+    def _log_high(self, lost: Tensor) -> Tensor:
+        return math.log1p(self.eps_high) + lost
 
 
 def _check_clip(owner: Correction, eps_low: float, eps_high: float) -> None:
@@ -292,7 +308,7 @@ def _log1m(eps: float) -> float:
     return math.log1p(-eps) if eps < 1 else -math.inf
 
 
-def _clipped(log_ratio: Tensor, advantage: Tensor, high: float, low: float) -> Tensor:
+def _clipped(log_ratio: Tensor, advantage: Tensor, high: float | Tensor, low: float) -> Tensor:
     """Where the clipped branch is the smaller one, so that it has no gradient: [B, T] or [B, 1]."""
     a = advantage[:, None]
     return ((a > 0) & (log_ratio > high)) | ((a < 0) & (log_ratio < low))

@@ -152,6 +152,14 @@ def opsm(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -sequence_mean(values * ((a >= 0) | (drift[:, None] <= 0.05)).detach(), rollout.mask)
 
 
+def acr(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2602.13953: what truncation scales a weight by widens the upper clip."""
+    r, w = (logp - rollout.old_logp).exp(), (rollout.old_logp - rollout.behavior_logp).exp()
+    scale = (1.2 / w).clamp(max=1)
+    bounded = torch.minimum(r.clamp(min=0.8), 1.2 / scale)
+    return -token_mean(w * scale * torch.minimum(r * a, bounded * a), rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -172,6 +180,7 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (partial(dppo, "tv"), "dppo-tv", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
     (partial(dppo, "kl"), "dppo-kl", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
     (opsm, "opsm*ppo-clip", {"delta": 0.05}, "sequence-mean", {}),
+    (acr, "acr", {"cap": 1.2}, "token-mean", {}),
     (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
 ]
 

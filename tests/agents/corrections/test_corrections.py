@@ -31,7 +31,7 @@ PRODUCTS = [
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo luspo dppo-tv dppo-kl opsm trm
+    base practical vespo luspo dppo-tv dppo-kl opsm trm acr
 """
 
 
@@ -103,6 +103,7 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("ess-adaptive", {}, [2, 2, 2]),
     ("trm", {}, [0, 0, 0]),
     ("trm", {"delta": 1.1}, [1, 1, 1]),  # log 3 = 1.0986 both ways
+    ("acr", {}, [2, 1 / 3, 2]),
     ("luspo", {}, [3, 3, 3]),
     ("vespo", {}, [4 * math.exp(-3)] * 3),
     ("vespo", {"k_pos": 1.0, "lam_pos": 0.5}, [2 * math.exp(-0.5)] * 3),
@@ -174,6 +175,14 @@ def test_only_a_mask_may_ask_for_pi():
 
     with pytest.raises(UsageError, match="at_pi is for a mask"):
         traits(Ratio())
+
+
+def test_acr_leaves_a_truncated_success_its_room():
+    """w = 4 under a cap of 2 halves a weight, so the clip is at 2.4; w = 1 leaves it at 1.2."""
+    old_logp, rollout = rollout_of([[2 * LOG2], [2 * LOG2], [2 * LOG2], [0.0]])
+    r = torch.tensor([[2.3], [2.5], [0.7], [1.3]], dtype=torch.float64)
+    found = weigh(corrections.make("acr"), old_logp + r.log(), rollout, torch.tensor([1.0, 1.0, -1.0, 1.0]))
+    torch.testing.assert_close(found[:, 0], torch.tensor([4.6, 0, 0, 0], dtype=torch.float64))
 
 
 def test_self_normalised_divides_by_its_group():
@@ -348,6 +357,7 @@ def test_missing_old_logp_is_said(id):
         ("dppo-tv", {"delta_low": 0.0}),
         ("opsm", {"delta": 0.0}),
         ("trm", {"delta": -1.0}),
+        ("acr", {"cap": 0.0}),
         ("dppo-kl", {"cap": 0.0}),
     ],
 )
