@@ -60,6 +60,23 @@ class PrefixIS(Correction):
         return exp(log_rho(logp, rollout).cumsum(1), logp, rollout)
 
 
+@corrections.register("minpro")
+@dataclass(frozen=True)
+class MinPRO(Correction):
+    """``W_t = rho_t * min_{s<t} rho_s``: of the ratio up to each token, the smallest factor stands for the prefix, so
+    that a doubtful prefix counts less without a product that grows with t (arXiv 2601.22718).
+
+    Our reading of what is public: the ratio of the token by itself, no clip, and 1 for the empty prefix.
+    """
+
+    scope: ClassVar[str] = "sequence"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_rho(logp, rollout)
+        before = log_ratio.cummin(1).values[:, :-1]
+        return exp(log_ratio + torch.nn.functional.pad(before, (1, 0)), logp, rollout)
+
+
 @corrections.register("suffix-is")
 @dataclass(frozen=True)
 class SuffixIS(Correction):

@@ -31,7 +31,7 @@ PRODUCTS = [
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo luspo dppo-tv dppo-kl opsm trm acr
+    base practical vespo luspo dppo-tv dppo-kl opsm trm acr minpro
 """
 
 
@@ -83,6 +83,7 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("token-is", {}, [2, 1 / 3, 3]),
     ("prefix-is", {}, [2, 2 / 3, 2]),
     ("suffix-is", {}, [2, 1, 3]),
+    ("minpro", {}, [2, 2 / 3, 1]),
     ("sequence-is", {}, [2, 2, 2]),
     ("truncated-is", {}, [2, 1 / 3, 2]),
     ("truncated-is", {"cap": 1.5, "level": "sequence"}, [1.5, 1.5, 1.5]),
@@ -122,6 +123,17 @@ def test_by_hand(id, fields, expected):
 def test_topr_holds_failures_to_what_the_target_would_write():
     found = weight_of("topr", [[LOG2, 0.0], [-LOG2, 0.0], [-LOG2]], [-1.0, -1.0, 1.0])
     torch.testing.assert_close(found, torch.tensor([[1, 1], [0.5, 0.5], [1, 0]], dtype=torch.float64))
+
+
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_minpro_stands_for_the_prefix_ratio(log_ratios):
+    """It is that ratio at the first two tokens; where all ratios are at least 1, factors left out only lower it."""
+    minpro, prefix = (weight_of(id, [log_ratios])[0] for id in ("minpro", "prefix-is"))
+    torch.testing.assert_close(minpro[:2], prefix[:2])
+    favoured = [abs(x) for x in log_ratios]
+    minpro, prefix = (weight_of(id, [favoured])[0] for id in ("minpro", "prefix-is"))
+    assert bool((minpro <= prefix * (1 + 1e-12)).all())
 
 
 def test_vespo_peaks_at_k_over_lam_on_both_sides_of_one():
