@@ -1,4 +1,4 @@
-"""Trust regions and the losses they come from, as weights: with r = pi / pi_old (mu does not enter, but in ``topr``).
+"""Trust regions and the losses they come from, as weights: with r = pi / pi_old (mu enters where a docstring says so).
 
 Each equals the gradient of the published loss; the aggregation that the publication uses is named beside it.
 """
@@ -295,6 +295,34 @@ class ACR(DecoupledPPO):
 
     def _log_high(self, lost: Tensor) -> Tensor:
         return math.log1p(self.eps_high) + lost
+
+
+@corrections.register("a-3po")
+@dataclass(frozen=True)
+class A3PO(Correction):
+    """``W = rho`` where not clipped, the clip on rho ** alpha: decoupled PPO about a policy between mu and pi, which
+    stands for pi_old without its forward, log q = alpha log mu + (1 - alpha) log pi (arXiv 2512.06547, whose alpha is
+    1 / d at a lag of d updates; token-mean).
+
+    mu lags by layers here, not by updates, so that alpha is a setting: our reading. At 1 it is PPO's clip about mu, and
+    the nearer to 0, the wider the clip.
+    """
+
+    alpha: float = 0.5
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+
+    scope: ClassVar[str] = "token"
+
+    def __post_init__(self) -> None:
+        _check_clip(self, self.eps_low, self.eps_high)
+        if not 0 < self.alpha <= 1:
+            raise UsageError(f"A3PO.alpha={self.alpha!r} must lie in (0, 1]")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_rho(logp, rollout)
+        kept = ~_clipped(self.alpha * log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
 
 
 def _check_clip(owner: Correction, eps_low: float, eps_high: float) -> None:

@@ -160,6 +160,13 @@ def acr(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -token_mean(w * scale * torch.minimum(r * a, bounded * a), rollout.mask)
 
 
+def a3po(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2512.06547 at a lag of 3 updates: decoupled PPO about a proximal policy that carries no gradient."""
+    proximal = rollout.behavior_logp / 3 + logp.detach() * 2 / 3
+    staleness = (proximal - rollout.behavior_logp).exp()
+    return -token_mean(staleness * clipped((logp - proximal).exp(), a, 0.1, 0.1), rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -181,6 +188,7 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (partial(dppo, "kl"), "dppo-kl", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
     (opsm, "opsm*ppo-clip", {"delta": 0.05}, "sequence-mean", {}),
     (acr, "acr", {"cap": 1.2}, "token-mean", {}),
+    (a3po, "a-3po", {"alpha": 1 / 3, "eps_low": 0.1, "eps_high": 0.1}, "token-mean", {}),
     (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
 ]
 

@@ -31,7 +31,7 @@ PRODUCTS = [
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo luspo dppo-tv dppo-kl opsm trm acr minpro
+    base practical vespo luspo dppo-tv dppo-kl opsm trm acr minpro a-3po
 """
 
 
@@ -105,6 +105,8 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("trm", {}, [0, 0, 0]),
     ("trm", {"delta": 1.1}, [1, 1, 1]),  # log 3 = 1.0986 both ways
     ("acr", {}, [2, 1 / 3, 2]),
+    ("a-3po", {}, [0, 1 / 3, 0]),  # A > 0
+    ("a-3po", {"alpha": 0.25}, [2, 1 / 3, 0]),  # 2 ** .25 = 1.19 is within 1.2
     ("luspo", {}, [3, 3, 3]),
     ("vespo", {}, [4 * math.exp(-3)] * 3),
     ("vespo", {"k_pos": 1.0, "lam_pos": 0.5}, [2 * math.exp(-0.5)] * 3),
@@ -369,6 +371,7 @@ def test_missing_old_logp_is_said(id):
         ("dppo-tv", {"delta_low": 0.0}),
         ("opsm", {"delta": 0.0}),
         ("trm", {"delta": -1.0}),
+        ("a-3po", {"alpha": 0.0}),
         ("acr", {"cap": 0.0}),
         ("dppo-kl", {"cap": 0.0}),
     ],
