@@ -167,6 +167,18 @@ def a3po(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -token_mean(staleness * clipped((logp - proximal).exp(), a, 0.1, 0.1), rollout.mask)
 
 
+def m2po(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2510.01161, algorithm 1: the farthest token leaves until the mean square of the rest is low enough."""
+    log_ratio = (logp - rollout.behavior_logp).detach()
+    places = [(i, t) for i, t in rollout.mask.nonzero().tolist() if float(log_ratio[i, t] * a[i, 0]) > 0]
+    kept = torch.ones_like(logp)
+    while sum(float(log_ratio[p]) ** 2 for p in places) > 0.1 * len(places):
+        worst = max(places, key=lambda p: abs(float(log_ratio[p])))
+        kept[worst] = 0.0
+        places.remove(worst)
+    return -token_mean(kept * (logp - rollout.behavior_logp).exp() * a, rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -189,6 +201,7 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (opsm, "opsm*ppo-clip", {"delta": 0.05}, "sequence-mean", {}),
     (acr, "acr", {"cap": 1.2}, "token-mean", {}),
     (a3po, "a-3po", {"alpha": 1 / 3, "eps_low": 0.1, "eps_high": 0.1}, "token-mean", {}),
+    (m2po, "m2po", {"moment": 0.1}, "token-mean", {}),
     (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
 ]
 

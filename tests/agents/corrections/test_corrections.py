@@ -31,7 +31,7 @@ PRODUCTS = [
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical vespo luspo dppo-tv dppo-kl opsm trm acr minpro a-3po
+    base practical vespo luspo dppo-tv dppo-kl opsm trm acr minpro a-3po m2po
 """
 
 
@@ -236,6 +236,16 @@ def test_v_trace_is_retrace_with_the_first_ratio_truncated(log_ratios):
     torch.testing.assert_close(weight_of("v-trace", log_ratios), expected)
 
 
+def test_m2po_drops_only_what_the_advantage_pushes_away():
+    """.1, .3, -.5 and -.1 are pushed outward; without .5 the mean square of the rest is (.01 + .09 + .01) / 3 < .04."""
+    found = weight_of("m2po", [[0.1, 0.3, -2.0], [-0.5, -0.1, 2.0]], [1.0, -1.0])
+    kept = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    expected = kept * torch.tensor([[0.1, 0.3, -2.0], [-0.5, -0.1, 2.0]], dtype=torch.float64).exp()
+    torch.testing.assert_close(found, expected)
+    ties = weight_of("m2po", [[0.5], [0.5], [0.1]], moment=0.15)[:, 0]
+    torch.testing.assert_close(ties, torch.tensor([0, 0, math.exp(0.1)], dtype=torch.float64))
+
+
 def test_ess_adaptive_keeps_the_effective_sample_size():
     generator = torch.Generator().manual_seed(0)
     log_w = 2 * torch.randn(500, generator=generator, dtype=torch.float64)
@@ -371,6 +381,7 @@ def test_missing_old_logp_is_said(id):
         ("dppo-tv", {"delta_low": 0.0}),
         ("opsm", {"delta": 0.0}),
         ("trm", {"delta": -1.0}),
+        ("m2po", {"moment": 0.0}),
         ("a-3po", {"alpha": 0.0}),
         ("acr", {"cap": 0.0}),
         ("dppo-kl", {"cap": 0.0}),
