@@ -185,20 +185,22 @@ def check_positive(owner: Any, *names: str) -> None:
 class Product(Correction):
     """The product of several corrections, of which at most one is a trust region and at most one corrects mu: what an
     id such as ``truncated-is*ppo-clip`` makes. Beside a trust region, which carries pi / pi_old, the other factors are
-    evaluated at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641). A mask may ask for pi."""
+    evaluated at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641). A mask may ask for pi.
+
+    No ratio is counted twice: two clips of pi / pi_old, such as ``ppo-clip*gspo``, would weigh by about its square,
+    which is the gradient of no loss. Masks hold no ratio, so that any number of them may stand beside the others.
+    """
 
     factors: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if sum(traits(factor).trust_region for factor in self.factors) > 1:
-            names = " and ".join(type(f).__name__ for f in self.factors if traits(f).trust_region)
-            raise UsageError(f"a product takes one trust region, not {names}: each holds the ratio pi / pi_old")
-        if sum(traits(factor).corrects_mu for factor in self.factors) > 1:
-            names = " and ".join(type(f).__name__ for f in self.factors if traits(f).corrects_mu)
-            raise UsageError(
-                f"a product takes one factor that corrects mu, not {names}: the ratio to mu would count twice. Leave "
-                "one out (one of your own that only masks declares corrects_mu = False)"
-            )
+        for trait, ratio in (("trust_region", "pi / pi_old"), ("corrects_mu", "the ratio to mu")):
+            holders = [type(factor).__name__ for factor in self.factors if getattr(traits(factor), trait)]
+            if len(holders) > 1:
+                raise UsageError(
+                    f"a product counts a ratio once, but {' and '.join(holders)} each hold {ratio}: keep one of them "
+                    f"(a mask of your own, which only drops, declares {trait} = False)"
+                )
 
     @property
     def scope(self) -> str:  # type: ignore[override]

@@ -35,6 +35,7 @@ ZOO = """
 """
 
 
+@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("id", corrections.ids() + PRODUCTS)
 def test_contract(id, check):
@@ -291,12 +292,28 @@ def test_product_declares_the_widest_scope(id, scope, unbiased):
 
 
 @pytest.mark.parametrize(
-    "id",
-    ["token-is*base", "sequence-is*decoupled-ppo", "defensive*base", "sequence-is*token-is", "topr*retrace*ppo-clip"],
+    ("id", "named"),
+    [
+        ("token-is*base", "TokenIS and DecoupledPPO each hold the ratio to mu"),
+        ("vespo*acr", "VESPO and ACR each hold the ratio to mu"),
+        ("sequence-is*token-is", "SequenceIS and TokenIS each hold the ratio to mu"),
+        ("topr*retrace*ppo-clip", "TOPR and Retrace each hold the ratio to mu"),
+        ("ppo-clip*gspo", "PPOClip and GSPO each hold pi / pi_old"),
+        ("truncated-is*dppo-tv*luspo", "DPPOTV and LUSPO each hold pi / pi_old"),
+        ("base*sapo", "DecoupledPPO and SAPO each hold pi / pi_old"),
+    ],
 )
-def test_product_takes_one_ratio_to_mu(id):
-    with pytest.raises(UsageError, match=r"one factor that corrects mu.*count twice"):
+def test_a_product_refuses_to_count_a_ratio_twice(id, named):
+    with pytest.raises(UsageError, match=f"counts a ratio once, but {named}: keep one of them") as refused:
         corrections.make(id)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("id", ["opsm*trm*geometric-mask*base", "trm*ppo-clip", "m2po*ppo-clip", "defensive*dppo-kl"])
+def test_masks_and_one_ratio_of_each_kind_multiply(id):
+    logp, rollout, advantage = example(corrections.make(id))
+    weight = weigh(corrections.make(id), logp, rollout, advantage)
+    assert 0 < int((weight != 0).sum()) < int(rollout.mask.sum())
 
 
 def test_an_undeclared_factor_counts_as_a_correction_and_a_declared_mask_does_not():
@@ -321,11 +338,6 @@ def test_a_product_that_declares_unbiased_is(id, other):
         return
     if traits(made).unbiased:
         assert relative_bias(made) < 1e-10
-
-
-def test_product_takes_one_trust_region():
-    with pytest.raises(UsageError, match="one trust region"):
-        corrections.make("ppo-clip*gspo")
 
 
 @pytest.mark.parametrize("id", corrections.ids())
