@@ -2,6 +2,8 @@
 
 from agents.corrections import group, importance, masks, traces, trust_regions
 from agents.corrections.correction import (
+    GEOMETRIES,
+    OPERATORS,
     SCOPES,
     Correction,
     Product,
@@ -17,6 +19,8 @@ from agents.corrections.correction import (
 )
 
 __all__ = [
+    "GEOMETRIES",
+    "OPERATORS",
     "SCOPES",
     "Correction",
     "Product",

@@ -25,6 +25,10 @@ from registry import UsageError, corrections
 Scope = Literal["token", "sequence", "group", "batch"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 Level = Literal["token", "sequence"]
+Geometry = Literal["token", "prefix", "suffix", "sequence", "group", "batch"]
+GEOMETRIES: tuple[str, ...] = get_args(Geometry)
+Operator = Literal["none", "weight", "truncate", "mask", "clip", "gate", "temper", "normalise", "mix"]
+OPERATORS: tuple[str, ...] = get_args(Operator)
 
 MAX_LOG_WEIGHT = 80.0  # exp(80) = 5.5e34 leaves float32 room for the product with an advantage and a sum over tokens
 
@@ -49,6 +53,11 @@ class Correction:
             Undeclared: whether it is no trust region. A mask, which only drops, declares False.
         at_pi: whether a product evaluates it at pi beside a trust region too, where the other factors are evaluated at
             pi_old. Only for a mask, which holds no ratio that could be counted twice.
+        operator: what it does to its ratio: leaves it (weight), bounds it (truncate), gives up what is out of bounds
+            (mask) and A pushes further out (clip), does so smoothly (gate), takes a power (temper), divides by a mean
+            (normalise), divides by a mixture of the writers (mix), or has none.
+        geometry: what a token's weight is made of. Undeclared: the scope; a narrower one of it is the tokens up to this
+            one (prefix) or from it on (suffix).
         mixed: whether it expects groups of which the target wrote some completions (``rollout.by_target``), and
             depends on the other completions only through how many of them the target wrote.
     """
@@ -60,6 +69,8 @@ class Correction:
     trust_region: ClassVar[Any] = False
     corrects_mu: ClassVar[Any] = None
     at_pi: ClassVar[Any] = False
+    operator: ClassVar[Any] = "weight"
+    geometry: ClassVar[Any] = None
     mixed: ClassVar[Any] = False
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
@@ -87,14 +98,25 @@ class Traits:
     trust_region: bool
     corrects_mu: bool
     at_pi: bool
+    operator: Operator
+    geometry: Geometry
     mixed: bool
+
+    @property
+    def edge(self) -> str:
+        """Which ratio it is a function of, masks too. In a product with a trust region, pi / mu becomes pi_old / mu."""
+        if not self.trust_region:
+            return "none" if self.operator == "none" else "pi / mu"
+        return "pi_old / mu and pi / pi_old" if self.corrects_mu else "pi / pi_old"
 
 
 def traits(correction: Any) -> Traits:
     """The declarations of any correction, of a third party's plain class too."""
     declared = {name: getattr(correction, name, getattr(Correction, name)) for name in Traits.__dataclass_fields__}
-    if declared["scope"] not in SCOPES:
-        raise UsageError(f"{type(correction).__name__}.scope={declared['scope']!r} is not one of {', '.join(SCOPES)}")
+    declared["geometry"] = declared["geometry"] or declared["scope"]
+    for name, known in (("scope", SCOPES), ("operator", OPERATORS), ("geometry", GEOMETRIES)):
+        if declared[name] not in known:
+            raise UsageError(f"{type(correction).__name__}.{name}={declared[name]!r} is not one of {', '.join(known)}")
     if declared["corrects_mu"] is None:
         declared["corrects_mu"] = not declared["trust_region"]
     if declared["at_pi"] and declared["corrects_mu"]:

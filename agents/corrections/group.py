@@ -32,6 +32,8 @@ class SelfNormalised(Correction):
 
     over: str = "group"
 
+    operator: ClassVar[str] = "normalise"
+
     def __post_init__(self) -> None:
         if self.over not in SCOPES[2:]:
             raise UsageError(f"SelfNormalised.over={self.over!r} is not 'group' or 'batch'")
@@ -60,6 +62,7 @@ class ESSAdaptive(Correction):
     level: str = "sequence"
 
     scope: ClassVar[str] = "batch"
+    operator: ClassVar[str] = "temper"
 
     def __post_init__(self) -> None:
         check_level(self)
@@ -94,6 +97,7 @@ class M2PO(Correction):
     moment: float = 0.04
 
     scope: ClassVar[str] = "batch"
+    operator: ClassVar[str] = "mask"
 
     def __post_init__(self) -> None:
         check_positive(self, "moment")
@@ -125,6 +129,7 @@ class Defensive(Correction):
     unbiased: ClassVar[bool] = True
     needs_old_logp: ClassVar[bool] = True
     mixed: ClassVar[bool] = True
+    operator: ClassVar[str] = "mix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         if rollout.old_logp is None:

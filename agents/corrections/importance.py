@@ -31,6 +31,7 @@ class NoCorrection(Correction):
     scope: ClassVar[str] = "token"
     is_identity: ClassVar[bool] = True
     corrects_mu: ClassVar[bool] = False
+    operator: ClassVar[str] = "none"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(torch.zeros_like(logp, dtype=torch.float64), logp, rollout)
@@ -55,6 +56,7 @@ class PrefixIS(Correction):
     the state distribution and the action; the value of the continuation stays mu's."""
 
     scope: ClassVar[str] = "sequence"
+    geometry: ClassVar[str] = "prefix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(log_rho(logp, rollout).cumsum(1), logp, rollout)
@@ -70,6 +72,7 @@ class MinPRO(Correction):
     """
 
     scope: ClassVar[str] = "sequence"
+    geometry: ClassVar[str] = "prefix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_ratio = log_rho(logp, rollout)
@@ -84,6 +87,7 @@ class SuffixIS(Correction):
     the prefixes stays mu's."""
 
     scope: ClassVar[str] = "sequence"
+    geometry: ClassVar[str] = "suffix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(log_rho(logp, rollout).flip(1).cumsum(1).flip(1), logp, rollout)
@@ -111,6 +115,8 @@ class TruncatedIS(Correction):
     level: str = "token"
     cap: float = 2.0
 
+    operator: ClassVar[str] = "truncate"
+
     def __post_init__(self) -> None:
         check_level(self)
         check_positive(self, "cap")
@@ -135,6 +141,8 @@ class Tempered(Correction):
 
     beta: float = 0.5
     level: str = "sequence"
+
+    operator: ClassVar[str] = "temper"
 
     def __post_init__(self) -> None:
         check_level(self)
@@ -167,6 +175,7 @@ class VESPO(Correction):
     lam_neg: float = 2.0
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "gate"
 
     def __post_init__(self) -> None:
         check_positive(self, "k_pos", "lam_pos", "k_neg", "lam_neg")

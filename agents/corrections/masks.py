@@ -32,6 +32,8 @@ class MaskedIS(Correction):
     low: float = 0.5
     high: float = 5.0
 
+    operator: ClassVar[str] = "mask"
+
     def __post_init__(self) -> None:
         check_level(self)
         _check_band(self, self.low, self.high)
@@ -56,6 +58,7 @@ class GeometricMask(Correction):
 
     scope: ClassVar[str] = "sequence"
     corrects_mu: ClassVar[bool] = False
+    operator: ClassVar[str] = "mask"
 
     def __post_init__(self) -> None:
         _check_band(self, self.low, self.high)
@@ -81,6 +84,7 @@ class OffPolicySequenceMask(Correction):
     scope: ClassVar[str] = "sequence"
     corrects_mu: ClassVar[bool] = False
     at_pi: ClassVar[bool] = True
+    operator: ClassVar[str] = "mask"
 
     def __post_init__(self) -> None:
         check_positive(self, "delta")
@@ -106,6 +110,7 @@ class TrustRegionMask(Correction):
 
     scope: ClassVar[str] = "sequence"
     corrects_mu: ClassVar[bool] = False
+    operator: ClassVar[str] = "mask"
 
     def __post_init__(self) -> None:
         check_positive(self, "delta")

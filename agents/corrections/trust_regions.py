@@ -54,6 +54,8 @@ class PPOClip(TrustRegion):
     eps_high: float = 0.2
     dual_clip: float | None = None
 
+    operator: ClassVar[str] = "clip"
+
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)
         if self.dual_clip is not None and not self.dual_clip > 1 + self.eps_high:
@@ -79,6 +81,7 @@ class GSPO(TrustRegion):
     eps_high: float = 4e-4
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)
@@ -114,6 +117,7 @@ class GMPO(TrustRegion):
     log_clip: float = 0.4
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         check_positive(self, "log_clip")
@@ -134,6 +138,8 @@ class CISPO(TrustRegion):
     eps_low: float = 1.0
     eps_high: float = 4.0
 
+    operator: ClassVar[str] = "truncate"
+
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)
 
@@ -150,6 +156,8 @@ class SAPO(TrustRegion):
 
     tau_pos: float = 1.0
     tau_neg: float = 1.05
+
+    operator: ClassVar[str] = "gate"
 
     def __post_init__(self) -> None:
         check_positive(self, "tau_pos", "tau_neg")
@@ -175,6 +183,8 @@ class DPPO(TrustRegion):
     delta_low: float
     delta_high: float
     cap: float = 20.0
+
+    operator: ClassVar[str] = "mask"
 
     def __post_init__(self) -> None:
         check_positive(self, "delta_low", "delta_high", "cap")
@@ -230,6 +240,7 @@ class TOPR(Correction):
     as the target would still write them (arXiv 2503.14286, eq. 8)."""
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "truncate"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_w = at_level(log_rho(logp, rollout), "sequence").clamp(max=0.0)
@@ -253,6 +264,7 @@ class DecoupledPPO(TrustRegion):
     eps_high: float = 0.2
 
     corrects_mu: ClassVar[bool] = True
+    operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         check_level(self)
@@ -313,6 +325,7 @@ class A3PO(Correction):
     eps_high: float = 0.2
 
     scope: ClassVar[str] = "token"
+    operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)

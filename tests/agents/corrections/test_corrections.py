@@ -444,6 +444,14 @@ class Lying(Correction):
         return "token" if self.how == "scope" else "sequence"
 
     @property
+    def geometry(self) -> str | None:  # type: ignore[override]
+        return "suffix" if self.how == "geometry" else None  # it is made of a prefix
+
+    @property
+    def corrects_mu(self) -> bool:  # type: ignore[override]
+        return self.how != "mask"
+
+    @property
     def unbiased(self) -> bool:  # type: ignore[override]
         return self.how == "bias"
 
