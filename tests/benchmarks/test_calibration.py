@@ -43,7 +43,7 @@ def test_satterthwaite_of_the_seeds_alone_is_their_number():
 @pytest.mark.parametrize("seed_sd", SEED_EFFECTS)
 @pytest.mark.parametrize("seeds", [2, 3, 6])
 def test_intervals_hold_the_truth(seeds, seed_sd):
-    """A wrong formula shows: without the questions' part, or with S for S - 1, coverage is below .9 in some of these."""
+    """In the bands that are asked for, but for what so few repeats may miss."""
     measured = measure(Cell(seeds, 100, seed_sd, effect=0.03), repeats=600)
     assert measured.coverage > stats.binom.ppf(0.001, 600, 0.90 if seeds == 2 else 0.93) / 600
     if seeds > 2:
