@@ -22,31 +22,27 @@ names both.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-import agents.checkpoint as checkpoint
+from agents.algorithm import LanguageModelAlgorithm
 from agents.anchors import Anchoring
 from agents.arguments import (
     check_adam,
     check_counts,
     check_ema,
     check_lora_rank,
-    check_parameters,
     check_rollout_dtype,
     slots_of,
-    vector_env_of,
 )
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
@@ -57,13 +53,12 @@ from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.refill import batch_of, refill, refill_metrics
-from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
+from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale
 from agents.weight_copy import WeightCopy
-from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
     UsageError,
@@ -86,7 +81,7 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 
 @agents.register("reft", fixed={"sampler": "full", "correction": "ppo-clip"})
 @agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
-class ReFT(BaseAlgorithm):
+class ReFT(LanguageModelAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
 
     Args:
@@ -155,6 +150,7 @@ class ReFT(BaseAlgorithm):
     (10.0, 0.16666666666666666, (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
     """
 
+    log_name = "reft"
     parallel = True  # several processes can share a run
 
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
@@ -230,23 +226,19 @@ class ReFT(BaseAlgorithm):
         self.ema_decay = check_ema(ema_decay)
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
-        self.iteration = 0
         self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
         self.watch = Watch()
-        self.metrics: dict[str, float] = {}
         own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
-            policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, own))),
-            learning_rate=learning_rate,
+            env,
+            slots_of(env, slots, own),
+            learning_rate,
             tensorboard_log=tensorboard_log if self.ranks.leader else None,
             verbose=verbose if self.ranks.leader else 0,
             device=local_device(device),
-            support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
@@ -304,50 +296,6 @@ class ReFT(BaseAlgorithm):
             ranks=self.ranks,
         )
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
-
-    @property
-    def envs(self) -> Any:
-        """The gymnasium vector env that rollouts are collected in."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another environment of equal spaces, given as to the constructor; its slots are the agent's.
-
-        Raises:
-            UsageError: the environment has another number of slots.
-        """
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer; rollouts then see them."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "ReFT",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> ReFT:
-        """Iterate until ``total_timesteps`` tokens are written or a callback stops; whole iterations only."""
-        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total:
-            try:
-                self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
-            except Interrupted:
-                break
-            if log_interval and self.iteration % log_interval == 0:
-                self.dump_logs()
-        hooks.on_training_end()
-        return self
 
     @property
     def sampler(self) -> SkipSampler:
@@ -515,44 +463,7 @@ class ReFT(BaseAlgorithm):
         """Inside, the target has its averaged weights (``ema_decay``), and its own if there is no average."""
         return nullcontext() if self.average is None else self.average.in_place()
 
-    def dump_logs(self) -> None:
-        """Write the last iteration's metrics, and means of the last episodes as SB3's algorithms do."""
-        for name, value in self.metrics.items():
-            self.logger.record(name if "/" in name else f"reft/{name}", value)
-        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The full model's next token, see ``LanguageModelPolicy.predict``."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer and the constructor's arguments
-        beside it; nothing is pickled. ``m.zip`` names the folder ``m``, and a binary file gets a zip of the folder.
-        Under torchrun one process writes, and the others do not wait for it."""
+        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it."""
         if self.ranks.leader:
-            checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> ReFT:
-        """An agent from what ``save`` wrote, ready to go on: weights, optimizer, counters, learned samplers, and the
-        arguments and the environment that it was made with unless others are given. Every iteration begins with fresh
-        episodes, whatever ``force_reset``."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)
+            super().save(path, exclude, include)
