@@ -33,7 +33,13 @@ def check_device(device: str) -> None:
 
 
 def check_counts(
-    group_size: int, problems_per_batch: int, minibatches: int, epochs: int, target_written: int, temperature: float
+    group_size: int,
+    problems_per_batch: int,
+    refill_tokens: int,
+    minibatches: int,
+    epochs: int,
+    target_written: int,
+    temperature: float,
 ) -> None:
     """Raise UsageError for the first argument out of its range."""
     for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
@@ -43,6 +49,12 @@ def check_counts(
         raise UsageError(
             f"minibatches={minibatches} must be 1..problems_per_batch={problems_per_batch} (whole groups), "
             f"epochs={epochs} at least 1"
+        )
+    if refill_tokens < 0:
+        raise UsageError(f"refill_tokens={refill_tokens} must be at least 0, which is without refill")
+    if refill_tokens and group_size < 2:
+        raise UsageError(
+            f"refill_tokens={refill_tokens} with group_size={group_size}: one completion is no signal; raise group_size"
         )
     if temperature <= 0:
         raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
@@ -61,6 +73,13 @@ def check_adam(betas: Any, eps: float) -> tuple[tuple[float, float], float]:
     if not eps > 0:
         raise UsageError(f"adam_eps={eps} must be above 0: a weight without a gradient would be divided by 0")
     return (first, second), eps
+
+
+def check_ema(decay: float) -> float:
+    """The decay of the averaged weights. Raises UsageError outside of [0, 1)."""
+    if not 0 <= decay < 1:
+        raise UsageError(f"ema_decay={decay} must be in [0, 1): 0 keeps no average, 0.99 one over about 100 steps")
+    return decay
 
 
 def check_lora_rank(rank: int) -> None:

@@ -29,6 +29,7 @@ OPTIMIZER = "optimizer.safetensors"
 ADAPTERS = "adapters.safetensors"  # of agents that train low-rank adapters
 PATCHES = "patches.safetensors"
 REFERENCES = "references.safetensors"  # of agents that an anchor keeps near other weights
+AVERAGE = "average.safetensors"  # of agents with ema_decay: what is trained, averaged
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
 
@@ -104,6 +105,9 @@ def _save_folder(agent: Any, path: Path) -> None:
     references = agent.anchoring.state_dict() if hasattr(agent, "anchoring") else {}
     if references:
         save_file(references, scratch / REFERENCES)
+    average = getattr(agent, "average", None)
+    if average is not None:
+        save_file(average.state_dict(), scratch / AVERAGE)
     arguments, left_out = stored_arguments(agent)
     state = {
         "agent": type(agent).__name__,
@@ -118,6 +122,7 @@ def _save_folder(agent: Any, path: Path) -> None:
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
         "patches": patched,
         "references": bool(references),
+        "average": average is not None,
     }
     (scratch / STATE).write_text(json.dumps(state))
     old = path.with_name(path.name + f".old-{os.getpid()}")
@@ -156,8 +161,9 @@ def fault(saved: Path) -> str | None:
         return f"{saved / STATE} does not say its iteration"
     if state.get("lora_rank") and not (saved / ADAPTERS).is_file():
         return f"{saved} lacks {ADAPTERS}"
-    if state.get("references") and not (saved / REFERENCES).is_file():
-        return f"{saved} lacks {REFERENCES}"
+    for kept, name in (("references", REFERENCES), ("average", AVERAGE)):
+        if state.get(kept) and not (saved / name).is_file():
+            return f"{saved} lacks {name}"
     return weights_fault(saved)
 
 
@@ -254,6 +260,8 @@ def restore(agent: Any, path: Path) -> None:
         group["eps"] = getattr(agent, "adam_eps", group["eps"])
     if state.get("references") and agent.anchoring.copies:
         agent.anchoring.load_state_dict(load_file(path / REFERENCES))
+    if state.get("average") and agent.average is not None:
+        agent.average.load_state_dict(load_file(path / AVERAGE))
     if (path / PATCHES).is_file():
         if not agent.nesting.patcher.patch.tokens:
             raise _no_taker(path, "patch", agent.nesting.patcher.patch)

@@ -5,7 +5,8 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     problems ~ problem_sampler                      the same for every agent with the same seed
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
     mu       = policy.behavior(nested)              the same weights, fewer layers
-    rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts
+    rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
+    ref      = anchor(rollout)                      log-probabilities under a reference, if there is one
     A        = advantage(rollout)                   relative to the group
     for each minibatch:
         weight = correction(log pi, log mu, A)      detached
@@ -21,29 +22,27 @@ names both.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-import agents.checkpoint as checkpoint
+from agents.algorithm import LanguageModelAlgorithm
 from agents.anchors import Anchoring
 from agents.arguments import (
     check_adam,
     check_counts,
+    check_ema,
     check_lora_rank,
-    check_parameters,
     check_rollout_dtype,
     slots_of,
-    vector_env_of,
 )
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
@@ -53,12 +52,13 @@ from agents.distributed import join, local_device
 from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
-from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
+from agents.refill import batch_of, refill, refill_metrics
+from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale
-from envs.sb3 import SB3VecEnv
+from agents.weight_copy import WeightCopy
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
     UsageError,
@@ -81,7 +81,7 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 
 @agents.register("reft", fixed={"sampler": "full", "correction": "ppo-clip"})
 @agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
-class ReFT(BaseAlgorithm):
+class ReFT(LanguageModelAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
 
     Args:
@@ -101,6 +101,10 @@ class ReFT(BaseAlgorithm):
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
+        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all of the
+            same worth: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
+            finished (DAPO's dynamic sampling, arXiv 2503.14476, sec. 3.2). They count as timesteps and in every metric.
+            0, the default, is off.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
         epochs: passes over one rollout.
         target_written: n_0, how many of a group's G completions the full model writes (defensive groups); by default 1
@@ -117,6 +121,9 @@ class ReFT(BaseAlgorithm):
         weight_decay: of AdamW.
         adam_betas: of AdamW, the decays of its two moments.
         adam_eps: of AdamW.
+        ema_decay: of an exponential moving average of the trained weights, taken after every optimizer step: a run then
+            measures accuracy with the average (``averaged``), while rollouts and updates go on with the weights. 0, the
+            default, keeps none; 0.99 averages over about 100 steps.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
@@ -143,6 +150,7 @@ class ReFT(BaseAlgorithm):
     (10.0, 0.16666666666666666, (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
     """
 
+    log_name = "reft"
     parallel = True  # several processes can share a run
 
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
@@ -161,6 +169,7 @@ class ReFT(BaseAlgorithm):
         anchor: Component = "none",
         group_size: int = 8,
         problems_per_batch: int = 32,
+        refill_tokens: int = 0,
         minibatches: int = 1,
         epochs: int = 1,
         target_written: int | None = None,
@@ -171,6 +180,7 @@ class ReFT(BaseAlgorithm):
         weight_decay: float = 0.0,
         adam_betas: tuple[float, float] = (0.9, 0.999),
         adam_eps: float = 1e-8,
+        ema_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
         slots: int | None = None,
@@ -195,7 +205,9 @@ class ReFT(BaseAlgorithm):
         self.anchor = anchors.build(anchor)
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
-        check_counts(group_size, problems_per_batch, minibatches, epochs, self.target_written, temperature)
+        check_counts(
+            group_size, problems_per_batch, refill_tokens, minibatches, epochs, self.target_written, temperature
+        )
         warn_stale(self.correction, minibatches * epochs)
         check_lora_rank(lora_rank)
         self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
@@ -203,6 +215,7 @@ class ReFT(BaseAlgorithm):
         self.gradient_checkpointing = gradient_checkpointing
         self.group_size = group_size
         self.problems_per_batch = problems_per_batch
+        self.refill_tokens = refill_tokens
         self.minibatches = minibatches
         self.epochs = epochs
         self.temperature = temperature
@@ -210,25 +223,22 @@ class ReFT(BaseAlgorithm):
         self.entropy_bonus = entropy_bonus
         self.mask_truncated = mask_truncated
         self.weight_decay = weight_decay
+        self.ema_decay = check_ema(ema_decay)
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
-        self.iteration = 0
         self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
         self.watch = Watch()
-        self.metrics: dict[str, float] = {}
         own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
-            policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, own))),
-            learning_rate=learning_rate,
+            env,
+            slots_of(env, slots, own),
+            learning_rate,
             tensorboard_log=tensorboard_log if self.ranks.leader else None,
             verbose=verbose if self.ranks.leader else 0,
             device=local_device(device),
-            support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
@@ -265,6 +275,9 @@ class ReFT(BaseAlgorithm):
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self._logger = Logger(None, [])
         self.anchoring = Anchoring(self.anchor, self.target)
+        self.average = WeightCopy(self.target) if self.ema_decay else None
+        if self.average is not None:
+            self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
         self.update = Update(
@@ -283,50 +296,6 @@ class ReFT(BaseAlgorithm):
             ranks=self.ranks,
         )
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
-
-    @property
-    def envs(self) -> Any:
-        """The gymnasium vector env that rollouts are collected in."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another environment of equal spaces, given as to the constructor; its slots are the agent's.
-
-        Raises:
-            UsageError: the environment has another number of slots.
-        """
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer; rollouts then see them."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "ReFT",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> ReFT:
-        """Iterate until ``total_timesteps`` tokens are written or a callback stops; whole iterations only."""
-        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total:
-            try:
-                self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
-            except Interrupted:
-                break
-            if log_interval and self.iteration % log_interval == 0:
-                self.dump_logs()
-        hooks.on_training_end()
-        return self
 
     @property
     def sampler(self) -> SkipSampler:
@@ -361,11 +330,11 @@ class ReFT(BaseAlgorithm):
             problems = self._draw_problems(rng)
             seed = int(rng.integers(2**31))
             nested = self.nesting.draw(self.target, rng, self.iteration)
-            rollout = self.rollout(problems, nested, seed, hooks)
-            judging = self.envs.unwrapped.reward_seconds
+            rollout, problems, judging = self._write(problems, nested, seed, hooks)
         noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            measured = self.anchoring.measure(rollout, self.update.score, self.iteration)
+            batch = batch_of(rollout, self.group_size, self.problems_per_batch)
+            measured = self.anchoring.measure(batch, self.update.score, self.iteration)
             advantage = self.advantage(self.anchoring.reward(measured), measured.group)
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
@@ -384,6 +353,7 @@ class ReFT(BaseAlgorithm):
             **rollout_metrics(rollout, self.group_size),
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
+            **(refill_metrics(rollout, self.group_size, self.problems_per_batch) if self.refill_tokens else {}),
             "entropy": rollout.entropy,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
@@ -395,20 +365,50 @@ class ReFT(BaseAlgorithm):
         """The learning rate of an iteration that begins and ends where these shares of the run are spent."""
         return self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
 
-    def _draw_problems(self, rng: np.random.Generator) -> list[int]:
+    def _draw_problems(self, rng: np.random.Generator, count: int | None = None) -> list[int]:
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""
         size = self.envs.unwrapped.task.problems.size
-        return self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()
+        return self.problem_sampler.sample(count or self.problems_per_batch, size, rng).tolist()
 
-    def rollout(self, problems: Sequence[int], nested: Nested, seed: int, hooks: BaseCallback | None = None) -> Rollout:
-        """Groups of completions of ``problems`` by ``nested``, and of defensive groups some by the target."""
+    def _write(
+        self, problems: list[int], nested: Nested, seed: int, hooks: BaseCallback | None
+    ) -> tuple[Rollout, list[int], float]:
+        """The completions of an iteration, those of further problems in place of silent groups among them; all of its
+        problems, and the seconds that verdicts took."""
+        rollout = self.rollout(problems, nested, seed, hooks)
+        judging = self.envs.unwrapped.reward_seconds
+
+        def write(count: int) -> Rollout:
+            nonlocal problems, judging
+            further = self._draw_problems(
+                np.random.default_rng([self.seed or 0, self.iteration, 2, len(problems)]), count
+            )
+            written = self.rollout(further, nested, seed, hooks, first_group=len(problems))
+            problems = [*problems, *further]
+            judging += self.envs.unwrapped.reward_seconds
+            return written
+
+        return refill(rollout, self.group_size, self.refill_tokens, write), problems, judging
+
+    def rollout(
+        self,
+        problems: Sequence[int],
+        nested: Nested,
+        seed: int,
+        hooks: BaseCallback | None = None,
+        first_group: int = 0,
+    ) -> Rollout:
+        """Groups of completions of ``problems`` by ``nested``, numbered from ``first_group``; of defensive groups the
+        target writes some."""
         mu: Acts = self.behavior(nested, seed)
         if self.target_written:
             mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
 
-        def write(problems: Sequence[int], first_group: int) -> Rollout:
+        def write(problems: Sequence[int], first: int) -> Rollout:
             on_step = count_steps(self, hooks)
-            written = collect(mu, self.envs, problems, self.group_size, on_step, first_group, defer=hooks is None)
+            written = collect(
+                mu, self.envs, problems, self.group_size, on_step, first_group + first, defer=hooks is None
+            )
             return mu.score(written, self.target, nested) if isinstance(mu, GroupMixture) else written
 
         if hooks is not None:
@@ -454,44 +454,16 @@ class ReFT(BaseAlgorithm):
         length = self.envs.unwrapped.task.max_length
         return self.target.behavior(layers, self.env.num_envs, length, seed=seed)
 
-    def dump_logs(self) -> None:
-        """Write the last iteration's metrics, and means of the last episodes as SB3's algorithms do."""
-        for name, value in self.metrics.items():
-            self.logger.record(name if "/" in name else f"reft/{name}", value)
-        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
+    def _follow(self, *_: object) -> None:
+        """Of the average, after an optimizer step."""
+        assert self.average is not None
+        self.average.average(self.ema_decay)
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The full model's next token, see ``LanguageModelPolicy.predict``."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the target has its averaged weights (``ema_decay``), and its own if there is no average."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer and the constructor's arguments
-        beside it; nothing is pickled. ``m.zip`` names the folder ``m``, and a binary file gets a zip of the folder.
-        Under torchrun one process writes, and the others do not wait for it."""
+        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it."""
         if self.ranks.leader:
-            checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> ReFT:
-        """An agent from what ``save`` wrote, ready to go on: weights, optimizer, counters, learned samplers, and the
-        arguments and the environment that it was made with unless others are given. Every iteration begins with fresh
-        episodes, whatever ``force_reset``."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)
+            super().save(path, exclude, include)

@@ -54,9 +54,10 @@ def microbatch_budget(wanted: int | None, device: str) -> int:
 class Update:
     """Policy-gradient steps on a rollout.
 
-    Zero-advantage sequences are dropped before the forward: their gradient is exactly zero, since the coefficients of
-    the aggregation come from the whole minibatch first. Corrections whose scope is a group or the batch see the whole
-    minibatch in one call, so that micro-batches, which only bound memory, cannot change them.
+    Zero-advantage sequences are dropped before the forward, unless an anchor in the loss or an entropy bonus pulls at
+    every token: their gradient is exactly zero, since the coefficients of the aggregation come from the whole minibatch
+    first. Corrections whose scope is a group or the batch see the whole minibatch in one call, so that micro-batches,
+    which only bound memory, cannot change them.
 
     Attributes:
         minibatches: optimizer steps per epoch, each on whole groups.

@@ -35,6 +35,7 @@ from transformers.utils.logging import disable_progress_bar
 from agents import checkpoint
 from agents.held_out import SLOTS, HeldOut, refuse_overlap, shared_options
 from agents.memory import fitting_slots, peak_bytes
+from agents.schedules import Linear
 from agents.sft import SFT
 from envs import check_id
 from envs.task import Task, TaskSpec
@@ -124,7 +125,7 @@ class SupervisedWarmup:
         if agent.batches.per_epoch is None:
             raise UsageError(f"{task.problems.name} is unlimited: say how many problems with problems=N")
         steps = self.epochs * agent.batches.per_epoch
-        agent.warmup_steps, agent.decay_steps = steps // 10, steps
+        agent.schedule = agent.arguments["schedule"] = Linear(warmup=max(1, steps // 10), iterations=steps)
         return agent
 
     def held_out(self, agent: SFT) -> HeldOut | None:
@@ -188,12 +189,12 @@ class Warmup:
                 _write_whole(self.out / RECORD, json.dumps({"settings": self.recorded}, indent=2) + "\n")
                 _write_whole(self.out / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows))
                 self.file = (self.out / METRICS).open("a", encoding="utf-8")
-            with self.file, _Shown(agent.decay_steps) as self.shown:
+            with self.file, _Shown(agent.schedule.iterations) as self.shown:
                 self._train(agent, held_out)
             return self._finish(agent)
 
     def _train(self, agent: SFT, held_out: HeldOut | None) -> None:
-        steps, every = agent.decay_steps, self.settings.evaluation_every
+        steps, every = agent.schedule.iterations, self.settings.evaluation_every
         if held_out is not None and not self.rows:
             self._write(_evaluated(agent, held_out))
         while agent.step < steps:

@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "--control", action="append", default=[], help="a control arm: random-reward, uncorrected or fewer"
     )
     parser.add_argument("--baseline", help="the agent that the others are compared with (default: reft)")
+    parser.add_argument(
+        "--margin", type=float, metavar="POINTS", help="differences within it are equivalent (default: the preset's, 2)"
+    )
     parser.add_argument("--jobs", type=int, help="runs at a time (default: cores // threads)")
     parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
@@ -136,6 +139,8 @@ def grid_of(given: argparse.Namespace) -> Grid:
         changes["seeds"] = _seeds(given.seeds)
     if given.baseline is not None:
         changes["baseline"] = given.baseline
+    if given.margin is not None:
+        changes["margin"] = given.margin
     grid = replace(grid, **changes)
     if given.baseline is not None and given.baseline not in (compared := agent_ids(grid.agents)):
         raise UsageError(f"--baseline {given.baseline!r} is not compared: {did_you_mean(given.baseline, compared)}")

@@ -1,4 +1,4 @@
-"""Finished runs read back, and what a comparison says of them: each arm alone, and against the baseline."""
+"""Finished runs read back, and what a comparison says of each arm alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from benchmarks.measuring.statistics import (
     interquartile_mean,
     mean_interval,
     pass_at_k,
-    probability_of_improvement,
-    time_ratio,
     time_to_target,
 )
 from registry import UsageError
@@ -200,58 +198,6 @@ class ArmLine:
         }
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Two arms at an equal budget.
-
-    Attributes:
-        budget: iterations, rollout tokens or training seconds; the largest that all runs of both arms reached.
-        difference: of greedy accuracy, 0 to 1, paired by question and by seed.
-    """
-
-    budget: float
-    difference: Interval
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An arm against a baseline, over the seeds that both have. The fields are those of results.json.
-
-    Attributes:
-        label, baseline: of the two arms.
-        seeds: those in common.
-        iteration, tokens, seconds: the arm's accuracy less the baseline's, at equal budgets on each of ``AXES``.
-        probability_of_improvement: chance that a run of the arm ends above a run of the baseline.
-        speed_up_rollout: rollout tokens a second, the arm's over the baseline's; None where one of the two writes none.
-        time_ratio: seconds until the arm has the baseline's last accuracy, over the seconds that the baseline takes.
-        speed_up: training seconds of a run, the baseline's over the arm's.
-    """
-
-    label: str
-    baseline: str
-    seeds: list[int]
-    iteration: Difference
-    tokens: Difference
-    seconds: Difference
-    probability_of_improvement: float
-    speed_up_rollout: float | None
-    time_ratio: Interval
-    speed_up: float
-
-    def at_equal(self, axis: str) -> Difference:
-        """The difference on one of ``AXES``."""
-        return {"iteration": self.iteration, "tokens": self.tokens, "seconds": self.seconds}[axis]
-
-
-@dataclass(frozen=True)
-class NoPair:
-    """Two arms without a seed in common: nothing can be said of their difference."""
-
-    label: str
-    baseline: str
-    seeds: tuple[()] = ()
-
-
 def describe(arm: ArmOutcome, target: float) -> ArmLine:
     """One arm's line; ``target`` is the accuracy that times are taken to."""
     before, after = arm.ends(0), arm.ends(-1)
@@ -260,8 +206,8 @@ def describe(arm: ArmOutcome, target: float) -> ArmLine:
     return ArmLine(
         label=arm.label,
         seeds=arm.seeds,
-        before=mean_interval(before),
-        after=mean_interval(after),
+        before=mean_interval(before).within(0, 1),
+        after=mean_interval(after).within(0, 1),
         gain=mean_interval(after - before),
         gain_by_seed=(after.mean(1) - before.mean(1)).tolist(),
         iqm=interquartile_mean(after.mean(1)),
@@ -294,34 +240,3 @@ def _sets(arm: ArmOutcome) -> dict[str, tuple[float, float]]:
         return float(np.mean([run.result[f"sets_{when}"][name]["greedy"] for run in arm.runs]))
 
     return {name: (mean(name, "before"), mean(name, "after")) for name in names}
-
-
-def against(arm: ArmOutcome, baseline: ArmOutcome) -> Pair | NoPair:
-    """Paired differences of an arm from the baseline at the largest budgets that all of their runs reached.
-
-    The same seed deals the same problems to both and both are measured on the same questions, so differences are taken
-    question by question and seed by seed.
-    """
-    seeds = [seed for seed in arm.seeds if seed in baseline.seeds]
-    if not seeds:
-        return NoPair(arm.label, baseline.label)
-    ours, theirs = arm.of(seeds), baseline.of(seeds)
-
-    def difference(axis: str) -> Difference:
-        budget = min(run.spent(axis)[-1] for run in (*arm.runs, *baseline.runs))
-        return Difference(budget, mean_interval(ours.at(axis, budget) - theirs.at(axis, budget)))
-
-    our_speed, their_speed = arm.tokens_per_second, baseline.tokens_per_second
-    our_curves, their_curves = ([(run.spent("seconds"), run.greedy) for run in one.runs] for one in (ours, theirs))
-    return Pair(
-        label=arm.label,
-        baseline=baseline.label,
-        seeds=seeds,
-        iteration=difference("iteration"),
-        tokens=difference("tokens"),
-        seconds=difference("seconds"),
-        probability_of_improvement=probability_of_improvement(ours.ends(-1).mean(1), theirs.ends(-1).mean(1)),
-        speed_up_rollout=our_speed / their_speed if our_speed and their_speed else None,
-        time_ratio=time_ratio(our_curves, their_curves),
-        speed_up=baseline.over_runs("seconds") / arm.over_runs("seconds"),
-    )

@@ -36,6 +36,7 @@ from registry import UsageError
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+AVERAGED = "model-averaged"  # of a run with ema_decay, whose accuracy is of that
 FINISHED = -1
 
 
@@ -175,9 +176,10 @@ class Training:
     def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
         """Greedy accuracy; at both ends of a run also sampled accuracy, the further sets and sample completions."""
         began, cpu = time.perf_counter(), time.process_time()
-        measured = (
-            self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
-        )
+        with getattr(agent, "averaged", nullcontext)():
+            measured = (
+                self.evaluator.measure(agent.target, self.spec.seed) if whole else self.evaluator.glance(agent.target)
+            )
         row = {"iteration": agent.iteration, "timesteps": agent.num_timesteps, "evaluation": measured}
         row |= {"time/evaluation": time.perf_counter() - began, "time/cpu": time.process_time() - cpu}
         return self._write(row)
@@ -197,6 +199,10 @@ class Training:
             return
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
+            if getattr(agent, "average", None) is not None:
+                with agent.averaged():
+                    agent.target.save(self.folder / AVERAGED)
+                agent.envs.unwrapped.task.codec.save(self.folder / AVERAGED)
             write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.comparison.differences import NoPair, Pair, against, among_all
 from benchmarks.comparison.grid import Arm, Grid, fewer_completions
-from benchmarks.comparison.outcomes import ArmLine, ArmOutcome, NoPair, Outcome, Pair, against, describe
+from benchmarks.comparison.outcomes import ArmLine, ArmOutcome, Outcome, describe
 from registry import UsageError
 
 
@@ -31,6 +32,7 @@ class Group:
         lines: ``describe`` of each arm.
         pairs: ``against`` the baseline, of each arm but the baseline; empty without a finished baseline.
         rivals: ``against`` the full model with fewer completions, of each nested arm that has such a control.
+        margin: of accuracy, 0 to 1, within which two arms are equivalent.
         target: the accuracy that times to target are taken to.
         baseline: its label; None where it has no finished run.
     """
@@ -40,6 +42,7 @@ class Group:
     lines: tuple[ArmLine, ...]
     pairs: tuple[Pair | NoPair, ...]
     rivals: tuple[Pair | NoPair, ...]
+    margin: float
     target: float
     baseline: str | None
 
@@ -86,19 +89,21 @@ def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Grou
     reference = base or outcomes[0]
     # Halfway of the baseline's gain: an accuracy that most arms pass, between evaluations.
     target = (reference.ends(0).mean() + reference.ends(-1).mean()) / 2
+    margin = grid.margin / 100
     return Group(
         name=name,
         arms=outcomes,
         lines=tuple(describe(outcome, float(target)) for outcome in outcomes),
-        pairs=tuple(against(o, base) for o in outcomes if o is not base) if base else (),
-        rivals=_rivals(members),
+        pairs=among_all([against(o, base, margin) for o in outcomes if o is not base]) if base else (),
+        rivals=among_all(_rivals(members, margin)),
+        margin=margin,
         target=float(target),
         baseline=base.label if base else None,
     )
 
 
-def _rivals(members: list[tuple[Arm, ArmOutcome]]) -> tuple[Pair | NoPair, ...]:
+def _rivals(members: list[tuple[Arm, ArmOutcome]], margin: float) -> list[Pair | NoPair]:
     """Each arm that skips layers against the control ``fewer`` of its own skip ratio."""
     full = {arm.specs[0].agent["group_size"]: outcome for arm, outcome in members if arm.control == "fewer"}
     nested = [(outcome, fewer_completions(arm.specs[0].agent)) for arm, outcome in members if arm.skips]
-    return tuple(against(outcome, full[size]) for outcome, size in nested if size in full)
+    return [against(outcome, full[size], margin) for outcome, size in nested if size in full]

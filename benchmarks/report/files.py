@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison.differences import NoPair, Pair
 from benchmarks.measuring.durable import json_text, storage_errors, write_whole
 from benchmarks.report.comparison import Comparison
 
@@ -39,11 +40,29 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                     {**asdict(line), "runs": [run.result["hash"] for run in arm.runs]}
                     for arm, line in zip(group.arms, group.lines, strict=True)
                 ],
-                "pairs": [asdict(pair) for pair in group.pairs],
-                "rivals": [asdict(pair) for pair in group.rivals],
+                "margin": group.margin,
+                "pairs": [_pair(pair) for pair in group.pairs],
+                "rivals": [_pair(pair) for pair in group.rivals],
             }
             for group in comparison.groups
         ],
         "failures": [asdict(failure) for failure in comparison.failures],
         "provenance": next((arm.runs[0].provenance for group in comparison.groups for arm in group.arms), {}),
     }
+
+
+def _pair(pair: Pair | NoPair) -> dict[str, Any]:
+    """A pair with what is concluded of each difference, under the name of its axis."""
+    if isinstance(pair, NoPair):
+        return asdict(pair)
+    said: dict[str, Any] = {**asdict(pair), "time_ratio": pair.time_ratio._asdict()}
+    said |= {
+        axis: {
+            **asdict(one),
+            "verdict": one.verdict,
+            "verdict_holm": one.verdict_holm,
+            "equivalent": one.equivalent,
+        }
+        for axis, one in pair.at_equal.items()
+    }
+    return {name: value for name, value in said.items() if name != "at_equal"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.comparison.board import clock
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, NoPair, Pair
+from benchmarks.comparison.differences import NoPair, Pair
+from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine
 from benchmarks.measuring.table import Table, console
 from benchmarks.report.comparison import Comparison, Failure, Group
-from benchmarks.report.words import interval, number, percent, points, ratio, summary
+from benchmarks.report.words import interval, number, p_value, percent, points, summary, times
 
 NOTES = (
     "Greedy held-out accuracy with 95 % intervals over questions and seeds; tokens/s: of rollouts with their verdicts; "
@@ -35,7 +36,7 @@ PAIR_COLUMNS: dict[str, Callable[[Pair], str]] = {
     "P(better run)": lambda pair: f"{pair.probability_of_improvement:.2f}",
     "rollout speed-up": lambda pair: "-" if pair.speed_up_rollout is None else f"{pair.speed_up_rollout:.2f}x",
     "wall-clock speed-up": lambda pair: f"{pair.speed_up:.2f}x",
-    "its time to the other's final accuracy, ratio": lambda pair: ratio(pair.time_ratio),
+    "time to an accuracy of both, ratio": lambda pair: times(pair.time_ratio, pair.baseline),
 }
 WEIGHT_COLUMNS = {
     "mean weight": "weight_mean",
@@ -70,10 +71,35 @@ def pairs(pairs: Iterable[Pair | NoPair], both_named: bool = False) -> Table:
         if isinstance(pair, NoPair):
             cells = [*["no common seed"] * len(AXES), *["-"] * len(PAIR_COLUMNS)]
         else:
-            cells = [points(pair.at_equal(axis).difference, "") for axis in AXES]
+            cells = [points(pair.at_equal[axis].difference, "") for axis in AXES]
             cells += [cell(pair) for cell in PAIR_COLUMNS.values()]
         rows.append([f"{pair.label} against {pair.baseline}" if both_named else pair.label, *cells])
     return Table(["agent", *(AXIS_WORDS[axis] for axis in AXES), *PAIR_COLUMNS], rows)
+
+
+def verdicts(pairs: Sequence[Pair | NoPair], margin: float) -> Table:
+    """What may be concluded of each pair at each kind of budget, alone and among all of them."""
+    whole = [pair for pair in pairs if isinstance(pair, Pair)]
+    many = [f"p among {len(whole)}", f"among {len(whole)}"] if len(whole) > 1 else []
+    heads = ["agent", "at", "points", "p", *many[:1], "alone", *many[1:], "p, apart", f"within {100 * margin:g} points"]
+    rows = []
+    for pair in whole:
+        for axis, one in pair.at_equal.items():
+            among = [p_value(one.p_holm), one.verdict_holm] if many else []
+            rows.append(
+                [
+                    f"{pair.label} against {pair.baseline}",
+                    AXIS_WORDS[axis],
+                    points(one.difference, ""),
+                    p_value(one.p),
+                    *among[:1],
+                    one.verdict,
+                    *among[1:],
+                    p_value(one.p_equivalent),
+                    "equivalent" if one.equivalent else "not shown",
+                ]
+            )
+    return Table(heads, rows, left=(0, 1))
 
 
 def sampled_accuracy(group: Group) -> Table:
@@ -84,8 +110,8 @@ def sampled_accuracy(group: Group) -> Table:
     rows = []
     for line in group.lines:
         shares = [(line.sampled_before, line.sampled_after), *(line.pass_at[k] for k in ks)]
-        times = ", ".join("never" if seconds is None else clock(seconds) for seconds in line.seconds_to_target)
-        rows.append([line.label, *map(_change, shares), percent(line.iqm), times])
+        reached = ", ".join("never" if seconds is None else clock(seconds) for seconds in line.seconds_to_target)
+        rows.append([line.label, *map(_change, shares), percent(line.iqm), reached])
     return Table(heads, rows)
 
 

@@ -106,7 +106,7 @@ def test_bfloat16_is_float32_up_to_rounding(folder: str) -> None:
 
 def test_low_rank_adapters_alone_are_trained(folder: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    agent = agent_of(folder, lora_rank=2, learning_rate=1e-2, warmup_steps=0)
+    agent = agent_of(folder, lora_rank=2, learning_rate=1e-2)
     before = {name: value.clone() for name, value in agent.target.model.state_dict().items()}
     first = agent.iterate()["loss"]
     for _ in range(4):
@@ -121,7 +121,9 @@ def test_low_rank_adapters_alone_are_trained(folder: str, tmp_path: Path) -> Non
     assert numbers(loaded.iterate()) == numbers(agent.iterate())
 
 
-@pytest.mark.parametrize("changes", [{}, {"problems": 12, "skip": 0.5, "weight_decay": 0.1, "decay_steps": 9}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"problems": 12, "skip": 0.5, "weight_decay": 0.1, "schedule": {"id": "linear", "iterations": 9}}]
+)
 def test_a_loaded_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, changes: dict[str, Any]) -> None:
     agent = agent_of(folder, **changes)
     agent.iterate()
@@ -142,7 +144,17 @@ def test_an_iteration_is_its_steps(folder: str) -> None:
     assert together.step == apart.step == 4 and together.num_timesteps == apart.num_timesteps
     assert metrics["loss"] == pytest.approx(np.mean([one["loss"] for one in steps]))
     assert metrics["tokens"] == sum(one["tokens"] for one in steps)
-    assert [one["learning_rate"] for one in steps] == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4])
+
+
+def test_the_rate_goes_by_the_schedule_of_the_run(folder: str) -> None:
+    agent = agent_of(folder, schedule={"id": "linear", "warmup": 2})
+    with pytest.raises(UsageError, match="does not know where the run ends"):
+        agent.iterate()
+    rates = [agent.iterate(spent=lambda iterations, tokens: iterations / 6)["learning_rate"] for _ in range(6)]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    other = agent_of(folder, schedule={"id": "linear"})
+    other.learn(10**4)  # tokens
+    assert 0 < other.metrics["learning_rate"] < 1e-3 * (1 - (other.num_timesteps - other.metrics["tokens"] - 1) / 10**4)
 
 
 def test_learn_is_iterate_until_a_callback_stops(folder: str) -> None:
@@ -171,8 +183,7 @@ def test_impossible_arguments_are_refused(folder: str, tmp_path: Path) -> None:
     for wrong in (
         {"batch_size": 0},
         {"gradient_steps": 0},
-        {"warmup_steps": -1},
-        {"decay_steps": -1},
+        {"schedule": {"id": "linear", "warmup": -1.0}},
         {"problems": -1},
         {"skip": 1.5},
         {"max_grad_norm": 0.0},

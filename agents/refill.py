@@ -1,0 +1,60 @@
+"""Refill: further groups in place of those whose completions are all of the same worth (DAPO's dynamic sampling, arXiv
+2503.14476, sec. 3.2), within a budget of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from agents.rollout import Rollout
+
+
+def refill(rollout: Rollout, group_size: int, tokens: int, write: Callable[[int], Rollout]) -> Rollout:
+    """``rollout`` with the further groups that ``write(count)`` gives, round by round, until as many have signal as it
+    had groups. No round begins once ``tokens`` further tokens are written."""
+    groups = len(rollout) // group_size
+    most = int(rollout.mask.sum()) + tokens
+    while (lacking := groups - int(has_signal(rollout, group_size).sum())) > 0 and int(rollout.mask.sum()) < most:
+        rollout = _joined(rollout, write(lacking))
+    return rollout
+
+
+def batch_of(rollout: Rollout, group_size: int, groups: int) -> Rollout:
+    """``groups`` groups of a rollout in their order: those with signal, and the first others where these are too few.
+    So every update is of as many groups."""
+    if len(rollout) == groups * group_size:
+        return rollout
+    signal = has_signal(rollout, group_size)
+    chosen = torch.cat([signal.nonzero()[:, 0], (~signal).nonzero()[:, 0]])[:groups].sort().values
+    return rollout.select((chosen[:, None] * group_size + torch.arange(group_size)).flatten())
+
+
+def has_signal(rollout: Rollout, group_size: int) -> Tensor:
+    """[groups] bool, whether the rewards of a group differ."""
+    reward = rollout.reward.view(-1, group_size)
+    return reward.amax(1) > reward.amin(1)
+
+
+def refill_metrics(rollout: Rollout, group_size: int, groups: int) -> dict[str, float]:
+    """How many groups and tokens came after the first ``groups`` groups."""
+    further = rollout.mask[groups * group_size :]
+    return {"refill_groups": len(further) / group_size, "refill_tokens": float(further.sum())}
+
+
+def _joined(first: Rollout, second: Rollout) -> Rollout:
+    """The completions of both, padded to the longer."""
+    width = max(first.mask.shape[1], second.mask.shape[1])
+    parts: dict[str, Any] = {}
+    for field in fields(Rollout):
+        ours, theirs = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(ours, Tensor):
+            pair = [F.pad(one, (0, width - one.shape[1])) if one.dim() == 2 else one for one in (ours, theirs)]
+            parts[field.name] = torch.cat(pair)
+        elif ours is not None:
+            parts[field.name] = (*ours, *theirs)
+    return Rollout(**parts)
