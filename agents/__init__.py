@@ -5,9 +5,13 @@ from agents import advantages, aggregation, anchors, corrections, problem_sample
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
+from agents.sft import SFT
+from agents.trl_grpo import TRLGRPO
 
 __all__ = [
     "SB3PPO",
+    "SFT",
+    "TRLGRPO",
     "ReFT",
     "Rollout",
     "advantages",

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
 from agents.configuration import restored_arguments, restored_env, stored_arguments, stored_env
+from policies.pretrained.load import damage_of, weights_fault
 from registry import UsageError, problem_samplers, skip_samplers
 
 STATE = "agent.json"
@@ -132,6 +133,38 @@ def _save_folder(agent: Any, path: Path) -> None:
         shutil.rmtree(old)
     else:
         old.unlink(missing_ok=True)
+
+
+def clear_partial(path: Path) -> None:
+    """Drop what a kill of ``save`` left half-written beside ``path``; a folder caught between its two renames is put
+    back."""
+    for old in path.parent.glob(f"{path.name}.old-*"):
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+    for scratch in path.parent.glob(f"{path.name}.partial-*"):
+        shutil.rmtree(scratch)
+
+
+def fault(saved: Path) -> str | None:
+    """Why training cannot go on from ``save``'s folder: a file is damaged, missing or holds what is not finite; None
+    if it can."""
+    damage = damage_of(saved)
+    if damage:
+        return damage
+    missing = [name for name in (STATE, OPTIMIZER, "config.json") if not (saved / name).is_file()]
+    if missing:
+        return f"{saved} lacks {missing[0]}"
+    state = json.loads((saved / STATE).read_text())
+    if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
+        return f"{saved / STATE} does not say its iteration"
+    if state.get("lora_rank") and not (saved / ADAPTERS).is_file():
+        return f"{saved} lacks {ADAPTERS}"
+    for kept, name in (("references", REFERENCES), ("average", AVERAGE)):
+        if state.get(kept) and not (saved / name).is_file():
+            return f"{saved} lacks {name}"
+    return weights_fault(saved)
 
 
 def load(

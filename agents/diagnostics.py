@@ -170,16 +170,18 @@ def weight_diagnostics(weight: Tensor, logp: Tensor, rollout: Rollout) -> dict[s
 
 
 def noise_floor(logp: Tensor, rollout: Rollout) -> dict[str, float]:
-    """What the engine and the trainer disagree by on the same weights and layers: |log pi - log mu| of the tokens of a
-    rollout of the *full* subset, before the first update. No divergence below this floor means anything.
+    """What the engine and the trainer disagree by on the same model: a rollout's tokens scored again by what wrote
+    them, before the first update. No divergence below this floor means anything.
 
-    Returns ``noise_mean`` and ``noise_max`` in nats per token; empty for an empty rollout, and for a mixed one (there
-    ``behavior_logp`` is not what the completions of the target were sampled with).
+    Returns ``noise_mean`` and ``noise_max`` of |log pi - log mu| and ``noise_kl``, estimated as ``kl_k3``, in nats per
+    token; empty for an empty rollout, and for a mixed one (there ``behavior_logp`` is not what the completions of the
+    target were sampled with).
     """
-    gap = (logp.detach().double() - rollout.behavior_logp.double()).abs()[rollout.mask]
+    gap = (logp.detach().double() - rollout.behavior_logp.double())[rollout.mask]
     if rollout.by_target is not None or not len(gap):
         return {}
-    return {"noise_mean": float(gap.mean()), "noise_max": float(gap.max())}
+    kl = (gap.clamp(max=MAX_EXPONENT).exp() - 1 - gap).mean()
+    return {"noise_mean": float(gap.abs().mean()), "noise_max": float(gap.abs().max()), "noise_kl": float(kl)}
 
 
 def collapse(found: Mapping[str, float]) -> str | None:

@@ -9,6 +9,7 @@ the host's memory.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -37,6 +38,14 @@ def available_bytes() -> int | None:
         return min(free, limit - int((CGROUP / "memory.current").read_text()) + int(cache))
     except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
         return free
+
+
+def peak_bytes() -> int:
+    """The most resident memory that this process has held."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def slot_bytes(policy: Policy, task: Task) -> int:

@@ -22,30 +22,27 @@ names both.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-import agents.checkpoint as checkpoint
+from agents.algorithm import LanguageModelAlgorithm
 from agents.anchors import Anchoring
 from agents.arguments import (
     check_adam,
     check_counts,
     check_ema,
     check_lora_rank,
-    check_parameters,
     check_rollout_dtype,
     slots_of,
-    vector_env_of,
 )
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
@@ -56,13 +53,12 @@ from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.refill import batch_of, refill, refill_metrics
-from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
+from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale
 from agents.weight_copy import WeightCopy
-from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
     UsageError,
@@ -85,7 +81,7 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 
 @agents.register("reft", fixed={"sampler": "full", "correction": "ppo-clip"})
 @agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
-class ReFT(BaseAlgorithm):
+class ReFT(LanguageModelAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
 
     Args:
@@ -140,9 +136,9 @@ class ReFT(BaseAlgorithm):
             about a third more time for an update, the same numbers. Off by default.
         rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.model.int8``): faster, and off-policy by a
             little, as a nested rollout is; what the full model writes for defensive groups stays in ``dtype``. KL and D
-            are of what the byte model drew; the metrics ``noise_mean`` and ``noise_max`` are of the full model in
-            ``dtype``. Scored again, the byte model disagrees with its own draws (SmolLM2-135M: .0045 nats a token, most
-            of its divergence), which enters where it is scored: in ``defensive``.
+            are of what the byte model drew. Scored again, the byte model disagrees with its own draws (metric
+            ``behavior_noise_kl``; SmolLM2-135M: .0045 nats a token, most of its divergence), which enters where it is
+            scored: in ``defensive``. ``noise_kl`` is of the full model in ``dtype``.
         tensorboard_log: folder of stable-baselines3's TensorBoard logs; none by default.
         verbose: stable-baselines3's: 1 prints the metrics of each logged iteration.
         device: where the policy computes, ``cpu`` or ``cuda``.
@@ -154,6 +150,7 @@ class ReFT(BaseAlgorithm):
     (10.0, 0.16666666666666666, (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
     """
 
+    log_name = "reft"
     parallel = True  # several processes can share a run
 
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
@@ -229,23 +226,19 @@ class ReFT(BaseAlgorithm):
         self.ema_decay = check_ema(ema_decay)
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
-        self.iteration = 0
         self.ranks = join(device)
         self._given_policy = policy
         self._dtype = dtype
         self.watch = Watch()
-        self.metrics: dict[str, float] = {}
         own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
-            policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, own))),
-            learning_rate=learning_rate,
+            env,
+            slots_of(env, slots, own),
+            learning_rate,
             tensorboard_log=tensorboard_log if self.ranks.leader else None,
             verbose=verbose if self.ranks.leader else 0,
             device=local_device(device),
-            support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
@@ -305,50 +298,6 @@ class ReFT(BaseAlgorithm):
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
 
     @property
-    def envs(self) -> Any:
-        """The gymnasium vector env that rollouts are collected in."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another environment of equal spaces, given as to the constructor; its slots are the agent's.
-
-        Raises:
-            UsageError: the environment has another number of slots.
-        """
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer; rollouts then see them."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "ReFT",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> ReFT:
-        """Iterate until ``total_timesteps`` tokens are written or a callback stops; whole iterations only."""
-        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total:
-            try:
-                self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
-            except Interrupted:
-                break
-            if log_interval and self.iteration % log_interval == 0:
-                self.dump_logs()
-        hooks.on_training_end()
-        return self
-
-    @property
     def sampler(self) -> SkipSampler:
         """What draws the layers that write."""
         return self.nesting.sampler
@@ -382,7 +331,7 @@ class ReFT(BaseAlgorithm):
             seed = int(rng.integers(2**31))
             nested = self.nesting.draw(self.target, rng, self.iteration)
             rollout, problems, judging = self._write(problems, nested, seed, hooks)
-        noise = self._noise(problems) if self.iteration % NOISE_EVERY == 0 else {}
+        noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
@@ -480,16 +429,24 @@ class ReFT(BaseAlgorithm):
         return rollout
 
     @torch.no_grad()
-    def _noise(self, problems: Sequence[int]) -> dict[str, float]:
-        """What engine and trainer disagree by on the target's own tokens: no divergence below it means anything."""
+    def _noise(self, problems: Sequence[int], written: Rollout, nested: Nested) -> dict[str, float]:
+        """What engine and trainer disagree by, scoring again what a behaviour wrote: the target's own tokens, and with
+        ``behavior_`` before the names those that ``nested`` has ``written``, if that is another."""
         mu = self.behavior(self.all_layers, self.iteration)
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
             return collect(mu, self.envs, problems, 1, first_group=first_group)
 
-        rollout = self.ranks.rollout(write, problems[:NOISE_PROBLEMS])
-        logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
-        return noise_floor(logp.to(rollout.tokens.device), rollout)
+        def floor(rollout: Rollout, layers: Nested) -> dict[str, float]:
+            logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=layers)
+            return noise_floor(logp.to(rollout.tokens.device), rollout)
+
+        measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
+        if self.nesting.is_off_policy(self.target):
+            first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
+            own = replace(written.select(first_nested), by_target=None)
+            measured |= {f"behavior_{name}": value for name, value in floor(own, nested).items()}
+        return measured
 
     def behavior(self, layers: Nested, seed: int) -> Behavior:
         """What writes completions through ``layers``, one KV slot an env slot."""
@@ -506,44 +463,7 @@ class ReFT(BaseAlgorithm):
         """Inside, the target has its averaged weights (``ema_decay``), and its own if there is no average."""
         return nullcontext() if self.average is None else self.average.in_place()
 
-    def dump_logs(self) -> None:
-        """Write the last iteration's metrics, and means of the last episodes as SB3's algorithms do."""
-        for name, value in self.metrics.items():
-            self.logger.record(name if "/" in name else f"reft/{name}", value)
-        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The full model's next token, see ``LanguageModelPolicy.predict``."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer and the constructor's arguments
-        beside it; nothing is pickled. ``m.zip`` names the folder ``m``, and a binary file gets a zip of the folder.
-        Under torchrun one process writes, and the others do not wait for it."""
+        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it."""
         if self.ranks.leader:
-            checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> ReFT:
-        """An agent from what ``save`` wrote, ready to go on: weights, optimizer, counters, learned samplers, and the
-        arguments and the environment that it was made with unless others are given. Every iteration begins with fresh
-        episodes, whatever ``force_reset``."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)
+            super().save(path, exclude, include)

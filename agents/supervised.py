@@ -1,77 +1,178 @@
-"""Supervised descent: the optimizer steps that both warm-ups take (``agents.warm_up``, ``agents.train_tiny``).
+"""What supervised training is made of: demonstrations, the order in which steps see them, the clipped step.
 
-The learning rate rises linearly over the first steps, then falls linearly; gradients are clipped to norm 1.
+``agents.sft`` trains any policy so, ``agents.train_tiny`` the built-in model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from rich.progress import Progress
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from envs.task import UNLIMITED, Task
+from policies import LayerSubset
+from policies.nested import without
 from registry import UsageError
 
-SHOWN_EVERY = 100  # steps
+
+class Demonstration(NamedTuple):
+    """Token ids, int64, of a prompt [P] and of a completion [T] that is right and ends."""
+
+    prompt: Tensor
+    completion: Tensor
 
 
-def linear_warmup_and_decay(steps: int, rise: int, last: float) -> Callable[[int], float]:
-    """The factor of the peak learning rate at each of ``steps`` steps: up to 1 over ``rise`` steps (at least one), then
-    down to ``last``."""
-    rise = max(1, rise)
+class Batch(NamedTuple):
+    """What one optimizer step learns from, and the layers that it goes through."""
 
-    def factor(step: int) -> float:
-        return min((step + 1) / rise, 1 - (1 - last) * max(0, step - rise) / max(1, steps - rise))
-
-    return factor
+    demonstrations: list[Demonstration]
+    layers: LayerSubset
 
 
-def descend(
-    losses: Iterable[Tensor],
-    parameters: Sequence[nn.Parameter],
-    optimizers: Sequence[Optimizer],
-    *,
-    steps: int,
-    rise: int,
-    last: float,
-) -> list[float]:
-    """Take an optimizer step on each of ``losses``, showing their running mean; returns them in nats per token.
-
-    Args:
-        losses: scalars, each computed when it is asked for, with the weights that the step before has left.
-        parameters: what is trained; their gradients are clipped together.
-        optimizers: of ``parameters``, at their peak learning rates.
-        steps: how many losses there are.
-        rise, last: of ``linear_warmup_and_decay``.
+def clipped_step(
+    parameters: Sequence[nn.Parameter], optimizers: Iterable[Optimizer], number: int, loss: float, max_norm: float = 1.0
+) -> float:
+    """Clip the gradients of ``parameters`` together, step ``optimizers`` and drop the gradients; returns the norm of
+    before. ``number`` and ``loss`` are what the error says.
 
     Raises:
-        UsageError: before a step whose gradient is not finite.
+        UsageError: the gradient is not finite; nothing was changed.
     """
-    factor = linear_warmup_and_decay(steps, rise, last)
-    schedules = [LambdaLR(optimizer, factor) for optimizer in optimizers]
-    seen: list[float] = []
-    mean = 0.0
-    with Progress(transient=True) as progress:
-        job = progress.add_task("supervised warm-up", total=steps)
-        for loss in losses:
-            loss.backward()
-            norm = float(clip_grad_norm_(parameters, 1.0))
-            if not math.isfinite(norm):
-                raise UsageError(
-                    f"warm-up step {len(seen) + 1}: loss {float(loss.detach()):g}, gradient norm {norm:g}. The weights "
-                    "are those of before that step, and nothing is saved: lower the learning rate or take float32"
-                )
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                schedule.step()
-            seen.append(float(loss.detach()))
-            mean += (seen[-1] - mean) * max(0.02, 1 / len(seen))
-            progress.update(job, advance=1, description=f"supervised warm-up: {mean:.3f} nats/token")
-            if len(seen) % SHOWN_EVERY == 0:
-                progress.console.print(f"step {len(seen)}: {mean:.4f} nats per completion token")
-    return seen
+    norm = float(clip_grad_norm_(parameters, max_norm))
+    if not math.isfinite(norm):
+        raise UsageError(
+            f"supervised step {number}: loss {loss:g}, gradient norm {norm:g}. No step was taken with it: the weights "
+            "are those of before. Lower the learning rate or take float32, and start again or go on from the last "
+            "checkpoint"
+        )
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def demonstrations(task: Task, count: int) -> list[Demonstration]:
+    """The worked solutions of the first ``count`` problems (0: all) as the template has them
+    (``Codec.demonstration``), over-long ones left out.
+
+    Raises:
+        UsageError: an unlimited source without a count, no worked solution, or one that would not be right: its
+            completion ends early, or its answer is not the gold answer.
+    """
+    size = task.problems.size
+    if size is None and not count:
+        raise UsageError(f"{task.problems.name} is unlimited: say how many problems with problems=N")
+    return demonstrations_of(task, range(min(size or count, count or size or 0)))
+
+
+def demonstrations_of(task: Task, indices: Iterable[int]) -> list[Demonstration]:
+    """As ``demonstrations``, of the problems at ``indices``."""
+    completions = {}
+    for index in indices:
+        problem = task.problem(index)
+        if not problem.solution:
+            raise UsageError(
+                f"problem {index} of {task.problems.name} has no worked solution to learn from; use a source that has"
+            )
+        completion = task.codec.demonstration(problem.solution, problem.answer)
+        if len(completion) <= task.spec.max_new_tokens:
+            completions[index] = completion
+    if not completions:
+        raise UsageError(f"no solution fits max_new_tokens={task.spec.max_new_tokens}: raise it")
+    _check_right(task, completions)
+    return [
+        Demonstration(torch.as_tensor(task.prompt(n)), torch.as_tensor(completion))
+        for n, completion in completions.items()
+    ]
+
+
+def _check_right(task: Task, completions: dict[int, NDArray[np.int64]]) -> None:
+    """Raise ``UsageError`` for demonstrations, by index of the problem, that an episode would not end with or that
+    would earn nothing."""
+    verdicts = {index: task.verdict(completion, index) for index, completion in completions.items()}
+    faults = {}
+    for index, future in verdicts.items():
+        verdict, completion = future.result(), completions[index]
+        if verdict.reward < 1:
+            faults[index] = f"is {verdict.status} (answer {verdict.extracted!r}, gold {task.problem(index).answer!r})"
+        elif not task.codec.ends_once(completion):
+            faults[index] = "holds what ends a completion before its end"
+    if faults:
+        index, fault = next(iter(faults.items()))
+        raise UsageError(
+            f"{len(faults)} of {len(completions)} worked solutions of {task.problems.name} are no demonstration under "
+            f"template {task.spec.template!r}: that of problem {task.problem(index).id} {fault}; mend or leave out "
+            f"problems {', '.join(task.problem(n).id for n in list(faults)[:10])}{', ...' if len(faults) > 10 else ''}"
+        )
+
+
+class Batches:
+    """The batch of each step by its number, so that a run that goes on sees what it would have seen.
+
+    Of a known number of problems each epoch is one pass in random order. Of an unlimited source, where no number is
+    given, every step has fresh problems.
+
+    Args:
+        task: whose worked solutions are shown.
+        problems: how many, the first of the split; 0 for all.
+        size: demonstrations a step.
+        num_layers: L.
+        skip: the chance that a step leaves layers out (``draw_layers``).
+        seed: of order, fresh problems and layers.
+    """
+
+    def __init__(self, task: Task, problems: int, size: int, num_layers: int, skip: float, seed: int) -> None:
+        self.task = task
+        self.size = size
+        self.num_layers = num_layers
+        self.skip = skip
+        self.seed = seed
+        endless = task.problems.size is None and not problems
+        self.known = [] if endless else demonstrations(task, problems)
+        if endless:
+            self._fresh(0)  # a source without worked solutions is refused before anything is trained
+        self._order, self._next = self._epochs(), 0
+
+    @property
+    def per_epoch(self) -> int | None:
+        """Steps of one pass; None where problems never repeat."""
+        return -(-len(self.known) // self.size) if self.known else None
+
+    def __getitem__(self, step: int) -> Batch:
+        if not self.known:
+            return self._fresh(step)
+        if step < self._next:
+            self._order, self._next = self._epochs(), 0
+        for chosen, layers in self._order:
+            self._next += 1
+            if self._next > step:
+                return Batch([self.known[i] for i in chosen], layers)
+        raise AssertionError("epochs do not end")
+
+    def _epochs(self) -> Iterator[tuple[NDArray[np.int64], LayerSubset]]:
+        """Positions in ``known`` and layers, step by step, without end."""
+        rng = np.random.default_rng(self.seed)
+        while True:
+            for chosen in np.array_split(rng.permutation(len(self.known)), self.per_epoch or 1):
+                yield chosen, draw_layers(self.num_layers, self.skip, rng)
+
+    def _fresh(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step])
+        chosen = demonstrations_of(self.task, rng.integers(UNLIMITED, size=self.size).tolist())
+        return Batch(chosen, draw_layers(self.num_layers, self.skip, rng))
+
+
+def draw_layers(num_layers: int, skip: float, rng: np.random.Generator) -> LayerSubset:
+    """All layers, or with the chance ``skip`` all but 1 to a fifth of them, uniformly drawn but for the first and the
+    last: stochastic depth (arXiv 1603.09382), so that nested subsets stay usable."""
+    if rng.random() < skip and num_layers > 4:
+        count = int(rng.integers(1, max(2, num_layers // 5 + 1)))
+        return without(rng.choice(range(1, num_layers - 1), size=count, replace=False).tolist(), num_layers)
+    return tuple(range(num_layers))

@@ -24,13 +24,15 @@ from pathlib import Path
 from random import Random
 
 import torch
+from rich.progress import Progress
+from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Muon
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import envs.templates  # noqa: F401 (registers the templates)
-from agents.supervised import descend
+from agents.supervised import clipped_step
 from envs.problem import Problem
 from envs.problems.arithmetic import Arithmetic
 from envs.train_tokenizer import BUILT_IN
@@ -38,6 +40,8 @@ from registry import UsageError, templates
 from registry.command import command
 
 DEPTH, HEAD, POSITIONS = 12, 16, 512
+SHOWN_EVERY = 100  # steps
+LAST_RATE = 0.1  # share of the peak
 TERSE_SHARE = {"bus": 0.7, "collection": 0.7, "comparison": 0.7, "bakery": 0.2, "garden": 0.2, "purchase": 0.2}
 
 
@@ -164,13 +168,28 @@ def new_optimizers(model: LlamaForCausalLM, spec: TinySpec) -> tuple[Muon, AdamW
     )
 
 
+def rate_factor(step: int, steps: int) -> float:
+    """Of the peak learning rates: up to 1 over 5 % of the steps, then down to a tenth."""
+    rise = max(1, steps // 20)
+    return min((step + 1) / rise, 1 - (1 - LAST_RATE) * max(0, step - rise) / max(1, steps - rise))
+
+
 def train(spec: TinySpec, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The trained model; the same spec, thread count and machine give the same weights."""
     torch.manual_seed(spec.seed)
     model = new_model(spec.width, tokenizer)
     optimizers = new_optimizers(model, spec)
+    peaks = spec.matrix_rate, spec.vector_rate
     weights = list(model.parameters())
-    descend(losses(model, spec, tokenizer), weights, optimizers, steps=spec.steps, rise=spec.steps // 20, last=0.1)
+    with Progress(transient=True) as progress:
+        shown = progress.track(losses(model, spec, tokenizer), spec.steps, description="training the tiny model")
+        for step, loss in enumerate(shown):
+            for optimizer, peak in zip(optimizers, peaks, strict=True):
+                update_learning_rate(optimizer, peak * rate_factor(step, spec.steps))
+            loss.backward()
+            clipped_step(weights, optimizers, step + 1, float(loss.detach()))
+            if (step + 1) % SHOWN_EVERY == 0:
+                progress.console.print(f"step {step + 1}: {float(loss.detach()):.4f} nats per completion token")
     return model.eval()
 
 

@@ -101,8 +101,8 @@ class Update:
         share: float = 0.0,
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm, the weights of the first epoch, and
-        the diagnostics at pi_old: of all completions if ``share`` is above 0 or the correction's scope is wide, else of
-        those with an advantage.
+        the diagnostics at pi_old: of all completions if ``share`` is above 0 or all are scored anyway, else of those
+        with an advantage.
 
         Raises:
             NotFinite: before a step whose log-probabilities, advantages or gradient are not finite.
@@ -121,7 +121,8 @@ class Update:
             raise NotFinite("the rollout holds a log-probability that is not a finite number")
         advantage = torch.where(self._counted(rollout), advantage, 0.0)
         used_index = advantage.nonzero()[:, 0]
-        design = design_weights(advantage, rollout, 1.0 if wide else share, rng.spawn(1)[0])
+        all_scored = wide or rollout.old_logp is not None
+        design = design_weights(advantage, rollout, 1.0 if all_scored else share, rng.spawn(1)[0])
         one_step = self.epochs * self.minibatches == 1
         old_logp = self._old_logp(rollout, advantage, design, wide)
         if wide or not one_step:

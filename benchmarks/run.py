@@ -84,7 +84,8 @@ def _print_result(result: dict[str, Any], folder: Path) -> None:
     before, after = result["accuracy_before"], result["accuracy_after"]
     print(f"{result['agent']} seed {result['seed']}: held-out accuracy {before:.1%} -> {after:.1%}")
     speed, seconds = result["rollout_tokens_per_second"], result["seconds"] + result["seconds_evaluation"]
-    print(f"rollout {speed:.0f} tokens/s, {seconds:.0f} s in all; {folder}")
+    wrote = "" if speed is None else f"rollout {speed:.0f} tokens/s, "
+    print(f"{wrote}{seconds:.0f} s in all; {folder}")
 
 
 if __name__ == "__main__":

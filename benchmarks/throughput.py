@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.memory import peak_bytes
 from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.pairing import Block, abba, median_ratio
-from benchmarks.measuring.provenance import peak_bytes, provenance
+from benchmarks.measuring.provenance import provenance
 from benchmarks.measuring.table import Table, console
 from benchmarks.speed.limits import bandwidth_limit, product_limit
 from benchmarks.speed.ours import Engine, Parts

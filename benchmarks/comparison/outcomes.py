@@ -122,6 +122,12 @@ class ArmOutcome:
         """Mean over runs of a number of the result; 0 for one that runs of an older version did not measure."""
         return float(np.mean([run.result.get(name, 0.0) for run in self.runs]))
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Mean over runs of the speed of rollouts with their verdicts; None for an agent without rollouts."""
+        speeds = [speed for run in self.runs if (speed := run.result.get("rollout_tokens_per_second")) is not None]
+        return float(np.mean(speeds)) if speeds else None
+
     def pass_at(self, when: str, k: int) -> float:
         """pass@k of sampled completions, ``before`` or ``after``, over questions and runs; k = 1 is avg@n."""
         return float(
@@ -144,8 +150,8 @@ class ArmLine:
         pass_at: k -> pass@k of sampled completions, before and after.
         samples: n, sampled completions a question.
         sets: further problem set -> greedy accuracy, before and after.
-        tokens: of rollouts, a run.
-        tokens_per_second: of rollouts with their verdicts.
+        tokens: of completions rolled out, or trained on where nothing is rolled out, a run.
+        tokens_per_second: of rollouts with their verdicts; None where nothing is rolled out.
         seconds: of training a run, evaluations left out.
         seconds_rollout, seconds_reward, seconds_update: the parts of these.
         seconds_evaluation: of a run's evaluations.
@@ -170,7 +176,7 @@ class ArmLine:
     samples: int
     sets: dict[str, tuple[float, float]]
     tokens: float
-    tokens_per_second: float
+    tokens_per_second: float | None
     seconds: float
     seconds_rollout: float
     seconds_reward: float
@@ -216,7 +222,7 @@ class Pair:
         seeds: those in common.
         iteration, tokens, seconds: the arm's accuracy less the baseline's, at equal budgets on each of ``AXES``.
         probability_of_improvement: chance that a run of the arm ends above a run of the baseline.
-        speed_up_rollout: rollout tokens a second, the arm's over the baseline's.
+        speed_up_rollout: rollout tokens a second, the arm's over the baseline's; None where one of the two writes none.
         time_ratio: seconds until the arm has the baseline's last accuracy, over the seconds that the baseline takes.
         speed_up: training seconds of a run, the baseline's over the arm's.
     """
@@ -228,7 +234,7 @@ class Pair:
     tokens: Difference
     seconds: Difference
     probability_of_improvement: float
-    speed_up_rollout: float
+    speed_up_rollout: float | None
     time_ratio: Interval
     speed_up: float
 
@@ -265,7 +271,7 @@ def describe(arm: ArmOutcome, target: float) -> ArmLine:
         samples=samples,
         sets=_sets(arm),
         tokens=arm.over_runs("tokens"),
-        tokens_per_second=arm.over_runs("rollout_tokens_per_second"),
+        tokens_per_second=arm.tokens_per_second,
         seconds=arm.over_runs("seconds"),
         seconds_rollout=arm.over_runs("seconds_rollout"),
         seconds_reward=arm.over_runs("seconds_reward"),
@@ -305,6 +311,7 @@ def against(arm: ArmOutcome, baseline: ArmOutcome) -> Pair | NoPair:
         budget = min(run.spent(axis)[-1] for run in (*arm.runs, *baseline.runs))
         return Difference(budget, mean_interval(ours.at(axis, budget) - theirs.at(axis, budget)))
 
+    our_speed, their_speed = arm.tokens_per_second, baseline.tokens_per_second
     our_curves, their_curves = ([(run.spent("seconds"), run.greedy) for run in one.runs] for one in (ours, theirs))
     return Pair(
         label=arm.label,
@@ -314,7 +321,7 @@ def against(arm: ArmOutcome, baseline: ArmOutcome) -> Pair | NoPair:
         tokens=difference("tokens"),
         seconds=difference("seconds"),
         probability_of_improvement=probability_of_improvement(ours.ends(-1).mean(1), theirs.ends(-1).mean(1)),
-        speed_up_rollout=arm.over_runs("rollout_tokens_per_second") / baseline.over_runs("rollout_tokens_per_second"),
+        speed_up_rollout=our_speed / their_speed if our_speed and their_speed else None,
         time_ratio=time_ratio(our_curves, their_curves),
         speed_up=baseline.over_runs("seconds") / arm.over_runs("seconds"),
     )

@@ -47,8 +47,10 @@ class RunProgress:
         """Tell of one row."""
         if "evaluation" in row:
             note = f"held-out accuracy {row['evaluation']['greedy']:.1%}"
-        else:
+        elif "rollout_accuracy" in row:
             note = f"rollout accuracy {row['rollout_accuracy']:.1%}, {row['rollout_tokens_per_second']:.0f} tokens/s"
+        else:
+            note = f"loss {row['loss']:.3f}, {row['trained_tokens_per_second']:.0f} tokens/s"
         self.seconds += row.get("time/iteration", 0.0)
         note = f"iteration {iteration_text(row['iteration'], self.spec.iterations)}: {note}"
         used = self.spec.used(row["iteration"], row["timesteps"], self.seconds)

@@ -10,10 +10,11 @@ from typing import Any
 import gymnasium as gym
 
 from benchmarks.experiment import BUDGETS
-from benchmarks.experiment.spec import OWN_FIELDS, PARTS, EvaluationSpec, RunSpec, check_names, fingerprint
+from benchmarks.experiment.spec import OWN_FIELDS, PARTS, EvaluationSpec, RunSpec, check_names
 from envs import check_id
 from envs.shaping import whole_parts
 from envs.task import TaskSpec
+from policies.pretrained.fingerprint import fingerprint
 from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
 from registry import agents as agent_registry
 from registry.fields import REQUIRED

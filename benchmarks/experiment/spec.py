@@ -8,7 +8,6 @@ import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import envs  # noqa: F401 (registers the env ids)
 from benchmarks.experiment import BUDGETS
 from benchmarks.measuring.durable import json_text, write_whole
 from envs.task import TaskSpec
-from policies.pretrained.load import BUILT_IN
 from registry import (
     Field,
     Registry,
@@ -48,7 +46,6 @@ PARTS: dict[str, Registry] = {
     "anchor": anchors,
 }
 RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
-HASHED_BYTES = 4 << 20  # of each end of a file
 
 
 @dataclass(frozen=True)
@@ -182,26 +179,6 @@ def _rename_arguments(agent: dict[str, Any]) -> dict[str, Any]:
     """A stored agent with its arguments as they are called now."""
     known = fields_of(agent_registry.resolve(agent["id"])[0])
     return {name if name in known else RENAMED.get(name, name): value for name, value in agent.items()}
-
-
-def fingerprint(policy: str) -> str | None:
-    """12 hex digits of a local policy's config and weights (the two ends of large files); None if it is not local."""
-    folder = BUILT_IN.get(policy, Path(policy).expanduser())
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    if not files[0].is_file():
-        return None
-    return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()))
-
-
-@lru_cache(maxsize=32)
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, size, _ in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size}\n".encode() + file.read(HASHED_BYTES))
-            file.seek(max(0, size - HASHED_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()[:12]
 
 
 def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:

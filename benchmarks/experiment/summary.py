@@ -47,6 +47,7 @@ def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
     first, last = evaluations[0]["evaluation"], evaluations[-1]["evaluation"]
     seconds = {name: float(sum(row.get(name, 0.0) for row in train)) for name in TIMES}
     tokens = sum(row["tokens"] for row in train)
+    wrote = seconds["time/rollout"] + seconds["time/reward"]
     return {
         "agent": spec.agent["id"],
         "seed": spec.seed,
@@ -66,7 +67,7 @@ def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "sets_before": first.get("sets", {}),
         "sets_after": last.get("sets", {}),
         "tokens": tokens,
-        "rollout_tokens_per_second": tokens / max(seconds["time/rollout"] + seconds["time/reward"], 1e-9),
+        "rollout_tokens_per_second": tokens / wrote if wrote else None,  # None: nothing is rolled out
         "seconds": seconds["time/iteration"],
         "seconds_rollout": seconds["time/rollout"],
         "seconds_reward": seconds["time/reward"],

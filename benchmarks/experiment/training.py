@@ -20,16 +20,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import checkpoint
 from agents.distributed import Ranks, join
-from agents.memory import fitting_slots
+from agents.held_out import SLOTS
+from agents.memory import fitting_slots, peak_bytes
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
-from benchmarks.experiment.evaluation import SLOTS, Evaluator
+from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.progress import RunProgress
-from benchmarks.experiment.spec import RunSpec, agent_arguments, fingerprint
+from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
 from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
-from benchmarks.measuring.provenance import peak_bytes, provenance
-from policies.pretrained.load import damage_of, load_config, weights_fault
+from benchmarks.measuring.provenance import provenance
+from policies.pretrained.fingerprint import fingerprint
+from policies.pretrained.load import load_config
 from registry import UsageError
 
 METRICS = "metrics.jsonl"
@@ -93,15 +95,9 @@ class Training:
         return iteration
 
     def _clear_partial(self) -> None:
-        """Drop what a kill left half-written; a checkpoint caught between its two renames is put back."""
-        saved = self.folder / "checkpoint"
-        for old in self.folder.glob("checkpoint.old-*"):
-            if saved.exists():
-                shutil.rmtree(old)
-            else:
-                old.rename(saved)
-        for scratch in [*self.folder.glob("*.partial-*"), *self.folder.glob("model.old-*")]:
-            shutil.rmtree(scratch)
+        """Drop what a kill left half-written."""
+        for name in ("checkpoint", "model"):
+            checkpoint.clear_partial(self.folder / name)
         for scratch in self.folder.glob(".*.partial"):
             scratch.unlink()
 
@@ -110,7 +106,7 @@ class Training:
         saved = self.folder / "checkpoint"
         if not saved.is_dir():
             return 0, []
-        fault = checkpoint_fault(saved)
+        fault = checkpoint.fault(saved)
         if fault:
             warnings.warn(f"{fault}, so the run starts again from the beginning", stacklevel=4)
             shutil.rmtree(saved)
@@ -209,26 +205,6 @@ class Training:
                 agent.envs.unwrapped.task.codec.save(self.folder / AVERAGED)
             write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-
-
-def checkpoint_fault(saved: Path) -> str | None:
-    """Why a run cannot go on from its checkpoint: a file is damaged, missing or holds what is not finite; None if it
-    can."""
-    damage = damage_of(saved)
-    if damage:
-        return damage
-    missing = [name for name in (checkpoint.STATE, checkpoint.OPTIMIZER, "config.json") if not (saved / name).is_file()]
-    if missing:
-        return f"{saved} lacks {missing[0]}"
-    state = json.loads((saved / checkpoint.STATE).read_text())
-    if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
-        return f"{saved / checkpoint.STATE} does not say its iteration"
-    if state.get("lora_rank") and not (saved / checkpoint.ADAPTERS).is_file():
-        return f"{saved} lacks {checkpoint.ADAPTERS}"
-    for kept, name in (("references", checkpoint.REFERENCES), ("average", checkpoint.AVERAGE)):
-        if state.get(kept) and not (saved / name).is_file():
-            return f"{saved} lacks {name}"
-    return weights_fault(saved)
 
 
 def make_agent(spec: RunSpec, weights: str | None = None) -> Any:

@@ -14,14 +14,6 @@ from typing import Any
 PACKAGES = ("nested-reft", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy", "math-verify", "sympy")
 
 
-def peak_bytes() -> int:
-    """The most resident memory that this process has held."""
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def provenance() -> dict[str, Any]:
     """JSON-able facts about this process; a commit of None means that the code is not in a git checkout."""
     import torch

@@ -63,6 +63,8 @@ def speed_and_divergence(group: Group) -> Figure:
     figure = Figure(figsize=PANEL, layout="constrained")
     panel = figure.subplots()
     for n, arm in enumerate(group.arms):
+        if arm.tokens_per_second is None:
+            continue
         how = style(n)
         kl = [max(run.mean("kl_k1") or 0.0, 0.0) for run in arm.runs]
         speed = [run.result["rollout_tokens_per_second"] for run in arm.runs]

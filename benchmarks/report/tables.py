@@ -22,7 +22,7 @@ ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
     "accuracy before, %": lambda line: interval(line.before),
     "after, %": lambda line: interval(line.after),
     "gain, points": lambda line: points(line.gain, ""),
-    "tokens/s": lambda line: f"{line.tokens_per_second:.0f}",
+    "tokens/s": lambda line: "-" if line.tokens_per_second is None else f"{line.tokens_per_second:.0f}",
     "time": lambda line: clock(line.seconds),
     "rollout / reward / update, %": lambda line: "/".join(
         f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}" for part in ("rollout", "reward", "update")
@@ -33,7 +33,7 @@ ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
 }
 PAIR_COLUMNS: dict[str, Callable[[Pair], str]] = {
     "P(better run)": lambda pair: f"{pair.probability_of_improvement:.2f}",
-    "rollout speed-up": lambda pair: f"{pair.speed_up_rollout:.2f}x",
+    "rollout speed-up": lambda pair: "-" if pair.speed_up_rollout is None else f"{pair.speed_up_rollout:.2f}x",
     "wall-clock speed-up": lambda pair: f"{pair.speed_up:.2f}x",
     "its time to the other's final accuracy, ratio": lambda pair: ratio(pair.time_ratio),
 }

@@ -130,5 +130,7 @@ def _difference(pair: Pair) -> str:
             finding = f"not distinguishable from {pair.baseline}"
         by_finding.setdefault(finding, []).append(f"at {AXIS_WORDS[axis]} ({points(difference, '')})")
     parts = [f"{finding} {' and '.join(where)}" for finding, where in by_finding.items()]
-    wrote = f"It wrote {pair.speed_up_rollout:.2f} times as many rollout tokens a second."
-    return f"{pair.label} is {'; '.join(parts)}. {wrote}"
+    said = f"{pair.label} is {'; '.join(parts)}."
+    if pair.speed_up_rollout is not None:
+        said += f" It wrote {pair.speed_up_rollout:.2f} times as many rollout tokens a second."
+    return said

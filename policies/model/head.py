@@ -42,11 +42,8 @@ class _ChunkedLogp(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if need_weight else None
         scale = (grads[0] / projection.temperature).contiguous()
         rounded = hidden.to(projection.dtype)
-        every = torch.arange(len(hidden), device=hidden.device)
         for begin, end in _columns(len(hidden), len(weight)):
-            slope = projection.slope(rounded, normaliser, scale, begin, end)
-            here = torch.where((token >= begin) & (token < end), scale, 0).to(slope.dtype)
-            slope[every, (token - begin).clamp(0, end - begin - 1)] += here
+            slope = projection.slope(rounded, token, normaliser, scale, begin, end)
             if grad_hidden is not None:
                 grad_hidden += product(slope, weight[begin:end].to(projection.dtype).t())
             if grad_weight is not None:
@@ -75,9 +72,13 @@ class _TorchProjection:
             scores[0, rows] = logits.gather(1, token[rows, None])[:, 0] - scores[1, rows]
         return scores[0], scores[1]
 
-    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
+    def slope(self, hidden: Tensor, token: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
         softmax = self._logits(hidden, self.weight[begin:end]).sub_(normaliser[:, None]).exp_()
-        return softmax.mul_(-scale[:, None]).to(self.dtype)
+        slope = softmax.mul_(-scale[:, None])
+        every = torch.arange(len(hidden), device=hidden.device)
+        here = torch.where((token >= begin) & (token < end), scale, 0)
+        slope[every, (token - begin).clamp(0, end - begin - 1)] += here
+        return slope.to(self.dtype)  # rounded last: 1 - p of a sure token is less than a step of bfloat16 at p
 
 
 class _CompiledProjection:
@@ -98,13 +99,17 @@ class _CompiledProjection:
         logp, normaliser, self.peak = self.kernels.head_logp(
             rows, self.panels, self.vocabulary, self.temperature, token.contiguous(), self.kept
         )
+        self.rest = -torch.expm1(logp)  # 1 - p of each row's own token; from the kernel's rounded p it would be noise
         return logp, normaliser
 
-    def slope(self, hidden: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
+    def slope(self, hidden: Tensor, token: Tensor, normaliser: Tensor, scale: Tensor, begin: int, end: int) -> Tensor:
         rows, factors = hidden.bfloat16().contiguous(), (normaliser.contiguous(), scale.contiguous())
         panels = slice(begin // PANEL, -(-end // PANEL))
         kept = self.kept[panels], self.peak[:, panels]
-        return self.kernels.head_slope(rows, self.panels[panels], end - begin, self.temperature, factors, kept)
+        slope = self.kernels.head_slope(rows, self.panels[panels], end - begin, self.temperature, factors, kept)
+        own = ((token >= begin) & (token < end)).nonzero()[:, 0]
+        slope[own, token[own] - begin] = (scale * self.rest)[own].to(slope.dtype)
+        return slope
 
 
 _Projection = _TorchProjection | _CompiledProjection

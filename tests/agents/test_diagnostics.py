@@ -136,6 +136,7 @@ def test_noise_floor_is_the_gap_on_the_same_layers():
     mask = torch.tensor([[True, True], [True, False]])
     found = noise_floor(*rollout_of(gap, mask))
     assert found["noise_mean"] == pytest.approx(0.02) and found["noise_max"] == pytest.approx(0.03)
+    assert found["noise_kl"] == pytest.approx((0.01**2 + 0.03**2 + 0.02**2) / 2 / 3, rel=0.02)
 
 
 def test_an_empty_rollout_has_no_divergence():

@@ -3,6 +3,7 @@ learnt."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,3 +102,33 @@ def test_a_rollout_without_any_signal_is_measured(folder: str) -> None:
     found = agent.iterate()
     assert found["sequences_used"] == 0 and found["sequences"] == 2 and found["D"] > 0
     assert "weight_mean" not in found
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rollout_dtype": "int8"},
+        {"sampler": SKIP, "rollout_dtype": "int8", "correction": "defensive", "target_written": 2},
+        {"sampler": SKIP, "dtype": "bfloat16"},
+    ],
+    ids=["bytes", "nested bytes beside the target", "bfloat16"],
+)
+def test_the_noise_of_the_behaviour_in_use_is_that_of_its_own_score(folder: str, given: dict[str, Any]) -> None:
+    """Its model scores what it wrote; a gap planted in the engine's log-probabilities is seen whole."""
+    agent, planted = make(folder, **given), make(folder, **given)
+    write = planted.rollout
+
+    def shifted(*args: Any) -> Rollout:
+        rollout = write(*args)
+        return replace(rollout, behavior_logp=rollout.behavior_logp - 0.75)
+
+    planted.rollout = shifted  # type: ignore[method-assign]
+    found, seen = agent.iterate(), planted.iterate()
+    assert 0 < found["behavior_noise_kl"] < found["behavior_noise_mean"] <= found["behavior_noise_max"] < 0.2
+    assert seen["behavior_noise_mean"] == pytest.approx(0.75, abs=0.2)
+    assert seen["noise_mean"] == found["noise_mean"]
+
+
+def test_the_noise_of_the_full_model_is_said_once(folder: str) -> None:
+    found = make(folder).iterate()
+    assert found["noise_kl"] < 1e-8 and not [name for name in found if name.startswith("behavior_")]

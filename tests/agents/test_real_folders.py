@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from agents import ReFT
-from agents.warm_up import demonstrations
+from agents.supervised import demonstrations
 from policies import Policy
 from registry import UsageError
 from tests.oracles.byte_checkpoints import CHATML, THINKING, byte_tokenizer, write_checkpoint, write_problems

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import envs  # noqa: F401
-from agents.warm_up import demonstrations
+from agents.supervised import demonstrations
 from envs.codec import Codec
 from envs.task import Task
 from registry import UsageError, templates

@@ -1,0 +1,300 @@
+"""``sft``: supervised fine-tuning on worked solutions, the warm-up of ReFT (arXiv 2401.08967, section 3.1) as an agent.
+
+One step is the mean cross-entropy per completion token of a batch of demonstrations. Nothing is rolled out, so in a
+comparison it is what the time of a reinforced run buys where worked solutions are at hand:
+
+    batch = batches[step]                           agents/supervised.py
+    for each micro-batch:                           packed, without padding
+        loss = -sum log pi / completion tokens of the whole batch
+    clip, step
+
+``python -m agents.warm_up`` runs it for some epochs and writes the folder that the reinforced stage starts from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from torch.nn.utils.rnn import pad_sequence
+
+import agents.checkpoint as checkpoint
+from agents.arguments import check_lora_rank, check_parameters, slots_of, vector_env_of
+from agents.configuration import constructor_arguments
+from agents.memory import check_memory
+from agents.sb3_policy import LanguageModelPolicy, target_of
+from agents.schedules import Spent, run_length
+from agents.supervised import Batch, Batches, clipped_step
+from agents.update import microbatch_budget
+from agents.watch import check_learning_rate
+from envs.sb3 import SB3VecEnv
+from policies import Policy
+from policies.model.packing import micro_batches
+from registry import UsageError, agents, schedules
+
+Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
+
+
+@agents.register("sft")
+class SFT(BaseAlgorithm):
+    """Supervised fine-tuning as a stable-baselines3 algorithm. A timestep is one token of a demonstration's completion.
+
+    Args:
+        policy, env: as for ``agents.reft.ReFT``; the environment's problems need worked solutions.
+        learning_rate, schedule: as for ``agents.reft.ReFT``; the rate is that of an iteration.
+        batch_size: demonstrations an optimizer step.
+        gradient_steps: optimizer steps an iteration; 16 of 16 demonstrations are as many as ``reft`` completions.
+        problems: how many problems of the split are learnt from, its first ones; 0 for all, which of an unlimited
+            source are fresh ones in every step.
+        skip: the chance that a step leaves out layers, 1 to a fifth of them, uniformly drawn but for the first and the
+            last (stochastic depth, arXiv 1603.09382), so that nested subsets stay usable.
+        weight_decay: of AdamW.
+        max_grad_norm: gradient norm clip.
+        microbatch_tokens, dtype, lora_rank, gradient_checkpointing: as for ``agents.reft.ReFT``.
+        slots: env slots, when ``env`` does not say; training needs none.
+        seed: of the order of demonstrations, of the layers left out and of adapters.
+
+    >>> agent = SFT("tiny", "MathReason-v0", batch_size=4, gradient_steps=2)
+    >>> metrics = agent.iterate()
+    >>> metrics["updates"], agent.num_timesteps == metrics["tokens"]
+    (2, True)
+    """
+
+    def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
+        self,
+        policy: str | Policy = "tiny",
+        env: Any = "MathReason-v0",
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        schedule: Component = "constant",
+        batch_size: int = 16,
+        gradient_steps: int = 16,
+        problems: int = 0,
+        skip: float = 0.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        microbatch_tokens: int | None = None,
+        slots: int | None = None,
+        dtype: str | None = None,
+        lora_rank: int = 0,
+        gradient_checkpointing: bool = False,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        device: str = "cpu",
+        seed: int | None = 0,
+        _init_setup_model: bool = True,
+    ) -> None:
+        self.arguments = constructor_arguments(SFT, locals())
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("gradient_steps", gradient_steps, 1),
+            ("problems", problems, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{name}={value} must be at least {least}")
+        if not 0 <= skip <= 1:
+            raise UsageError(f"skip={skip} must be a chance, 0 to 1")
+        if not max_grad_norm > 0:
+            raise UsageError(f"max_grad_norm={max_grad_norm} must be above 0: no step would move a weight")
+        check_lora_rank(lora_rank)
+        self.schedule = schedules.build(schedule)
+        self.batch_size = batch_size
+        self.gradient_steps = gradient_steps
+        self.problems = problems
+        self.skip = skip
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
+        self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
+        self.lora_rank = lora_rank
+        self.gradient_checkpointing = gradient_checkpointing
+        self.iteration = 0
+        self.nesting = self.problem_sampler = None
+        self.metrics: dict[str, float] = {}
+        self._given_policy = policy
+        self._dtype = dtype
+        super().__init__(
+            policy=LanguageModelPolicy,
+            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, 1))),
+            learning_rate=learning_rate,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            supported_action_spaces=(spaces.Discrete,),
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        """Load the target and the demonstrations, and make the optimizer."""
+        task = self.envs.unwrapped.task
+        self.target = target_of(
+            self._given_policy,
+            self.action_space,
+            str(self.device),
+            self._dtype,
+            lora_rank=self.lora_rank,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=self.seed or 0,
+            longest=task.max_length,
+        )
+        self.layers = tuple(range(self.target.num_layers))
+        self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
+        self.lr_schedule = FloatSchedule(self.learning_rate)
+        trained = list(self.target.parameters())
+        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else sum(p.numel() for p in trained))
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=self.lr_schedule(1.0), weight_decay=self.weight_decay, fused=True
+        )
+        self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
+        check_memory(self.target, task, self.optimizer, 1)
+        self._logger = Logger(None, [])  # as SB3 makes in learn(), for iterate() alone
+        self._learn_from(task)
+
+    def _learn_from(self, task: Any) -> None:
+        self.batches = Batches(task, self.problems, self.batch_size, self.target.num_layers, self.skip, self.seed or 0)
+
+    @property
+    def envs(self) -> Any:
+        """The gymnasium vector env whose problems are learnt from."""
+        assert isinstance(self.env, SB3VecEnv)
+        return self.env.venv
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.iteration * self.gradient_steps
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """As of ``agents.reft.ReFT``: go on with the problems of another environment."""
+        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
+        self._learn_from(self.envs.unwrapped.task)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
+        """``get_parameters``' weights and optimizer."""
+        check_parameters(load_path_or_dict, type(self))
+        super().set_parameters(load_path_or_dict, exact_match, device)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "SFT",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SFT:
+        """Iterate until ``total_timesteps`` tokens are trained on or a callback stops; to callbacks an iteration is a
+        step."""
+        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        hooks.on_training_start(locals(), globals())
+        while self.num_timesteps < total:
+            self.iterate(spent=lambda iterations, tokens: min(1.0, tokens / total))
+            if log_interval and self.iteration % log_interval == 0:
+                self.dump_logs()
+            hooks.update_locals(locals())
+            if not hooks.on_step():
+                break
+        hooks.on_training_end()
+        return self
+
+    def iterate(self, spent: Spent | None = None) -> dict[str, float]:
+        """``gradient_steps`` optimizer steps, ``spent`` as of ``agents.reft.ReFT``; returns their metrics: ``loss`` in
+        nats per completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
+        ``prompt_tokens``."""
+        start = time.perf_counter()
+        batches = [self.batches[step] for step in range(self.step, self.step + self.gradient_steps)]
+        shown = [one for batch in batches for one in batch.demonstrations]
+        tokens, prompt_tokens = sum(len(one.completion) for one in shown), sum(len(one.prompt) for one in shown)
+        spent = run_length(self.schedule, self.learning_rate, spent)
+        begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
+        ended = spent(self.iteration + 1, self.num_timesteps + tokens) if spent else 0.0
+        self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
+        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+        update_learning_rate(self.optimizer, rate)
+        losses, norms = [], []
+        for step, batch in enumerate(batches, self.step + 1):
+            loss = self._backward(batch)
+            parameters = list(self.target.parameters())
+            norms.append(clipped_step(parameters, [self.optimizer], step, loss, self.max_grad_norm))
+            self.target.refresh()
+            losses.append(loss)
+        self.iteration += 1
+        self.num_timesteps += tokens
+        seconds = time.perf_counter() - start
+        self.metrics = {
+            "loss": float(np.mean(losses)),
+            "grad_norm": float(np.mean(norms)),
+            "updates": self.gradient_steps,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "tokens": tokens,
+            "prompt_tokens": prompt_tokens,
+            "time/update": seconds,
+            "trained_tokens_per_second": (tokens + prompt_tokens) / seconds,
+        }
+        return self.metrics
+
+    def _backward(self, batch: Batch) -> float:
+        """Gradients of a batch's loss, by micro-batches that sum to it; returns the loss."""
+        prompts = [one.prompt for one in batch.demonstrations]
+        completions = [one.completion for one in batch.demonstrations]
+        tokens = pad_sequence(completions, batch_first=True)
+        mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(completion)] for completion in completions])
+        count, loss = int(mask.sum()), 0.0
+        for index in micro_batches(prompts, mask, self.microbatch_tokens):
+            width = max(len(completions[i]) for i in index)
+            logp = self.target.logprobs(
+                [prompts[i] for i in index],
+                tokens[index, :width],
+                mask[index, :width],
+                layers=batch.layers,
+                temperature=1.0,
+            )
+            part = -logp.sum() / count
+            part.backward()
+            loss += float(part.detach())
+        return loss
+
+    def dump_logs(self) -> None:
+        """Write the last iteration's metrics."""
+        for name, value in self.metrics.items():
+            self.logger.record(name if "/" in name else f"sft/{name}", value)
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """The full model's next token, see ``LanguageModelPolicy.predict``."""
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """As of ``agents.reft.ReFT``: a Hugging Face folder, the optimizer and the arguments beside it."""
+        checkpoint.save(self, path, exclude, include)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: Any,
+        env: Any = None,
+        device: str | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SFT:
+        """As of ``agents.reft.ReFT``: an agent from what ``save`` wrote, ready to go on."""
+        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)
