@@ -333,14 +333,14 @@ class ReFT(LanguageModelAlgorithm):
             rollout, problems, judging = self._write(problems, nested, seed, hooks)
         noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            batch = batch_of(rollout, self.group_size, self.problems_per_batch)
-            measured = self.anchoring.measure(batch, self.update.score, self.iteration)
-            advantage = self.advantage(self.anchoring.reward(measured), measured.group)
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
+            share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
             try:
-                share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
-                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
+                batch = batch_of(rollout, self.group_size, self.problems_per_batch)
+                batch = self.anchoring.measure(batch, self.update.score, self.iteration)
+                advantage = self.advantage(self.anchoring.reward(batch), batch.group)
+                diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)

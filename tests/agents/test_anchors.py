@@ -183,6 +183,18 @@ def test_the_reference_survives_saving(folder: str, tmp_path: Path, every: int, 
         )
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_anchor_that_load_adds_starts_at_the_weights_loaded(folder: str, tmp_path: Path, rank: int) -> None:
+    agent = make(folder, lora_rank=rank)
+    agent.iterate()
+    agent.save(tmp_path / "saved")
+    loaded = ReFT.load(tmp_path / "saved", CoinFlips(16), anchor=K3, ema_decay=0.9)
+    for copy in (loaded.average, *loaded.anchoring.copies):
+        assert copy is not None
+        with copy.in_place():
+            assert torch.equal(weights(loaded), weights(agent))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
