@@ -52,7 +52,7 @@ from agents.distributed import join, local_device
 from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
-from agents.refill import batch_of, refill, refill_metrics
+from agents.refill import batch_of, left_out, refill, refill_metrics
 from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
@@ -340,7 +340,9 @@ class ReFT(LanguageModelAlgorithm):
             update_learning_rate(self.optimizer, self._rate(begun, ended))
             try:
                 share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
-                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
+                diagnostics = self.update(
+                    measured, advantage, rng, self.nesting.trainable(self.target), share, left_out(rollout, batch)
+                )
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
