@@ -1,4 +1,4 @@
-"""Refill: further groups in place of those whose completions are all of the same worth (DAPO's dynamic sampling, arXiv
+"""Refill: further groups in place of those whose completions are all right or all wrong (DAPO's dynamic sampling, arXiv
 2503.14476, sec. 3.2), within a budget of tokens."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agents.metrics import success_rates
 from agents.rollout import Rollout
 
 
@@ -41,9 +42,10 @@ def left_out(rollout: Rollout, batch: Rollout) -> Rollout | None:
 
 
 def has_signal(rollout: Rollout, group_size: int) -> Tensor:
-    """[groups] bool, whether the rewards of a group differ."""
-    reward = rollout.reward.view(-1, group_size)
-    return reward.amax(1) > reward.amin(1)
+    """[groups] bool, whether some completions of a group are right and some wrong (there, eq. 11), whatever parts the
+    reward has beside the verdict."""
+    right = torch.from_numpy(success_rates(rollout, group_size))
+    return (right > 0) & (right < 1)
 
 
 def refill_metrics(rollout: Rollout, group_size: int, groups: int) -> dict[str, float]:

@@ -101,8 +101,8 @@ class ReFT(LanguageModelAlgorithm):
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
-        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all of the
-            same worth: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
+        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
+            or all wrong: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
             finished (DAPO's dynamic sampling, arXiv 2503.14476, sec. 3.2). They count as timesteps and in every metric.
             0, the default, is off.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
