@@ -27,7 +27,7 @@ FEWEST_SCORED = 2
 
 COLLAPSED_ESS = 0.1
 COLLAPSED_D = 2.0
-FEWEST = 4  # completions below which an effective size under 2 says nothing
+FEWEST = 8  # completions below which an effective size under 2 says nothing
 
 
 class CollapsedRatios(UserWarning):

@@ -52,7 +52,7 @@ from agents.distributed import join, local_device
 from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
-from agents.refill import batch_of, refill, refill_metrics
+from agents.refill import batch_of, left_out, refill, refill_metrics
 from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
@@ -101,8 +101,8 @@ class ReFT(LanguageModelAlgorithm):
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
-        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all of the
-            same worth: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
+        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
+            or all wrong: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
             finished (DAPO's dynamic sampling, arXiv 2503.14476, sec. 3.2). They count as timesteps and in every metric.
             0, the default, is off.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
@@ -338,9 +338,10 @@ class ReFT(LanguageModelAlgorithm):
             share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
             try:
                 batch = batch_of(rollout, self.group_size, self.problems_per_batch)
+                unused = left_out(rollout, batch)
                 batch = self.anchoring.measure(batch, self.update.score, self.iteration)
                 advantage = self.advantage(self.anchoring.reward(batch), batch.group)
-                diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share)
+                diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)

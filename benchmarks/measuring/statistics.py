@@ -216,7 +216,7 @@ class TimeRatio(NamedTuple):
 
     ratio: Interval
     target: float | None = None
-    missing: Literal["", "no gain", "ours behind", "theirs behind", "few seeds", "unsteady"] = ""
+    missing: Literal["", "no times", "no gain", "ours behind", "theirs behind", "few seeds", "unsteady"] = ""
 
 
 def mean_curve(runs: Sequence[Curve]) -> Curve:

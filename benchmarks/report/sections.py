@@ -7,7 +7,7 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmOutcome
+from benchmarks.comparison.outcomes import AXIS_WORDS, ArmOutcome
 from benchmarks.experiment.summary import evaluation_rows
 from benchmarks.measuring.plots import style
 from benchmarks.measuring.statistics import FEWEST_SEEDS
@@ -31,10 +31,10 @@ def report(comparison: Comparison) -> Report:
     facts.append(
         ("runs", "; ".join(f"{arm.label}: {' '.join(run.result['hash'] for run in arm.runs)}" for arm in arms))
     )
-    if comparison.grid.source:
-        facts.append(("settings", comparison.grid.source))
+    if comparison.source:
+        facts.append(("settings", comparison.source))
     return Report(
-        title=comparison.grid.title,
+        title=comparison.title,
         sentences=summary(comparison),
         sections=[
             *(section for group in comparison.groups for section in _sections(group)),
@@ -69,7 +69,7 @@ def _sections(group: Group) -> list[Section]:
                     f"Held-out accuracy at {AXIS_WORDS[axis]}, by agent",
                     partial(figures.learning_curve_figure, group, axis),
                 )
-                for axis in AXES
+                for axis in group.axes
             ],
         ),
         Section(

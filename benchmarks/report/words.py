@@ -37,9 +37,14 @@ def interval(value: Interval) -> str:
 def times(value: TimeRatio, baseline: str) -> str:
     """A ratio of times with its interval, such as ``0.92 [0.85, 1.04]``, or who stays behind; a dash where nobody
     gains."""
-    behind = {"ours behind": "stays behind", "theirs behind": f"{baseline} stays behind", "no gain": "-"}
-    if value.missing in behind:
-        return behind[value.missing]
+    without = {
+        "ours behind": "stays behind",
+        "theirs behind": f"{baseline} stays behind",
+        "no gain": "-",
+        "no times": "-",
+    }
+    if value.missing in without:
+        return without[value.missing]
     middle, low, high = value.ratio
     return f"{middle:.2f}" if isnan(low) else f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
@@ -80,7 +85,7 @@ def summary(comparison: Comparison) -> list[str]:
 def _busy_caution(comparison: Comparison) -> list[str]:
     """A caution where runs had less than a processor, so that times measure the machine's other work too."""
     runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
-    shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run["seconds"]]
+    shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run.get("seconds")]
     if not shares or min(shares) >= BUSY_SHARE:
         return []
     return [
@@ -92,7 +97,11 @@ def _busy_caution(comparison: Comparison) -> list[str]:
 def _version_caution(comparison: Comparison) -> list[str]:
     """A caution where runs of several versions of the code were put together."""
     commits = {
-        str(run.provenance.get("commit")) for group in comparison.groups for arm in group.arms for run in arm.runs
+        str(run.provenance.get("commit"))
+        for group in comparison.groups
+        for arm in group.arms
+        for run in arm.runs
+        if run.provenance
     }
     if len(commits) < 2:
         return []
@@ -139,6 +148,8 @@ def _silence(arm: ArmOutcome) -> str:
 def _gain(line: ArmLine) -> str:
     """What one arm learned."""
     gain = line.gain
+    if gain is None:
+        return f"{line.label} has {interval(line.after)} % accuracy."
     if not gain.excludes_zero:
         return f"{line.label} did not measurably change: {points(gain)} held-out accuracy."
     verb = "gained" if gain.low > 0 else "lost"

@@ -132,7 +132,7 @@ def test_a_recipe_divides_and_clips_as_its_source_does():
     recipe = {"recipe": "dr-grpo-qwen2.5-math", "agents": ("reft",)}
     spec = arms(Grid(**recipe))[0].specs[0]
     assert spec.agent["aggregation"] == {"id": "constant", "max_tokens": spec.env["max_new_tokens"]}
-    assert spec.agent["correction"] == {"id": "ppo-clip", "eps_low": 0.2, "eps_high": 0.2}
+    assert spec.agent["correction"] == {"id": "ppo-clip", "eps_low": 0.2, "eps_high": 0.2, "dual_clip": None}
     other = arms(Grid(**recipe, set={"aggregation": "token-mean"}))[0].specs[0]
     assert other.agent["aggregation"] == {"id": "token-mean"}
     same = arms(Grid(**recipe, set={"aggregation": "constant"}))[0].specs[0]

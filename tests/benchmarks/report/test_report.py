@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -91,7 +91,8 @@ def test_verdicts_allow_for_the_number_of_arms(tmp_path):
         assert one["verdict"] == ("better" if one["p"] < 0.05 else "not distinguishable")
         assert one["verdict_holm"] == ("better" if one["p_holm"] < 0.05 else "not distinguishable")
         assert one["equivalent"] == (one["p_equivalent"] < 0.05)
-    wide = Comparison.read(replace(found.grid, margin=20.0), arms(found.grid), tmp_path, {}, "command")
+    grid = Grid(agents=AGENTS, seeds=range(5), set=SET, margin=20.0)
+    wide = Comparison.read(grid, arms(grid), tmp_path, {}, "command")
     assert all(pair.at_equal["tokens"].equivalent for pair in wide.groups[0].pairs)
 
 
