@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, with time and memory from finished runs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the runs, their cost and resolution, by finished runs"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no table")
     return parser
 
