@@ -169,9 +169,15 @@ def test_a_run_has_its_schedule_from_the_command_line_and_keeps_it_when_resumed(
 @pytest.mark.parametrize("budget", [{"tokens": "300"}, {"seconds": "0.5"}])
 def test_every_budget_ends_a_schedule(tmp_path: Path, budget: dict[str, str]) -> None:
     found = run_rates(tmp_path, schedule="linear", **budget)
-    assert found[0] == 3e-4
+    assert found[0] == pytest.approx(3e-4, rel=0.01)
     assert all(later < earlier for earlier, later in pairwise(found))
     assert len(found) > 1
+
+
+@pytest.mark.parametrize("budget", [{"iterations": "4"}, {"tokens": "300"}, {"seconds": "0.5"}])
+def test_a_warm_up_in_shares_learns_from_the_first_iteration_on(tmp_path: Path, budget: dict[str, str]) -> None:
+    found = run_rates(tmp_path, **{"schedule.warmup": "0.9", **budget})
+    assert 0 < found[0] < 3e-4
 
 
 @pytest.mark.parametrize(
