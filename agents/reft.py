@@ -52,7 +52,7 @@ from agents.distributed import join, local_device
 from agents.memory import check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
-from agents.refill import batch_of, refill, refill_metrics
+from agents.refill import batch_of, left_out, refill, refill_metrics
 from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
@@ -338,9 +338,10 @@ class ReFT(LanguageModelAlgorithm):
             share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
             try:
                 batch = batch_of(rollout, self.group_size, self.problems_per_batch)
+                unused = left_out(rollout, batch)
                 batch = self.anchoring.measure(batch, self.update.score, self.iteration)
                 advantage = self.advantage(self.anchoring.reward(batch), batch.group)
-                diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share)
+                diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)

@@ -14,20 +14,18 @@ comparison it is what the time of a reinforced run buys where worked solutions a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch.nn.utils.rnn import pad_sequence
 
-import agents.checkpoint as checkpoint
-from agents.arguments import check_lora_rank, check_parameters, slots_of, vector_env_of
+from agents.algorithm import LanguageModelAlgorithm, tell_step
+from agents.arguments import check_lora_rank, slots_of
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.sb3_policy import LanguageModelPolicy, target_of
@@ -35,7 +33,6 @@ from agents.schedules import Spent, run_length
 from agents.supervised import Batch, Batches, clipped_step
 from agents.update import microbatch_budget
 from agents.watch import check_learning_rate
-from envs.sb3 import SB3VecEnv
 from policies import Policy
 from policies.model.packing import micro_batches
 from registry import UsageError, agents, schedules
@@ -44,7 +41,7 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 
 
 @agents.register("sft")
-class SFT(BaseAlgorithm):
+class SFT(LanguageModelAlgorithm):
     """Supervised fine-tuning as a stable-baselines3 algorithm. A timestep is one token of a demonstration's completion.
 
     Args:
@@ -67,6 +64,8 @@ class SFT(BaseAlgorithm):
     >>> metrics["updates"], agent.num_timesteps == metrics["tokens"]
     (2, True)
     """
+
+    log_name = "sft"
 
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
         self,
@@ -115,21 +114,17 @@ class SFT(BaseAlgorithm):
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
-        self.iteration = 0
         self.nesting = self.problem_sampler = None
-        self.metrics: dict[str, float] = {}
         self._given_policy = policy
         self._dtype = dtype
         super().__init__(
-            policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, 1))),
-            learning_rate=learning_rate,
+            env,
+            slots_of(env, slots, 1),
+            learning_rate,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
-            support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
@@ -164,55 +159,18 @@ class SFT(BaseAlgorithm):
         self.batches = Batches(task, self.problems, self.batch_size, self.target.num_layers, self.skip, self.seed or 0)
 
     @property
-    def envs(self) -> Any:
-        """The gymnasium vector env whose problems are learnt from."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    @property
     def step(self) -> int:
         """Optimizer steps taken so far."""
         return self.iteration * self.gradient_steps
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """As of ``agents.reft.ReFT``: go on with the problems of another environment."""
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
+        """As ``LanguageModelAlgorithm.set_env``, and learn from that environment's problems."""
+        super().set_env(env, force_reset)
         self._learn_from(self.envs.unwrapped.task)
 
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "SFT",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SFT:
-        """Iterate until ``total_timesteps`` tokens are trained on or a callback stops; to callbacks an iteration is a
-        step."""
-        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total:
-            self.iterate(spent=lambda iterations, tokens: min(1.0, tokens / total))
-            if log_interval and self.iteration % log_interval == 0:
-                self.dump_logs()
-            hooks.update_locals(locals())
-            if not hooks.on_step():
-                break
-        hooks.on_training_end()
-        return self
-
-    def iterate(self, spent: Spent | None = None) -> dict[str, float]:
-        """``gradient_steps`` optimizer steps, ``spent`` as of ``agents.reft.ReFT``; returns their metrics: ``loss`` in
-        nats per completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
+    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
+        """``gradient_steps`` optimizer steps, to callbacks one step; returns their metrics: ``loss`` in nats per
+        completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
         ``prompt_tokens``."""
         start = time.perf_counter()
         batches = [self.batches[step] for step in range(self.step, self.step + self.gradient_steps)]
@@ -244,6 +202,7 @@ class SFT(BaseAlgorithm):
             "time/update": seconds,
             "trained_tokens_per_second": (tokens + prompt_tokens) / seconds,
         }
+        tell_step(hooks, locals())
         return self.metrics
 
     def _backward(self, batch: Batch) -> float:
@@ -266,35 +225,3 @@ class SFT(BaseAlgorithm):
             part.backward()
             loss += float(part.detach())
         return loss
-
-    def dump_logs(self) -> None:
-        """Write the last iteration's metrics."""
-        for name, value in self.metrics.items():
-            self.logger.record(name if "/" in name else f"sft/{name}", value)
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The full model's next token, see ``LanguageModelPolicy.predict``."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """As of ``agents.reft.ReFT``: a Hugging Face folder, the optimizer and the arguments beside it."""
-        checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SFT:
-        """As of ``agents.reft.ReFT``: an agent from what ``save`` wrote, ready to go on."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)

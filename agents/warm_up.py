@@ -399,6 +399,27 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+HELP = {
+    "policy": "a Hugging Face folder or hub id",
+    "env": "environment id whose training split is learnt from",
+    "epochs": "passes over the training split",
+    "batch_size": "demonstrations an optimizer step",
+    "learning_rate": "peak of AdamW, after a tenth of the steps; then it falls linearly to zero",
+    "problems": "how many problems of the split, its first ones; 0: all",
+    "skip": "chance that a step leaves out layers, so that nested subsets stay usable",
+    "seed": "of the order, of the layers left out and of adapters",
+    "lora_rank": "train low-rank adapters of this rank; 0: the weights themselves",
+    "dtype": "of the matrix products: float32 or bfloat16",
+    "microbatch_tokens": "most tokens of one forward and backward; bounds memory alone",
+    "gradient_checkpointing": "less memory, more time, the same numbers",
+    "device": "cpu or cuda",
+    "evaluation_problems": "how many held-out problems greedy accuracy is measured on; 0: none",
+    "evaluation_every": "steps between evaluations; 0: one before and one after training",
+    "evaluation_split": "the split of the held-out problems",
+    "evaluation_subset": "START:STOP of that split, for a file that has no splits",
+}
+
+
 @command(interrupted="the same command goes on from the last checkpoint")
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status (2 on bad input)."""
@@ -411,10 +432,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name, one in known.items():
         flags = [f"--{name.replace('_', '-')}", *(["--batch"] if name == "batch_size" else [])]
         if one.type is bool:
-            parser.add_argument(*flags, action="store_true")
-        else:
-            required = one.default is REQUIRED
-            parser.add_argument(*flags, required=required, default=None, help="" if required else f"({one.default})")
+            parser.add_argument(*flags, action="store_true", help=HELP[name])
+        else:  # the dataclass knows types and defaults
+            shown = "" if one.default in (REQUIRED, None) else f" ({one.default})"
+            parser.add_argument(*flags, required=one.default is REQUIRED, metavar="VALUE", help=HELP[name] + shown)
     given = parser.parse_args(arguments)
     if given.threads is not None:
         if given.threads < 1:

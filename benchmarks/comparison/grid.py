@@ -62,6 +62,7 @@ class Grid:
             its correction; ``fewer``: the baseline with fewer completions, as many as the time that skipping saves
             would pay for at best.
         threads: CPU threads of a run; None leaves torch's default.
+        margin: points of accuracy within which two arms are equivalent.
     """
 
     title: str = "Comparison"
@@ -77,8 +78,11 @@ class Grid:
     variants: tuple[Variant, ...] = ()
     controls: tuple[str, ...] = ()
     threads: int | None = None
+    margin: float = 2.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.margin < 100:
+            raise UsageError(f"margin {self.margin} must be above 0 and below 100 points of accuracy")
         for control in self.controls:
             if control not in CONTROLS:
                 raise UsageError(f"unknown control {control!r}: {did_you_mean(control, CONTROLS)}")

@@ -1,7 +1,7 @@
-"""Statistics of comparisons: intervals that respect questions and seeds, robust means, pass@k, equal budgets.
+"""Statistics of comparisons: intervals over questions and seeds, many arms, robust means, pass@k, equal budgets.
 
 Shape letters: S seeds, Q questions. An outcome is the share of right answers of a seed's model on a question, in
-[0, 1]; 0 or 1 for one greedy completion.
+[0, 1]; 0 or 1 for one greedy completion. ``benchmarks.calibration`` simulates what they hold.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from scipy import stats
 from scipy.special import gammaln
 
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
-_CHUNK = 500  # resamples at a time, to bound memory
+SIGNIFICANCE = 1 - CONFIDENCE
+SHARE_OF_GAIN = 0.75  # of the gain that two arms share, where their times are compared
+FEWEST_SEEDS = 4  # of an interval of times
+
+Curve = tuple[Sequence[float], Sequence[float]]
 
 
 class Interval(NamedTuple):
-    """An estimate and its confidence interval."""
+    """An estimate and its confidence interval; what is not defined is nan."""
 
     value: float
     low: float
@@ -31,35 +34,113 @@ class Interval(NamedTuple):
         """Whether zero lies outside of it."""
         return self.low > 0 or self.high < 0
 
+    def within(self, least: float, most: float) -> Interval:
+        """Its part that is possible."""
+        return Interval(self.value, max(self.low, least), min(self.high, most))
 
-def mean_interval(outcomes: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean of [S, Q] outcomes with a percentile bootstrap interval over both factors.
 
-    Questions and seeds are resampled independently of each other (Owen, "The pigeonhole bootstrap", Annals of Applied
-    Statistics 2007), since every seed's model answers the same questions: resampling single answers would take S
-    answers to one question for S independent ones. Of n units n - 1 are drawn (Rao and Wu, JASA 1988), which makes
-    the variance of a mean unbiased for few units; with two seeds the ordinary bootstrap would halve it. With one seed
-    the interval knows of the questions alone.
+class Estimate(NamedTuple):
+    """A mean with its standard error, which is known to ``df`` degrees of freedom; the error of one number is nan."""
 
-    For a paired comparison give the differences of two arms' outcomes on equal seeds and questions.
+    mean: float
+    error: float
+    df: float
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """mean +- t_df * error."""
+        half = float(stats.t.ppf((1 + confidence) / 2, self.df)) * self.error
+        return Interval(self.mean, self.mean - half, self.mean + half)
+
+    def p_above(self, bound: float) -> float:
+        """One-sided p value against the hypothesis that the mean is at most ``bound``."""
+        if self.error == 0:
+            return float(self.mean <= bound)
+        return float(stats.t.sf((self.mean - bound) / self.error, self.df))
+
+    @property
+    def p_different(self) -> float:
+        """Two-sided p value against a mean of zero."""
+        return min(1.0, 2 * Estimate(abs(self.mean), self.error, self.df).p_above(0.0))
+
+    def p_equivalent(self, margin: float) -> float:
+        """p value against a mean of at least ``margin`` from zero: the larger of two one-sided tests (TOST, Schuirmann,
+        "A comparison of the two one-sided tests procedure and the power approach", 1987). Below .05 the 90 % interval
+        lies within the margin."""
+        return Estimate(-abs(self.mean), self.error, self.df).p_above(-margin)
+
+
+class MeanSquares(NamedTuple):
+    """Mean squares of an [S, Q] table: of its seeds, of its questions, and of what neither explains (two-way analysis
+    of variance without replication). In expectation they are the rest's variance, plus Q times that of the seeds'
+    effects in ``seeds`` and S times that of the questions' in ``questions``."""
+
+    seeds: float
+    questions: float
+    rest: float
+
+    def estimate(self, mean: float, seeds: int, questions: int) -> Estimate:
+        """``mean`` of an [S, Q] table with these mean squares, whose seeds and questions are both random.
+
+        The variance of the mean is (MS_s + MS_q - MS_rest) / (S Q), unbiased, at least MS_q / (2 S Q). Its degrees of
+        freedom are Satterthwaite's ("An approximate distribution of estimates of variance components", 1946), with two
+        changes that keep the coverage where seeds are few: the seeds' square alone counts, at 1 + 12 / S^3 times its
+        weight, since with few seeds it is more often too small than too large, and there are at least S - 1.
+        """
+        total = max(self.seeds + self.questions - self.rest, self.questions / 2)
+        df: float = questions - 1
+        if self.seeds > 0:
+            df = min(df, (seeds - 1) * max(1.0, (total / self.seeds) ** 2 / (1 + 12 / seeds**3)))
+        return Estimate(mean, float(np.sqrt(total / (seeds * questions))), df)
+
+
+def mean_squares(outcomes: ArrayLike) -> MeanSquares:
+    """Of [S, Q] outcomes, with S and Q at least 2."""
+    table = np.asarray(outcomes, dtype=float)
+    seeds, questions = table.shape
+    by_seed, by_question = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+    rest = table - by_seed - by_question + table.mean()
+    return MeanSquares(
+        seeds=questions * float(by_seed.var(ddof=1)),
+        questions=seeds * float(by_question.var(ddof=1)),
+        rest=float((rest**2).sum()) / ((seeds - 1) * (questions - 1)),
+    )
+
+
+def mean_estimate(outcomes: ArrayLike) -> Estimate:
+    """Mean of [S, Q] outcomes, for all seeds and questions like these.
+
+    Both vary: every seed's model answers the same questions, so answers are not S * Q independent ones. With one seed
+    the error knows of the questions alone. For a paired comparison give the differences of two arms' outcomes on equal
+    seeds and questions.
     """
     table = np.atleast_2d(np.asarray(outcomes, dtype=float))
     if table.ndim != 2 or table.size == 0:
         raise ValueError(f"outcomes must be [seeds, questions] and not empty, not of shape {table.shape}")
-    rng = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, _CHUNK):
-        count = min(_CHUNK, resamples - start)
-        by_seed, by_question = (resampled_weights(n, count, rng) for n in table.shape)
-        means.append(((by_seed @ table) * by_question).sum(1))
-    return percentile_interval(table.mean(), np.concatenate(means))
+    mean, (seeds, questions) = float(table.mean()), table.shape
+    if table.size == 1:
+        return Estimate(mean, float("nan"), float("nan"))
+    if min(seeds, questions) == 1:
+        return Estimate(mean, float(table.std(ddof=1)) / table.size**0.5, table.size - 1)
+    return mean_squares(table).estimate(mean, seeds, questions)
 
 
-def percentile_interval(
-    value: float, resampled: ArrayLike, method: Literal["linear", "nearest"] = "linear"
-) -> Interval:
-    """``value`` with the middle 95 % of the same statistic of resampled data; ``nearest`` where some are infinite."""
-    low, high = np.quantile(np.asarray(resampled), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method=method)
+def mean_interval(outcomes: ArrayLike) -> Interval:
+    """Mean of [S, Q] outcomes with its 95 % interval over seeds and questions (see ``mean_estimate``)."""
+    return mean_estimate(outcomes).interval()
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values that allow for their number: declared at .05, they make one false claim or more in at most 5 % of
+    families (Holm, "A simple sequentially rejective multiple test procedure", 1979)."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.sort(p_values) * np.arange(len(order), 0, -1))
+    return np.minimum(adjusted, 1.0).tolist()
+
+
+def percentile_interval(value: float, resampled: ArrayLike) -> Interval:
+    """``value`` with the middle 95 % of the same statistic of resampled data."""
+    low, high = np.quantile(np.asarray(resampled), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(value), float(low), float(high))
 
 
@@ -124,31 +205,64 @@ def time_to_target(target: float, spent: Sequence[float], accuracy: Sequence[flo
     return None
 
 
-def time_ratio(
-    ours: Sequence[tuple[Sequence[float], Sequence[float]]],
-    theirs: Sequence[tuple[Sequence[float], Sequence[float]]],
-    resamples: int = 2_000,
-    seed: int = 0,
-) -> Interval:
-    """Seconds until our mean curve reaches the accuracy that theirs ends with, over the seconds that theirs takes to.
+class TimeRatio(NamedTuple):
+    """The time that one arm takes to an accuracy over the time that another takes.
 
-    Curves are (spent, accuracy) of S runs, ours and theirs paired by seed; a mean curve takes the n-th evaluation of
-    all runs together, as far as the shortest goes. The interval resamples seeds, as ``mean_interval`` does. Infinite
-    where ours never gets there.
+    Attributes:
+        ratio: with its interval; nan what is not defined.
+        target: the accuracy, 0 to 1; None where there is none.
+        missing: what is not defined, and why; empty where nothing is missing.
     """
-    arms = []
-    for runs in (ours, theirs):
-        shortest = min(len(spent) for spent, _ in runs)
-        arms.append(np.array([[spent[:shortest], accuracy[:shortest]] for spent, accuracy in runs], dtype=float))
 
-    def ratio(weights: NDArray[np.float64]) -> float:
-        (our_spent, our_accuracy), (their_spent, their_accuracy) = (np.tensordot(weights, arm, 1) for arm in arms)
-        target = float(their_accuracy[-1])
-        needed = time_to_target(target, our_spent.tolist(), our_accuracy.tolist())
-        theirs_needed = time_to_target(target, their_spent.tolist(), their_accuracy.tolist())
-        assert theirs_needed is not None  # at the latest at its end
-        return np.inf if needed is None else needed / theirs_needed if theirs_needed > 0 else np.nan
+    ratio: Interval
+    target: float | None = None
+    missing: Literal["", "no times", "no gain", "ours behind", "theirs behind", "few seeds", "unsteady"] = ""
 
+
+def mean_curve(runs: Sequence[Curve]) -> Curve:
+    """Mean accuracy of runs, between whose evaluations lines are drawn, up to where the first of them ends."""
+    end = min(spent[-1] for spent, _ in runs)
+    x = np.unique([one for spent, _ in runs for one in spent if one <= end] + [end])
+    return x.tolist(), np.mean([np.interp(x, spent, accuracy) for spent, accuracy in runs], axis=0).tolist()
+
+
+def time_ratio(ours: Sequence[Curve], theirs: Sequence[Curve]) -> TimeRatio:
+    """The time of our mean curve to an accuracy that both arms reach, over the time of theirs.
+
+    Curves are (spent, accuracy) of S runs, ours and theirs paired by seed. The target is three quarters of the way from
+    where the two mean curves begin to the lower of their two ends, so that neither arm is favoured: exchanged arms give
+    the inverse. An arm that gains less than half of the other's gain does not come near enough to compare times. The
+    interval is a jackknife over seeds of the log ratio, target included, with t(S - 1) (Tukey 1958; Efron and Stein,
+    "The jackknife estimate of variance", 1981); there is none below four seeds.
+    """
+    nothing = float("nan")
+    value, target, missing = _log_time_ratio(ours, theirs)
+    if missing:
+        return TimeRatio(Interval(nothing, nothing, nothing), None, missing)
+    alone = Interval(float(np.exp(value)), nothing, nothing)
     count = len(ours)
-    weights = resampled_weights(count, resamples, np.random.default_rng(seed))
-    return percentile_interval(ratio(np.full(count, 1 / count)), [ratio(one) for one in weights], "nearest")
+    if count < FEWEST_SEEDS:
+        return TimeRatio(alone, target, "few seeds")
+    left = [_log_time_ratio([*ours[:n], *ours[n + 1 :]], [*theirs[:n], *theirs[n + 1 :]]) for n in range(count)]
+    if any(why for _, _, why in left):
+        return TimeRatio(alone, target, "unsteady")
+    values = [one for one, _, _ in left]
+    error = float(np.sqrt((count - 1) * np.var(values)))
+    return TimeRatio(Interval(*np.exp(Estimate(value, error, count - 1).interval()).tolist()), target)
+
+
+def _log_time_ratio(
+    ours: Sequence[Curve], theirs: Sequence[Curve]
+) -> tuple[float, float, Literal["", "no gain", "ours behind", "theirs behind"]]:
+    """The log ratio, its target, and why there is none."""
+    curves = [mean_curve(runs) for runs in (ours, theirs)]
+    (our_gain, their_gain) = (accuracy[-1] - accuracy[0] for _, accuracy in curves)
+    start = sum(accuracy[0] for _, accuracy in curves) / 2
+    target = start + SHARE_OF_GAIN * (min(accuracy[-1] for _, accuracy in curves) - start)
+    if 0 < max(our_gain, their_gain) > 2 * min(our_gain, their_gain):
+        return 0.0, target, "ours behind" if our_gain < their_gain else "theirs behind"
+    if any(accuracy[0] >= target for _, accuracy in curves):
+        return 0.0, target, "no gain"
+    needed = [time_to_target(target, *curve) for curve in curves]
+    assert needed[0] is not None and needed[1] is not None  # at the latest at the end
+    return float(np.log(needed[0] / needed[1])), target, ""

@@ -7,9 +7,10 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmOutcome
+from benchmarks.comparison.outcomes import AXIS_WORDS, ArmOutcome
 from benchmarks.experiment.summary import evaluation_rows
 from benchmarks.measuring.plots import style
+from benchmarks.measuring.statistics import FEWEST_SEEDS
 from benchmarks.report import figures, tables
 from benchmarks.report.comparison import Comparison, Group
 from benchmarks.report.page import Report, Section
@@ -17,6 +18,10 @@ from benchmarks.report.words import percent, summary
 from policies.nested import from_halves, halves
 
 MOST_SUBSETS = 8
+VERDICTS = (
+    "p: of no difference, alone and among all arms (Holm, at each kind of budget); p, apart: of a difference as large "
+    "as the margin or larger (two one-sided tests). Each is judged at 5 %."
+)
 
 
 def report(comparison: Comparison) -> Report:
@@ -26,10 +31,10 @@ def report(comparison: Comparison) -> Report:
     facts.append(
         ("runs", "; ".join(f"{arm.label}: {' '.join(run.result['hash'] for run in arm.runs)}" for arm in arms))
     )
-    if comparison.grid.source:
-        facts.append(("settings", comparison.grid.source))
+    if comparison.source:
+        facts.append(("settings", comparison.source))
     return Report(
-        title=comparison.grid.title,
+        title=comparison.title,
         sentences=summary(comparison),
         sections=[
             *(section for group in comparison.groups for section in _sections(group)),
@@ -64,7 +69,7 @@ def _sections(group: Group) -> list[Section]:
                     f"Held-out accuracy at {AXIS_WORDS[axis]}, by agent",
                     partial(figures.learning_curve_figure, group, axis),
                 )
-                for axis in AXES
+                for axis in group.axes
             ],
         ),
         Section(
@@ -72,9 +77,17 @@ def _sections(group: Group) -> list[Section]:
             tables.pairs(group.pairs),
             "Paired differences of greedy accuracy in points, question by question and seed by seed, with 95 % "
             "intervals, at the largest budget that all runs of both reached; P(better run): chance that a run of the "
-            f"agent ends above one of {group.baseline}.",
+            f"agent ends above one of {group.baseline}; time to an accuracy of both: the agent's training seconds over "
+            f"{group.baseline}'s, to three quarters of the way from the first evaluation to the lower of the two last "
+            f"ones, an interval from {FEWEST_SEEDS} seeds on.",
+        ),
+        Section(
+            f"What may be concluded against {group.baseline}", tables.verdicts(group.pairs, group.margin), VERDICTS
         ),
         Section("Against the full model with fewer completions", tables.pairs(group.rivals, both_named=True)),
+        Section(
+            "What may be concluded against fewer completions", tables.verdicts(group.rivals, group.margin), VERDICTS
+        ),
         Section("Sampled accuracy, %", tables.sampled_accuracy(group)),
         Section("Further problem sets, greedy, %", tables.further_sets(group)),
         Section(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.comparison.board import clock
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine, NoPair, Pair
+from benchmarks.comparison.differences import NoPair, Pair
+from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine
 from benchmarks.measuring.table import Table, console
 from benchmarks.report.comparison import Comparison, Failure, Group
-from benchmarks.report.words import interval, number, percent, points, ratio, summary
+from benchmarks.report.words import interval, number, p_value, percent, points, summary, times
 
 NOTES = (
     "Greedy held-out accuracy with 95 % intervals over questions and seeds; tokens/s: of rollouts with their verdicts; "
@@ -19,13 +20,14 @@ NOTES = (
 ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
     "agent": lambda line: line.label,
     "seeds": lambda line: str(len(line.seeds)),
-    "accuracy before, %": lambda line: interval(line.before),
+    "accuracy before, %": lambda line: "-" if line.before is None else interval(line.before),
     "after, %": lambda line: interval(line.after),
-    "gain, points": lambda line: points(line.gain, ""),
+    "gain, points": lambda line: "-" if line.gain is None else points(line.gain, ""),
     "tokens/s": lambda line: "-" if line.tokens_per_second is None else f"{line.tokens_per_second:.0f}",
-    "time": lambda line: clock(line.seconds),
+    "time": lambda line: "-" if line.seconds is None else clock(line.seconds),
     "rollout / reward / update, %": lambda line: "/".join(
-        f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}" for part in ("rollout", "reward", "update")
+        "-" if line.seconds is None else f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}"
+        for part in ("rollout", "reward", "update")
     ),
     "KL/token": lambda line: number(line.kl),
     "ESS": lambda line: number(line.ess),
@@ -34,8 +36,8 @@ ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
 PAIR_COLUMNS: dict[str, Callable[[Pair], str]] = {
     "P(better run)": lambda pair: f"{pair.probability_of_improvement:.2f}",
     "rollout speed-up": lambda pair: "-" if pair.speed_up_rollout is None else f"{pair.speed_up_rollout:.2f}x",
-    "wall-clock speed-up": lambda pair: f"{pair.speed_up:.2f}x",
-    "its time to the other's final accuracy, ratio": lambda pair: ratio(pair.time_ratio),
+    "wall-clock speed-up": lambda pair: "-" if pair.speed_up is None else f"{pair.speed_up:.2f}x",
+    "time to an accuracy of both, ratio": lambda pair: times(pair.time_ratio, pair.baseline),
 }
 WEIGHT_COLUMNS = {
     "mean weight": "weight_mean",
@@ -63,29 +65,58 @@ def _skip(line: ArmLine) -> str:
     return f"{layers - kept[0]:.3g}/{layers}"
 
 
-def pairs(pairs: Iterable[Pair | NoPair], both_named: bool = False) -> Table:
+def pairs(pairs: Sequence[Pair | NoPair], both_named: bool = False) -> Table:
     """Paired differences, in points, at each kind of budget; ``both_named`` says in each row what from."""
     rows = []
+    used = {axis for pair in pairs if isinstance(pair, Pair) for axis in pair.at_equal}
+    axes = [axis for axis in AXIS_WORDS if axis in used]
     for pair in pairs:
         if isinstance(pair, NoPair):
-            cells = [*["no common seed"] * len(AXES), *["-"] * len(PAIR_COLUMNS)]
+            cells = [*["no common seed"] * len(axes), *["-"] * len(PAIR_COLUMNS)]
         else:
-            cells = [points(pair.at_equal(axis).difference, "") for axis in AXES]
+            at = pair.at_equal
+            cells = [points(at[axis].difference, "") if axis in at else "-" for axis in axes]
             cells += [cell(pair) for cell in PAIR_COLUMNS.values()]
         rows.append([f"{pair.label} against {pair.baseline}" if both_named else pair.label, *cells])
-    return Table(["agent", *(AXIS_WORDS[axis] for axis in AXES), *PAIR_COLUMNS], rows)
+    return Table(["agent", *(AXIS_WORDS[axis] for axis in axes), *PAIR_COLUMNS], rows)
+
+
+def verdicts(pairs: Sequence[Pair | NoPair], margin: float) -> Table:
+    """What may be concluded of each pair at each kind of budget, alone and among all of them."""
+    whole = [pair for pair in pairs if isinstance(pair, Pair)]
+    many = [f"p among {len(whole)}", f"among {len(whole)}"] if len(whole) > 1 else []
+    heads = ["agent", "at", "points", "p", *many[:1], "alone", *many[1:], "p, apart", f"within {100 * margin:g} points"]
+    rows = []
+    for pair in whole:
+        for axis, one in pair.at_equal.items():
+            among = [p_value(one.p_holm), one.verdict_holm] if many else []
+            rows.append(
+                [
+                    f"{pair.label} against {pair.baseline}",
+                    AXIS_WORDS[axis],
+                    points(one.difference, ""),
+                    p_value(one.p),
+                    *among[:1],
+                    one.verdict,
+                    *among[1:],
+                    p_value(one.p_equivalent),
+                    "equivalent" if one.equivalent else "not shown",
+                ]
+            )
+    return Table(heads, rows, left=(0, 1))
 
 
 def sampled_accuracy(group: Group) -> Table:
     """avg@n and pass@k before and after, the interquartile mean, and the time to the target."""
-    samples = group.lines[0].samples
-    ks = [k for k in group.lines[0].pass_at if k > 1]
-    heads = ["agent", f"avg@{samples}", *(f"pass@{k}" for k in ks), "IQM of runs", f"time to {percent(group.target)}"]
+    samples = min(line.samples for line in group.lines)
+    ks = [k for k in group.lines[0].pass_at if 1 < k <= samples]
+    to = "time" if group.target is None else f"time to {percent(group.target)}"
+    heads = ["agent", *([f"avg@{samples}"] if samples else []), *(f"pass@{k}" for k in ks), "IQM of runs", to]
     rows = []
     for line in group.lines:
-        shares = [(line.sampled_before, line.sampled_after), *(line.pass_at[k] for k in ks)]
-        times = ", ".join("never" if seconds is None else clock(seconds) for seconds in line.seconds_to_target)
-        rows.append([line.label, *map(_change, shares), percent(line.iqm), times])
+        shares = [*([(line.sampled_before, line.sampled_after)] if samples else []), *(line.pass_at[k] for k in ks)]
+        reached = ", ".join("never" if seconds is None else clock(seconds) for seconds in line.seconds_to_target)
+        rows.append([line.label, *map(_change, shares), percent(line.iqm), reached or "-"])
     return Table(heads, rows)
 
 
@@ -96,8 +127,10 @@ def further_sets(group: Group) -> Table:
     return Table(["agent", *names], rows if names else [])
 
 
-def _change(share: tuple[float, float]) -> str:
+def _change(share: tuple[float | None, float | None]) -> str:
     before, after = share
+    if before is None or after is None:
+        return "-"
     return f"{100 * before:.1f} -> {100 * after:.1f}"
 
 
@@ -117,6 +150,6 @@ def print_comparison(comparison: Comparison) -> None:
     """The arms and the summary on standard output."""
     terminal = console()
     for group in comparison.groups:
-        terminal.print(arms(group, title=f"{comparison.grid.title}: {group.name}").rich())
+        terminal.print(arms(group, title=f"{comparison.title}: {group.name}").rich())
     for sentence in summary(comparison):
         terminal.print(f"- {sentence}", highlight=False, markup=False)

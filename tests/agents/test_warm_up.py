@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 
 from agents.held_out import HeldOut
 from agents.supervised import demonstrations
-from agents.warm_up import SupervisedWarmup, Warmup, main
+from agents.warm_up import HELP, SupervisedWarmup, Warmup, main
 from envs.task import Task
 from policies import Policy
-from registry import UsageError
+from registry import UsageError, fields_of
 
 
 def task_of(**arguments) -> Task:
@@ -334,6 +334,15 @@ def test_the_command_writes_a_folder_that_agents_take(source: str, tmp_path: Pat
     assert main(given) == 0
     assert main([*given, "--epochs", "2"]) == 2
     assert "epochs=1 (now 2)" in capsys.readouterr().err
+
+
+def test_help_says_what_every_setting_is(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name in set(fields_of(SupervisedWarmup)) - {"env_arguments"}:
+        assert f"--{name.replace('_', '-')}" in said and HELP[name].split(";")[0] in said
+    assert "(None)" not in said and "(2e-05)" in said
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents import ReFT
 from agents.sb3_ppo import SB3PPO
+from agents.sft import SFT
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
 from envs.task import BUILTIN_TOKENIZER
@@ -21,7 +22,9 @@ QUESTIONS = 8
 AGENTS = {
     "reft": (ReFT, {"group_size": 4, "problems_per_batch": 4, "slots": 4, "minibatches": 2}),
     "sb3-ppo": (SB3PPO, {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "slots": 4}),
+    "sft": (SFT, {"batch_size": 3, "gradient_steps": 2, "slots": 4}),
 }
+WRITERS = ("reft", "sb3-ppo")  # agents whose steps are tokens that they write
 
 
 class World(NamedTuple):
@@ -60,7 +63,8 @@ def make_world(folder: Path) -> World:
     model = LlamaForCausalLM(config)
     lines, rows = [], []
     for n in range(QUESTIONS):
-        lines.append(json.dumps({"question": f"What is {n} plus 2?", "answer": str(n + 2)}))
+        row = {"question": f"What is {n} plus 2?", "answer": str(n + 2), "solution": f" #### {n + 2}"}
+        lines.append(json.dumps(row))
         for answer in (n + 2, n + 3, n + 2 + n % 2):
             text = f"Question: What is {n} plus 2?\nAnswer: #### {answer}"
             rows.append(torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id]))

@@ -427,7 +427,7 @@ def test_the_whole_command_and_again(tmp_path):
 STARTED = """
 title = "Two agents from one start"
 agents = ["reft", "nested-reft/uniform/token-is"]
-seeds = [0, 1]
+seeds = [0]
 threads = 1
 
 [set]
@@ -456,11 +456,11 @@ def test_all_arms_start_from_the_model_of_one_run(tmp_path, capsys):
     runs = tmp_path / "runs"
     line = ["--preset", _started(tmp_path), "--runs", str(runs), "--out", str(tmp_path / "out"), "--quiet"]
     assert main([*line, "--dry-run"]) == 0 and not runs.exists()
-    assert "5 runs" in capsys.readouterr().out  # two agents, two seeds, and what they start from
+    assert "3 runs" in capsys.readouterr().out  # two agents, and what they start from
     assert main(line) == 0
     results = {path.parent.name: json.loads(path.read_text()) for path in runs.glob("*/result.json")}
     (start,) = [result for result in results.values() if result["seed"] == 5]
-    assert len(results) == 5 and start["iterations"] == 2
+    assert len(results) == 3 and start["iterations"] == 2
     for result in results.values():
         if result is not start:
             assert result["right_before"] == start["right_after"]
@@ -470,6 +470,9 @@ def test_all_arms_start_from_the_model_of_one_run(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")} == written
     (group,) = json.loads((tmp_path / "out" / "results.json").read_text())["groups"]
     assert group["name"] == "tiny on MathReason-v0"
+    assert (
+        "All arms start from one run of reft on tiny (seed 5, 2 iterations" in (tmp_path / "out/report.md").read_text()
+    )
 
 
 def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):

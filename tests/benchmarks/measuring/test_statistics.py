@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.measuring.statistics import (
+    Estimate,
+    MeanSquares,
     at_budget,
+    holm,
     interquartile_mean,
+    mean_curve,
+    mean_estimate,
     mean_interval,
+    mean_squares,
     pass_at_k,
     probability_of_improvement,
     time_ratio,
@@ -21,72 +27,145 @@ from benchmarks.measuring.statistics import (
 )
 
 
-def width(interval) -> float:
-    """Standard error that a normal interval of that width has."""
-    return (interval.high - interval.low) / (2 * stats.norm.ppf(0.975))
-
-
-def test_one_seed_has_the_standard_error_of_a_mean():
+def test_one_seed_is_a_t_interval_over_questions():
     right = np.random.default_rng(0).random(400) < 0.37
-    found = mean_interval(right)
-    assert found.value == right.mean()
-    assert width(found) == pytest.approx(right.std(ddof=1) / np.sqrt(400), rel=0.03)
-
-
-def test_agrees_with_scipy_bootstrap_on_questions():
-    right = (np.random.default_rng(1).random(300) < 0.6).astype(float)
-    theirs = stats.bootstrap((right,), np.mean, method="percentile", rng=np.random.default_rng(2)).confidence_interval
+    theirs = stats.ttest_1samp(right.astype(float), 0).confidence_interval()
     ours = mean_interval(right)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.008)
+    assert ours.value == right.mean() and (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    assert mean_interval(right[:, None]) == pytest.approx(ours)  # nor is one question another formula
 
 
-def test_two_factor_variance_against_the_random_effects_closed_form():
+def test_mean_squares_by_their_definition():
+    """Against sums over cells, and the split of the total sum of squares."""
+    table = np.random.default_rng(1).normal(size=(4, 7))
+    grand = table.mean()
+    by_seed, by_question, rest = mean_squares(table)
+    sums = {"s": 0.0, "q": 0.0, "e": 0.0}
+    for s in range(4):
+        for q in range(7):
+            seed, question = table[s].mean() - grand, table[:, q].mean() - grand
+            sums["s"] += seed**2
+            sums["q"] += question**2
+            sums["e"] += (table[s, q] - grand - seed - question) ** 2
+    assert (by_seed, by_question, rest) == pytest.approx((sums["s"] / 3, sums["q"] / 6, sums["e"] / 18))
+    assert 3 * by_seed + 6 * by_question + 18 * rest == pytest.approx(((table - grand) ** 2).sum())
+
+
+def test_error_is_unbiased_for_the_random_effects_variance():
     """outcome = seed effect + question effect + noise: Var(mean) = s_S^2/S + s_Q^2/Q + s_E^2/(SQ)."""
     rng = np.random.default_rng(3)
-    seeds, questions, effects = 12, 200, (0.05, 0.3, 0.1)
-    tables = [
-        effects[0] * rng.standard_normal((seeds, 1))
-        + effects[1] * rng.standard_normal((1, questions))
-        + effects[2] * rng.standard_normal((seeds, questions))
-        for _ in range(40)
+    seeds, questions, effects = 6, 50, (0.1, 0.3, 0.2)
+    squared = [
+        mean_estimate(
+            effects[0] * rng.standard_normal((seeds, 1))
+            + effects[1] * rng.standard_normal((1, questions))
+            + effects[2] * rng.standard_normal((seeds, questions))
+        ).error
+        ** 2
+        for _ in range(3000)
     ]
-    found = np.mean([width(mean_interval(table, resamples=1000)) ** 2 for table in tables])
     wanted = effects[0] ** 2 / seeds + effects[1] ** 2 / questions + effects[2] ** 2 / (seeds * questions)
-    assert found == pytest.approx(wanted, rel=0.15)
+    assert np.mean(squared) == pytest.approx(wanted, rel=0.04)
 
 
-def test_two_seeds_do_not_halve_the_variance():
-    """With the seed effect alone and S = 2 the variance of the mean is (a - b)^2 / 4, not / 8."""
+def test_error_and_degrees_of_freedom_of_balanced_random_effects():
+    """By hand: the variance of the mean is (MS_s + MS_q - MS_e) / SQ. Satterthwaite's degrees of freedom of a sum of
+    mean squares are (sum)^2 / sum(square^2 / df); here of the seeds' alone, weighed by 1 + 12 / S^3."""
+    seeds, questions = 5, 200
+    mean, error, df = MeanSquares(2.0, 3.5, 1.0).estimate(0.1, seeds, questions)
+    assert (mean, error) == (0.1, pytest.approx(np.sqrt(4.5 / 1000)))
+    satterthwaite = 4.5**2 / (2.0**2 / 4)
+    assert df == pytest.approx(satterthwaite / (1 + 12 / 125))
+    assert MeanSquares(50.0, 1.0, 1.0).estimate(0, seeds, questions).df == 4  # the seeds' own, where they are all
+    assert MeanSquares(1.0, 90.0, 1.0).estimate(0, seeds, questions).df == 199  # the questions'
+    least = MeanSquares(0.1, 1.0, 1.0).estimate(0, seeds, questions)  # less than the questions alone can explain
+    assert least.error == pytest.approx(np.sqrt(0.5 / 1000))
+
+
+def test_seed_effects_alone_are_a_t_test_over_seeds():
+    accuracy = np.random.default_rng(7).normal(0.6, 0.05, size=12)
+    table = np.repeat(accuracy[:, None], 300, axis=1)
+    theirs = stats.ttest_1samp(accuracy, 0).confidence_interval()
+    ours = mean_interval(table)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_many_seeds_of_independent_answers_are_a_t_test_over_all():
+    """Without effects of seeds and questions S * Q answers are so many independent ones."""
+    table = (np.random.default_rng(1).random((60, 400)) < 0.4).astype(float)
+    low, high = stats.ttest_1samp(table.ravel(), 0).confidence_interval()
+    assert mean_interval(table) == pytest.approx((table.mean(), low, high), abs=0.15 * (high - low))
+
+
+def test_two_seeds_that_differ_have_the_interval_of_two_numbers():
+    """The seed effect alone and S = 2: m +- t_1 |a - b| / 2."""
     table = np.array([[0.4] * 50, [0.6] * 50])
-    rng_mean = mean_interval(table)
-    assert (rng_mean.low, rng_mean.high) == (pytest.approx(0.4), pytest.approx(0.6))
+    half = stats.t.ppf(0.975, 1) * 0.1
+    assert mean_interval(table) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert mean_interval(table).within(0, 1) == (0.5, 0, 1)
+
+
+@given(st.integers(2, 6), st.integers(2, 30), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_p_values_and_intervals_agree(seeds, questions, seed):
+    """p < .05 where the interval excludes zero; equivalent where the 90 % interval lies within the margin."""
+    rng = np.random.default_rng(seed)
+    estimate = mean_estimate(rng.normal(rng.normal(0, 0.5), 1, size=(seeds, questions)))
+    assert (estimate.p_different < 0.05) == estimate.interval().excludes_zero
+    narrow, margin = estimate.interval(0.90), float(rng.uniform(0.05, 1.5))
+    assert (estimate.p_equivalent(margin) < 0.05) == (-margin < narrow.low and narrow.high < margin)
+
+
+def test_one_sided_p_values_are_scipys():
+    x = np.random.default_rng(8).normal(0.3, 1, size=40)
+    estimate = mean_estimate(x)
+    assert estimate.p_above(0.1) == pytest.approx(stats.ttest_1samp(x, 0.1, alternative="greater").pvalue)
+    assert estimate.p_different == pytest.approx(stats.ttest_1samp(x, 0).pvalue)
+    two = [stats.ttest_1samp(x, bound, alternative=side).pvalue for bound, side in ((-0.7, "greater"), (0.7, "less"))]
+    assert estimate.p_equivalent(0.7) == pytest.approx(max(two))
+    mirrored = Estimate(-estimate.mean, estimate.error, estimate.df)
+    assert mirrored.p_equivalent(0.7) == estimate.p_equivalent(0.7)
+
+
+def test_holm_on_a_worked_example():
+    """Sorted .005, .01, .03, .04: times 4, 3, 2, 1 is .02, .03, .06, .04, and none below the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
+@settings(max_examples=200, deadline=None)
+def test_holm_declares_what_the_step_down_procedure_declares(p_values):
+    declared, left = set(), sorted(range(len(p_values)), key=p_values.__getitem__)
+    for n, index in enumerate(left):
+        if p_values[index] > 0.05 / (len(p_values) - n):
+            break
+        declared.add(index)
+    assert {n for n, p in enumerate(holm(p_values)) if p <= 0.05 + 1e-12} == declared
 
 
 def test_pairing_takes_the_questions_out():
-    """Two arms whose outcomes differ on few questions: the paired interval is far narrower than the unpaired ones."""
+    """Two arms whose outcomes differ on few questions: the paired error is far smaller than the unpaired ones."""
     rng = np.random.default_rng(4)
     ours = (rng.random((3, 400)) < rng.random(400)).astype(float)
     theirs = ours.copy()
     theirs[:, :8] = 1 - theirs[:, :8]
-    paired = mean_interval(ours - theirs)
-    unpaired = np.hypot(width(mean_interval(ours)), width(mean_interval(theirs)))
-    assert width(paired) < unpaired / 2
-
-
-def test_coverage_is_near_nominal_for_questions():
-    rng = np.random.default_rng(5)
-    held = [(i := mean_interval(rng.random((1, 200)) < 0.3, resamples=1000)).low <= 0.3 <= i.high for _ in range(300)]
-    assert 0.91 <= np.mean(held) <= 0.985
+    unpaired = np.hypot(mean_estimate(ours).error, mean_estimate(theirs).error)
+    assert mean_estimate(ours - theirs).error < unpaired / 2
 
 
 def test_equal_outcomes_give_a_point_and_do_not_exclude_zero():
-    found = mean_interval(np.zeros((2, 10)))
-    assert found == (0.0, 0.0, 0.0) and not found.excludes_zero
+    estimate = mean_estimate(np.zeros((2, 10)))
+    assert estimate.interval() == (0.0, 0.0, 0.0) and not estimate.interval().excludes_zero
+    assert estimate.p_different == 1 and estimate.p_equivalent(0.02) == 0
+    always = mean_estimate(np.ones((3, 10)))
+    assert always.p_different == 0 and always.p_equivalent(0.5) == 1
 
 
-def test_interval_is_deterministic_and_refuses_nothing():
-    table = np.random.default_rng(6).random((2, 30))
-    assert mean_interval(table) == mean_interval(table)
+def test_one_answer_has_no_interval_and_none_is_refused():
+    alone = mean_estimate([[1.0]])
+    assert np.isnan(alone.interval().low) and not alone.interval().excludes_zero
+    assert not alone.p_different < 0.05 and not alone.p_equivalent(0.9) < 0.05
     with pytest.raises(ValueError, match="not empty"):
         mean_interval(np.zeros((0, 3)))
 
@@ -150,14 +229,65 @@ def test_time_to_target_is_the_first_crossing(accuracy, target):
         assert found == pytest.approx(reached[0], abs=spent[-1] / 4000 + 1e-9)
 
 
-def test_time_ratio_of_mean_curves():
-    theirs = [([0, 10, 20, 30], [0.2, 0.4, 0.6, 0.8]), ([0, 10, 20, 30], [0.2, 0.3, 0.4, 0.6])]  # mean ends at 0.7
-    twice = [([0, 5, 10, 15, 20], [*accuracy, 0.9]) for _, accuracy in theirs]
-    found = time_ratio(twice, theirs)
-    assert found == pytest.approx((0.5, 0.5, 0.5))
-    above = [([0, 10, 20], [0.1, 0.2, 0.8]), ([0, 10, 20], [0.2, 0.5, 0.7])]  # mean reaches 0.7 at 10 + 10 * 0.35 / 0.4
-    found = time_ratio(above, theirs)
-    assert found.value == pytest.approx(18.75 / 30) and found.low < found.value < found.high
-    assert np.isinf(time_ratio([([0, 30], [0.2, 0.5])] * 2, theirs).value)
-    early = [([0, 10, 20], [0.2, 0.7, 0.7])]  # reaches what it ends with at 10
-    assert time_ratio(early, early).value == 1 and time_ratio([([0, 20], [0.2, 0.7])], early).value == 2
+def test_mean_curve_is_the_mean_at_each_time():
+    spent, accuracy = mean_curve([([0, 10, 20], [0.2, 0.4, 0.4]), ([0, 5, 30], [0.0, 0.5, 0.75])])
+    assert spent == [0, 5, 10, 20]
+    assert accuracy == pytest.approx([0.1, (0.3 + 0.5) / 2, (0.4 + 0.55) / 2, (0.4 + 0.65) / 2])
+
+
+def lines(ends: list[float], pace: float = 1.0, last: float = 0.8):
+    """Curves that rise in a line from .2 and reach ``last`` at the times given."""
+    return [([0, end / pace], [0.2, last]) for end in ends]
+
+
+def test_time_ratio_against_a_jackknife_by_hand():
+    """Lines from .2: the mean curve of both arms rises by .6 * mean(1 / end) a second, so times are harmonic means."""
+    ours, theirs = [20.0, 25.0, 40.0, 50.0], [30.0, 36.0, 45.0, 60.0]
+
+    def log_ratio(a: list[float], b: list[float]) -> float:
+        return np.log(np.mean([1 / end for end in b]) / np.mean([1 / end for end in a]))
+
+    left = [log_ratio(ours[:n] + ours[n + 1 :], theirs[:n] + theirs[n + 1 :]) for n in range(4)]
+    error = np.sqrt(3 / 4 * sum((one - np.mean(left)) ** 2 for one in left))
+    middle, half = log_ratio(ours, theirs), stats.t.ppf(0.975, 3) * error
+    long_enough = ([([0, 100], [0.2, 0.2 + 0.6 * 100 / end]) for end in ends] for ends in (ours, theirs))
+    measured = time_ratio(*long_enough)
+    assert measured.missing == "" and measured.ratio == pytest.approx(np.exp([middle, middle - half, middle + half]))
+
+
+def test_time_ratio_of_a_pace_is_exact_and_its_target_is_of_both():
+    theirs = lines([30, 30, 30, 30])
+    measured = time_ratio(lines([30, 30, 30, 30], pace=2.0), theirs)
+    assert measured.ratio == pytest.approx((0.5, 0.5, 0.5)) and measured.target == pytest.approx(0.2 + 0.75 * 0.6)
+    lower = time_ratio(lines([30, 30, 30, 30], last=0.6), theirs)
+    assert lower.target == pytest.approx(0.2 + 0.75 * 0.4) and lower.ratio.value == pytest.approx(1.5)
+
+
+@given(st.integers(0, 10**6), st.integers(4, 8))
+@settings(max_examples=60, deadline=None)
+def test_time_ratio_is_symmetric(seed, seeds):
+    rng = np.random.default_rng(seed)
+
+    def arm():
+        spent = np.cumsum(rng.uniform(0.5, 2, size=(seeds, 6)), axis=1)
+        rise = np.linspace(0.3, 0.7, 6) + rng.normal(0, 0.05, size=(seeds, 6))
+        return list(zip(spent.tolist(), rise.tolist(), strict=True))
+
+    ours, theirs = arm(), arm()
+    one, other = time_ratio(ours, theirs), time_ratio(theirs, ours)
+    mirrored = {"ours behind": "theirs behind", "theirs behind": "ours behind"}
+    assert other.missing == mirrored.get(one.missing, one.missing) and other.target == one.target
+    value, low, high = one.ratio
+    assert other.ratio == pytest.approx((1 / value, 1 / high, 1 / low), nan_ok=True)
+
+
+def test_what_is_missing_of_a_time_ratio_is_said():
+    theirs = lines([30, 30, 30, 30])
+    few = time_ratio(lines([30, 30, 30], pace=2.0), theirs[:3])
+    assert few.missing == "few seeds" and few.ratio.value == pytest.approx(0.5) and np.isnan(few.ratio.low)
+    behind = time_ratio(lines([30] * 4, last=0.45), theirs)
+    assert behind.missing == "ours behind" and np.isnan(behind.ratio.value) and behind.target is None
+    assert time_ratio(theirs, lines([30] * 4, last=0.1)).missing == "theirs behind"
+    assert time_ratio(lines([30] * 4, last=0.2), lines([30] * 4, last=0.1)).missing == "no gain"
+    leaning = [*lines([30] * 3, last=0.21), *lines([30], last=1.6)]  # without its last seed it gains next to nothing
+    assert time_ratio(leaning, theirs).missing == "unsteady"

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.comparison.differences import Difference, NoPair, Pair, against
 from benchmarks.comparison.grid import Grid, arms
-from benchmarks.comparison.outcomes import AXES, ArmLine, NoPair, Outcome, Pair, against, describe
+from benchmarks.comparison.outcomes import AXES, ArmLine, Outcome, describe
+from benchmarks.measuring.durable import json_text
+from benchmarks.measuring.statistics import Interval
 from benchmarks.report.comparison import Comparison
 from benchmarks.report.files import as_json, write
 from benchmarks.report.sections import report
-from benchmarks.report.words import summary
+from benchmarks.report.words import conclusion, summary
 from registry import UsageError
 from tests.oracles.finished_runs import QUESTIONS, finish
 
@@ -48,10 +51,49 @@ def test_better_worse_and_not_distinguishable(tmp_path):
     found = compared(tmp_path, {"reft": 0.5, AGENTS[1]: 0.95, AGENTS[2]: 0.5})
     text = " ".join(summary(found))
     assert f"{AGENTS[1]} is better than reft at equal steps" in text
-    assert f"{AGENTS[2]} is not distinguishable from reft at equal steps" in text
+    assert f"{AGENTS[2]} is equivalent to reft within 2 points at equal steps" in text  # the very same answers
     worse = " ".join(summary(compared(tmp_path / "worse", {"reft": 0.9, AGENTS[1]: 0.3})))
     assert f"{AGENTS[1]} is worse than reft at equal steps" in worse
     assert "reft gained +65.0 points" in worse
+
+
+def difference(value: float, p: float, p_holm: float, p_equivalent: float) -> Difference:
+    return Difference(1.0, Interval(value, value - 0.01, value + 0.01), p, p_holm, p_equivalent)
+
+
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (difference(0.05, 0.001, 0.004, 0.9), "better than reft"),
+        (difference(-0.05, 0.001, 0.004, 0.9), "worse than reft"),
+        (difference(0.05, 0.03, 0.12, 0.9), "better than reft, taken alone but not among 4 arms (Holm),"),
+        (difference(0.01, 0.001, 0.004, 0.01), "better than reft by less than 2 points"),
+        (difference(0.0, 0.9, 1.0, 0.01), "equivalent to reft within 2 points"),
+        (difference(0.01, 0.4, 1.0, 0.2), "not distinguishable from reft"),
+    ],
+)
+def test_what_is_concluded_of_p_values(one, said):
+    assert conclusion(one, "reft", 0.02, 4) == said
+
+
+def test_verdicts_allow_for_the_number_of_arms(tmp_path):
+    """Holm by hand over the two pairs, in the table, in results.json and with the margin that was asked for."""
+    found = compared(tmp_path, {"reft": 0.5, AGENTS[1]: 0.6, AGENTS[2]: 0.55}, seeds=range(5))
+    pairs = found.groups[0].pairs
+    small, large = sorted(pair.at_equal["tokens"].p for pair in pairs)
+    assert sorted(pair.at_equal["tokens"].p_holm for pair in pairs) == [2 * small, max(2 * small, large)]
+    text = markdown(found)
+    assert "What may be concluded against reft" in text and "p among 2" in text and "within 2 points" in text
+    stored = as_json(found)["groups"][0]
+    assert stored["margin"] == 0.02
+    for pair in stored["pairs"]:
+        one = pair["tokens"]
+        assert one["verdict"] == ("better" if one["p"] < 0.05 else "not distinguishable")
+        assert one["verdict_holm"] == ("better" if one["p_holm"] < 0.05 else "not distinguishable")
+        assert one["equivalent"] == (one["p_equivalent"] < 0.05)
+    grid = Grid(agents=AGENTS, seeds=range(5), set=SET, margin=20.0)
+    wide = Comparison.read(grid, arms(grid), tmp_path, {}, "command")
+    assert all(pair.at_equal["tokens"].equivalent for pair in wide.groups[0].pairs)
 
 
 def test_runs_with_nothing_to_learn_from_are_named_with_the_cause(tmp_path):
@@ -112,12 +154,15 @@ def test_equal_budgets_are_the_largest_common_ones(tmp_path):
     """An arm of twice the pace is compared, at equal wall-clock, with the baseline's half-way accuracy."""
     found = compared(tmp_path, {"reft": 0.75, AGENTS[1]: 0.75}, pace={AGENTS[1]: 2.0})
     pair = next(pair for pair in found.groups[0].pairs if pair.label == AGENTS[1])
-    assert pair.iteration.difference.value == 0 and pair.tokens.difference.value == 0
-    assert pair.seconds.budget == pytest.approx(3.2)
-    assert pair.seconds.difference.value == pytest.approx(0.25)
+    assert pair.at_equal["iteration"].difference.value == 0 and pair.at_equal["tokens"].difference.value == 0
+    assert pair.at_equal["seconds"].budget == pytest.approx(3.2)
+    assert pair.at_equal["seconds"].difference.value == pytest.approx(0.25)
     assert pair.speed_up == pytest.approx(2.0) and pair.speed_up_rollout == pytest.approx(2.0)
     assert pair.probability_of_improvement == 0.5
-    assert pair.time_ratio.value == pytest.approx(0.5) and "0.50 [" in markdown(found)
+    assert pair.time_ratio.ratio.value == pytest.approx(0.5) and pair.time_ratio.missing == "few seeds"
+    assert "| 2.00x | 2.00x | 0.50 |" in markdown(found)
+    four = compared(tmp_path / "four", {"reft": 0.75, AGENTS[1]: 0.75}, pace={AGENTS[1]: 2.0}, seeds=range(4))
+    assert "Its time to 62.5 % is 0.50 [0.50, 0.50] of reft's." in " ".join(summary(four))
 
 
 def test_a_nested_arm_meets_its_rival_of_fewer_completions(tmp_path):
@@ -132,7 +177,7 @@ def test_a_nested_arm_meets_its_rival_of_fewer_completions(tmp_path):
             finish(spec, tmp_path, 0.25, 0.95 if arm.label == AGENTS[1] else 0.5)
     found = Comparison.read(grid, made, tmp_path, {}, "command")
     (pair,) = found.groups[0].rivals
-    assert (pair.label, pair.baseline) == (AGENTS[1], rival) and pair.seconds.difference.low > 0
+    assert (pair.label, pair.baseline) == (AGENTS[1], rival) and pair.at_equal["seconds"].difference.low > 0
     assert f"{AGENTS[1]} is better than {rival} at equal steps" in " ".join(summary(found))
     assert f"{AGENTS[1]} against {rival}" in markdown(found) and f"{AGENTS[1]} against {rival}" in html(found)
 
@@ -238,7 +283,7 @@ def test_results_json_says_what_it_always_said(tmp_path):
     for arm, last in zip(compared, (0.75, 0.95, 0.5), strict=True):
         for spec in arm.specs:
             finish(spec, tmp_path, 0.25, last, pace=2.0 if last == 0.95 else 1.0)
-    text = json.dumps(as_json(Comparison.read(grid, compared, tmp_path, {}, "command"))["groups"][0])
+    text = json_text(as_json(Comparison.read(grid, compared, tmp_path, {}, "command"))["groups"][0])
     group, before = (
         json.loads(one, parse_float=lambda digits: float(f"{float(digits):.12g}"))
         for one in (text, (Path(__file__).parent / "group.json").read_text())
@@ -251,14 +296,14 @@ def test_results_json_says_what_it_always_said(tmp_path):
 @pytest.mark.parametrize("stored", sorted(STORED.glob("**/results.json")), ids=lambda path: path.parent.name)
 def test_committed_results_have_the_fields_of_the_dataclasses(stored):
     """Older ones may lack what was not yet measured, and have nothing else."""
-    later = {"seconds_reward", "time_ratio"}
+    pair_fields = {field.name for field in fields(Pair)} - {"at_equal"} | set(AXES)
     for group in json.loads(stored.read_text())["groups"]:
         for line in group["arms"]:
-            assert {field.name for field in fields(ArmLine)} - later <= set(line) - {"runs"}
+            assert {field.name for field in fields(ArmLine)} - {"seconds_reward"} <= set(line) - {"runs"}
             assert set(line) - {"runs"} <= {field.name for field in fields(ArmLine)}
         for pair in (*group["pairs"], *group.get("rivals", ())):
-            assert set(pair) | later | {"baseline"} >= {field.name for field in fields(Pair)} >= set(pair)
-            assert all(set(pair[axis]) == {"budget", "difference"} for axis in AXES)
+            assert set(pair) | {"time_ratio", "baseline"} >= pair_fields >= set(pair)
+            assert all({"budget", "difference"} <= set(pair[axis]) for axis in AXES)
 
 
 def test_markdown_tables_have_one_width(tmp_path):
@@ -295,12 +340,13 @@ def refuse_constant(name: str):
 
 
 def test_results_are_strict_json_and_what_is_undefined_is_a_dash(tmp_path):
-    """Nobody gains: the time to the baseline's last accuracy is 0 of 0."""
+    """Nobody gains: there is no accuracy to take times to."""
     found = compared(tmp_path / "runs", dict.fromkeys(AGENTS, 0.25))
-    assert np.isnan(found.groups[0].pairs[0].time_ratio.value)
+    assert np.isnan(found.groups[0].pairs[0].time_ratio.ratio.value)
     write(found, tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=refuse_constant)
-    assert stored["groups"][0]["pairs"][0]["time_ratio"] == [None, None, None]
+    nothing = {"ratio": [None, None, None], "target": None, "missing": "no gain"}
+    assert stored["groups"][0]["pairs"][0]["time_ratio"] == nothing
     assert "never [" not in markdown(found) and "nan" not in markdown(found).lower()
 
 
