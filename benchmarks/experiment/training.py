@@ -164,9 +164,16 @@ class Training:
                     agent.save(self.folder / "checkpoint")
 
     def _spent(self) -> Spent:
-        """What share of its budget the run has spent with some iterations and tokens; by the leader's clock."""
-        seconds = self.ranks.agree(round(1e6 * seconds_spent(self.rows))) / 1e6 if self.spec.seconds else 0.0
-        return lambda iterations, tokens: min(1.0, self.spec.used(iterations, tokens, seconds))
+        """What share of its budget the run has spent with some iterations and tokens, at the moment it is asked in an
+        iteration that begins now; by the leader's clock."""
+        before, began = seconds_spent(self.rows), time.perf_counter()
+
+        def spent(iterations: int, tokens: int) -> float:
+            seconds = before + time.perf_counter() - began
+            seconds = self.ranks.agree(round(1e6 * seconds)) / 1e6 if self.spec.seconds else 0.0
+            return min(1.0, self.spec.used(iterations, tokens, seconds))
+
+        return spent
 
     def _over(self, agent: Any) -> bool:
         """Whether a budget is used up; by the leader's clock."""
