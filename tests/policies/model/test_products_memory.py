@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-
 GROWTH = """
 import psutil, torch
 from policies.model.products import product
