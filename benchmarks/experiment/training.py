@@ -20,11 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import checkpoint
 from agents.distributed import Ranks, join
-from agents.held_out import SLOTS
 from agents.memory import fitting_slots, peak_bytes
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
 from benchmarks.experiment.evaluation import Evaluator
+from benchmarks.experiment.held_out import SLOTS
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows

@@ -19,7 +19,7 @@ from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
-from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe
+from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe, start_arms
 from benchmarks.comparison.launch import Launcher, Watched
 from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.comparison.resolution import seeds_needed
@@ -506,9 +506,23 @@ def test_all_arms_start_from_the_model_of_one_run(tmp_path, capsys):
     )
 
 
+def test_a_start_is_given_on_the_command_line(tmp_path):
+    line = ["--agents", "reft", "--start", "sft", "--start-set", "iterations=3", "--set", "env.max_new_tokens=40"]
+    (start,) = start_arms(grid_of(parser().parse_args([*line, "--set", "learning_rate=1e-5"]))).values()
+    spec = start.specs[0]
+    assert (spec.agent["id"], spec.iterations, spec.env["max_new_tokens"]) == ("sft", 3, 40)
+    assert spec.agent["learning_rate"] != 1e-5  # what is set for the arms is not the start's
+    changed = grid_of(parser().parse_args(["--preset", "smollm2", "--start-set", "problems=7"])).start
+    assert changed.set["problems"] == "7" and changed.set["schedule"] == "linear"
+
+
 def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):
     assert main(["--preset", _started(tmp_path, agent="reff"), "--runs", str(tmp_path / "runs")]) == 2
     assert "did you mean 'reft'" in capsys.readouterr().err
+    assert main(["--start-set", "problems=7", "--dry-run"]) == 2
+    assert "--start-set problems=7 is of nothing" in capsys.readouterr().err
+    assert main(["--start", "sft", "--start-set", "problms=7", "--dry-run"]) == 2
+    assert "did you mean 'problems'" in capsys.readouterr().err
     broken = _started(tmp_path, slots=-1)
     assert main(["--preset", broken, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
     assert "what all arms start from failed" in capsys.readouterr().err
