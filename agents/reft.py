@@ -21,29 +21,27 @@ names both.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, safe_mean, update_learning_rate
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-import agents.checkpoint as checkpoint
+from agents.algorithm import LanguageModelAlgorithm
 from agents.anchors import Anchoring
 from agents.arguments import (
     check_adam,
     check_counts,
     check_ema,
     check_lora_rank,
-    check_parameters,
     check_rollout_dtype,
     slots_of,
     vector_env_of,
@@ -53,11 +51,11 @@ from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import SHARE, noise_floor
 from agents.distributed import join, local_device
-from agents.memory import check_memory
+from agents.memory import NotEnoughMemory, check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
-from agents.refill import batch_of, refill, refill_metrics
-from agents.rollout import Acts, GroupMixture, Interrupted, Rollout, collect, count_steps
+from agents.refill import batch_of, left_out, refill, refill_metrics
+from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
@@ -86,7 +84,7 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 
 @agents.register("reft", fixed={"sampler": "full", "correction": "ppo-clip"})
 @agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
-class ReFT(BaseAlgorithm):
+class ReFT(LanguageModelAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
 
     Args:
@@ -106,8 +104,8 @@ class ReFT(BaseAlgorithm):
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
-        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all of the
-            same worth: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
+        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
+            or all wrong: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
             finished (DAPO's dynamic sampling, arXiv 2503.14476, sec. 3.2). They count as timesteps and in every metric.
             0, the default, is off.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
@@ -132,7 +130,8 @@ class ReFT(BaseAlgorithm):
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
-        slots: env slots, when ``env`` does not say.
+        slots: env slots, when ``env`` does not say; by default as many as an iteration has episodes, up to 256, and as
+            memory holds. They change no numbers.
         dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
         lora_rank: r, the rank of low-rank adapters (LoRA, arXiv 2106.09685; needs peft) of every layer's projections,
             with alpha = 2 r, that are trained instead of the weights; rollouts and saved models have them merged in. 0,
@@ -155,6 +154,7 @@ class ReFT(BaseAlgorithm):
     (10.0, 0.16666666666666666, (0, 1, 2, 4, 5, 6, 7, 9, 10, 11))
     """
 
+    log_name = "reft"
     parallel = True  # several processes can share a run
 
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
@@ -230,23 +230,20 @@ class ReFT(BaseAlgorithm):
         self.ema_decay = check_ema(ema_decay)
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
-        self.iteration = 0
         self.ranks = join(device)
         self._given_policy = policy
+        self._free_env = env if slots is None and getattr(env, "num_envs", None) is None else None
         self._dtype = dtype
         self.watch = Watch()
-        self.metrics: dict[str, float] = {}
         own = group_size * -(-problems_per_batch // self.ranks.size)
         super().__init__(
-            policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, own))),
-            learning_rate=learning_rate,
+            env,
+            slots_of(env, slots, own),
+            learning_rate,
             tensorboard_log=tensorboard_log if self.ranks.leader else None,
             verbose=verbose if self.ranks.leader else 0,
             device=local_device(device),
-            support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
@@ -287,7 +284,7 @@ class ReFT(BaseAlgorithm):
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
-        check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
+        self._fit_slots(behaviors)
         self.update = Update(
             self.target,
             self.optimizer,
@@ -305,49 +302,19 @@ class ReFT(BaseAlgorithm):
         )
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
 
-    @property
-    def envs(self) -> Any:
-        """The gymnasium vector env that rollouts are collected in."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in another environment of equal spaces, given as to the constructor; its slots are the agent's.
-
-        Raises:
-            UsageError: the environment has another number of slots.
-        """
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer; rollouts then see them."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "ReFT",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> ReFT:
-        """Iterate until ``total_timesteps`` tokens are written or a callback stops; whole iterations only."""
-        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total:
-            try:
-                self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
-            except Interrupted:
-                break
-            if log_interval and self.iteration % log_interval == 0:
-                self.dump_logs()
-        hooks.on_training_end()
-        return self
+    def _fit_slots(self, behaviors: int) -> None:
+        """As many slots as memory holds where nobody has said how many; else what does not fit is refused."""
+        task = self.envs.unwrapped.task
+        try:
+            check_memory(self.target, task, self.optimizer, self.n_envs, behaviors, self.microbatch_tokens)
+        except NotEnoughMemory as error:
+            if not error.slots or self._free_env is None:
+                raise
+            warnings.warn(
+                f"memory holds {error.slots} slots, not {self.n_envs}: slower, the same numbers", stacklevel=4
+            )
+            self.n_envs = error.slots
+            self.env = SB3VecEnv(vector_env_of(self._free_env, self.n_envs))
 
     @property
     def sampler(self) -> SkipSampler:
@@ -385,14 +352,15 @@ class ReFT(BaseAlgorithm):
             rollout, problems, judging = self._write(problems, nested, seed, hooks)
         noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            batch = batch_of(rollout, self.group_size, self.problems_per_batch)
-            measured = self.anchoring.measure(batch, self.update.score, self.iteration)
-            advantage = self.advantage(self.anchoring.reward(measured), measured.group)
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
+            share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
             try:
-                share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
-                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
+                batch = batch_of(rollout, self.group_size, self.problems_per_batch)
+                unused = left_out(rollout, batch)
+                batch = self.anchoring.measure(batch, self.update.score, self.iteration)
+                advantage = self.advantage(self.anchoring.reward(batch), batch.group)
+                diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)
@@ -515,44 +483,7 @@ class ReFT(BaseAlgorithm):
         """Inside, the target has its averaged weights (``ema_decay``), and its own if there is no average."""
         return nullcontext() if self.average is None else self.average.in_place()
 
-    def dump_logs(self) -> None:
-        """Write the last iteration's metrics, and means of the last episodes as SB3's algorithms do."""
-        for name, value in self.metrics.items():
-            self.logger.record(name if "/" in name else f"reft/{name}", value)
-        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
-            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The full model's next token, see ``LanguageModelPolicy.predict``."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer and the constructor's arguments
-        beside it; nothing is pickled. ``m.zip`` names the folder ``m``, and a binary file gets a zip of the folder.
-        Under torchrun one process writes, and the others do not wait for it."""
+        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it."""
         if self.ranks.leader:
-            checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> ReFT:
-        """An agent from what ``save`` wrote, ready to go on: weights, optimizer, counters, learned samplers, and the
-        arguments and the environment that it was made with unless others are given. Every iteration begins with fresh
-        episodes, whatever ``force_reset``."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)
+            super().save(path, exclude, include)

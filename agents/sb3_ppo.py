@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
 
-import agents.checkpoint as checkpoint
 from agents.actor_critic import LanguageModelActorCritic
-from agents.arguments import check_lora_rank, check_parameters, slots_of, vector_env_of
+from agents.algorithm import SavesFolders
+from agents.arguments import check_lora_rank, slots_of, vector_env_of
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.metrics import episode_metrics
@@ -87,7 +87,7 @@ def check_steps(n_steps: int, env: SB3VecEnv) -> None:
 
 
 @agents.register("sb3-ppo")
-class SB3PPO(PPO):
+class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
     """PPO of stable-baselines3 with a language-model actor-critic. A timestep is one token.
 
     Args:
@@ -199,12 +199,6 @@ class SB3PPO(PPO):
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
 
     @property
-    def envs(self) -> Any:
-        """The gymnasium vector env that rollouts are collected in."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """Of actor and critic."""
         return self.policy.optimizer
@@ -219,11 +213,6 @@ class SB3PPO(PPO):
         venv = BudgetEndsEpisodes(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs)))
         check_steps(self.n_steps, venv)
         super().set_env(venv, force_reset)
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer; rollouts then see them."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
         """One rollout and its updates, as ``learn`` does; returns the metrics. ``spent`` as of ``agents.reft.ReFT``."""
@@ -282,24 +271,3 @@ class SB3PPO(PPO):
             "rollout_tokens_per_second": tokens / (self._wrote - self._began),
         }
         self.watch(self.metrics)
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """Write a Hugging Face folder that ``from_pretrained`` takes, with value head, optimizer and the constructor's
-        arguments beside it; nothing is pickled. Names and buffers as for ``agents.reft.ReFT``."""
-        checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SB3PPO:
-        """An agent from what ``save`` wrote, ready to go on: weights, value head, optimizer, counters, and the
-        arguments and the environment that it was made with unless others are given. Every iteration begins with fresh
-        episodes, whatever ``force_reset``."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)

@@ -8,51 +8,47 @@ comparison it is what the time of a reinforced run buys where worked solutions a
         loss = -sum log pi / completion tokens of the whole batch
     clip, step
 
-``python -m agents.warm_up`` runs it for some epochs and writes the folder that the reinforced stage starts from.
+``python -m benchmarks.run --agent sft`` trains by itself; a comparison starts from it with ``--start sft``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch.nn.utils.rnn import pad_sequence
 
-import agents.checkpoint as checkpoint
-from agents.arguments import check_lora_rank, check_parameters, slots_of, vector_env_of
+from agents.algorithm import LanguageModelAlgorithm, tell_step
+from agents.arguments import check_lora_rank, slots_of
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.sb3_policy import LanguageModelPolicy, target_of
-from agents.schedules import Spent
-from agents.supervised import Batch, Batches, clipped_step, linear_warmup_and_decay
+from agents.schedules import Spent, run_length
+from agents.supervised import Batch, Batches, clipped_step
 from agents.update import microbatch_budget
 from agents.watch import check_learning_rate
-from envs.sb3 import SB3VecEnv
 from policies import Policy
 from policies.model.packing import micro_batches
-from registry import UsageError, agents
+from registry import UsageError, agents, schedules
+
+Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
 
 @agents.register("sft")
-class SFT(BaseAlgorithm):
+class SFT(LanguageModelAlgorithm):
     """Supervised fine-tuning as a stable-baselines3 algorithm. A timestep is one token of a demonstration's completion.
 
     Args:
         policy, env: as for ``agents.reft.ReFT``; the environment's problems need worked solutions.
-        learning_rate: peak of AdamW; a number or an SB3 schedule of the progress remaining. The default suits the
-            built-in model; pretrained models want 1e-6 to 2e-5.
+        learning_rate, schedule: as for ``agents.reft.ReFT``; the rate is that of an iteration.
         batch_size: demonstrations an optimizer step.
         gradient_steps: optimizer steps an iteration; 16 of 16 demonstrations are as many as ``reft`` completions.
-        warmup_steps: over which the learning rate rises linearly to its peak.
-        decay_steps: the step at which it has fallen linearly to zero; 0, where no end is known: it stays at its peak.
         problems: how many problems of the split are learnt from, its first ones; 0 for all, which of an unlimited
             source are fresh ones in every step.
         skip: the chance that a step leaves out layers, 1 to a fifth of them, uniformly drawn but for the first and the
@@ -69,16 +65,17 @@ class SFT(BaseAlgorithm):
     (2, True)
     """
 
+    log_name = "sft"
+
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
         self,
         policy: str | Policy = "tiny",
         env: Any = "MathReason-v0",
         learning_rate: float | Schedule = 3e-4,
         *,
+        schedule: Component = "constant",
         batch_size: int = 16,
         gradient_steps: int = 16,
-        warmup_steps: int = 10,
-        decay_steps: int = 0,
         problems: int = 0,
         skip: float = 0.0,
         weight_decay: float = 0.0,
@@ -98,8 +95,6 @@ class SFT(BaseAlgorithm):
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("gradient_steps", gradient_steps, 1),
-            ("warmup_steps", warmup_steps, 0),
-            ("decay_steps", decay_steps, 0),
             ("problems", problems, 0),
         ):
             if value < least:
@@ -109,10 +104,9 @@ class SFT(BaseAlgorithm):
         if not max_grad_norm > 0:
             raise UsageError(f"max_grad_norm={max_grad_norm} must be above 0: no step would move a weight")
         check_lora_rank(lora_rank)
+        self.schedule = schedules.build(schedule)
         self.batch_size = batch_size
         self.gradient_steps = gradient_steps
-        self.warmup_steps = warmup_steps
-        self.decay_steps = decay_steps
         self.problems = problems
         self.skip = skip
         self.weight_decay = weight_decay
@@ -120,21 +114,17 @@ class SFT(BaseAlgorithm):
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
-        self.iteration = 0
         self.nesting = self.problem_sampler = None
-        self.metrics: dict[str, float] = {}
         self._given_policy = policy
         self._dtype = dtype
         super().__init__(
-            policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, 1))),
-            learning_rate=learning_rate,
+            env,
+            slots_of(env, slots, 1),
+            learning_rate,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
-            support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
@@ -169,76 +159,39 @@ class SFT(BaseAlgorithm):
         self.batches = Batches(task, self.problems, self.batch_size, self.target.num_layers, self.skip, self.seed or 0)
 
     @property
-    def envs(self) -> Any:
-        """The gymnasium vector env whose problems are learnt from."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    @property
     def step(self) -> int:
         """Optimizer steps taken so far."""
         return self.iteration * self.gradient_steps
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """As of ``agents.reft.ReFT``: go on with the problems of another environment."""
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
+        """As ``LanguageModelAlgorithm.set_env``, and learn from that environment's problems."""
+        super().set_env(env, force_reset)
         self._learn_from(self.envs.unwrapped.task)
 
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "SFT",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SFT:
-        """Iterate until ``total_timesteps`` tokens are trained on or a callback stops; to callbacks an iteration is a
-        step."""
-        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total:
-            self._update_current_progress_remaining(self.num_timesteps, total)
-            self.iterate()
-            if log_interval and self.iteration % log_interval == 0:
-                self.dump_logs()
-            hooks.update_locals(locals())
-            if not hooks.on_step():
-                break
-        hooks.on_training_end()
-        return self
-
-    def iterate(self, spent: Spent | None = None) -> dict[str, float]:
-        """``gradient_steps`` optimizer steps, ``spent`` as of ``agents.reft.ReFT``; returns their metrics: ``loss`` in
-        nats per completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
+    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
+        """``gradient_steps`` optimizer steps, to callbacks one step; returns their metrics: ``loss`` in nats per
+        completion token, ``grad_norm`` before the clip (both means over steps), ``tokens`` of completions and
         ``prompt_tokens``."""
-        began = time.perf_counter()
-        if spent is not None:
-            self._current_progress_remaining = 1.0 - spent(self.iteration, self.num_timesteps)
-        peak = self.lr_schedule(self._current_progress_remaining)
-        factor = linear_warmup_and_decay(self.decay_steps or None, self.warmup_steps, 0.0)
-        losses, norms, tokens, prompt_tokens = [], [], 0, 0
-        for step in range(self.step, self.step + self.gradient_steps):
-            update_learning_rate(self.optimizer, peak * factor(step))
-            batch = self.batches[step]
+        start = time.perf_counter()
+        batches = [self.batches[step] for step in range(self.step, self.step + self.gradient_steps)]
+        shown = [one for batch in batches for one in batch.demonstrations]
+        tokens, prompt_tokens = sum(len(one.completion) for one in shown), sum(len(one.prompt) for one in shown)
+        spent = run_length(self.schedule, self.learning_rate, spent)
+        begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
+        ended = spent(self.iteration + 1, self.num_timesteps + tokens) if spent else 0.0
+        self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
+        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+        update_learning_rate(self.optimizer, rate)
+        losses, norms = [], []
+        for step, batch in enumerate(batches, self.step + 1):
             loss = self._backward(batch)
             parameters = list(self.target.parameters())
-            norms.append(clipped_step(parameters, [self.optimizer], step + 1, loss, self.max_grad_norm))
+            norms.append(clipped_step(parameters, [self.optimizer], step, loss, self.max_grad_norm))
             self.target.refresh()
             losses.append(loss)
-            tokens += sum(len(one.completion) for one in batch.demonstrations)
-            prompt_tokens += sum(len(one.prompt) for one in batch.demonstrations)
         self.iteration += 1
         self.num_timesteps += tokens
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         self.metrics = {
             "loss": float(np.mean(losses)),
             "grad_norm": float(np.mean(norms)),
@@ -249,6 +202,7 @@ class SFT(BaseAlgorithm):
             "time/update": seconds,
             "trained_tokens_per_second": (tokens + prompt_tokens) / seconds,
         }
+        tell_step(hooks, locals())
         return self.metrics
 
     def _backward(self, batch: Batch) -> float:
@@ -271,35 +225,3 @@ class SFT(BaseAlgorithm):
             part.backward()
             loss += float(part.detach())
         return loss
-
-    def dump_logs(self) -> None:
-        """Write the last iteration's metrics."""
-        for name, value in self.metrics.items():
-            self.logger.record(name if "/" in name else f"sft/{name}", value)
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The full model's next token, see ``LanguageModelPolicy.predict``."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """As of ``agents.reft.ReFT``: a Hugging Face folder, the optimizer and the arguments beside it."""
-        checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SFT:
-        """As of ``agents.reft.ReFT``: an agent from what ``save`` wrote, ready to go on."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)

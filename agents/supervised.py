@@ -1,4 +1,4 @@
-"""What supervised training is made of: demonstrations, the order in which steps see them, the learning rate, the step.
+"""What supervised training is made of: demonstrations, the order in which steps see them, the clipped step.
 
 ``agents.sft`` trains any policy so, ``agents.train_tiny`` the built-in model.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,18 +34,6 @@ class Batch(NamedTuple):
 
     demonstrations: list[Demonstration]
     layers: LayerSubset
-
-
-def linear_warmup_and_decay(steps: int | None, rise: int, last: float) -> Callable[[int], float]:
-    """The factor of the peak learning rate at each step: up to 1 over ``rise`` steps (at least one), then down to
-    ``last`` at step ``steps`` and after; without ``steps`` it stays at 1."""
-    rise = max(1, rise)
-
-    def factor(step: int) -> float:
-        fallen = 0.0 if steps is None else (1 - last) * max(0, step - rise) / max(1, steps - rise)
-        return min((step + 1) / rise, max(last, 1 - fallen))
-
-    return factor
 
 
 def clipped_step(

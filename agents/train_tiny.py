@@ -32,7 +32,7 @@ from torch.optim import AdamW, Muon
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import envs.templates  # noqa: F401 (registers the templates)
-from agents.supervised import clipped_step, linear_warmup_and_decay
+from agents.supervised import clipped_step
 from envs.problem import Problem
 from envs.problems.arithmetic import Arithmetic
 from envs.train_tokenizer import BUILT_IN
@@ -41,6 +41,7 @@ from registry.command import command
 
 DEPTH, HEAD, POSITIONS = 12, 16, 512
 SHOWN_EVERY = 100  # steps
+LAST_RATE = 0.1  # share of the peak
 TERSE_SHARE = {"bus": 0.7, "collection": 0.7, "comparison": 0.7, "bakery": 0.2, "garden": 0.2, "purchase": 0.2}
 
 
@@ -167,19 +168,24 @@ def new_optimizers(model: LlamaForCausalLM, spec: TinySpec) -> tuple[Muon, AdamW
     )
 
 
+def rate_factor(step: int, steps: int) -> float:
+    """Of the peak learning rates: up to 1 over 5 % of the steps, then down to a tenth."""
+    rise = max(1, steps // 20)
+    return min((step + 1) / rise, 1 - (1 - LAST_RATE) * max(0, step - rise) / max(1, steps - rise))
+
+
 def train(spec: TinySpec, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """The trained model; the same spec, thread count and machine give the same weights."""
     torch.manual_seed(spec.seed)
     model = new_model(spec.width, tokenizer)
     optimizers = new_optimizers(model, spec)
     peaks = spec.matrix_rate, spec.vector_rate
-    factor = linear_warmup_and_decay(spec.steps, spec.steps // 20, 0.1)
     weights = list(model.parameters())
     with Progress(transient=True) as progress:
         shown = progress.track(losses(model, spec, tokenizer), spec.steps, description="training the tiny model")
         for step, loss in enumerate(shown):
             for optimizer, peak in zip(optimizers, peaks, strict=True):
-                update_learning_rate(optimizer, peak * factor(step))
+                update_learning_rate(optimizer, peak * rate_factor(step, spec.steps))
             loss.backward()
             clipped_step(weights, optimizers, step + 1, float(loss.detach()))
             if (step + 1) % SHOWN_EVERY == 0:

@@ -10,26 +10,23 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-import agents.checkpoint as checkpoint
-from agents.arguments import check_counts, check_parameters, slots_of, vector_env_of
+from agents.algorithm import LanguageModelAlgorithm, tell_step
+from agents.arguments import check_counts, slots_of
 from agents.configuration import constructor_arguments
 from agents.metrics import episode_metrics
 from agents.problem_samplers import UniformProblems
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.watch import Watch, check_learning_rate
-from envs.sb3 import SB3VecEnv
 from envs.task import start_info
 from policies import Policy
 from registry import UsageError, agents, schedules
@@ -45,7 +42,7 @@ LOGGED = {
 
 
 @agents.register("trl-grpo")
-class TRLGRPO(BaseAlgorithm):
+class TRLGRPO(LanguageModelAlgorithm):
     """TRL's GRPOTrainer (extra ``trl``) with the settings that ``reft`` has by default. A timestep is one token.
 
     Args:
@@ -59,6 +56,8 @@ class TRLGRPO(BaseAlgorithm):
         slots: env slots, when ``env`` does not say; training needs none.
         seed: of everything drawn; equal seeds deal the problems that ``reft`` gets.
     """
+
+    log_name = "trl"
 
     def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
         self,
@@ -107,23 +106,19 @@ class TRLGRPO(BaseAlgorithm):
             "per_device_train_batch_size": backward_size or batch,
             "gradient_accumulation_steps": batch // (backward_size or batch),
         }
-        self.iteration = 0
         self.nesting = None
         self.problem_sampler = UniformProblems()
         self.watch = Watch()
-        self.metrics: dict[str, float] = {}
         self._given_policy = policy
         self._dtype = dtype
         super().__init__(
-            policy=LanguageModelPolicy,
-            env=SB3VecEnv(vector_env_of(env, slots_of(env, slots, 1))),
-            learning_rate=learning_rate,
+            env,
+            slots_of(env, slots, 1),
+            learning_rate,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
-            support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
@@ -243,49 +238,8 @@ class TRLGRPO(BaseAlgorithm):
         self._judged = time.perf_counter()
         return rewards
 
-    @property
-    def envs(self) -> Any:
-        """The gymnasium vector env whose problems are dealt."""
-        assert isinstance(self.env, SB3VecEnv)
-        return self.env.venv
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """As of ``agents.reft.ReFT``."""
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
-
-    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
-        """``get_parameters``' weights and optimizer; rollouts then see them."""
-        check_parameters(load_path_or_dict, type(self))
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "TRLGRPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> TRLGRPO:
-        """Iterate until ``total_timesteps`` tokens are written or a callback stops; to callbacks an iteration is a
-        step."""
-        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        hooks.on_training_start(locals(), globals())
-        while self.num_timesteps < total:
-            self.iterate(lambda iterations, tokens: min(1.0, tokens / total))
-            if log_interval and self.iteration % log_interval == 0:
-                self.dump_logs()
-            hooks.update_locals(locals())
-            if not hooks.on_step():
-                break
-        hooks.on_training_end()
-        return self
-
-    def iterate(self, spent: Spent | None = None) -> dict[str, float]:
-        """One step of TRL's trainer, ``spent`` as of ``agents.reft.ReFT``; returns its metrics. ``time/rollout`` is
+    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
+        """One step of TRL's trainer, to callbacks one step; returns its metrics. ``time/rollout`` is
         from the step's beginning to the first verdict, ``time/update`` from the last one to the optimizer's step."""
         spent = run_length(self.schedule, self.learning_rate, spent)
         begun, ended = (spent(self.iteration + n, self.num_timesteps) if spent else 0.0 for n in (0, 1))
@@ -320,36 +274,5 @@ class TRLGRPO(BaseAlgorithm):
             "rollout_tokens_per_second": tokens / (self._judged - self._began),
         }
         self.watch(self.metrics)
+        tell_step(hooks, locals())
         return self.metrics
-
-    def dump_logs(self) -> None:
-        """Write the last iteration's metrics."""
-        for name, value in self.metrics.items():
-            self.logger.record(name if "/" in name else f"trl/{name}", value)
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The model's next token, see ``LanguageModelPolicy.predict``."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """As of ``agents.reft.ReFT``: a Hugging Face folder, the optimizer and the arguments beside it."""
-        checkpoint.save(self, path, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: Any = None,
-        device: str | None = None,
-        custom_objects: Mapping[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> TRLGRPO:
-        """As of ``agents.reft.ReFT``: an agent from what ``save`` wrote, ready to go on."""
-        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from math import isnan
+from pathlib import Path
 
 from benchmarks.comparison.differences import Difference, Pair
 from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine, ArmOutcome
-from benchmarks.experiment.summary import silence
+from benchmarks.experiment.summary import read_result, silence
+from benchmarks.experiment.training import RESULT
 from benchmarks.measuring.statistics import Interval, TimeRatio
 from benchmarks.report.comparison import Comparison, Group
 
@@ -110,7 +112,7 @@ def _version_caution(comparison: Comparison) -> list[str]:
 
 
 def _group(group: Group) -> list[str]:
-    said = [_gain(line) for line in group.lines]
+    said = _start(group) + [_gain(line) for line in group.lines]
     for pairs in (group.pairs, group.rivals):
         whole = [pair for pair in pairs if isinstance(pair, Pair)]
         said += [_difference(pair, group.margin, len(whole)) for pair in whole]
@@ -121,6 +123,19 @@ def _group(group: Group) -> list[str]:
                 f"(D = {line.D:.2f} nats a completion): reweighting cannot repair that much divergence."
             )
     return said + [_silence(arm) for arm in group.arms if any(silence(run.training) for run in arm.runs)]
+
+
+def _start(group: Group) -> list[str]:
+    """Where the arms' policy is the model of a finished run: which run that is, and what it took."""
+    policy = Path(group.arms[0].runs[0].result["policy"])
+    if policy.name != "model" or not (policy.parent / RESULT).is_file():
+        return []
+    run = read_result(policy.parent / RESULT)
+    return [
+        f"All arms start from one run of {run['agent']} on {Path(run['policy']).name} (seed {run['seed']}, "
+        f"{run['iterations']} iterations, {run['seconds']:.0f} s): {percent(run['accuracy_before'])} before it, "
+        f"{percent(run['accuracy_after'])} after it."
+    ]
 
 
 def _silence(arm: ArmOutcome) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,23 @@ def test_the_gradient_is_that_of_transformers_own_loss(folder: str, model: str) 
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_the_gradient_of_a_pretrained_model_is_that_of_transformers_own_loss() -> None:
+    name = os.environ.get("NESTED_REFT_PRETRAINED")
+    if name is None:
+        pytest.skip("no pretrained model: set NESTED_REFT_PRETRAINED to a folder")
+    reference = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    arguments = {"tokenizer": name, "vocab_size": reference.config.vocab_size, "max_new_tokens": 100}
+    venv = gym.make_vec("MathReason-v0", num_envs=1, **arguments)
+    agent = SFT(name, venv, 1e-5, batch_size=3, microbatch_tokens=200)
+    loss = transformers_loss(reference, agent.batches[0].demonstrations)
+    loss.backward()
+    assert agent._backward(agent.batches[0]) == pytest.approx(float(loss.detach()), rel=1e-4)
+    for (name, ours), theirs in zip(agent.target.model.named_parameters(), reference.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert (ours.grad - theirs.grad).norm() <= 1e-3 * theirs.grad.norm(), name
+
+
 def test_micro_batches_bound_memory_and_change_no_gradient(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gradients(agent_of(folder, microbatch_tokens=10**6))
     for bound in (1, 120, 200):
@@ -106,7 +125,7 @@ def test_bfloat16_is_float32_up_to_rounding(folder: str) -> None:
 
 def test_low_rank_adapters_alone_are_trained(folder: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    agent = agent_of(folder, lora_rank=2, learning_rate=1e-2, warmup_steps=0)
+    agent = agent_of(folder, lora_rank=2, learning_rate=1e-2)
     before = {name: value.clone() for name, value in agent.target.model.state_dict().items()}
     first = agent.iterate()["loss"]
     for _ in range(4):
@@ -121,7 +140,9 @@ def test_low_rank_adapters_alone_are_trained(folder: str, tmp_path: Path) -> Non
     assert numbers(loaded.iterate()) == numbers(agent.iterate())
 
 
-@pytest.mark.parametrize("changes", [{}, {"problems": 12, "skip": 0.5, "weight_decay": 0.1, "decay_steps": 9}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"problems": 12, "skip": 0.5, "weight_decay": 0.1, "schedule": {"id": "linear", "iterations": 9}}]
+)
 def test_a_loaded_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, changes: dict[str, Any]) -> None:
     agent = agent_of(folder, **changes)
     agent.iterate()
@@ -142,7 +163,17 @@ def test_an_iteration_is_its_steps(folder: str) -> None:
     assert together.step == apart.step == 4 and together.num_timesteps == apart.num_timesteps
     assert metrics["loss"] == pytest.approx(np.mean([one["loss"] for one in steps]))
     assert metrics["tokens"] == sum(one["tokens"] for one in steps)
-    assert [one["learning_rate"] for one in steps] == pytest.approx([1e-4, 2e-4, 3e-4, 4e-4])
+
+
+def test_the_rate_goes_by_the_schedule_of_the_run(folder: str) -> None:
+    agent = agent_of(folder, schedule={"id": "linear", "warmup": 2})
+    with pytest.raises(UsageError, match="does not know where the run ends"):
+        agent.iterate()
+    rates = [agent.iterate(spent=lambda iterations, tokens: iterations / 6)["learning_rate"] for _ in range(6)]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    other = agent_of(folder, schedule={"id": "linear"})
+    other.learn(10**4)  # tokens
+    assert 0 < other.metrics["learning_rate"] < 1e-3 * (1 - (other.num_timesteps - other.metrics["tokens"] - 1) / 10**4)
 
 
 def test_learn_is_iterate_until_a_callback_stops(folder: str) -> None:
@@ -171,8 +202,7 @@ def test_impossible_arguments_are_refused(folder: str, tmp_path: Path) -> None:
     for wrong in (
         {"batch_size": 0},
         {"gradient_steps": 0},
-        {"warmup_steps": -1},
-        {"decay_steps": -1},
+        {"schedule": {"id": "linear", "warmup": -1.0}},
         {"problems": -1},
         {"skip": 1.5},
         {"max_grad_norm": 0.0},

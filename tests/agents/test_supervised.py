@@ -1,20 +1,19 @@
-"""The parts of supervised training: the rate in closed form, the step against one written out, the order of batches."""
+"""The parts of supervised training: the step against one written out, demonstrations, the order of batches."""
 
 from __future__ import annotations
 
 import json
-from fractions import Fraction
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.supervised import Batches, clipped_step, demonstrations, draw_layers, linear_warmup_and_decay
+from agents.supervised import Batches, clipped_step, demonstrations, draw_layers
 from envs.task import Task
 from registry import UsageError
 
@@ -23,25 +22,7 @@ def task_of(**arguments) -> Task:
     return gym.make("MathReason-v0", **arguments).unwrapped.task
 
 
-# --- rate and step ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("steps", "rise", "last"), [(20, 4, 0.0), (100, 5, 0.1), (7, 0, 0.0), (1, 0, 0.1)])
-def test_the_rate_rises_to_its_peak_and_falls_in_a_straight_line(steps: int, rise: int, last: float) -> None:
-    factor, up = linear_warmup_and_decay(steps, rise, last), max(1, rise)
-    for step in range(steps):
-        down = 1 - (1 - Fraction(str(last))) * Fraction(step - up, max(1, steps - up))
-        expected = Fraction(step + 1, up) if step < up else down
-        assert factor(step) == pytest.approx(float(expected), abs=1e-12)
-    assert max(map(factor, range(steps))) == 1
-    assert factor(max(steps, up)) == pytest.approx(last if steps > up else 1.0)
-    assert factor(10 * steps + 10) == pytest.approx(last)
-
-
-@given(st.integers(0, 50), st.integers(0, 10**6))
-def test_without_an_end_the_rate_stays_at_its_peak(rise: int, step: int) -> None:
-    expected = min(Fraction(step + 1, max(1, rise)), Fraction(1))
-    assert linear_warmup_and_decay(None, rise, 0.0)(step) == pytest.approx(float(expected))
+# --- the step -----------------------------------------------------------------------------------------------------
 
 
 def test_a_step_is_clipped_over_all_optimizers_together() -> None:
@@ -129,6 +110,7 @@ def test_an_epoch_shows_each_demonstration_once() -> None:
     assert orders[0] != orders[1] != orders[2]
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.booleans())
 def test_a_batch_is_a_function_of_its_step(steps: list[int], endless: bool) -> None:
     """Whatever was asked for before: how a run that goes on sees what it would have seen."""

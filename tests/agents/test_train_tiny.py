@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from fractions import Fraction
 from itertools import islice
 from random import Random
 
@@ -23,6 +24,7 @@ from agents.train_tiny import (
     main,
     new_model,
     only_layers,
+    rate_factor,
     save,
     train,
 )
@@ -120,6 +122,15 @@ def test_training_repeats_and_depends_on_the_seed(tokenizer) -> None:
     first, again, other = (train(spec, tokenizer).state_dict() for spec in (SMALL, SMALL, replace(SMALL, seed=1)))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 100, 2000])
+def test_the_rate_rises_to_its_peak_and_falls_to_a_tenth_in_a_straight_line(steps) -> None:
+    up = max(1, steps // 20)
+    for step in range(steps):
+        down = 1 - Fraction(9, 10) * Fraction(step - up, max(1, steps - up))
+        assert rate_factor(step, steps) == pytest.approx(float(Fraction(step + 1, up) if step < up else down))
+    assert max(rate_factor(step, steps) for step in range(steps)) == 1
 
 
 @pytest.mark.slow

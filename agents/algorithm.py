@@ -1,0 +1,170 @@
+"""What every agent has of a stable-baselines3 algorithm: the environment, ``learn``, files on disk.
+
+An agent itself is its constructor, ``_setup_model`` and ``iterate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import safe_mean
+
+import agents.checkpoint as checkpoint
+from agents.arguments import check_parameters, slots_of, vector_env_of
+from agents.rollout import Interrupted
+from agents.sb3_policy import LanguageModelPolicy
+from agents.schedules import Spent
+from envs.sb3 import SB3VecEnv
+
+
+class SavesFolders:
+    """Weights in and out, for stable-baselines3's own algorithms, too."""
+
+    env: Any
+
+    @property
+    def envs(self) -> Any:
+        """The gymnasium vector env that problems come from."""
+        assert isinstance(self.env, SB3VecEnv)
+        return self.env.venv
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: Any = "auto") -> None:
+        """``get_parameters``' weights and optimizer; rollouts then see them."""
+        check_parameters(load_path_or_dict, type(self))
+        super().set_parameters(load_path_or_dict, exact_match, device)  # type: ignore[misc]
+
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
+        """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer and the constructor's arguments
+        beside it, and a value head if there is one; nothing is pickled. ``m.zip`` names the folder ``m``, and a binary
+        file gets a zip of the folder."""
+        checkpoint.save(self, path, exclude, include)
+
+    @classmethod
+    def load(
+        cls,
+        path: Any,
+        env: Any = None,
+        device: str | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """An agent from what ``save`` wrote, ready to go on: weights, optimizer, counters, what components have
+        learned, and the arguments and the environment that it was made with unless others are given. Every iteration
+        begins with fresh episodes, whatever ``force_reset``."""
+        return checkpoint.load(cls, path, env, custom_objects, print_system_info, device, **kwargs)
+
+
+class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
+    """An algorithm that trains a language model; a timestep is one token.
+
+    ``iterate(hooks, spent)`` is one iteration: ``hooks`` are stable-baselines3's callbacks, ``spent`` tells what share
+    of the run some iterations and tokens are (``agents.schedules``). It raises ``Interrupted`` where a callback stops.
+
+    Attributes:
+        iteration: how many are done.
+        metrics: of the last one; a name without a slash is logged under ``log_name``.
+    """
+
+    log_name: ClassVar[str]
+    iteration: int
+    metrics: dict[str, float]
+
+    def __init__(
+        self,
+        env: Any,
+        slots: int,
+        learning_rate: float | Schedule,
+        *,
+        tensorboard_log: str | None,
+        verbose: int,
+        device: str,
+        seed: int | None,
+    ) -> None:
+        self.iteration = 0
+        self.metrics = {}
+        super().__init__(
+            policy=LanguageModelPolicy,
+            env=SB3VecEnv(vector_env_of(env, slots)),
+            learning_rate=learning_rate,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            supported_action_spaces=(spaces.Discrete,),
+        )
+
+    def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
+        """One iteration; returns its metrics."""
+        raise NotImplementedError
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Iterate until ``total_timesteps`` tokens are done or a callback stops; whole iterations only."""
+        name = tb_log_name or type(self).__name__
+        total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
+        hooks.on_training_start(locals(), globals())
+        while self.num_timesteps < total:
+            try:
+                self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
+            except Interrupted:
+                break
+            if log_interval and self.iteration % log_interval == 0:
+                self.dump_logs()
+        hooks.on_training_end()
+        return self
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in another environment of equal spaces, given as to the constructor; its slots are the agent's.
+
+        Raises:
+            UsageError: the environment has another number of slots.
+        """
+        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []
+
+    def dump_logs(self) -> None:
+        """Write the last iteration's metrics, and means of the last episodes as SB3's algorithms do."""
+        for name, value in self.metrics.items():
+            self.logger.record(name if "/" in name else f"{self.log_name}/{name}", value)
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([episode["r"] for episode in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([episode["l"] for episode in self.ep_info_buffer]))
+            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer or []))
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """The full model's next token, see ``LanguageModelPolicy.predict``."""
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+
+def tell_step(hooks: BaseCallback | None, scope: dict[str, Any]) -> None:
+    """A whole iteration as one step, for agents that step no environment; ``scope`` is what callbacks see.
+
+    Raises:
+        Interrupted: a callback stops.
+    """
+    if hooks is not None:
+        hooks.update_locals(scope)
+        if not hooks.on_step():
+            raise Interrupted
