@@ -7,6 +7,7 @@ import io
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.comparison.outcomes import END, ArmOutcome
 from benchmarks.measuring.plots import COLOURS, style
@@ -30,7 +31,7 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
         mean = np.mean([np.interp(x, run.spent(axis), run.greedy) for run in arm.runs], axis=0)
         panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markersize=5, **how)
     if axis == END:
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel(AXIS_LABELS[axis])
     panel.set_ylabel("held-out accuracy, %")
     panel.grid(alpha=0.3)
