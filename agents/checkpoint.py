@@ -258,10 +258,7 @@ def restore(agent: Any, path: Path) -> None:
         group["weight_decay"] = getattr(agent, "weight_decay", group["weight_decay"])
         group["betas"] = getattr(agent, "adam_betas", group["betas"])
         group["eps"] = getattr(agent, "adam_eps", group["eps"])
-    if state.get("references") and agent.anchoring.copies:
-        agent.anchoring.load_state_dict(load_file(path / REFERENCES))
-    if state.get("average") and agent.average is not None:
-        agent.average.load_state_dict(load_file(path / AVERAGE))
+    _restore_copies(agent, path, state)
     if (path / PATCHES).is_file():
         if not agent.nesting.patcher.patch.tokens:
             raise _no_taker(path, "patch", agent.nesting.patcher.patch)
@@ -270,6 +267,20 @@ def restore(agent: Any, path: Path) -> None:
         _give(path, state, "sampler", agent.nesting.sampler)
     if state["problems"]:
         _give(path, state, "problem_sampler", agent.problem_sampler)
+
+
+def _restore_copies(agent: Any, path: Path, state: Mapping[str, Any]) -> None:
+    """The agent's references and its average; those that the saved agent did not have are the weights loaded."""
+    anchoring, average = getattr(agent, "anchoring", None), getattr(agent, "average", None)
+    if anchoring is not None:
+        for copy in anchoring.copies:
+            copy.take()
+        if anchoring.copies and state.get("references"):
+            anchoring.load_state_dict(load_file(path / REFERENCES))
+    if average is not None:
+        average.take()
+        if state.get("average"):
+            average.load_state_dict(load_file(path / AVERAGE))
 
 
 def _give(path: Path, saved: Mapping[str, Any], name: str, taker: Any) -> None:

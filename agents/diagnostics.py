@@ -19,6 +19,7 @@ from agents.rollout import Rollout
 from policies import LayerSubset
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
+TAIL = 0.05
 MAX_EXPONENT = 600.0  # of a moment: exp(600) is finite in float64 and in JSON
 
 SHARE = 1 / 16  # of the completions without an advantage that are scored for the diagnostics alone
@@ -26,7 +27,7 @@ FEWEST_SCORED = 2
 
 COLLAPSED_ESS = 0.1
 COLLAPSED_D = 2.0
-FEWEST = 4  # completions below which an effective size under 2 says nothing
+FEWEST = 8  # completions below which an effective size under 2 says nothing
 
 
 class CollapsedRatios(UserWarning):
@@ -79,6 +80,9 @@ def diagnostics(logp: Tensor, rollout: Rollout, design: Tensor | None = None) ->
         ``ess_sequence``, ``ess_token``: effective sample size of the raw ratios, as a fraction;
         ``chi2``, ``chi2_token``: mean of w^2, minus 1, of sequences and of tokens;
         ``tv``, ``tv_sequence``: mean of max(0, 1 - rho), the total variation per token and of sequences;
+        ``overlap_q05``, ``overlap_token_q05``: the 5th percentile of min(1, rho), over completions of its mean over a
+        completion's tokens, and over tokens. Its mean, sum_v min(mu_v, pi_v) in expectation, is 1 - ``tv``; the tail of
+        such an agreement has told stable runs from collapsing ones of the same mean (arXiv 2606.08446);
         ``log_ratio_q01``, ``_q50``, ``_q99``: of log rho of tokens; ``_min``, ``_max``: of those measured;
         ``mean_length``: tokens per completion;
         ``sequences``, ``tokens``: how many stand behind these figures. Where some stand for several this is Kish's
@@ -101,9 +105,10 @@ def _divergence(log_ratio: Tensor, mask: Tensor, design: Tensor) -> dict[str, fl
     if not len(tokens):
         return {}
     per_token = design[:, None].expand(mask.shape)[mask]
-    levels = np.quantile(
-        tokens.cpu().numpy(), list(QUANTILES.values()), weights=per_token.cpu().numpy(), method="inverted_cdf"
-    )  # numpy: torch.quantile refuses more than 2^24 values, and knows no weights
+    levels = _quantiles(tokens, per_token, list(QUANTILES.values()))
+    agreement = log_ratio.clamp(max=0).exp()
+    lengths = mask.sum(1).clamp(min=1)
+    by_completion = (torch.where(mask, agreement, 0.0).sum(1) / lengths)[mask.any(1)]
     return {
         "sequences": _effective(design),
         "tokens": _effective(per_token),
@@ -116,14 +121,22 @@ def _divergence(log_ratio: Tensor, mask: Tensor, design: Tensor) -> dict[str, fl
         "chi2_token": _chi2(tokens, per_token),
         "tv": _mean((1 - tokens.exp()).clamp(min=0), per_token),
         "tv_sequence": _mean((1 - sequences.exp()).clamp(min=0), design),
+        "overlap_q05": _quantiles(by_completion, design[mask.any(1)], [TAIL])[0],
+        "overlap_token_q05": _quantiles(agreement[mask], per_token, [TAIL])[0],
         "log_ratio_min": float(tokens.min()),
         "log_ratio_max": float(tokens.max()),
-        **{f"log_ratio_{name}": float(level) for name, level in zip(QUANTILES, levels, strict=True)},
+        **{f"log_ratio_{name}": level for name, level in zip(QUANTILES, levels, strict=True)},
     }
 
 
 def _mean(values: Tensor, design: Tensor) -> float:
     return float((design * values).sum() / design.sum())
+
+
+def _quantiles(values: Tensor, design: Tensor, levels: list[float]) -> list[float]:
+    # numpy: torch.quantile refuses more than 2^24 values, and knows no weights
+    found = np.quantile(values.cpu().numpy(), levels, weights=design.cpu().numpy(), method="inverted_cdf")
+    return [float(value) for value in found]
 
 
 def _effective(design: Tensor) -> float:

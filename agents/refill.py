@@ -1,4 +1,4 @@
-"""Refill: further groups in place of those whose completions are all of the same worth (DAPO's dynamic sampling, arXiv
+"""Refill: further groups in place of those whose completions are all right or all wrong (DAPO's dynamic sampling, arXiv
 2503.14476, sec. 3.2), within a budget of tokens."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agents.metrics import success_rates
 from agents.rollout import Rollout
 
 
@@ -20,7 +21,7 @@ def refill(rollout: Rollout, group_size: int, tokens: int, write: Callable[[int]
     groups = len(rollout) // group_size
     most = int(rollout.mask.sum()) + tokens
     while (lacking := groups - int(has_signal(rollout, group_size).sum())) > 0 and int(rollout.mask.sum()) < most:
-        rollout = _joined(rollout, write(lacking))
+        rollout = joined(rollout, write(lacking))
     return rollout
 
 
@@ -34,10 +35,17 @@ def batch_of(rollout: Rollout, group_size: int, groups: int) -> Rollout:
     return rollout.select((chosen[:, None] * group_size + torch.arange(group_size)).flatten())
 
 
+def left_out(rollout: Rollout, batch: Rollout) -> Rollout | None:
+    """The groups of ``rollout`` that are not in its ``batch``; None if there is none."""
+    index = (~torch.isin(rollout.group, batch.group)).nonzero()[:, 0]
+    return rollout.select(index) if len(index) else None
+
+
 def has_signal(rollout: Rollout, group_size: int) -> Tensor:
-    """[groups] bool, whether the rewards of a group differ."""
-    reward = rollout.reward.view(-1, group_size)
-    return reward.amax(1) > reward.amin(1)
+    """[groups] bool, whether some completions of a group are right and some wrong (there, eq. 11), whatever parts the
+    reward has beside the verdict."""
+    right = torch.from_numpy(success_rates(rollout, group_size))
+    return (right > 0) & (right < 1)
 
 
 def refill_metrics(rollout: Rollout, group_size: int, groups: int) -> dict[str, float]:
@@ -46,15 +54,17 @@ def refill_metrics(rollout: Rollout, group_size: int, groups: int) -> dict[str, 
     return {"refill_groups": len(further) / group_size, "refill_tokens": float(further.sum())}
 
 
-def _joined(first: Rollout, second: Rollout) -> Rollout:
-    """The completions of both, padded to the longer."""
+def joined(first: Rollout, second: Rollout) -> Rollout:
+    """The completions of both, padded to the longer, with what is known of both."""
     width = max(first.mask.shape[1], second.mask.shape[1])
     parts: dict[str, Any] = {}
     for field in fields(Rollout):
         ours, theirs = getattr(first, field.name), getattr(second, field.name)
+        if ours is None or theirs is None:
+            continue
         if isinstance(ours, Tensor):
             pair = [F.pad(one, (0, width - one.shape[1])) if one.dim() == 2 else one for one in (ours, theirs)]
             parts[field.name] = torch.cat(pair)
-        elif ours is not None:
+        else:
             parts[field.name] = (*ours, *theirs)
     return Rollout(**parts)

@@ -21,6 +21,7 @@ names both.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -43,22 +44,24 @@ from agents.arguments import (
     check_lora_rank,
     check_rollout_dtype,
     slots_of,
+    vector_env_of,
 )
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import SHARE, noise_floor
 from agents.distributed import join, local_device
-from agents.memory import check_memory
+from agents.memory import NotEnoughMemory, check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
-from agents.refill import batch_of, refill, refill_metrics
+from agents.refill import batch_of, left_out, refill, refill_metrics
 from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale
 from agents.weight_copy import WeightCopy
+from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
     UsageError,
@@ -101,8 +104,8 @@ class ReFT(LanguageModelAlgorithm):
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
-        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all of the
-            same worth: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
+        refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
+            or all wrong: problems are drawn until problems_per_batch groups have signal, and a round that has begun is
             finished (DAPO's dynamic sampling, arXiv 2503.14476, sec. 3.2). They count as timesteps and in every metric.
             0, the default, is off.
         minibatches: optimizer steps per epoch over the rollout, each on whole groups.
@@ -127,7 +130,8 @@ class ReFT(LanguageModelAlgorithm):
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
-        slots: env slots, when ``env`` does not say.
+        slots: env slots, when ``env`` does not say; by default as many as an iteration has episodes, up to 256, and as
+            memory holds. They change no numbers.
         dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
         lora_rank: r, the rank of low-rank adapters (LoRA, arXiv 2106.09685; needs peft) of every layer's projections,
             with alpha = 2 r, that are trained instead of the weights; rollouts and saved models have them merged in. 0,
@@ -228,6 +232,7 @@ class ReFT(LanguageModelAlgorithm):
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
         self.ranks = join(device)
         self._given_policy = policy
+        self._free_env = env if slots is None and getattr(env, "num_envs", None) is None else None
         self._dtype = dtype
         self.watch = Watch()
         own = group_size * -(-problems_per_batch // self.ranks.size)
@@ -279,7 +284,7 @@ class ReFT(LanguageModelAlgorithm):
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
-        check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
+        self._fit_slots(behaviors)
         self.update = Update(
             self.target,
             self.optimizer,
@@ -296,6 +301,20 @@ class ReFT(LanguageModelAlgorithm):
             ranks=self.ranks,
         )
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
+
+    def _fit_slots(self, behaviors: int) -> None:
+        """As many slots as memory holds where nobody has said how many; else what does not fit is refused."""
+        task = self.envs.unwrapped.task
+        try:
+            check_memory(self.target, task, self.optimizer, self.n_envs, behaviors, self.microbatch_tokens)
+        except NotEnoughMemory as error:
+            if not error.slots or self._free_env is None:
+                raise
+            warnings.warn(
+                f"memory holds {error.slots} slots, not {self.n_envs}: slower, the same numbers", stacklevel=4
+            )
+            self.n_envs = error.slots
+            self.env = SB3VecEnv(vector_env_of(self._free_env, self.n_envs))
 
     @property
     def sampler(self) -> SkipSampler:
@@ -333,14 +352,15 @@ class ReFT(LanguageModelAlgorithm):
             rollout, problems, judging = self._write(problems, nested, seed, hooks)
         noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
         with laps("update"):
-            batch = batch_of(rollout, self.group_size, self.problems_per_batch)
-            measured = self.anchoring.measure(batch, self.update.score, self.iteration)
-            advantage = self.advantage(self.anchoring.reward(measured), measured.group)
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
+            share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
             try:
-                share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
-                diagnostics = self.update(measured, advantage, rng, self.nesting.trainable(self.target), share)
+                batch = batch_of(rollout, self.group_size, self.problems_per_batch)
+                unused = left_out(rollout, batch)
+                batch = self.anchoring.measure(batch, self.update.score, self.iteration)
+                advantage = self.advantage(self.anchoring.reward(batch), batch.group)
+                diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.nesting.observe(rollout, diagnostics)

@@ -14,6 +14,7 @@ from agents.consistency import Consistency
 from agents.corrections import traits, weigh
 from agents.diagnostics import design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
+from agents.refill import joined
 from agents.rollout import Rollout
 from policies import Nested, Policy
 from registry import UsageError
@@ -48,6 +49,15 @@ def microbatch_budget(wanted: int | None, device: str) -> int:
     if wanted < 1:
         raise UsageError(f"microbatch_tokens={wanted} must be at least 1")
     return wanted
+
+
+def _of_used(index: Tensor, weight: Tensor, logp: Tensor, rollout: Rollout) -> dict[str, float]:
+    """``weight_diagnostics`` of the sequences at ``index``; empty where there is none."""
+    if not len(index):
+        return {}
+    used = rollout.select(index)
+    width = used.mask.shape[1]
+    return weight_diagnostics(weight[index, :width], logp[index, :width], used)
 
 
 @dataclass
@@ -99,6 +109,7 @@ class Update:
         rng: np.random.Generator,
         nested: Nested | None = None,
         share: float = 0.0,
+        beside: Rollout | None = None,
     ) -> dict[str, float]:
         """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm, the weights of the first epoch, and
         the diagnostics at pi_old: of all completions if ``share`` is above 0 or all are scored anyway, else of those
@@ -113,6 +124,7 @@ class Update:
             rng: orders the groups.
             nested: what wrote the rollout, for the consistency loss; None where the full model did.
             share: of the completions without an advantage that are scored for the diagnostics alone.
+            beside: further completions of what wrote the rollout, to be measured alone, as those without an advantage.
         """
         wide = traits(self.correction).scope in WIDE_SCOPES
         if not torch.isfinite(advantage).all():
@@ -125,6 +137,9 @@ class Update:
         design = design_weights(advantage, rollout, 1.0 if all_scored else share, rng.spawn(1)[0])
         one_step = self.epochs * self.minibatches == 1
         old_logp = self._old_logp(rollout, advantage, design, wide)
+        if beside is not None:
+            design_beside = design_weights(torch.zeros(len(beside)), beside, share, rng.spawn(1)[0])
+            beside = replace(beside, old_logp=self._score(beside, design_beside.nonzero()[:, 0]))
         if wide or not one_step:
             rollout = replace(rollout, old_logp=old_logp)
         groups = torch.unique(rollout.group)
@@ -147,12 +162,11 @@ class Update:
         metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
         metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
         metrics |= self._anchor_metrics(rollout, logp)
-        metrics |= diagnostics(old_logp, rollout, design)
-        if len(used_index):
-            used_part = rollout.select(used_index)
-            width = used_part.mask.shape[1]
-            metrics |= weight_diagnostics(weight[used_index, :width], logp[used_index, :width], used_part)
-        return metrics
+        written = replace(rollout, old_logp=old_logp)
+        if beside is not None:
+            written, design = joined(written, beside), torch.cat([design, design_beside])
+        assert written.old_logp is not None
+        return metrics | diagnostics(written.old_logp, written, design) | _of_used(used_index, weight, logp, rollout)
 
     def _step(
         self, batch: Rollout, advantage: Tensor, weights: Tensor | None, nested: Nested | None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -187,14 +188,21 @@ EQUIVALENCES = [
 ]
 
 
-def tables(repeats: int) -> list[tuple[str, Table]]:
+def tables(repeats: int, jobs: int) -> list[tuple[str, Table]]:
     """What the simulations say, under its heading."""
-    return [
-        ("Intervals of paired differences", _interval_table([measure(cell, repeats) for cell in CELLS])),
-        ("Many arms", _family_table(repeats)),
-        ("Times to an accuracy", _times_table(repeats // 2)),
-        ("Equivalence", _equivalence_table([measure(cell, repeats) for cell in EQUIVALENCES])),
-    ]
+    with ProcessPoolExecutor(jobs) as pool:
+        timed = [pool.submit(_times_row, *setting, repeats // 4) for setting in TIMES]
+        families = [pool.submit(_family_row, *setting, repeats) for setting in FAMILIES]
+        cells = [pool.submit(measure, cell, repeats) for cell in CELLS]
+        equivalences = [pool.submit(measure, cell, repeats) for cell in EQUIVALENCES]
+        times_heads = ["curve", "seeds", "noise, points", "false alarms", "no interval", "a ratio of 0.8 is seen"]
+        family_heads = ["arms", "seeds", "a false claim, each alone", "by Holm"]
+        return [
+            ("Intervals of paired differences", _interval_table([cell.result() for cell in cells])),
+            ("Many arms", Table(family_heads, [row.result() for row in families], left=())),
+            ("Times to an accuracy", Table(times_heads, [row.result() for row in timed])),
+            ("Equivalence", _equivalence_table([cell.result() for cell in equivalences])),
+        ]
 
 
 def _interval_table(measured: Sequence[Measured]) -> Table:
@@ -211,22 +219,15 @@ def _interval_table(measured: Sequence[Measured]) -> Table:
     return Table.of(measured, columns)
 
 
-def _family_table(repeats: int) -> Table:
-    rows = []
-    for cell, arms in FAMILIES:
-        alone, corrected = family_errors(cell, arms, repeats)
-        rows.append([str(arms), str(cell.seeds), f"{alone:.3f}", f"{corrected:.3f}"])
-    return Table(["arms", "seeds", "a false claim, each alone", "by Holm"], rows, left=())
+def _family_row(cell: Cell, arms: int, repeats: int) -> list[str]:
+    alone, corrected = family_errors(cell, arms, repeats)
+    return [str(arms), str(cell.seeds), f"{alone:.3f}", f"{corrected:.3f}"]
 
 
-def _times_table(repeats: int) -> Table:
-    rows = []
-    for shape, seeds, noise in TIMES:
-        false, none = times_apart(shape, seeds, noise, 1.0, repeats)
-        right, _ = times_apart(shape, seeds, noise, 1.25, repeats)
-        rows.append([shape, str(seeds), f"{100 * noise:g}", f"{false:.3f}", f"{none:.3f}", f"{right:.2f}"])
-    heads = ["curve", "seeds", "noise, points", "false alarms", "no interval", "a ratio of 0.8 is seen"]
-    return Table(heads, rows)
+def _times_row(shape: str, seeds: int, noise: float, repeats: int) -> list[str]:
+    false, none = times_apart(shape, seeds, noise, 1.0, repeats)
+    right, _ = times_apart(shape, seeds, noise, 1.25, repeats)
+    return [shape, str(seeds), f"{100 * noise:g}", f"{false:.3f}", f"{none:.3f}", f"{right:.2f}"]
 
 
 def _equivalence_table(measured: Sequence[Measured]) -> Table:
@@ -257,16 +258,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.calibration", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--repeats", type=int, default=2000, help="simulated comparisons a setting (default: 2000)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--out", type=Path, required=True, help="folder for README.md")
     given = parser.parse_args(arguments)
     error = (0.05 * 0.95 / given.repeats) ** 0.5
     parts = [
         "# What the statistics of comparisons hold",
-        f"Simulated, {given.repeats} comparisons a row (half as many for times); a share near .05 or .95 is known to "
-        f"{error:.3f}. The model of the outcomes is in [benchmarks/calibration.py](../../calibration.py).",
+        f"Simulated, {given.repeats} comparisons a row (a quarter as many for times); a share near .05 or .95 is known "
+        f"to {error:.3f}. The model of the outcomes is in [benchmarks/calibration.py](../../calibration.py).",
         f"    {command_line()}",
     ]
-    for heading, table in tables(given.repeats):
+    for heading, table in tables(given.repeats, given.jobs):
         parts += [f"## {heading}", NOTES[heading], table.markdown()]
     with storage_errors(given.out):
         given.out.mkdir(parents=True, exist_ok=True)

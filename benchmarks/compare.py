@@ -22,8 +22,9 @@ from registry import UsageError, did_you_mean
 from registry.command import assignment, command
 
 if TYPE_CHECKING:
-    from benchmarks.comparison.grid import Arm, Grid
+    from benchmarks.comparison.grid import Arm, Grid, Start
     from benchmarks.comparison.launch import Watched
+    from benchmarks.report.comparison import Comparison
 
 
 @command(interrupted="the same command goes on from the last checkpoints")
@@ -47,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--from",
+        dest="stored",
+        nargs="+",
+        type=Path,
+        metavar="RUNS",
+        help="compare what is there: run folders, folders of them, JSON files of outcomes (CONTRIBUTING.md)",
+    )
     parser.add_argument("--preset", default="smoke", help="smoke, wallclock, samplers, paper, ... or a TOML file")
     parser.add_argument("--agents", nargs="+", metavar="ID", help="agent ids or quoted patterns of them")
     parser.add_argument("--seeds", help="how many (5), or which (0,3,7; one seed alone as '3,')")
@@ -62,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--control", action="append", default=[], help="a control arm: random-reward, uncorrected or fewer"
     )
+    parser.add_argument("--start", metavar="ID", help="an agent whose trained model all runs start from, such as sft")
+    parser.add_argument(
+        "--start-set", action="append", default=[], metavar="NAME=VALUE", help="a setting of what all runs start from"
+    )
     parser.add_argument("--baseline", help="the agent that the others are compared with (default: reft)")
     parser.add_argument(
         "--margin", type=float, metavar="POINTS", help="differences within it are equivalent (default: the preset's, 2)"
@@ -71,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, with time and memory from finished runs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the runs, their cost and resolution, by finished runs"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no table")
     return parser
 
@@ -81,6 +96,8 @@ def compare(given: argparse.Namespace) -> int:
     from benchmarks.comparison.grid import arms, start_arms
     from benchmarks.comparison.rehearse import rehearse
 
+    if given.stored:
+        return _compare_stored(given)
     grid = grid_of(given)
     arms(grid)  # what is wrong with the arms is told before their start is trained
     jobs, threads = resources(given, grid)
@@ -96,6 +113,25 @@ def compare(given: argparse.Namespace) -> int:
     rehearse(compared, here=given.launcher == "local")
     runs = launch(compared, jobs, threads, given)
     return _report(grid, compared, runs, given)
+
+
+def _compare_stored(given: argparse.Namespace) -> int:
+    """The report of what is there already."""
+    from benchmarks.comparison.differences import MARGIN
+    from benchmarks.comparison.stored import read
+    from benchmarks.measuring.provenance import command_line
+    from benchmarks.report.comparison import Comparison
+
+    for name in ("agents", "policy", "env", *BUDGETS, "recipe", "set", "control", "dry_run"):
+        if getattr(given, name):
+            raise UsageError(f"--from takes runs as they are: leave out --{name.replace('_', '-')}")
+    margin = MARGIN if given.margin is None else given.margin / 100
+    if not 0 < margin < 1:
+        raise UsageError(f"--margin {given.margin} must be above 0 and below 100 points of accuracy")
+    chosen = read(given.stored).of(None if given.seeds is None else _seeds(given.seeds))
+    comparison = Comparison.of_stored(chosen, "Comparison", given.baseline, margin, command_line())
+    _tell(comparison, given.out or Path("comparison"), given.quiet)
+    return 0
 
 
 def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace) -> dict[tuple[str, str], str]:
@@ -137,6 +173,7 @@ def grid_of(given: argparse.Namespace) -> Grid:
         changes |= {"variants": (), "title": "Comparison"}
     if given.seeds is not None:
         changes["seeds"] = _seeds(given.seeds)
+    changes["start"] = _start(grid.start, given)
     if given.baseline is not None:
         changes["baseline"] = given.baseline
     if given.margin is not None:
@@ -145,6 +182,17 @@ def grid_of(given: argparse.Namespace) -> Grid:
     if given.baseline is not None and given.baseline not in (compared := agent_ids(grid.agents)):
         raise UsageError(f"--baseline {given.baseline!r} is not compared: {did_you_mean(given.baseline, compared)}")
     return grid
+
+
+def _start(preset: Start | None, given: argparse.Namespace) -> Start | None:
+    """The preset's, or the command line's in its place, with the command line's settings."""
+    from benchmarks.comparison.grid import Start
+
+    start = preset if given.start is None else Start(given.start)
+    own = dict(assignment(text, "--start-set") for text in given.start_set)
+    if own and start is None:
+        raise UsageError(f"--start-set {given.start_set[0]} is of nothing: say what all runs start from (--start sft)")
+    return replace(start, set={**start.set, **own}) if start is not None else None
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -196,21 +244,26 @@ def launch(compared: list[Arm], jobs: int, threads: int, given: argparse.Namespa
 def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argparse.Namespace) -> int:
     from benchmarks.measuring.provenance import command_line
     from benchmarks.report.comparison import Comparison
-    from benchmarks.report.files import write
 
     failed = {run.spec.hash: run.error for run in runs if run.phase == "failed"}
     comparison = Comparison.read(grid, compared, given.runs, failed, command_line())
     out = given.out or given.runs / f"compare-{comparison_hash(compared)}"
     if comparison.groups:
-        write(comparison, out)
-        if not given.quiet:
-            from benchmarks.report.tables import print_comparison
-
-            print_comparison(comparison)
-            print(f"\nreport: {out / 'report.html'}")
+        _tell(comparison, out, given.quiet)
     for run in comparison.failures:
         print(f"failed: {run.label} seed {run.seed}: {run.error}; see {run.folder}", file=sys.stderr)
     return 1 if comparison.failures else 0
+
+
+def _tell(comparison: Comparison, out: Path, quiet: bool) -> None:
+    """Write the report, and print its tables and sentences."""
+    from benchmarks.report.files import write
+    from benchmarks.report.tables import print_comparison
+
+    write(comparison, out)
+    if not quiet:
+        print_comparison(comparison)
+        print(f"\nreport: {out / 'report.html'}")
 
 
 def comparison_hash(compared: list[Arm]) -> str:

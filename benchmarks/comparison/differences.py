@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import nan
 
-from benchmarks.comparison.outcomes import AXES, ArmOutcome
+from benchmarks.comparison.outcomes import END, ArmOutcome
 from benchmarks.measuring.statistics import (
     SIGNIFICANCE,
     Interval,
@@ -17,6 +18,7 @@ from benchmarks.measuring.statistics import (
 )
 
 MARGIN = 0.02  # of accuracy: differences within it are called equivalent
+NO_TIMES = TimeRatio(Interval(nan, nan, nan), None, "no times")
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,15 @@ class Difference:
     """Two arms at an equal budget.
 
     Attributes:
-        budget: iterations, rollout tokens or training seconds; the largest that all runs of both arms reached.
+        budget: iterations, rollout tokens or training seconds; the largest that all runs of both arms reached. None at
+            the end of runs that do not say what they spent.
         difference: of greedy accuracy, 0 to 1, paired by question and by seed.
         p: two-sided, against a difference of zero.
         p_holm: the same, allowing for all arms that are compared with the baseline at equal budgets of this kind.
         p_equivalent: against a difference of the margin or more (two one-sided tests).
     """
 
-    budget: float
+    budget: float | None
     difference: Interval
     p: float
     p_holm: float
@@ -65,12 +68,12 @@ class Pair:
     Attributes:
         label, baseline: of the two arms.
         seeds: those in common.
-        at_equal: axis (of ``AXES``) -> the arm's accuracy less the baseline's at an equal budget; results.json has each
-            under the name of its axis.
+        at_equal: axis (of ``AXES``, or ``END``) -> the arm's accuracy less the baseline's at an equal budget;
+            results.json has each under the name of its axis.
         probability_of_improvement: chance that a run of the arm ends above a run of the baseline.
         speed_up_rollout: rollout tokens a second, the arm's over the baseline's; None where one of the two writes none.
         time_ratio: training seconds to an accuracy that both reach, the arm's over the baseline's.
-        speed_up: training seconds of a run, the baseline's over the arm's.
+        speed_up: training seconds of a run, the baseline's over the arm's; None where they were not taken.
     """
 
     label: str
@@ -80,7 +83,7 @@ class Pair:
     probability_of_improvement: float
     speed_up_rollout: float | None
     time_ratio: TimeRatio
-    speed_up: float
+    speed_up: float | None
 
 
 @dataclass(frozen=True)
@@ -104,29 +107,39 @@ def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN) -> Pa
     ours, theirs = arm.of(seeds), baseline.of(seeds)
 
     def difference(axis: str) -> Difference:
-        budget = min(run.spent(axis)[-1] for run in (*arm.runs, *baseline.runs))
-        estimate = mean_estimate(ours.at(axis, budget) - theirs.at(axis, budget))
+        budget = None if axis == END else min(run.spent(axis)[-1] for run in (*arm.runs, *baseline.runs))
+        one, other = (part.ends(-1) if budget is None else part.at(axis, budget) for part in (ours, theirs))
+        estimate = mean_estimate(one - other)
         p = estimate.p_different
         return Difference(budget, estimate.interval(), p, p, estimate.p_equivalent(margin))
 
     our_speed, their_speed = arm.tokens_per_second, baseline.tokens_per_second
-    our_curves, their_curves = ([(run.spent("seconds"), run.greedy) for run in one.runs] for one in (ours, theirs))
+    our_seconds, their_seconds = arm.over_runs("seconds"), baseline.over_runs("seconds")
+    axes = tuple(axis for axis in arm.axes if axis in baseline.axes) or (END,)
     return Pair(
         label=arm.label,
         baseline=baseline.label,
         seeds=seeds,
-        at_equal={axis: difference(axis) for axis in AXES},
+        at_equal={axis: difference(axis) for axis in axes},
         probability_of_improvement=probability_of_improvement(ours.ends(-1).mean(1), theirs.ends(-1).mean(1)),
         speed_up_rollout=our_speed / their_speed if our_speed and their_speed else None,
-        time_ratio=time_ratio(our_curves, their_curves),
-        speed_up=baseline.over_runs("seconds") / arm.over_runs("seconds"),
+        time_ratio=_time_ratio(ours, theirs) if "seconds" in axes else NO_TIMES,
+        speed_up=their_seconds / our_seconds if our_seconds and their_seconds else None,
     )
+
+
+def _time_ratio(ours: ArmOutcome, theirs: ArmOutcome) -> TimeRatio:
+    our_curves, their_curves = ([(run.spent("seconds"), run.greedy) for run in one.runs] for one in (ours, theirs))
+    return time_ratio(our_curves, their_curves)
 
 
 def among_all(pairs: Sequence[Pair | NoPair]) -> tuple[Pair | NoPair, ...]:
     """The pairs with ``p_holm`` over all of them, on each axis apart: these are readings of one comparison."""
     whole = [pair for pair in pairs if isinstance(pair, Pair)]
-    adjusted = {axis: iter(holm([pair.at_equal[axis].p for pair in whole])) for axis in AXES}
+    adjusted = {
+        axis: iter(holm([pair.at_equal[axis].p for pair in whole if axis in pair.at_equal]))
+        for axis in {axis for pair in whole for axis in pair.at_equal}
+    }
 
     def among(pair: Pair) -> Pair:
         return replace(

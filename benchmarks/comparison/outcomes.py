@@ -25,12 +25,13 @@ from benchmarks.measuring.statistics import (
 from registry import UsageError
 
 AXES = ("iteration", "tokens", "seconds")
-AXIS_WORDS = {"iteration": "equal steps", "tokens": "equal tokens", "seconds": "equal wall-clock"}
+END = "end"  # where runs of elsewhere do not say what they spent
+AXIS_WORDS = {"iteration": "equal steps", "tokens": "equal tokens", "seconds": "equal wall-clock", END: "the end"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One finished run.
+    """One finished run; of one from elsewhere (``benchmarks.comparison.stored``) less may be known.
 
     Attributes:
         result: result.json.
@@ -68,8 +69,15 @@ class Outcome:
         """Those that measured the correction's weights."""
         return [row for row in self.training if "weight_q50" in row]
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Those of ``AXES`` on which it is known what was spent."""
+        return tuple(axis for axis in AXES if all(axis in point for point in self.result["curve"]))
+
     def spent(self, axis: str) -> list[float]:
-        """The budget used at each evaluation, on one of ``AXES``."""
+        """The budget used at each evaluation, on one of ``axes``; the number of the evaluation at ``END``."""
+        if axis == END:
+            return [float(n) for n in range(1, len(self.result["curve"]) + 1)]
         return [float(point[axis]) for point in self.result["curve"]]
 
     @property
@@ -78,9 +86,8 @@ class Outcome:
         return [float(point["greedy"]) for point in self.result["curve"]]
 
     def right(self) -> NDArray[np.float64]:
-        """[N, Q] greedy outcomes at each evaluation."""
-        bits = [row["evaluation"]["right"] for row in evaluation_rows(self.rows)]
-        return np.array([[bit == "1" for bit in text] for text in bits], dtype=float)
+        """[N, Q] outcomes at each evaluation: greedy ones, of 0 and 1, or shares of sampled completions."""
+        return np.array([[float(one) for one in row["evaluation"]["right"]] for row in evaluation_rows(self.rows)])
 
     def mean(self, name: str) -> float | None:
         """Mean over iterations of a metric, None if it was not measured."""
@@ -103,6 +110,16 @@ class ArmOutcome:
         """The runs of some seeds alone."""
         return ArmOutcome(self.label, tuple(run for run in self.runs if run.result["seed"] in seeds))
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Those of all runs; ``END`` without any."""
+        return tuple(axis for axis in AXES if all(axis in run.axes for run in self.runs)) or (END,)
+
+    @property
+    def learned(self) -> bool:
+        """Whether each run was evaluated more than once."""
+        return all(len(run.result["curve"]) > 1 for run in self.runs)
+
     def at(self, axis: str, budget: float) -> NDArray[np.float64]:
         """[S, Q] greedy outcomes at a budget."""
         return np.stack([at_budget(budget, run.spent(axis), run.right()) for run in self.runs])
@@ -116,18 +133,26 @@ class ArmOutcome:
         values = [value for run in self.runs if (value := run.mean(name)) is not None]
         return float(np.mean(values)) if values else None
 
-    def over_runs(self, name: str) -> float:
-        """Mean over runs of a number of the result; 0 for one that runs of an older version did not measure."""
-        return float(np.mean([run.result.get(name, 0.0) for run in self.runs]))
+    def over_runs(self, name: str) -> float | None:
+        """Mean over runs of a number of the result; None if none of them measured it."""
+        values = [value for run in self.runs if (value := run.result.get(name)) is not None]
+        return float(np.mean(values)) if values else None
 
     @property
     def tokens_per_second(self) -> float | None:
         """Mean over runs of the speed of rollouts with their verdicts; None for an agent without rollouts."""
-        speeds = [speed for run in self.runs if (speed := run.result.get("rollout_tokens_per_second")) is not None]
-        return float(np.mean(speeds)) if speeds else None
+        return self.over_runs("rollout_tokens_per_second")
 
-    def pass_at(self, when: str, k: int) -> float:
-        """pass@k of sampled completions, ``before`` or ``after``, over questions and runs; k = 1 is avg@n."""
+    @property
+    def samples(self) -> int:
+        """n, sampled completions a question; 0 where none were."""
+        return min(int(run.result.get("samples", 0)) for run in self.runs)
+
+    def pass_at(self, when: str, k: int) -> float | None:
+        """pass@k of sampled completions, ``before`` or ``after``, over questions and runs; k = 1 is avg@n. None where
+        so many were not sampled."""
+        if k > self.samples:
+            return None
         return float(
             np.mean([pass_at_k(r.result[f"sampled_right_{when}"], r.result["samples"], k).mean() for r in self.runs])
         )
@@ -140,11 +165,12 @@ class ArmLine:
     Attributes:
         label: of the arm.
         seeds: of its finished runs.
-        before, after: greedy accuracy on the held-out questions, 0 to 1, at the first and at the last evaluation.
+        before, after: greedy accuracy on the held-out questions, 0 to 1, at the first and at the last evaluation;
+            before is None, as the gain is, where there is one evaluation.
         gain: the difference of the two, question by question.
         gain_by_seed: the same for each run.
         iqm: interquartile mean of the runs' last greedy accuracies.
-        sampled_before, sampled_after: share of sampled completions that are right (avg@n).
+        sampled_before, sampled_after: share of sampled completions that are right (avg@n); None where none were drawn.
         pass_at: k -> pass@k of sampled completions, before and after.
         samples: n, sampled completions a question.
         sets: further problem set -> greedy accuracy, before and after.
@@ -163,23 +189,23 @@ class ArmLine:
 
     label: str
     seeds: list[int]
-    before: Interval
+    before: Interval | None
     after: Interval
-    gain: Interval
+    gain: Interval | None
     gain_by_seed: list[float]
     iqm: float
-    sampled_before: float
-    sampled_after: float
-    pass_at: dict[int, tuple[float, float]]
+    sampled_before: float | None
+    sampled_after: float | None
+    pass_at: dict[int, tuple[float | None, float | None]]
     samples: int
     sets: dict[str, tuple[float, float]]
-    tokens: float
+    tokens: float | None
     tokens_per_second: float | None
-    seconds: float
-    seconds_rollout: float
-    seconds_reward: float
-    seconds_update: float
-    seconds_evaluation: float
+    seconds: float | None
+    seconds_rollout: float | None
+    seconds_reward: float | None
+    seconds_update: float | None
+    seconds_evaluation: float | None
     kl: float | None
     ess: float | None
     D: float | None
@@ -191,30 +217,30 @@ class ArmLine:
     def parts(self) -> dict[str, float]:
         """Seconds of a run by what they are spent on."""
         return {
-            "rollout": self.seconds_rollout,
-            "reward": self.seconds_reward,
-            "update": self.seconds_update,
-            "evaluation": self.seconds_evaluation,
+            "rollout": self.seconds_rollout or 0.0,
+            "reward": self.seconds_reward or 0.0,
+            "update": self.seconds_update or 0.0,
+            "evaluation": self.seconds_evaluation or 0.0,
         }
 
 
-def describe(arm: ArmOutcome, target: float) -> ArmLine:
-    """One arm's line; ``target`` is the accuracy that times are taken to."""
+def describe(arm: ArmOutcome, target: float | None) -> ArmLine:
+    """One arm's line; ``target`` is the accuracy that times are taken to, None for none."""
     before, after = arm.ends(0), arm.ends(-1)
-    samples = arm.runs[0].result["samples"]
+    timed = arm.runs if target is not None and "seconds" in arm.axes else ()
     layers = {row.get("layers_kept", len(row["layers"])) for run in arm.runs for row in run.training if "layers" in row}
     return ArmLine(
         label=arm.label,
         seeds=arm.seeds,
-        before=mean_interval(before).within(0, 1),
+        before=mean_interval(before).within(0, 1) if arm.learned else None,
         after=mean_interval(after).within(0, 1),
-        gain=mean_interval(after - before),
-        gain_by_seed=(after.mean(1) - before.mean(1)).tolist(),
+        gain=mean_interval(after - before) if arm.learned else None,
+        gain_by_seed=(after.mean(1) - before.mean(1)).tolist() if arm.learned else [],
         iqm=interquartile_mean(after.mean(1)),
         sampled_before=arm.pass_at("before", 1),
         sampled_after=arm.pass_at("after", 1),
-        pass_at={k: (arm.pass_at("before", k), arm.pass_at("after", k)) for k in (1, 2, 4, 8) if k <= samples},
-        samples=samples,
+        pass_at={k: (arm.pass_at("before", k), arm.pass_at("after", k)) for k in (1, 2, 4, 8) if k <= arm.samples},
+        samples=arm.samples,
         sets=_sets(arm),
         tokens=arm.over_runs("tokens"),
         tokens_per_second=arm.tokens_per_second,
@@ -228,13 +254,13 @@ def describe(arm: ArmOutcome, target: float) -> ArmLine:
         D=arm.mean("D"),
         skip_ratio=arm.mean("skip_ratio"),
         layers_kept=sorted(layers),
-        seconds_to_target=[time_to_target(target, run.spent("seconds"), run.greedy) for run in arm.runs],
+        seconds_to_target=[time_to_target(target or 0.0, run.spent("seconds"), run.greedy) for run in timed],
     )
 
 
 def _sets(arm: ArmOutcome) -> dict[str, tuple[float, float]]:
     """Greedy accuracy on the further problem sets, before and after."""
-    names = arm.runs[0].result["sets_before"]
+    names = arm.runs[0].result.get("sets_before", {})
 
     def mean(name: str, when: str) -> float:
         return float(np.mean([run.result[f"sets_{when}"][name]["greedy"] for run in arm.runs]))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.comparison.differences import NoPair, Pair, against, among_all
 from benchmarks.comparison.grid import Arm, Grid, fewer_completions
-from benchmarks.comparison.outcomes import ArmLine, ArmOutcome, Outcome, describe
-from registry import UsageError
+from benchmarks.comparison.outcomes import AXES, END, ArmLine, ArmOutcome, Outcome, describe
+from benchmarks.comparison.stored import Stored
+from registry import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Group:
         pairs: ``against`` the baseline, of each arm but the baseline; empty without a finished baseline.
         rivals: ``against`` the full model with fewer completions, of each nested arm that has such a control.
         margin: of accuracy, 0 to 1, within which two arms are equivalent.
-        target: the accuracy that times to target are taken to.
+        target: the accuracy that times to target are taken to; None where the baseline was evaluated once.
         baseline: its label; None where it has no finished run.
     """
 
@@ -43,8 +44,14 @@ class Group:
     pairs: tuple[Pair | NoPair, ...]
     rivals: tuple[Pair | NoPair, ...]
     margin: float
-    target: float
+    target: float | None
     baseline: str | None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """On which the arms can be compared."""
+        shared = set.intersection(*(set(arm.axes) for arm in self.arms))
+        return tuple(axis for axis in AXES if axis in shared) or (END,)
 
     @property
     def weighing_arms(self) -> list[ArmOutcome]:
@@ -54,9 +61,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a report says."""
+    """Everything a report says.
 
-    grid: Grid
+    Attributes:
+        title, source: of the grid.
+        groups: with a finished run.
+        failures: runs without a usable result.
+        command: repeats it.
+    """
+
+    title: str
+    source: str
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
     command: str
@@ -80,30 +95,52 @@ class Comparison:
                 spec = arm.specs[0]
                 by_group.setdefault((spec.policy, spec.env["id"]), []).append((arm, ArmOutcome(arm.label, tuple(done))))
         groups = tuple(_group(members[0][0].group, grid, members) for members in by_group.values())
-        return Comparison(grid, groups, tuple(failures), command)
+        return Comparison(grid.title, grid.source, groups, tuple(failures), command)
+
+    @staticmethod
+    def of_stored(stored: Stored, title: str, baseline: str | None, margin: float, command: str) -> Comparison:
+        """What finished runs and files of outcomes say. Raises UsageError where the baseline is none of their arms."""
+        labels = {arm.label: arm for arm in stored.arms}
+        chosen = baseline or stored.baseline or "reft"
+        if chosen not in labels:
+            raise UsageError(f"--baseline {chosen!r} is not compared: {did_you_mean(chosen, labels)}")
+        rivals = [(labels[one], labels[other]) for one, other in stored.rivals]
+        arms = [labels[chosen], *(arm for arm in stored.arms if arm.label != chosen)]
+        group = group_of(stored.task, arms, labels[chosen], rivals, margin)
+        return Comparison(title, "", (group,), (), command)
 
 
 def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Group:
-    outcomes = tuple(outcome for _, outcome in members)
     base = next((o for arm, o in members if arm.specs[0].agent["id"] == grid.baseline and arm.control is None), None)
-    reference = base or outcomes[0]
-    # Halfway of the baseline's gain: an accuracy that most arms pass, between evaluations.
-    target = (reference.ends(0).mean() + reference.ends(-1).mean()) / 2
-    margin = grid.margin / 100
-    return Group(
-        name=name,
-        arms=outcomes,
-        lines=tuple(describe(outcome, float(target)) for outcome in outcomes),
-        pairs=among_all([against(o, base, margin) for o in outcomes if o is not base]) if base else (),
-        rivals=among_all(_rivals(members, margin)),
-        margin=margin,
-        target=float(target),
-        baseline=base.label if base else None,
-    )
+    return group_of(name, [outcome for _, outcome in members], base, _rivals(members), grid.margin / 100)
 
 
-def _rivals(members: list[tuple[Arm, ArmOutcome]], margin: float) -> list[Pair | NoPair]:
-    """Each arm that skips layers against the control ``fewer`` of its own skip ratio."""
+def _rivals(members: list[tuple[Arm, ArmOutcome]]) -> list[tuple[ArmOutcome, ArmOutcome]]:
+    """Each arm that skips layers, and the control ``fewer`` of its own skip ratio."""
     full = {arm.specs[0].agent["group_size"]: outcome for arm, outcome in members if arm.control == "fewer"}
     nested = [(outcome, fewer_completions(arm.specs[0].agent)) for arm, outcome in members if arm.skips]
-    return [against(outcome, full[size], margin) for outcome, size in nested if size in full]
+    return [(outcome, full[size]) for outcome, size in nested if size in full]
+
+
+def group_of(
+    name: str,
+    arms: Sequence[ArmOutcome],
+    baseline: ArmOutcome | None,
+    rivals: Sequence[tuple[ArmOutcome, ArmOutcome]],
+    margin: float,
+) -> Group:
+    """What a comparison says of some arms and of each against the baseline; ``rivals`` are compared beside that."""
+    reference = baseline or arms[0]
+    # Halfway of the baseline's gain: an accuracy that most arms pass, between evaluations.
+    halfway = float((reference.ends(0).mean() + reference.ends(-1).mean()) / 2)
+    target = halfway if reference.learned else None
+    return Group(
+        name=name,
+        arms=tuple(arms),
+        lines=tuple(describe(arm, target) for arm in arms),
+        pairs=among_all([against(arm, baseline, margin) for arm in arms if arm is not baseline]) if baseline else (),
+        rivals=among_all([against(arm, rival, margin) for arm, rival in rivals]),
+        margin=margin,
+        target=target,
+        baseline=baseline.label if baseline else None,
+    )

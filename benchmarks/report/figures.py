@@ -7,13 +7,14 @@ import io
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from benchmarks.comparison.outcomes import AXES, ArmOutcome
+from benchmarks.comparison.outcomes import END, ArmOutcome
 from benchmarks.measuring.plots import COLOURS, style
 from benchmarks.report.comparison import Comparison, Group
 
 COSTS = {"rollout": COLOURS[1], "reward": COLOURS[2], "update": COLOURS[5], "evaluation": "#BBBBBB"}
-AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds"}
+AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds", END: "evaluations"}
 WEIGHTS = ("iteration", "weight_q01", "weight_q50", "weight_q99")
 PANEL = (4.2, 3.1)
 MOST_INSIDE = 6  # arms whose legend fits into a panel
@@ -29,6 +30,8 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
         x = np.unique([spent for run in arm.runs for spent in run.spent(axis) if spent <= end])
         mean = np.mean([np.interp(x, run.spent(axis), run.greedy) for run in arm.runs], axis=0)
         panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markersize=5, **how)
+    if axis == END:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel(AXIS_LABELS[axis])
     panel.set_ylabel("held-out accuracy, %")
     panel.grid(alpha=0.3)
@@ -43,12 +46,14 @@ def learning_curve_figure(group: Group, axis: str) -> Figure:
 
 def learning_curves_png(comparison: Comparison) -> bytes:
     """The learning curves of every group, a row each, against every budget."""
-    rows = len(comparison.groups)
-    figure = Figure(figsize=(PANEL[0] * len(AXES), (PANEL[1] + 0.6) * rows), layout="constrained")
-    panels = figure.subplots(rows, len(AXES), squeeze=False)
+    rows, columns = len(comparison.groups), max(len(group.axes) for group in comparison.groups)
+    figure = Figure(figsize=(PANEL[0] * columns, (PANEL[1] + 0.6) * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
     for row, group in zip(panels, comparison.groups, strict=True):
-        for panel, axis in zip(row, AXES, strict=True):
+        for panel, axis in zip(row, group.axes, strict=False):
             learning_curve(panel, group, axis)
+        for panel in row[len(group.axes) :]:
+            panel.set_axis_off()
         row[0].set_title(group.name, loc="left", fontsize="medium")
         # Many lines leave no room among them.
         beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(group.arms) > MOST_INSIDE else {}

@@ -1,4 +1,4 @@
-"""What a report writes: results.json, report.md, report.html and curves.png."""
+"""What a report writes: results.json, outcomes.json, report.md, report.html and curves.png."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison.differences import NoPair, Pair
+from benchmarks.comparison.stored import Stored
 from benchmarks.measuring.durable import json_text, storage_errors, write_whole
-from benchmarks.report.comparison import Comparison
+from benchmarks.report.comparison import Comparison, Group
 
 
 def write(comparison: Comparison, out: Path) -> None:
-    """Write report.html, report.md, results.json and curves.png into ``out``."""
+    """Write report.html, report.md, results.json, curves.png and outcomes.json into ``out``; the outcomes of a second
+    group go to outcomes-2.json."""
     from benchmarks.report.figures import learning_curves_png
     from benchmarks.report.sections import report
 
@@ -20,16 +22,25 @@ def write(comparison: Comparison, out: Path) -> None:
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "results.json", json_text(as_json(comparison), indent=2) + "\n")
+        for n, group in enumerate(comparison.groups, 1):
+            name = "outcomes.json" if n == 1 else f"outcomes-{n}.json"
+            write_whole(out / name, json_text(stored(group).as_json()) + "\n")
         (out / "curves.png").write_bytes(learning_curves_png(comparison))
         write_whole(out / "report.md", page.markdown())
         write_whole(out / "report.html", page.html())
 
 
+def stored(group: Group) -> Stored:
+    """The outcomes that everything said of a group follows from."""
+    rivals = tuple((pair.label, pair.baseline) for pair in group.rivals)
+    return Stored(group.name, group.arms, group.baseline, rivals)
+
+
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """The report's numbers; runs by their hash, so that every number can be traced to its folder."""
     return {
-        "title": comparison.grid.title,
-        "source": comparison.grid.source,
+        "title": comparison.title,
+        "source": comparison.source,
         "command": comparison.command,
         "groups": [
             {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.comparison.board import clock
 from benchmarks.comparison.differences import NoPair, Pair
-from benchmarks.comparison.outcomes import AXES, AXIS_WORDS, ArmLine
+from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine
 from benchmarks.measuring.table import Table, console
 from benchmarks.report.comparison import Comparison, Failure, Group
 from benchmarks.report.words import interval, number, p_value, percent, points, summary, times
@@ -20,13 +20,14 @@ NOTES = (
 ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
     "agent": lambda line: line.label,
     "seeds": lambda line: str(len(line.seeds)),
-    "accuracy before, %": lambda line: interval(line.before),
+    "accuracy before, %": lambda line: "-" if line.before is None else interval(line.before),
     "after, %": lambda line: interval(line.after),
-    "gain, points": lambda line: points(line.gain, ""),
+    "gain, points": lambda line: "-" if line.gain is None else points(line.gain, ""),
     "tokens/s": lambda line: "-" if line.tokens_per_second is None else f"{line.tokens_per_second:.0f}",
-    "time": lambda line: clock(line.seconds),
+    "time": lambda line: "-" if line.seconds is None else clock(line.seconds),
     "rollout / reward / update, %": lambda line: "/".join(
-        f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}" for part in ("rollout", "reward", "update")
+        "-" if line.seconds is None else f"{100 * line.parts[part] / max(line.seconds, 1e-9):.0f}"
+        for part in ("rollout", "reward", "update")
     ),
     "KL/token": lambda line: number(line.kl),
     "ESS": lambda line: number(line.ess),
@@ -35,7 +36,7 @@ ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
 PAIR_COLUMNS: dict[str, Callable[[Pair], str]] = {
     "P(better run)": lambda pair: f"{pair.probability_of_improvement:.2f}",
     "rollout speed-up": lambda pair: "-" if pair.speed_up_rollout is None else f"{pair.speed_up_rollout:.2f}x",
-    "wall-clock speed-up": lambda pair: f"{pair.speed_up:.2f}x",
+    "wall-clock speed-up": lambda pair: "-" if pair.speed_up is None else f"{pair.speed_up:.2f}x",
     "time to an accuracy of both, ratio": lambda pair: times(pair.time_ratio, pair.baseline),
 }
 WEIGHT_COLUMNS = {
@@ -64,17 +65,20 @@ def _skip(line: ArmLine) -> str:
     return f"{layers - kept[0]:.3g}/{layers}"
 
 
-def pairs(pairs: Iterable[Pair | NoPair], both_named: bool = False) -> Table:
+def pairs(pairs: Sequence[Pair | NoPair], both_named: bool = False) -> Table:
     """Paired differences, in points, at each kind of budget; ``both_named`` says in each row what from."""
     rows = []
+    used = {axis for pair in pairs if isinstance(pair, Pair) for axis in pair.at_equal}
+    axes = [axis for axis in AXIS_WORDS if axis in used]
     for pair in pairs:
         if isinstance(pair, NoPair):
-            cells = [*["no common seed"] * len(AXES), *["-"] * len(PAIR_COLUMNS)]
+            cells = [*["no common seed"] * len(axes), *["-"] * len(PAIR_COLUMNS)]
         else:
-            cells = [points(pair.at_equal[axis].difference, "") for axis in AXES]
+            at = pair.at_equal
+            cells = [points(at[axis].difference, "") if axis in at else "-" for axis in axes]
             cells += [cell(pair) for cell in PAIR_COLUMNS.values()]
         rows.append([f"{pair.label} against {pair.baseline}" if both_named else pair.label, *cells])
-    return Table(["agent", *(AXIS_WORDS[axis] for axis in AXES), *PAIR_COLUMNS], rows)
+    return Table(["agent", *(AXIS_WORDS[axis] for axis in axes), *PAIR_COLUMNS], rows)
 
 
 def verdicts(pairs: Sequence[Pair | NoPair], margin: float) -> Table:
@@ -104,14 +108,15 @@ def verdicts(pairs: Sequence[Pair | NoPair], margin: float) -> Table:
 
 def sampled_accuracy(group: Group) -> Table:
     """avg@n and pass@k before and after, the interquartile mean, and the time to the target."""
-    samples = group.lines[0].samples
-    ks = [k for k in group.lines[0].pass_at if k > 1]
-    heads = ["agent", f"avg@{samples}", *(f"pass@{k}" for k in ks), "IQM of runs", f"time to {percent(group.target)}"]
+    samples = min(line.samples for line in group.lines)
+    ks = [k for k in group.lines[0].pass_at if 1 < k <= samples]
+    to = "time" if group.target is None else f"time to {percent(group.target)}"
+    heads = ["agent", *([f"avg@{samples}"] if samples else []), *(f"pass@{k}" for k in ks), "IQM of runs", to]
     rows = []
     for line in group.lines:
-        shares = [(line.sampled_before, line.sampled_after), *(line.pass_at[k] for k in ks)]
+        shares = [*([(line.sampled_before, line.sampled_after)] if samples else []), *(line.pass_at[k] for k in ks)]
         reached = ", ".join("never" if seconds is None else clock(seconds) for seconds in line.seconds_to_target)
-        rows.append([line.label, *map(_change, shares), percent(line.iqm), reached])
+        rows.append([line.label, *map(_change, shares), percent(line.iqm), reached or "-"])
     return Table(heads, rows)
 
 
@@ -122,8 +127,10 @@ def further_sets(group: Group) -> Table:
     return Table(["agent", *names], rows if names else [])
 
 
-def _change(share: tuple[float, float]) -> str:
+def _change(share: tuple[float | None, float | None]) -> str:
     before, after = share
+    if before is None or after is None:
+        return "-"
     return f"{100 * before:.1f} -> {100 * after:.1f}"
 
 
@@ -143,6 +150,6 @@ def print_comparison(comparison: Comparison) -> None:
     """The arms and the summary on standard output."""
     terminal = console()
     for group in comparison.groups:
-        terminal.print(arms(group, title=f"{comparison.grid.title}: {group.name}").rich())
+        terminal.print(arms(group, title=f"{comparison.title}: {group.name}").rich())
     for sentence in summary(comparison):
         terminal.print(f"- {sentence}", highlight=False, markup=False)

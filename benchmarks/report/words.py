@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from math import isnan
+from pathlib import Path
 
 from benchmarks.comparison.differences import Difference, Pair
 from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine, ArmOutcome
-from benchmarks.experiment.summary import silence
+from benchmarks.experiment.summary import read_result, silence
+from benchmarks.experiment.training import RESULT
 from benchmarks.measuring.statistics import Interval, TimeRatio
 from benchmarks.report.comparison import Comparison, Group
 
@@ -35,9 +37,14 @@ def interval(value: Interval) -> str:
 def times(value: TimeRatio, baseline: str) -> str:
     """A ratio of times with its interval, such as ``0.92 [0.85, 1.04]``, or who stays behind; a dash where nobody
     gains."""
-    behind = {"ours behind": "stays behind", "theirs behind": f"{baseline} stays behind", "no gain": "-"}
-    if value.missing in behind:
-        return behind[value.missing]
+    without = {
+        "ours behind": "stays behind",
+        "theirs behind": f"{baseline} stays behind",
+        "no gain": "-",
+        "no times": "-",
+    }
+    if value.missing in without:
+        return without[value.missing]
     middle, low, high = value.ratio
     return f"{middle:.2f}" if isnan(low) else f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
@@ -78,7 +85,7 @@ def summary(comparison: Comparison) -> list[str]:
 def _busy_caution(comparison: Comparison) -> list[str]:
     """A caution where runs had less than a processor, so that times measure the machine's other work too."""
     runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
-    shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run["seconds"]]
+    shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run.get("seconds")]
     if not shares or min(shares) >= BUSY_SHARE:
         return []
     return [
@@ -90,7 +97,11 @@ def _busy_caution(comparison: Comparison) -> list[str]:
 def _version_caution(comparison: Comparison) -> list[str]:
     """A caution where runs of several versions of the code were put together."""
     commits = {
-        str(run.provenance.get("commit")) for group in comparison.groups for arm in group.arms for run in arm.runs
+        str(run.provenance.get("commit"))
+        for group in comparison.groups
+        for arm in group.arms
+        for run in arm.runs
+        if run.provenance
     }
     if len(commits) < 2:
         return []
@@ -101,7 +112,7 @@ def _version_caution(comparison: Comparison) -> list[str]:
 
 
 def _group(group: Group) -> list[str]:
-    said = [_gain(line) for line in group.lines]
+    said = _start(group) + [_gain(line) for line in group.lines]
     for pairs in (group.pairs, group.rivals):
         whole = [pair for pair in pairs if isinstance(pair, Pair)]
         said += [_difference(pair, group.margin, len(whole)) for pair in whole]
@@ -114,6 +125,19 @@ def _group(group: Group) -> list[str]:
     return said + [_silence(arm) for arm in group.arms if any(silence(run.training) for run in arm.runs)]
 
 
+def _start(group: Group) -> list[str]:
+    """Where the arms' policy is the model of a finished run: which run that is, and what it took."""
+    policy = Path(group.arms[0].runs[0].result.get("policy", ""))
+    if policy.name != "model" or not (policy.parent / RESULT).is_file():
+        return []
+    run = read_result(policy.parent / RESULT)
+    return [
+        f"All arms start from one run of {run['agent']} on {Path(run['policy']).name} (seed {run['seed']}, "
+        f"{run['iterations']} iterations, {run['seconds']:.0f} s): {percent(run['accuracy_before'])} before it, "
+        f"{percent(run['accuracy_after'])} after it."
+    ]
+
+
 def _silence(arm: ArmOutcome) -> str:
     """A caution of an arm that for some time had nothing to learn from."""
     whys = [(seed, why) for seed, run in zip(arm.seeds, arm.runs, strict=True) if (why := silence(run.training))]
@@ -124,6 +148,8 @@ def _silence(arm: ArmOutcome) -> str:
 def _gain(line: ArmLine) -> str:
     """What one arm learned."""
     gain = line.gain
+    if gain is None:
+        return f"{line.label} has {interval(line.after)} % accuracy."
     if not gain.excludes_zero:
         return f"{line.label} did not measurably change: {points(gain)} held-out accuracy."
     verb = "gained" if gain.low > 0 else "lost"

@@ -135,7 +135,15 @@ def test_a_penalty_in_the_reward_is_taken_from_it(folder: str) -> None:
     assert metrics["sequences_used"] == 24, "rewards of a group are no longer equal"
 
 
-@pytest.mark.parametrize("arguments", [{}, {"correction": "self-normalised"}, {"minibatches": 3, "epochs": 2}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"correction": "self-normalised"},
+        {"minibatches": 3, "epochs": 2},
+        {"correction": "defensive", "anchor": {**K3, "corrected": True}},  # some tokens are the target's own
+    ],
+)
 def test_micro_batches_change_nothing(folder: str, arguments: dict[str, Any]) -> None:
     given = {"anchor": K3, "correction": "ppo-clip", "sampler": "fixed", **arguments}
     whole, parts = (moved(folder, microbatch_tokens=tokens, **given) for tokens in (None, 120))
@@ -181,6 +189,18 @@ def test_the_reference_survives_saving(folder: str, tmp_path: Path, every: int, 
         assert sum(value.numel() for value in now.values()) < 0.3 * sum(
             p.numel() for p in straight.target.model.parameters()
         )
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_an_anchor_that_load_adds_starts_at_the_weights_loaded(folder: str, tmp_path: Path, rank: int) -> None:
+    agent = make(folder, lora_rank=rank)
+    agent.iterate()
+    agent.save(tmp_path / "saved")
+    loaded = ReFT.load(tmp_path / "saved", CoinFlips(16), anchor=K3, ema_decay=0.9)
+    for copy in (loaded.average, *loaded.anchoring.copies):
+        assert copy is not None
+        with copy.in_place():
+            assert torch.equal(weights(loaded), weights(agent))
 
 
 @pytest.mark.parametrize(

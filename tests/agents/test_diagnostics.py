@@ -72,6 +72,7 @@ def test_nested_equals_target_is_zero_everywhere():
     for name in ("kl_k1", "kl_k3", "D", "chi2", "chi2_token", "tv", "tv_sequence", "log_ratio_q99"):
         assert found[name] == pytest.approx(0, abs=1e-12)
     assert found["ess_sequence"] == pytest.approx(1) and found["ess_token"] == pytest.approx(1)
+    assert found["overlap_q05"] == found["overlap_token_q05"] == pytest.approx(1)
     assert collapse(found) is None
 
 
@@ -233,3 +234,18 @@ def test_a_weight_is_as_many_copies():
     assert found["sequences"] == pytest.approx(design.sum() ** 2 / (design**2).sum())
     assert found["tokens"] == pytest.approx((design * tokens).sum() ** 2 / (design**2 * tokens).sum())
     assert found["mean_length"] == float(tokens.double().mean())
+
+
+def test_the_overlap_of_two_distributions_and_its_tail():
+    """Enumerated: every token of a vocabulary once, standing for as many as mu draws of it."""
+    generator = torch.Generator().manual_seed(0)
+    mu, pi = torch.randn(2, 9, generator=generator, dtype=torch.float64).softmax(1)
+    found = diagnostics(*rollout_of((pi / mu).log()[:, None]), design=1_000 * mu)
+    assert 1 - found["tv"] == pytest.approx(float(torch.minimum(mu, pi).sum()))
+    assert found["kl_k1"] == pytest.approx(float((mu * (mu / pi).log()).sum()))
+    # a hundred completions of two tokens that agree by n % and wholly; one in twenty is at the lowest five
+    agreement = torch.arange(1, 101, dtype=torch.float64) / 100
+    log_ratio = torch.stack([agreement.log(), agreement + 1], 1)
+    tail = diagnostics(*rollout_of(log_ratio))
+    assert tail["overlap_q05"] == pytest.approx((0.05 + 1) / 2)
+    assert tail["overlap_token_q05"] == pytest.approx(0.10)

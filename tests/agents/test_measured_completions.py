@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agents import ReFT
+from agents.refill import left_out
 from agents.rollout import Rollout
 from tests.oracles.reft_agents import SKIP, make, weights, write_batch
 
@@ -132,3 +133,27 @@ def test_the_noise_of_the_behaviour_in_use_is_that_of_its_own_score(folder: str,
 def test_the_noise_of_the_full_model_is_said_once(folder: str) -> None:
     found = make(folder).iterate()
     assert found["noise_kl"] < 1e-8 and not [name for name in found if name.startswith("behavior_")]
+
+
+def test_completions_that_are_not_learnt_from_are_measured_with_the_others(folder: str) -> None:
+    """As refill leaves them: the figures are those of the whole rollout, and the weights those of the batch alone."""
+    agent, alone = (make(folder, sampler=SKIP, correction="token-is") for _ in range(2))
+    rollout, advantage = one_rollout(agent)
+    wanted = expected(agent)
+    batch = rollout.select((rollout.group % 2 == 1).nonzero()[:, 0])
+    beside = left_out(rollout, batch)
+    assert beside is not None and len(beside) == len(batch) == 12 and left_out(batch, batch) is None
+    own = advantage[rollout.group % 2 == 1]
+    found = agent.update(batch, own, np.random.default_rng(0), share=1.0, beside=beside)
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    assert found["sequences"] == 24 and found["mean_length"] == float(rollout.mask.sum()) / 24
+    few = alone.update(batch, own, np.random.default_rng(0))
+    assert few["sequences"] < 24 and torch.equal(weights(alone), weights(agent))
+
+
+def test_an_agent_with_refill_measures_what_it_wrote(folder: str) -> None:
+    agent = make(folder, sampler=SKIP, group_size=2, refill_tokens=10_000)
+    found = agent.iterate()
+    assert found["refill_groups"] > 0 and found["sequences_used"] == 12
+    assert found["sequences"] != 12 and found["mean_length"] * (12 + 2 * found["refill_groups"]) == found["tokens"]

@@ -82,6 +82,19 @@ def test_a_budget_ends_it_after_the_round_that_uses_it_up(folder: str) -> None:
     assert len(batch) == 16 and signal < 8, "silent groups fill the batch up"
 
 
+def test_parts_of_the_reward_are_no_signal(folder: str) -> None:
+    """DAPO's eq. 11 counts right completions: lengths that are punished differently do not make a group worth more."""
+    part = {"id": "length-penalty", "weight": 0.01}
+    stops = tuple(range(2, 512, 6))
+    task = {"max_new_tokens": 8, "reward": "random", "stop_token_ids": stops, "reward_parts": (part,)}
+    envs = MathReasonVector(num_envs=16, copy=False, **task)
+    given = {"group_size": 2, "problems_per_batch": 8, "seed": 3, "refill_tokens": 10_000}
+    (batch,), metrics = seen_by_update(ReFT(folder, envs, **given))
+    assert metrics["refill_groups"] > 0 and metrics["groups_with_signal"] > 0.9, "lengths differ nearly everywhere"
+    verdicts = torch.tensor([info["verdict_reward"] for info in batch.episodes]).view(-1, 2)
+    assert bool((verdicts.sum(1) == 1).all())
+
+
 def test_batch_keeps_signal_and_order() -> None:
     reward = torch.tensor([[1, 1], [0, 1], [0, 0], [1, 0], [0, 0], [0, 1]]).float().flatten()
     count = len(reward)
@@ -92,6 +105,7 @@ def test_batch_keeps_signal_and_order() -> None:
         behavior_logp=torch.zeros(count, 1),
         reward=reward,
         group=torch.arange(count) // 2,
+        episodes=({},) * count,
     )
     assert batch_of(rollout, 2, 3).group.tolist() == [1, 1, 3, 3, 5, 5]
     assert batch_of(rollout, 2, 4).group.tolist() == [0, 0, 1, 1, 3, 3, 5, 5]

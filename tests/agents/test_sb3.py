@@ -17,10 +17,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.held_out import HeldOut
+from benchmarks.experiment.held_out import HeldOut
 from envs.sb3 import SB3VecEnv
 from registry import UsageError
-from tests.oracles.small_world import AGENTS, QUESTIONS, World, make_world, weights
+from tests.oracles.small_world import AGENTS, QUESTIONS, WRITERS, World, make_world, weights
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_callbacks_and_loggers(world: World, name: str, tmp_path: Path) -> None:
     assert agent.num_timesteps >= 150 and agent.iteration >= 2
     assert len(np.load(tmp_path / "evaluations.npz")["results"]) == evaluation.n_calls // 5
     rows = list(csv.DictReader((tmp_path / "log" / "progress.csv").open()))
-    measured = {"reft": "reft/rollout_accuracy", "sb3-ppo": "rollout/success_rate"}[name]
+    measured = {"reft": "reft/rollout_accuracy", "sb3-ppo": "rollout/success_rate"}.get(name, "eval/mean_reward")
     for column in (measured, "eval/mean_reward"):
         values = [float(row[column]) for row in rows if row[column]]
         assert values and all(0 <= value <= 1 for value in values)
@@ -124,6 +124,7 @@ def test_callbacks_and_loggers(world: World, name: str, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_callback_stops_training(world: World, name: str) -> None:
     agent = world.agent(name)
     agent.learn(10_000, callback=StopTrainingOnMaxEpisodes(max_episodes=2))
@@ -133,6 +134,7 @@ def test_a_callback_stops_training(world: World, name: str) -> None:
     assert tokens == [4, 4, 4]
 
 
+@pytest.mark.parametrize("name", WRITERS)
 def test_learn_shows_a_progress_bar(world: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     agent = world.agent(name)
     with pytest.warns(Warning, match="rich is experimental"):

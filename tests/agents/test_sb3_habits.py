@@ -25,7 +25,7 @@ from envs.shaping import LengthPenalty, ShapedReward, ShapedRewardVector
 from envs.vector import MathReasonVector
 from registry import UsageError
 from tests.oracles.reft_agents import numbers, write_batch
-from tests.oracles.small_world import AGENTS, World, make_world, weights
+from tests.oracles.small_world import AGENTS, WRITERS, World, make_world, weights
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +188,7 @@ def test_weights_loaded_into_the_policy_are_seen_by_rollouts(world: World, name:
 # --- logs and callbacks -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", WRITERS)
 def test_both_log_what_sb3_logs_of_episodes(world: World, name: str) -> None:
     agent, kept = world.agent(name), Kept()
     agent.set_logger(Logger(None, [kept]))
@@ -214,6 +215,7 @@ class Watch(BaseCallback):
         return True
 
 
+@pytest.mark.parametrize("name", WRITERS)
 def test_callbacks_see_the_transition_and_the_episode(world: World, name: str) -> None:
     watch, agent = Watch(), world.agent(name)
     agent.learn(60, callback=watch)

@@ -23,7 +23,7 @@ from envs.shaping import ShapedRewardVector
 from policies import Policy
 from registry import UsageError, corrections
 from tests.oracles.reft_agents import numbers
-from tests.oracles.small_world import AGENTS, World, make_world, weights
+from tests.oracles.small_world import AGENTS, WRITERS, World, make_world, weights
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,16 @@ GIVEN: dict[str, dict[str, Any]] = {
         "target_kl": 0.5,
         "detached_critic": False,
         "normalize_advantage": False,
+    },
+    "sft": {
+        "learning_rate": 2e-3,
+        "schedule": {"id": "linear", "warmup": 2, "iterations": 5},
+        "problems": 7,
+        "skip": 0.5,
+        "weight_decay": 0.05,
+        "max_grad_norm": 0.5,
+        "gradient_checkpointing": True,
+        "microbatch_tokens": 30,
     },
 }
 
@@ -185,6 +195,7 @@ def test_a_learned_state_without_a_taker_is_refused(world: World, tmp_path: Path
             ReFT.load(tmp_path / "agent", **other)
 
 
+@pytest.mark.parametrize("name", WRITERS)
 def test_names_with_and_without_zip_are_the_same(world: World, name: str, tmp_path: Path) -> None:
     cls, agent = AGENTS[name][0], world.agent(name)
     saving = CheckpointCallback(save_freq=8, save_path=str(tmp_path), name_prefix="model")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,23 @@ def test_the_gradient_is_that_of_transformers_own_loss(folder: str, model: str) 
     ours = {name: p.grad for name, p in agent.target.model.named_parameters()}
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_a_pretrained_model_is_that_of_transformers_own_loss() -> None:
+    name = os.environ.get("NESTED_REFT_PRETRAINED")
+    if name is None:
+        pytest.skip("no pretrained model: set NESTED_REFT_PRETRAINED to a folder")
+    reference = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    arguments = {"tokenizer": name, "vocab_size": reference.config.vocab_size, "max_new_tokens": 100}
+    venv = gym.make_vec("MathReason-v0", num_envs=1, **arguments)
+    agent = SFT(name, venv, 1e-5, batch_size=3, microbatch_tokens=200)
+    loss = transformers_loss(reference, agent.batches[0].demonstrations)
+    loss.backward()
+    assert agent._backward(agent.batches[0]) == pytest.approx(float(loss.detach()), rel=1e-4)
+    for (name, ours), theirs in zip(agent.target.model.named_parameters(), reference.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert (ours.grad - theirs.grad).norm() <= 1e-3 * theirs.grad.norm(), name
 
 
 def test_micro_batches_bound_memory_and_change_no_gradient(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

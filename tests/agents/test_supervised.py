@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -110,6 +110,7 @@ def test_an_epoch_shows_each_demonstration_once() -> None:
     assert orders[0] != orders[1] != orders[2]
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.booleans())
 def test_a_batch_is_a_function_of_its_step(steps: list[int], endless: bool) -> None:
     """Whatever was asked for before: how a run that goes on sees what it would have seen."""

@@ -12,8 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents import ReFT
 from agents.sb3_ppo import SB3PPO
+from agents.sft import SFT
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
+from benchmarks.measuring.durable import read_rows
 from envs.task import BUILTIN_TOKENIZER
 from envs.vector import MathReasonVector
 
@@ -21,7 +23,9 @@ QUESTIONS = 8
 AGENTS = {
     "reft": (ReFT, {"group_size": 4, "problems_per_batch": 4, "slots": 4, "minibatches": 2}),
     "sb3-ppo": (SB3PPO, {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "slots": 4}),
+    "sft": (SFT, {"batch_size": 3, "gradient_steps": 2, "slots": 4}),
 }
+WRITERS = ("reft", "sb3-ppo")  # agents whose steps are tokens that they write
 
 
 class World(NamedTuple):
@@ -60,7 +64,8 @@ def make_world(folder: Path) -> World:
     model = LlamaForCausalLM(config)
     lines, rows = [], []
     for n in range(QUESTIONS):
-        lines.append(json.dumps({"question": f"What is {n} plus 2?", "answer": str(n + 2)}))
+        row = {"question": f"What is {n} plus 2?", "answer": str(n + 2), "solution": f" #### {n + 2}"}
+        lines.append(json.dumps(row))
         for answer in (n + 2, n + 3, n + 2 + n % 2):
             text = f"Question: What is {n} plus 2?\nAnswer: #### {answer}"
             rows.append(torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id]))
@@ -104,3 +109,10 @@ AGENT = "nested-reft/uniform/token-is"
 def small(**given) -> RunSpec:
     """A spec of a run of a few seconds, with a sampler and a curriculum that carry state."""
     return resolve(AGENT, settings={**SMALL, "problem_sampler": "curriculum", "problem_sampler.pool": 8}, **given)
+
+
+def numbers(folder: Path) -> list[dict]:
+    """The rows without what a clock measured."""
+    rows, damaged = read_rows(folder / "metrics.jsonl")
+    assert damaged is None
+    return [{k: v for k, v in row.items() if "time" not in k.split("/") and "second" not in k} for row in rows]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.comparison.differences import Pair, against
 from benchmarks.comparison.grid import Grid, arms
-from benchmarks.comparison.outcomes import Pair, against
+from benchmarks.comparison.outcomes import AXES
 from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
@@ -71,7 +72,7 @@ def test_a_report_has_an_arm_that_rolls_nothing_out(compared: Comparison, tmp_pa
     assert sft.seconds_rollout == sft.seconds_reward == 0 < sft.seconds_update <= sft.seconds
     (pair,) = compared.groups[0].pairs
     assert isinstance(pair, Pair) and pair.speed_up_rollout is None
-    assert pair.seconds.budget > 0 and pair.tokens.budget > 0
+    assert min(pair.at_equal[axis].budget for axis in AXES) > 0
     write(compared, tmp_path)
     row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| sft"))
     assert row.split("|")[6].strip() == "-"
@@ -82,9 +83,10 @@ def test_a_report_has_an_arm_that_rolls_nothing_out(compared: Comparison, tmp_pa
 
 def test_it_can_be_what_others_are_compared_with(compared: Comparison) -> None:
     reft, sft = compared.groups[0].arms
-    pair = against(reft, sft)
-    assert isinstance(pair, Pair) and pair.speed_up_rollout is None
-    assert pair.iteration.difference.value == -against(sft, reft).iteration.difference.value  # type: ignore[union-attr]
+    pair, other = against(reft, sft), against(sft, reft)
+    assert isinstance(pair, Pair) and isinstance(other, Pair) and pair.speed_up_rollout is None
+    for axis in AXES:
+        assert pair.at_equal[axis].difference.value == pytest.approx(-other.at_equal[axis].difference.value)
 
 
 def test_tokens_are_those_trained_on(compared: Comparison) -> None:

@@ -1,0 +1,192 @@
+"""Comparisons of what is there already: run folders, other trainers' outcomes, and what is wrong with either."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.compare import main
+from benchmarks.comparison.grid import Grid, arms
+from benchmarks.comparison.stored import read
+from benchmarks.measuring.durable import json_text
+from benchmarks.report.comparison import Comparison
+from benchmarks.report.files import as_json, write
+from registry import UsageError
+from tests.oracles.finished_runs import finish
+
+AGENTS = ("reft", "nested-reft/uniform/retrace")
+SET = {"iterations": 4, "evaluation.every": 2, "evaluation.samples": 4}
+NUMBERS = (
+    "seeds",
+    "before",
+    "after",
+    "gain",
+    "iqm",
+    "pass_at",
+    "tokens_per_second",
+    "seconds",
+    "kl",
+)
+
+
+def finished(folder, seeds=(0, 1, 2, 3), controls=(), **settings):
+    """Made-up runs in ``folder``, and what a comparison says of them."""
+    grid = Grid(agents=AGENTS, seeds=seeds, set={**SET, "sampler.ratio": 0.25, **settings}, controls=controls)
+    made = arms(grid)
+    for arm in made:
+        for spec in arm.specs:
+            nested = arm.label == AGENTS[1]
+            finish(spec, folder, 0.25, 0.75 if nested else 0.6, pace=2.0 if nested else 1.0)
+    return Comparison.read(grid, made, folder, {}, "command")
+
+
+def group(folder) -> dict:
+    return json.loads((folder / "results.json").read_text())["groups"][0]
+
+
+def test_outcomes_that_a_comparison_writes_give_its_figures_again(tmp_path):
+    write(finished(tmp_path / "runs", controls=("fewer",)), tmp_path / "one")
+    source = str(tmp_path / "one" / "outcomes.json")
+    assert main(["--from", source, "--out", str(tmp_path / "two"), "--quiet"]) == 0
+    names = {"report.html", "report.md", "results.json", "curves.png", "outcomes.json"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == names
+    one, two = group(tmp_path / "one"), group(tmp_path / "two")
+    assert one["pairs"] == two["pairs"] and one["rivals"] == two["rivals"] and len(two["rivals"]) == 1
+    assert (one["name"], one["baseline"], one["target"]) == (two["name"], two["baseline"], two["target"])
+    for before, after in zip(one["arms"], two["arms"], strict=True):
+        assert {name: before[name] for name in NUMBERS} == {name: after[name] for name in NUMBERS}
+        assert before["seconds_to_target"] == after["seconds_to_target"] and all(before["seconds_to_target"])
+    first, second = (json.loads((tmp_path / name / "outcomes.json").read_text()) for name in ("one", "two"))
+    assert first == second and one["pairs"][0]["time_ratio"]["missing"] == ""
+
+
+def test_run_folders_are_compared_as_they_are(tmp_path):
+    compared = finished(tmp_path / "runs")
+    assert main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    assert group(tmp_path / "out")["pairs"] == json.loads(json_text(as_json(compared)["groups"][0]["pairs"]))
+    finish_other = finished(tmp_path / "more", learning_rate=1e-5)
+    assert len(finish_other.groups[0].arms) == 2
+    labels = [arm.label for arm in read([tmp_path / "runs", tmp_path / "more"]).arms]
+    assert len(labels) == 4 and "reft learning_rate=1e-05" in labels
+
+
+def write_outcomes(path, table: dict[str, list[list[float]]], **more) -> str:
+    """Arms by their label, [S][Q] outcomes each, of one evaluation."""
+    listed = [
+        {"label": label, "runs": [{"seed": n, "evaluations": [{"outcomes": row}]} for n, row in enumerate(rows)]}
+        for label, rows in table.items()
+    ]
+    path.write_text(json.dumps({"arms": listed, **more}))
+    return str(path)
+
+
+def test_outcomes_of_another_trainer_without_what_was_spent(tmp_path, capsys):
+    """One seed: the paired t test of scipy."""
+    rng = np.random.default_rng(0)
+    theirs = rng.random(200)
+    ours = np.clip(theirs + rng.normal(0.05, 0.1, 200), 0, 1)
+    table = {"trl": [theirs.tolist()], "verl": [ours.tolist()]}
+    source = write_outcomes(tmp_path / "theirs.json", table, task="gsm8k", baseline="trl")
+    assert main(["--from", source, "--out", str(tmp_path / "out")]) == 0
+    assert "verl is better than trl at the end" in " ".join(capsys.readouterr().out.split())
+    one = group(tmp_path / "out")["pairs"][0]["end"]
+    low, high = stats.ttest_rel(ours, theirs).confidence_interval()
+    assert one["difference"] == pytest.approx([np.mean(ours - theirs), low, high]) and one["budget"] is None
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "nan" not in report.lower() and "None" not in report
+
+
+def test_questions_may_be_named_in_any_order(tmp_path):
+    one = {"q1": 1, "q2": 0, "q3": 0.5}
+    other = {"q3": 0.5, "q1": 1, "q2": 0}
+    source = tmp_path / "named.json"
+    write_outcomes(source, {"a": [one], "b": [other]})
+    first, second = read([source]).arms
+    assert first.ends(-1).tolist() == second.ends(-1).tolist() == [[1, 0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": []}, "arms is empty"),
+        ({"arm": []}, "did you mean 'arms'"),
+        ({"baseline": "trll"}, "did you mean 'trl'"),
+        ({"baseline": 3}, "baseline must be an arm's label"),
+        ([], "must be an object"),
+    ],
+)
+def test_a_file_of_another_form_is_named(tmp_path, change, message):
+    source = tmp_path / "theirs.json"
+    write_outcomes(source, {"trl": [[1, 0]], "verl": [[0, 1]]})
+    loaded = json.loads(source.read_text())
+    source.write_text(json.dumps({**loaded, **change} if isinstance(change, dict) else change))
+    with pytest.raises(UsageError, match=message) as raised:
+        read([source])
+    assert "theirs.json" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([{"evaluations": [{"outcomes": "01"}]}], r"runs\[0\] has no 'seed'"),
+        ([{"seed": "0", "evaluations": [{"outcomes": "01"}]}], r"seed must be a whole number"),
+        ([{"seed": 0, "evaluations": [{"outcomes": [0, 1.5]}]}], r"outcomes\[1\] is 1.5: it must lie from 0"),
+        ([{"seed": 0, "evaluations": [{"outcomes": [0, None]}]}], r"outcomes\[1\] is None"),
+        ([{"seed": 0, "evaluations": [{"outcomes": "02"}]}], "may hold 0 and 1 alone"),
+        ([{"seed": 0, "evaluations": [{"outcomes": []}]}], "must be a list of numbers"),
+        ([{"seed": 0, "evaluations": []}], "evaluations is empty"),
+        ([{"seed": 0, "evaluations": [{"outcomes": "01"}, {"outcomes": "011"}]}], "the same questions in each"),
+        ([{"seed": 0, "evaluations": [{"outcomes": {"a": 1}}, {"outcomes": {"b": 1}}]}], "question 'a' is not in all"),
+        ([{"seed": 0, "evaluations": [{"outcomes": "01", "second": 1}]}], "did you mean 'seconds'"),
+        (
+            [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01", "seconds": 1}]}],
+            "seconds is 1: it must rise",
+        ),
+        (
+            [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01"}]}],
+            "first does: seconds",
+        ),
+        ([{"seed": 0, "evaluations": [{"outcomes": "01"}]}] * 2, "has seed 0 twice"),
+        ([{"seed": 0, "evaluations": [{"outcomes": "011"}]}], "outcomes of 2 questions.*of 3"),
+    ],
+)
+def test_what_is_wrong_in_a_run_is_named(tmp_path, runs, message):
+    source = tmp_path / "theirs.json"
+    other = {"label": "other", "runs": [{"seed": 0, "evaluations": [{"outcomes": "01"}]}]}
+    source.write_text(json.dumps({"arms": [{"label": "one", "runs": runs}, other]}))
+    with pytest.raises(UsageError, match=message) as raised:
+        read([source])
+    assert "theirs.json" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_bad_files_and_folders_exit_2(tmp_path, capsys):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    write_outcomes(tmp_path / "few.json", {"reft": [[1, 0], [0, 1]], "b": [[1, 1]]})
+    write_outcomes(tmp_path / "other.json", {"c": [[1, 0]]}, task="svamp")
+    write_outcomes(tmp_path / "another.json", {"d": [[1, 0]]}, task="gsm8k")
+    unfinished = finished(tmp_path / "runs", seeds=(0,))
+    folder = tmp_path / "runs" / unfinished.groups[0].arms[0].runs[0].result["hash"]
+    (folder / "result.json").unlink()
+    finished(tmp_path / "mixed", seeds=(0,))
+    finished(tmp_path / "mixed", seeds=(0,), **{"evaluation.problems": 7})
+    for arguments, message in (
+        (["broken.json"], "is not JSON"),
+        (["nowhere.json"], "cannot be read"),
+        (["empty"], "is no run folder"),
+        (["runs"], "the run is not finished"),
+        (["mixed"], "evaluation.problems is"),
+        (["other.json", "another.json"], "one task at a time"),
+        (["few.json"], "arm 'b' has no run of seed 1: add it or take those that all have, --seeds 0"),
+        (["other.json"], "--baseline 'reft' is not compared"),
+        (["few.json", "--agents", "reft"], "leave out --agents"),
+    ):
+        line = [str(tmp_path / arguments[0]), *(str(tmp_path / one) if "." in one else one for one in arguments[1:])]
+        assert main(["--from", *line, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert main(["--from", str(tmp_path / "few.json"), "--seeds", "1", "--out", str(tmp_path / "out"), "--quiet"]) == 0
