@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,28 @@ def diagnostics(logp: Tensor, rollout: Rollout, design: Tensor | None = None) ->
     rows = stands > 0
     log_ratio = torch.where(mask, logp.detach().double() - rollout.behavior_logp.double(), 0.0)
     return found | _divergence(log_ratio[rows], mask[rows], stands[rows])
+
+
+def by_kind(logp: Tensor, rollout: Rollout, design: Tensor) -> dict[str, float]:
+    """``diagnostics`` of fresh completions and of stored ones, ``fresh/`` and ``stored/`` before the names; empty where
+    none is stored."""
+    if rollout.age is None:
+        return {}
+    figures: dict[str, float] = {}
+    for kind, rows in (("fresh", rollout.age == 0), ("stored", rollout.age > 0)):
+        index = rows.nonzero()[:, 0]
+        part = rollout.select(index)
+        measured = diagnostics(logp[index, : part.mask.shape[1]], part, design[index]) if len(index) else {}
+        figures |= {f"{kind}/{name}": value for name, value in measured.items()}
+    return figures
+
+
+def of_fresh(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An iteration's metrics with the diagnostics of its fresh completions alone: what the layers drawn last cost."""
+    if not any(name.startswith("stored/") for name in metrics):
+        return dict(metrics)
+    others = {name: value for name, value in metrics.items() if f"stored/{name}" not in metrics}
+    return others | {name.removeprefix("fresh/"): v for name, v in metrics.items() if name.startswith("fresh/")}
 
 
 def _divergence(log_ratio: Tensor, mask: Tensor, design: Tensor) -> dict[str, float]:

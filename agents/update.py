@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.anchors import Anchoring
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
-from agents.diagnostics import design_weights, diagnostics, weight_diagnostics
+from agents.diagnostics import by_kind, design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.refill import joined
 from agents.rollout import Rollout
@@ -139,7 +139,11 @@ class Update:
         old_logp = self._old_logp(rollout, advantage, design, wide)
         if beside is not None:
             design_beside = design_weights(torch.zeros(len(beside)), beside, share, rng.spawn(1)[0])
-            beside = replace(beside, old_logp=self._score(beside, design_beside.nonzero()[:, 0]))
+            beside = replace(
+                beside,
+                old_logp=self._score(beside, design_beside.nonzero()[:, 0]),
+                age=None if rollout.age is None else torch.zeros_like(beside.group),
+            )
         if wide or not one_step:
             rollout = replace(rollout, old_logp=old_logp)
         groups = torch.unique(rollout.group)
@@ -166,7 +170,12 @@ class Update:
         if beside is not None:
             written, design = joined(written, beside), torch.cat([design, design_beside])
         assert written.old_logp is not None
-        return metrics | diagnostics(written.old_logp, written, design) | _of_used(used_index, weight, logp, rollout)
+        return (
+            metrics
+            | diagnostics(written.old_logp, written, design)
+            | by_kind(written.old_logp, written, design)
+            | _of_used(used_index, weight, logp, rollout)
+        )
 
     def _step(
         self, batch: Rollout, advantage: Tensor, weights: Tensor | None, nested: Nested | None

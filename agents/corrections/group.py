@@ -99,7 +99,8 @@ class Defensive(Correction):
     mixed: ClassVar[bool] = True
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        if rollout.old_logp is None:
+        full_logp = rollout.full_logp
+        if full_logp is None:
             raise UsageError("defensive needs rollout.old_logp, the target's log-probabilities at rollout time")
         by_target = torch.zeros_like(rollout.mask[:, 0]) if rollout.by_target is None else rollout.by_target
         member, size = _groups(rollout.group)
@@ -109,9 +110,7 @@ class Defensive(Correction):
         def total(values: Tensor) -> Tensor:
             return torch.where(rollout.mask, values.double(), 0.0).sum(1)
 
-        mixture = torch.logaddexp(
-            share.log() + total(rollout.old_logp), (-share).log1p() + total(rollout.behavior_logp)
-        )
+        mixture = torch.logaddexp(share.log() + total(full_logp), (-share).log1p() + total(rollout.behavior_logp))
         return exp((total(logp) - mixture)[:, None], logp, rollout)
 
 
