@@ -237,11 +237,13 @@ def collapse(found: Mapping[str, float]) -> str | None:
     n = found["sequences"]
     if fraction >= COLLAPSED_ESS and d <= COLLAPSED_D and (n < FEWEST or fraction * n >= 2):
         return None
+    older = bool(found.get("age"))
+    writer, remedy = ("what wrote", "Let younger weights write, skip") if older else ("the nested policy", "Skip")
     return (
-        f"the nested policy is too far from the target: D = {d:.2g} nats per completion ({found['mean_length']:.0f} "
+        f"{writer} is too far from the target: D = {d:.2g} nats per completion ({found['mean_length']:.0f} "
         f"tokens x {found['kl_k1']:.2g} KL per token), and a fully corrected update has an effective sample size of "
         f"{fraction:.1%} of the completions. "
-        "Skip fewer layers, or cheaper ones (a skip sampler that learns from the divergence), or shorten the "
+        f"{remedy} fewer layers, or cheaper ones (a skip sampler that learns from the divergence), or shorten the "
         "completions until D is below 0.3; else use a bounded correction (truncated-is, retrace) and accept its bias, "
         "or let the target write some completions of each group (defensive)"
     )
