@@ -123,7 +123,7 @@ class Replay:
 @batches.register("stale")
 @dataclass(frozen=True)
 class Stale:
-    """Weights of ``iterations`` iterations ago write every batch, the first weights until there are such: the data of
+    """Weights of some iterations ago write every batch, the first weights until there are such: the data of
     asynchronous training, without its concurrency. log mu is the older weights' own.
 
     As many copies of the trained weights are kept: iterations * 4 bytes a trained weight.
