@@ -23,6 +23,7 @@ names both.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -45,6 +46,7 @@ from agents.arguments import (
     check_lora_rank,
     check_rollout_dtype,
     slots_of,
+    vector_env_of,
 )
 from agents.batches import Batching
 from agents.configuration import constructor_arguments
@@ -52,7 +54,7 @@ from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import SHARE, noise_floor, of_fresh
 from agents.distributed import join, local_device
-from agents.memory import check_memory
+from agents.memory import NotEnoughMemory, check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.refill import batch_of, left_out, refill, refill_metrics
@@ -62,6 +64,7 @@ from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from agents.watch import Watch, check_learning_rate, warn_stale, warn_uncorrected
 from agents.weight_copy import WeightCopy
+from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
     UsageError,
@@ -133,7 +136,8 @@ class ReFT(LanguageModelAlgorithm):
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
-        slots: env slots, when ``env`` does not say.
+        slots: env slots, when ``env`` does not say; by default as many as an iteration has episodes, up to 256, and as
+            memory holds. They change no numbers.
         dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
         lora_rank: r, the rank of low-rank adapters (LoRA, arXiv 2106.09685; needs peft) of every layer's projections,
             with alpha = 2 r, that are trained instead of the weights; rollouts and saved models have them merged in. 0,
@@ -237,6 +241,7 @@ class ReFT(LanguageModelAlgorithm):
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
         self.ranks = join(device)
         self._given_policy = policy
+        self._free_env = env if slots is None and getattr(env, "num_envs", None) is None else None
         self._dtype = dtype
         self.watch = Watch()
         own = group_size * -(-problems_per_batch // self.ranks.size)
@@ -289,7 +294,7 @@ class ReFT(LanguageModelAlgorithm):
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
-        check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs, behaviors)
+        self._fit_slots(behaviors)
         self.update = Update(
             self.target,
             self.optimizer,
@@ -306,6 +311,20 @@ class ReFT(LanguageModelAlgorithm):
             ranks=self.ranks,
         )
         self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
+
+    def _fit_slots(self, behaviors: int) -> None:
+        """As many slots as memory holds where nobody has said how many; else what does not fit is refused."""
+        task = self.envs.unwrapped.task
+        try:
+            check_memory(self.target, task, self.optimizer, self.n_envs, behaviors, self.microbatch_tokens)
+        except NotEnoughMemory as error:
+            if not error.slots or self._free_env is None:
+                raise
+            warnings.warn(
+                f"memory holds {error.slots} slots, not {self.n_envs}: slower, the same numbers", stacklevel=4
+            )
+            self.n_envs = error.slots
+            self.env = SB3VecEnv(vector_env_of(self._free_env, self.n_envs))
 
     @property
     def sampler(self) -> SkipSampler:

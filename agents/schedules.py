@@ -3,7 +3,8 @@
 A schedule goes by the share of the run that is spent. Who trains knows that share: ``learn`` by tokens, a run of
 ``benchmarks.run`` by whichever of its budgets is nearest to its end. ``iterate()`` in a loop of one's own has no end,
 so there a schedule that needs one has it as ``iterations``. Nothing is carried from iteration to iteration: a run that
-resumes has the rates that it would have had.
+resumes has the rates that it would have had, and so has ``learn`` of a loaded agent with the tokens that are left and
+``reset_num_timesteps=False``.
 """
 
 from __future__ import annotations

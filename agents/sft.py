@@ -8,7 +8,7 @@ comparison it is what the time of a reinforced run buys where worked solutions a
         loss = -sum log pi / completion tokens of the whole batch
     clip, step
 
-``python -m agents.warm_up`` runs it for some epochs and writes the folder that the reinforced stage starts from.
+``python -m benchmarks.run --agent sft`` trains by itself; a comparison starts from it with ``--start sft``.
 """
 
 from __future__ import annotations

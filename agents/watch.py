@@ -97,13 +97,13 @@ def explain_silence(rows: Sequence[Mapping[str, float]]) -> str:
     if right < MOST <= unread:
         return (
             f"{unread:.0%} of the completions have no answer that can be read (status/no_answer). Take the template "
-            "that the model was trained with, or teach it the form first (python -m agents.warm_up)"
+            "that the model was trained with, or teach it the form first (agent sft)"
         )
     if right == 0:
         verdicts = {name.removeprefix("status/") for row in rows for name in row if name.startswith("status/")}
         listed = ", ".join(f"{name} {share(f'status/{name}'):.0%}" for name in sorted(verdicts))
         return (
-            f"no completion is right ({listed}). Take easier problems, a better model (python -m agents.warm_up), or "
+            f"no completion is right ({listed}). Take easier problems, a better model (agent sft), or "
             "a larger group_size"
         )
     return (

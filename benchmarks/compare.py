@@ -22,7 +22,7 @@ from registry import UsageError, did_you_mean
 from registry.command import assignment, command
 
 if TYPE_CHECKING:
-    from benchmarks.comparison.grid import Arm, Grid
+    from benchmarks.comparison.grid import Arm, Grid, Start
     from benchmarks.comparison.launch import Watched
     from benchmarks.report.comparison import Comparison
 
@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--control", action="append", default=[], help="a control arm: random-reward, uncorrected or fewer"
     )
+    parser.add_argument("--start", metavar="ID", help="an agent whose trained model all runs start from, such as sft")
+    parser.add_argument(
+        "--start-set", action="append", default=[], metavar="NAME=VALUE", help="a setting of what all runs start from"
+    )
     parser.add_argument("--baseline", help="the agent that the others are compared with (default: reft)")
     parser.add_argument(
         "--margin", type=float, metavar="POINTS", help="differences within it are equivalent (default: the preset's, 2)"
@@ -80,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, with time and memory from finished runs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the runs, their cost and resolution, by finished runs"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no table")
     return parser
 
@@ -167,6 +173,7 @@ def grid_of(given: argparse.Namespace) -> Grid:
         changes |= {"variants": (), "title": "Comparison"}
     if given.seeds is not None:
         changes["seeds"] = _seeds(given.seeds)
+    changes["start"] = _start(grid.start, given)
     if given.baseline is not None:
         changes["baseline"] = given.baseline
     if given.margin is not None:
@@ -175,6 +182,17 @@ def grid_of(given: argparse.Namespace) -> Grid:
     if given.baseline is not None and given.baseline not in (compared := agent_ids(grid.agents)):
         raise UsageError(f"--baseline {given.baseline!r} is not compared: {did_you_mean(given.baseline, compared)}")
     return grid
+
+
+def _start(preset: Start | None, given: argparse.Namespace) -> Start | None:
+    """The preset's, or the command line's in its place, with the command line's settings."""
+    from benchmarks.comparison.grid import Start
+
+    start = preset if given.start is None else Start(given.start)
+    own = dict(assignment(text, "--start-set") for text in given.start_set)
+    if own and start is None:
+        raise UsageError(f"--start-set {given.start_set[0]} is of nothing: say what all runs start from (--start sft)")
+    return replace(start, set={**start.set, **own}) if start is not None else None
 
 
 def _seeds(text: str) -> tuple[int, ...]:

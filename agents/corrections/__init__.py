@@ -1,7 +1,9 @@
 """The zoo of off-policy corrections and trust regions, each a detached weight; importing this registers all of them."""
 
-from agents.corrections import group, importance, traces, trust_regions
+from agents.corrections import group, importance, masks, traces, trust_regions
 from agents.corrections.correction import (
+    GEOMETRIES,
+    OPERATORS,
     SCOPES,
     Correction,
     Product,
@@ -17,6 +19,8 @@ from agents.corrections.correction import (
 )
 
 __all__ = [
+    "GEOMETRIES",
+    "OPERATORS",
     "SCOPES",
     "Correction",
     "Product",
@@ -28,6 +32,7 @@ __all__ = [
     "importance",
     "log_r",
     "log_rho",
+    "masks",
     "sampled_logp",
     "traces",
     "traits",

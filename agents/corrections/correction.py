@@ -25,6 +25,10 @@ from registry import UsageError, corrections
 Scope = Literal["token", "sequence", "group", "batch"]
 SCOPES: tuple[str, ...] = get_args(Scope)
 Level = Literal["token", "sequence"]
+Geometry = Literal["token", "prefix", "suffix", "sequence", "group", "batch"]
+GEOMETRIES: tuple[str, ...] = get_args(Geometry)
+Operator = Literal["none", "weight", "truncate", "mask", "clip", "gate", "temper", "normalise", "mix"]
+OPERATORS: tuple[str, ...] = get_args(Operator)
 
 MAX_LOG_WEIGHT = 80.0  # exp(80) = 5.5e34 leaves float32 room for the product with an advantage and a sum over tokens
 
@@ -47,6 +51,13 @@ class Correction:
             correct pi_old against mu, so that the ratio of the update is not counted twice.
         corrects_mu: whether the weight holds a ratio to mu. A product takes one such factor: two would correct twice.
             Undeclared: whether it is no trust region. A mask, which only drops, declares False.
+        at_pi: whether a product evaluates it at pi beside a trust region too, where the other factors are evaluated at
+            pi_old. Only for a mask, which holds no ratio that could be counted twice.
+        operator: what it does to its ratio: leaves it (weight), bounds it (truncate), gives up what is out of bounds
+            (mask) and A pushes further out (clip), does so smoothly (gate), takes a power (temper), divides by a mean
+            (normalise), divides by a mixture of the writers (mix), or has none.
+        geometry: what a token's weight is made of. Undeclared: the scope; a narrower one of it is the tokens up to this
+            one (prefix) or from it on (suffix).
         mixed: whether it expects groups of which the target wrote some completions (``rollout.by_target``), and
             depends on the other completions only through how many of them the target wrote.
     """
@@ -57,6 +68,9 @@ class Correction:
     needs_old_logp: ClassVar[Any] = False
     trust_region: ClassVar[Any] = False
     corrects_mu: ClassVar[Any] = None
+    at_pi: ClassVar[Any] = False
+    operator: ClassVar[Any] = "weight"
+    geometry: ClassVar[Any] = None
     mixed: ClassVar[Any] = False
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
@@ -83,16 +97,30 @@ class Traits:
     needs_old_logp: bool
     trust_region: bool
     corrects_mu: bool
+    at_pi: bool
+    operator: Operator
+    geometry: Geometry
     mixed: bool
+
+    @property
+    def edge(self) -> str:
+        """Which ratio it is a function of, masks too. In a product with a trust region, pi / mu becomes pi_old / mu."""
+        if not self.trust_region:
+            return "none" if self.operator == "none" else "pi / mu"
+        return "pi_old / mu and pi / pi_old" if self.corrects_mu else "pi / pi_old"
 
 
 def traits(correction: Any) -> Traits:
     """The declarations of any correction, of a third party's plain class too."""
     declared = {name: getattr(correction, name, getattr(Correction, name)) for name in Traits.__dataclass_fields__}
-    if declared["scope"] not in SCOPES:
-        raise UsageError(f"{type(correction).__name__}.scope={declared['scope']!r} is not one of {', '.join(SCOPES)}")
+    declared["geometry"] = declared["geometry"] or declared["scope"]
+    for name, known in (("scope", SCOPES), ("operator", OPERATORS), ("geometry", GEOMETRIES)):
+        if declared[name] not in known:
+            raise UsageError(f"{type(correction).__name__}.{name}={declared[name]!r} is not one of {', '.join(known)}")
     if declared["corrects_mu"] is None:
         declared["corrects_mu"] = not declared["trust_region"]
+    if declared["at_pi"] and declared["corrects_mu"]:
+        raise UsageError(f"{type(correction).__name__}: at_pi is for a mask; declare corrects_mu = False too")
     return Traits(**declared)
 
 
@@ -180,20 +208,22 @@ def check_positive(owner: Any, *names: str) -> None:
 class Product(Correction):
     """The product of several corrections, of which at most one is a trust region and at most one corrects mu: what an
     id such as ``truncated-is*ppo-clip`` makes. Beside a trust region, which carries pi / pi_old, the other factors are
-    evaluated at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641)."""
+    evaluated at pi_old: they correct pi_old / mu, as in decoupled PPO (arXiv 2110.00641). A mask may ask for pi.
+
+    No ratio is counted twice: two clips of pi / pi_old, such as ``ppo-clip*gspo``, would weigh by about its square,
+    which is the gradient of no loss. Masks hold no ratio, so that any number of them may stand beside the others.
+    """
 
     factors: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if sum(traits(factor).trust_region for factor in self.factors) > 1:
-            names = " and ".join(type(f).__name__ for f in self.factors if traits(f).trust_region)
-            raise UsageError(f"a product takes one trust region, not {names}: each holds the ratio pi / pi_old")
-        if sum(traits(factor).corrects_mu for factor in self.factors) > 1:
-            names = " and ".join(type(f).__name__ for f in self.factors if traits(f).corrects_mu)
-            raise UsageError(
-                f"a product takes one factor that corrects mu, not {names}: the ratio to mu would count twice. Leave "
-                "one out (one of your own that only masks declares corrects_mu = False)"
-            )
+        for trait, ratio in (("trust_region", "pi / pi_old"), ("corrects_mu", "the ratio to mu")):
+            holders = [type(factor).__name__ for factor in self.factors if getattr(traits(factor), trait)]
+            if len(holders) > 1:
+                raise UsageError(
+                    f"a product counts a ratio once, but {' and '.join(holders)} each hold {ratio}: keep one of them "
+                    f"(a mask of your own, which only drops, declares {trait} = False)"
+                )
 
     @property
     def scope(self) -> str:  # type: ignore[override]
@@ -239,7 +269,7 @@ class Product(Correction):
             at_old = rollout.old_logp
         weight = torch.ones_like(logp, dtype=torch.float64)
         for factor in self.factors:
-            point = logp if traits(factor).trust_region else at_old
+            point = logp if traits(factor).trust_region or traits(factor).at_pi else at_old
             weight = weight * factor(point.double(), rollout, advantage).double()
         weight = weight.clamp(max=torch.tensor(MAX_LOG_WEIGHT).exp().item())
         return torch.where(rollout.mask, weight, 0.0).to(_weight_dtype(logp))

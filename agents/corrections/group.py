@@ -14,6 +14,7 @@ from agents.corrections.correction import (
     Correction,
     at_level,
     check_level,
+    check_positive,
     exp,
     log_rho,
 )
@@ -30,6 +31,8 @@ class SelfNormalised(Correction):
     (Owen, Monte Carlo theory, methods and examples, ch. 9.2). Bias O(1/n), W <= n."""
 
     over: str = "group"
+
+    operator: ClassVar[str] = "normalise"
 
     def __post_init__(self) -> None:
         if self.over not in SCOPES[2:]:
@@ -59,6 +62,7 @@ class ESSAdaptive(Correction):
     level: str = "sequence"
 
     scope: ClassVar[str] = "batch"
+    operator: ClassVar[str] = "temper"
 
     def __post_init__(self) -> None:
         check_level(self)
@@ -81,6 +85,34 @@ class ESSAdaptive(Correction):
         return low
 
 
+@corrections.register("m2po")
+@dataclass(frozen=True)
+class M2PO(Correction):
+    """``W = rho``, and 0 on the tokens of largest (log rho)^2 until its mean over the others is at most ``moment``: the
+    second moment of a minibatch is held, and few tokens are lost for it (arXiv 2510.01161, eq. 5 and algorithm 1;
+    token-mean). As with PPO's clip, only tokens that A pushes away from rho = 1 are counted and dropped: those with A >
+    0 and rho > 1, or A < 0 and rho < 1. Tokens as far as the last one dropped go with it.
+    """
+
+    moment: float = 0.04
+
+    scope: ClassVar[str] = "batch"
+    operator: ClassVar[str] = "mask"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "moment")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_rho(logp, rollout)
+        outward = rollout.mask & (log_ratio * advantage[:, None] > 0)
+        square = log_ratio.square()
+        ordered = square[outward].sort().values
+        means = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
+        kept = int((means <= self.moment).sum())  # the means rise with what they are of
+        dropped = outward & (square >= ordered[kept]) if kept < len(ordered) else torch.zeros_like(outward)
+        return torch.where(dropped, 0.0, exp(log_ratio, logp, rollout))
+
+
 @corrections.register("defensive")
 @dataclass(frozen=True)
 class Defensive(Correction):
@@ -97,6 +129,7 @@ class Defensive(Correction):
     unbiased: ClassVar[bool] = True
     needs_old_logp: ClassVar[bool] = True
     mixed: ClassVar[bool] = True
+    operator: ClassVar[str] = "mix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         full_logp = rollout.full_logp

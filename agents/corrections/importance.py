@@ -1,4 +1,4 @@
-"""Importance ratios pi / mu: whole, partial, truncated, masked and tempered."""
+"""Importance ratios pi / mu: whole, partial, truncated and tempered."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from agents.corrections.correction import (
+    MAX_LOG_WEIGHT,
     Correction,
     at_level,
     check_level,
     check_positive,
     exp,
     log_rho,
-    mean_over_tokens,
 )
 from agents.rollout import Rollout
 from registry import UsageError, corrections
@@ -31,6 +31,7 @@ class NoCorrection(Correction):
     scope: ClassVar[str] = "token"
     is_identity: ClassVar[bool] = True
     corrects_mu: ClassVar[bool] = False
+    operator: ClassVar[str] = "none"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(torch.zeros_like(logp, dtype=torch.float64), logp, rollout)
@@ -55,9 +56,28 @@ class PrefixIS(Correction):
     the state distribution and the action; the value of the continuation stays mu's."""
 
     scope: ClassVar[str] = "sequence"
+    geometry: ClassVar[str] = "prefix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(log_rho(logp, rollout).cumsum(1), logp, rollout)
+
+
+@corrections.register("minpro")
+@dataclass(frozen=True)
+class MinPRO(Correction):
+    """``W_t = rho_t * min_{s<t} rho_s``: of the ratio up to each token, the smallest factor stands for the prefix, so
+    that a doubtful prefix counts less without a product that grows with t (arXiv 2601.22718).
+
+    Our reading of what is public: the ratio of the token by itself, no clip, and 1 for the empty prefix.
+    """
+
+    scope: ClassVar[str] = "sequence"
+    geometry: ClassVar[str] = "prefix"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_rho(logp, rollout)
+        before = log_ratio.cummin(1).values[:, :-1]
+        return exp(log_ratio + torch.nn.functional.pad(before, (1, 0)), logp, rollout)
 
 
 @corrections.register("suffix-is")
@@ -67,6 +87,7 @@ class SuffixIS(Correction):
     the prefixes stays mu's."""
 
     scope: ClassVar[str] = "sequence"
+    geometry: ClassVar[str] = "suffix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         return exp(log_rho(logp, rollout).flip(1).cumsum(1).flip(1), logp, rollout)
@@ -94,6 +115,8 @@ class TruncatedIS(Correction):
     level: str = "token"
     cap: float = 2.0
 
+    operator: ClassVar[str] = "truncate"
+
     def __post_init__(self) -> None:
         check_level(self)
         check_positive(self, "cap")
@@ -110,50 +133,6 @@ class TruncatedIS(Correction):
         return exp(at_level(log_rho(logp, rollout), self.level).clamp(max=math.log(self.cap)), logp, rollout)
 
 
-@corrections.register("masked-is")
-@dataclass(frozen=True)
-class MaskedIS(Correction):
-    """``W = w`` if low <= w <= high, else 0: masked importance sampling (on tokens with these bounds, IcePop of
-    Ring-1T, arXiv 2510.18855)."""
-
-    level: str = "token"
-    low: float = 0.5
-    high: float = 5.0
-
-    def __post_init__(self) -> None:
-        check_level(self)
-        _check_band(self, self.low, self.high)
-
-    @property
-    def scope(self) -> str:  # type: ignore[override]
-        return self.level
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        log_w = at_level(log_rho(logp, rollout), self.level)
-        return torch.where(_inside(log_w, self.low, self.high), exp(log_w, logp, rollout), 0.0)
-
-
-@corrections.register("geometric-mask")
-@dataclass(frozen=True)
-class GeometricMask(Correction):
-    """``W = 1`` if the geometric mean of the sequence's ratios lies in [low, high], else 0: drops whole completions
-    that the target would not have written. It filters and does not correct."""
-
-    low: float = 0.5
-    high: float = 2.0
-
-    scope: ClassVar[str] = "sequence"
-    corrects_mu: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        _check_band(self, self.low, self.high)
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        mean = mean_over_tokens(log_rho(logp, rollout), rollout.mask)
-        kept = _inside(mean, self.low, self.high)
-        return torch.where(kept, exp(torch.zeros_like(mean), logp, rollout), 0.0)
-
-
 @corrections.register("tempered")
 @dataclass(frozen=True)
 class Tempered(Correction):
@@ -162,6 +141,8 @@ class Tempered(Correction):
 
     beta: float = 0.5
     level: str = "sequence"
+
+    operator: ClassVar[str] = "temper"
 
     def __post_init__(self) -> None:
         check_level(self)
@@ -180,10 +161,28 @@ class Tempered(Correction):
         return exp(self.beta * at_level(log_rho(logp, rollout), self.level), logp, rollout)
 
 
-def _check_band(owner: Correction, low: float, high: float) -> None:
-    if not 0 <= low <= 1 <= high:
-        raise UsageError(f"{type(owner).__name__}: low={low!r} and high={high!r} must satisfy 0 <= low <= 1 <= high")
+@corrections.register("vespo")
+@dataclass(frozen=True)
+class VESPO(Correction):
+    """``W = w^k exp(lam (1 - w))``, w = w_{1:T}, k and lam by the sign of A: a soft gate on the sequence's ratio, 1 at
+    w = 1 and 0 at both ends (arXiv 2602.10693; constants and token-mean as in TRL). W is largest at w = k / lam: below
+    1 for successes, above 1 for failures.
+    """
 
+    k_pos: float = 2.0
+    lam_pos: float = 3.0
+    k_neg: float = 3.0
+    lam_neg: float = 2.0
 
-def _inside(log_w: Tensor, low: float, high: float) -> Tensor:
-    return (log_w >= (math.log(low) if low > 0 else -math.inf)) & (log_w <= math.log(high))
+    scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "gate"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "k_pos", "lam_pos", "k_neg", "lam_neg")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_w = at_level(log_rho(logp, rollout), "sequence").clamp(max=MAX_LOG_WEIGHT)
+        failed = advantage[:, None] < 0
+        k = torch.where(failed, self.k_neg, self.k_pos)
+        lam = torch.where(failed, self.lam_neg, self.lam_pos)
+        return exp(k * log_w - lam * torch.expm1(log_w), logp, rollout)

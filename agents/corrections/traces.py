@@ -26,6 +26,7 @@ class Retrace(Correction):
     lam: float = 1.0
 
     scope: ClassVar[str] = "token"
+    operator: ClassVar[str] = "truncate"
 
     def __post_init__(self) -> None:
         _check_lam(self, self.lam)
@@ -48,6 +49,8 @@ class RetraceProduct(Correction):
     lam: float = 1.0
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "truncate"
+    geometry: ClassVar[str] = "suffix"
 
     def __post_init__(self) -> None:
         _check_lam(self, self.lam)
@@ -72,6 +75,8 @@ class VTrace(Correction):
     c_bar: float = 1.0
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "truncate"
+    geometry: ClassVar[str] = "suffix"
 
     def __post_init__(self) -> None:
         check_positive(self, "rho_bar", "c_bar")

@@ -1,4 +1,4 @@
-"""Trust regions and the losses they come from, as weights: with r = pi / pi_old (mu does not enter, but in ``topr``).
+"""Trust regions and the losses they come from, as weights: with r = pi / pi_old (mu enters where a docstring says so).
 
 Each equals the gradient of the published loss; the aggregation that the publication uses is named beside it.
 """
@@ -24,6 +24,8 @@ from agents.corrections.correction import (
 )
 from agents.rollout import Rollout
 from registry import UsageError, corrections
+
+TINY = 1e-8  # beside a probability of 0, as in verl
 
 
 class TrustRegion(Correction):
@@ -52,6 +54,8 @@ class PPOClip(TrustRegion):
     eps_high: float = 0.2
     dual_clip: float | None = None
 
+    operator: ClassVar[str] = "clip"
+
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)
         if self.dual_clip is not None and not self.dual_clip > 1 + self.eps_high:
@@ -77,6 +81,7 @@ class GSPO(TrustRegion):
     eps_high: float = 4e-4
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)
@@ -85,6 +90,22 @@ class GSPO(TrustRegion):
         log_s = mean_over_tokens(log_r(logp, rollout), rollout.mask)
         kept = ~_clipped(log_s, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
         return torch.where(kept, exp(log_s, logp, rollout), 0.0)
+
+
+@corrections.register("luspo")
+@dataclass(frozen=True)
+class LUSPO(GSPO):
+    """``W = T s`` where not clipped, T the completion's length: GSPO's weight times what its mean over tokens divides
+    by, so that a token of a long completion counts as much as one of a short (arXiv 2602.05261, bounds of sec. 5.1;
+    sequence-mean)."""
+
+    eps_low: float = 2e-3
+    eps_high: float = 2.5e-3
+
+    on_policy: ClassVar[None] = None
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        return super().__call__(logp, rollout, advantage) * rollout.mask.sum(1, keepdim=True)
 
 
 @corrections.register("gmpo")
@@ -96,6 +117,7 @@ class GMPO(TrustRegion):
     log_clip: float = 0.4
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         check_positive(self, "log_clip")
@@ -116,6 +138,8 @@ class CISPO(TrustRegion):
     eps_low: float = 1.0
     eps_high: float = 4.0
 
+    operator: ClassVar[str] = "truncate"
+
     def __post_init__(self) -> None:
         _check_clip(self, self.eps_low, self.eps_high)
 
@@ -133,6 +157,8 @@ class SAPO(TrustRegion):
     tau_pos: float = 1.0
     tau_neg: float = 1.05
 
+    operator: ClassVar[str] = "gate"
+
     def __post_init__(self) -> None:
         check_positive(self, "tau_pos", "tau_neg")
 
@@ -144,6 +170,69 @@ class SAPO(TrustRegion):
         return exp(math.log(4.0) + log_gate + log_ratio, logp, rollout)
 
 
+@dataclass(frozen=True)
+class DPPO(TrustRegion):
+    """``W = min(r, cap)``, and 0 where A pushes a token's probability further than ``delta`` from what it was: a region
+    by a divergence of (pi, 1 - pi) from (pi_old, 1 - pi_old), with the sign of pi - pi_old (arXiv 2602.04879; the cap
+    is of its sec. 5.4, bounds and cap are verl's).
+
+    The paper advises the rollout policy for pi_old (sec. 5.2). Here pi_old is the target's, as for every trust region,
+    and a product such as ``token-is*dppo-tv`` corrects mu.
+    """
+
+    delta_low: float
+    delta_high: float
+    cap: float = 20.0
+
+    operator: ClassVar[str] = "mask"
+
+    def __post_init__(self) -> None:
+        check_positive(self, "delta_low", "delta_high", "cap")
+
+    @property
+    def on_policy(self) -> float:  # type: ignore[override]
+        return min(1.0, self.cap)
+
+    def divergence(self, logp: Tensor, old_logp: Tensor) -> Tensor:
+        """[B, T] float64, with the sign of pi - pi_old."""
+        raise NotImplementedError
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_r(logp, rollout)
+        now = torch.where(rollout.mask, logp.double(), 0.0)
+        moved = self.divergence(now.clamp(max=0.0), (now - log_ratio).clamp(max=0.0))  # rounding may lift one above 0
+        kept = ~_clipped(moved, advantage, self.delta_high, -self.delta_low)
+        return torch.where(kept, exp(log_ratio.clamp(max=math.log(self.cap)), logp, rollout), 0.0)
+
+
+@corrections.register("dppo-tv")
+@dataclass(frozen=True)
+class DPPOTV(DPPO):
+    """``W = min(r, 20)``, and 0 where A > 0 and pi - pi_old > delta_high, or A < 0 and pi - pi_old < -delta_low: a
+    region by total variation, which rare tokens seldom leave (arXiv 2602.04879, Binary-TV; constant or token-mean)."""
+
+    delta_low: float = 0.15
+    delta_high: float = 0.15
+
+    def divergence(self, logp: Tensor, old_logp: Tensor) -> Tensor:
+        return logp.exp() - old_logp.exp()
+
+
+@corrections.register("dppo-kl")
+@dataclass(frozen=True)
+class DPPOKL(DPPO):
+    """``W = min(r, 20)``, and 0 where the KL of (pi, 1 - pi) from (pi_old, 1 - pi_old) is above delta and pi has moved
+    the way that A pushes it (arXiv 2602.04879, Binary-KL; constant or token-mean)."""
+
+    delta_low: float = 0.05
+    delta_high: float = 0.05
+
+    def divergence(self, logp: Tensor, old_logp: Tensor) -> Tensor:
+        p, q = logp.exp(), old_logp.exp()
+        others = torch.log((1 - q + TINY) / (1 - p + TINY))
+        return torch.sign(p - q) * (q * (old_logp - logp) + (1 - q) * others)
+
+
 @corrections.register("topr")
 @dataclass(frozen=True)
 class TOPR(Correction):
@@ -151,6 +240,7 @@ class TOPR(Correction):
     as the target would still write them (arXiv 2503.14286, eq. 8)."""
 
     scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "truncate"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_w = at_level(log_rho(logp, rollout), "sequence").clamp(max=0.0)
@@ -174,6 +264,7 @@ class DecoupledPPO(TrustRegion):
     eps_high: float = 0.2
 
     corrects_mu: ClassVar[bool] = True
+    operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
         check_level(self)
@@ -193,13 +284,58 @@ class DecoupledPPO(TrustRegion):
     def on_policy(self) -> float:  # type: ignore[override]
         return 1.0 if self.cap is None else min(1.0, self.cap)
 
+    def _log_high(self, lost: Tensor) -> float | Tensor:
+        """log of the upper clip, where the cap takes ``lost`` off log w."""
+        return math.log1p(self.eps_high)
+
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_ratio = log_r(logp, rollout)
-        kept = ~_clipped(log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
         log_w = at_level(log_rho(logp, rollout) - log_ratio, self.level)
-        if self.cap is not None:
-            log_w = log_w.clamp(max=math.log(self.cap))
-        return torch.where(kept, exp(log_w + log_ratio, logp, rollout), 0.0)
+        capped = log_w if self.cap is None else log_w.clamp(max=math.log(self.cap))
+        kept = ~_clipped(log_ratio, advantage, self._log_high(log_w - capped), _log1m(self.eps_low))
+        return torch.where(kept, exp(capped + log_ratio, logp, rollout), 0.0)
+
+
+@corrections.register("acr")
+@dataclass(frozen=True)
+class ACR(DecoupledPPO):
+    """``W = min(w, cap) r`` where not clipped, w = pi_old / mu, the upper clip at (1 + eps_high) w / min(w, cap): where
+    the cap has made a success count less, the clip leaves it as much more room (adaptive clipping range of QuRL, arXiv
+    2602.13953). With one step a rollout it is ``truncated-is`` of the same cap, whose default is ours."""
+
+    cap: float | None = 2.0
+
+    def _log_high(self, lost: Tensor) -> Tensor:
+        return math.log1p(self.eps_high) + lost
+
+
+@corrections.register("a-3po")
+@dataclass(frozen=True)
+class A3PO(Correction):
+    """``W = rho`` where not clipped, the clip on rho ** alpha: decoupled PPO about a policy between mu and pi, which
+    stands for pi_old without its forward, log q = alpha log mu + (1 - alpha) log pi (arXiv 2512.06547, whose alpha is
+    1 / d at a lag of d updates; token-mean).
+
+    mu lags by layers here, not by updates, so that alpha is a setting: our reading. At 1 it is PPO's clip about mu, and
+    the nearer to 0, the wider the clip.
+    """
+
+    alpha: float = 0.5
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+
+    scope: ClassVar[str] = "token"
+    operator: ClassVar[str] = "clip"
+
+    def __post_init__(self) -> None:
+        _check_clip(self, self.eps_low, self.eps_high)
+        if not 0 < self.alpha <= 1:
+            raise UsageError(f"A3PO.alpha={self.alpha!r} must lie in (0, 1]")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_rho(logp, rollout)
+        kept = ~_clipped(self.alpha * log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
 
 
 def _check_clip(owner: Correction, eps_low: float, eps_high: float) -> None:
@@ -213,7 +349,7 @@ def _log1m(eps: float) -> float:
     return math.log1p(-eps) if eps < 1 else -math.inf
 
 
-def _clipped(log_ratio: Tensor, advantage: Tensor, high: float, low: float) -> Tensor:
+def _clipped(log_ratio: Tensor, advantage: Tensor, high: float | Tensor, low: float) -> Tensor:
     """Where the clipped branch is the smaller one, so that it has no gradient: [B, T] or [B, 1]."""
     a = advantage[:, None]
     return ((a > 0) & (log_ratio > high)) | ((a < 0) & (log_ratio < low))

@@ -77,7 +77,7 @@ class Outcome:
     def spent(self, axis: str) -> list[float]:
         """The budget used at each evaluation, on one of ``axes``; the number of the evaluation at ``END``."""
         if axis == END:
-            return [float(n) for n in range(len(self.result["curve"]))]
+            return [float(n) for n in range(1, len(self.result["curve"]) + 1)]
         return [float(point[axis]) for point in self.result["curve"]]
 
     @property

@@ -18,6 +18,8 @@ from rich.console import Console
 
 from benchmarks.comparison.board import clock
 from benchmarks.comparison.grid import Arm
+from benchmarks.comparison.resolution import UNKNOWN as UNKNOWN_RESOLUTION
+from benchmarks.comparison.resolution import Answers, components_of, resolution
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import read_result
 from benchmarks.experiment.training import RESULT
@@ -36,7 +38,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run says of the cost of others like it. ``seconds`` and ``tokens`` are of one iteration."""
+    """What a finished run says of others like it. ``seconds`` and ``tokens`` are of one iteration; ``right`` is what it
+    got right in the end, 0 or 1 for each question."""
 
     spec: RunSpec
     seconds: float
@@ -44,6 +47,7 @@ class FinishedRun:
     evaluation_seconds: float
     iterations: int
     peak_bytes: float
+    right: str = ""
 
     def cost_of(self, spec: RunSpec) -> Cost:
         """The cost of ``spec``, whose shape is the same: in proportion to the completions it trains and evaluates."""
@@ -69,6 +73,22 @@ class FinishedRuns:
             return None
         return Cost(float(np.mean([cost.seconds for cost in costs])), max(cost.peak_bytes for cost in costs))
 
+    def answers(self, specs: Sequence[RunSpec]) -> list[Answers]:
+        """Of the finished runs that have a shape of ``specs`` and were measured on the questions of the first."""
+        shapes = {_shape(spec) for spec in specs}
+        asked = _questions(specs[0])
+        return [
+            Answers(json.dumps(run.spec.agent, sort_keys=True), run.spec.seed, run.right)
+            for run in self.runs
+            if _shape(run.spec) in shapes and _questions(run.spec) == asked
+        ]
+
+
+def _questions(spec: RunSpec) -> str:
+    """What the held-out questions depend on."""
+    chosen = {name: value for name, value in spec.evaluation.items() if name not in ("every", "samples", "sets")}
+    return json.dumps([spec.env, chosen], sort_keys=True)
+
 
 def _shape(spec: RunSpec) -> tuple[str, str, str, str]:
     return spec.policy, json.dumps(spec.env, sort_keys=True), spec.device, spec.agent["id"]
@@ -87,6 +107,7 @@ def _read(runs: Path) -> Iterator[FinishedRun]:
                 evaluation_seconds=result["seconds_evaluation"],
                 iterations=count,
                 peak_bytes=result["peak_bytes"],
+                right=result["right_after"],
             )
         except (ValueError, KeyError):
             continue
@@ -138,3 +159,16 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
         )
     if unknown:
         console.print(f"{unknown} run(s): {UNKNOWN}", highlight=False)
+    _print_resolution(arms, cost_of, console)
+
+
+def _print_resolution(arms: Sequence[Arm], finished: FinishedRuns, console: Console) -> None:
+    """What the comparison will tell apart."""
+    compared = [arm.specs[0] for arm in arms if arm.control is None]
+    components = components_of(finished.answers(compared))
+    if components is None:
+        console.print(UNKNOWN_RESOLUTION, highlight=False)
+        return
+    said, needed = resolution(components, max(len(arm.specs) for arm in arms), compared[0].evaluated.problems)
+    console.print(said, highlight=False)
+    console.print(needed.rich())

@@ -19,6 +19,7 @@ from rich.console import Console
 import agents  # noqa: F401  registers the components
 from agents.corrections import ZeroWeights, traits
 from benchmarks.estimators import adviser, against, contract, picture, report
+from benchmarks.estimators.families import families
 from benchmarks.estimators.moments import Grouping
 from benchmarks.estimators.sweep import Sweep, rows
 from benchmarks.measuring.durable import json_text
@@ -40,6 +41,7 @@ examples:
   python -m benchmarks.estimators --check my_package:MyCorrection       is my correction sound?
   python -m benchmarks.estimators --run runs/1f3a                       which correction fits what my run measured?
   python -m benchmarks.estimators --against runs/*                      did training agree with the lab?
+  python -m benchmarks.estimators --families                            which ratio, and what is done to it?
 """
 
 
@@ -93,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="finished runs: what the lab predicted beside what came",
     )
+    options.add_argument("--families", action="store_true", help="print the corrections by ratio, as Markdown")
     return options
 
 
@@ -100,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if ``--check`` found a fault, 2 on bad input."""
     given = parser().parse_args(arguments)
+    if given.families:
+        print(families().markdown())
+        return 0
     console = output()
     torch.set_num_threads(1)  # the tensors are small
     with warnings.catch_warnings():

@@ -164,6 +164,39 @@ def _column(rollout: Rollout, t: int) -> Rollout:
     )
 
 
+def geometry(correction: Any) -> str:
+    """A weight of the tokens up to its own does not depend on later ones, nor one of those from it on earlier ones."""
+    declared = traits(correction).geometry
+    if declared not in ("prefix", "suffix"):
+        return ""
+    logp, rollout, advantage = example(correction)
+    assert rollout.old_logp is not None
+    weight = weigh(correction, logp, rollout, advantage)
+    for t in range(1, logp.shape[1]):
+        inside = (torch.arange(logp.shape[1]) < t) == (declared == "prefix")
+        other = replace(
+            rollout,
+            behavior_logp=torch.where(inside, rollout.behavior_logp, rollout.behavior_logp - 0.3),
+            old_logp=torch.where(inside, rollout.old_logp, rollout.old_logp + 0.2),
+        )
+        if not torch.allclose(weight[:, inside], weigh(correction, logp, other, advantage)[:, inside], rtol=1e-9):
+            return f"declares the geometry {declared!r}, but tokens outside of it change the weight"
+    return ""
+
+
+def mask(correction: Any) -> str:
+    """What declares that it holds no ratio only keeps a token, with the weight that it has on policy, or drops it."""
+    declared = traits(correction)
+    if declared.corrects_mu or declared.trust_region:
+        return ""
+    logp, rollout, advantage = example(correction)
+    weight = weigh(correction, logp, rollout, advantage)
+    kept = weight[rollout.mask & (weight != 0)]
+    if declared.on_policy is None or torch.allclose(kept, torch.full_like(kept, declared.on_policy), rtol=1e-9):
+        return ""
+    return "declares corrects_mu = False, but its weights are not only kept or dropped: leave it undeclared"
+
+
 def bias(correction: Any) -> str:
     """The declaration of unbiasedness is right to 1e-10 in the exact lab, both ways."""
     declared, measured = traits(correction).unbiased, relative_bias(correction)
@@ -194,7 +227,7 @@ def relative_bias(correction: Any) -> float:
 
 CHECKS: dict[str, Callable[[Any], str]] = {
     check.__name__.replace("_", "-"): check
-    for check in (on_policy, detached, padding, permutation, finite, scope, bias)
+    for check in (on_policy, detached, padding, permutation, finite, scope, geometry, mask, bias)
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agents.distributed import ALONE, Ranks
-from agents.held_out import SLOTS, HeldOut, refuse_overlap, shared_options
+from benchmarks.experiment.held_out import SLOTS, HeldOut, refuse_overlap, shared_options
 from benchmarks.experiment.spec import EvaluationSpec
 from envs.problems import source_of
 from envs.task import Task

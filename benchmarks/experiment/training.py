@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from agents import checkpoint
+from agents import ReFT, checkpoint
 from agents.distributed import Ranks, join
-from agents.held_out import SLOTS
-from agents.memory import fitting_slots, peak_bytes
+from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
 from benchmarks.experiment.evaluation import Evaluator
+from benchmarks.experiment.held_out import SLOTS
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
@@ -139,8 +139,11 @@ class Training:
     def _train(self, agent: Any) -> Iterator[dict[str, Any]]:
         chosen = self.spec.evaluated
         task = agent.envs.unwrapped.task
-        slots = max(1, fitting_slots(agent.target, task, agent.optimizer, SLOTS))  # memory decides, no number does
-        self.evaluator = Evaluator(task, chosen, self.ranks, slots)
+        wanted = min(SLOTS, chosen.problems)
+        slots = fitting_slots(agent.target, task, agent.optimizer, wanted)
+        if slots < wanted:
+            _tell_of_slots("evaluations", max(1, slots), wanted)
+        self.evaluator = Evaluator(task, chosen, self.ranks, max(1, slots))  # one has been found to fit
         if not self.rows:
             yield self._evaluate(agent, whole=True)
         # What imports have left lives as long as the process: to look through it again and again takes up to a fifth of
@@ -164,9 +167,16 @@ class Training:
                     agent.save(self.folder / "checkpoint")
 
     def _spent(self) -> Spent:
-        """What share of its budget the run has spent with some iterations and tokens; by the leader's clock."""
-        seconds = self.ranks.agree(round(1e6 * seconds_spent(self.rows))) / 1e6 if self.spec.seconds else 0.0
-        return lambda iterations, tokens: min(1.0, self.spec.used(iterations, tokens, seconds))
+        """What share of its budget the run has spent with some iterations and tokens, at the moment it is asked in an
+        iteration that begins now; by the leader's clock."""
+        before, began = seconds_spent(self.rows), time.perf_counter()
+
+        def spent(iterations: int, tokens: int) -> float:
+            seconds = before + time.perf_counter() - began
+            seconds = self.ranks.agree(round(1e6 * seconds)) / 1e6 if self.spec.seconds else 0.0
+            return min(1.0, self.spec.used(iterations, tokens, seconds))
+
+        return spent
 
     def _over(self, agent: Any) -> bool:
         """Whether a budget is used up; by the leader's clock."""
@@ -218,8 +228,21 @@ def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
     env = dict(spec.env)
     if spec.policy != "tiny" and env.get("tokenizer") == spec.policy and env.get("vocab_size") is None:
         env["vocab_size"] = int(load_config(spec.policy).vocab_size)  # may be padded beyond the tokenizer
+    given: dict[str, Any] = {"policy": weights or spec.policy, "seed": spec.seed, "device": spec.device}
     envs = make_envs(env, arguments)
-    return component(policy=weights or spec.policy, env=envs, seed=spec.seed, device=spec.device, **arguments)
+    try:
+        return component(env=envs, **given, **arguments)
+    except NotEnoughMemory as error:
+        named = arguments.get("slots") is not None
+        if not error.slots or named or not issubclass(component, ReFT):  # of another agent they are a hyper-parameter
+            raise
+        _tell_of_slots("rollouts", error.slots, envs.num_envs)
+        arguments = {**arguments, "slots": error.slots}
+    return component(env=make_envs(env, arguments), **given, **arguments)
+
+
+def _tell_of_slots(what: str, slots: int, wanted: int) -> None:
+    print(f"note: memory holds {slots} slots of {what}, not {wanted}: slower, the same numbers", file=sys.stderr)
 
 
 def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:

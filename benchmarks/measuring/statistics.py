@@ -93,6 +93,29 @@ class MeanSquares(NamedTuple):
         return Estimate(mean, float(np.sqrt(total / (seeds * questions))), df)
 
 
+class Components(NamedTuple):
+    """Variances of an outcome: of its seed's effect, of its question's, and of what neither explains."""
+
+    seeds: float
+    questions: float
+    rest: float
+
+    @staticmethod
+    def of(outcomes: ArrayLike) -> Components:
+        """From the mean squares of [S, Q] outcomes; none is below zero."""
+        squares, (seeds, questions) = mean_squares(outcomes), np.shape(outcomes)
+        return Components(
+            seeds=max(0.0, (squares.seeds - squares.rest) / questions),
+            questions=max(0.0, (squares.questions - squares.rest) / seeds),
+            rest=squares.rest,
+        )
+
+    def half_width(self, seeds: int, questions: int) -> float:
+        """Of the 95 % interval of the mean of that many seeds and questions, at the expected mean squares."""
+        expected = MeanSquares(self.rest + questions * self.seeds, self.rest + seeds * self.questions, self.rest)
+        return expected.estimate(0.0, seeds, questions).interval().high
+
+
 def mean_squares(outcomes: ArrayLike) -> MeanSquares:
     """Of [S, Q] outcomes, with S and Q at least 2."""
     table = np.asarray(outcomes, dtype=float)

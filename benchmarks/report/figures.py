@@ -7,6 +7,7 @@ import io
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.comparison.outcomes import END, ArmOutcome
 from benchmarks.measuring.plots import COLOURS, style
@@ -29,6 +30,8 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
         x = np.unique([spent for run in arm.runs for spent in run.spent(axis) if spent <= end])
         mean = np.mean([np.interp(x, run.spent(axis), run.greedy) for run in arm.runs], axis=0)
         panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markersize=5, **how)
+    if axis == END:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel(AXIS_LABELS[axis])
     panel.set_ylabel("held-out accuracy, %")
     panel.grid(alpha=0.3)

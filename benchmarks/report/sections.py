@@ -18,6 +18,7 @@ from benchmarks.report.words import percent, summary
 from policies.nested import from_halves, halves
 
 MOST_SUBSETS = 8
+OWN_RUNS = "Each run's folder has its spec.json: python -m benchmarks.run --spec FILE repeats it alone."
 VERDICTS = (
     "p: of no difference, alone and among all arms (Holm, at each kind of budget); p, apart: of a difference as large "
     "as the margin or larger (two one-sided tests). Each is judged at 5 %."
@@ -29,7 +30,12 @@ def report(comparison: Comparison) -> Report:
     arms = [arm for group in comparison.groups for arm in group.arms]
     facts = _facts(arms[0].runs[0].provenance)
     facts.append(
-        ("runs", "; ".join(f"{arm.label}: {' '.join(run.result['hash'] for run in arm.runs)}" for arm in arms))
+        (
+            "runs",
+            "; ".join(
+                f"{arm.label}: {' '.join(dict.fromkeys(run.result['hash'] for run in arm.runs))}" for arm in arms
+            ),
+        )
     )
     if comparison.source:
         facts.append(("settings", comparison.source))
@@ -42,7 +48,7 @@ def report(comparison: Comparison) -> Report:
         ],
         command=comparison.command,
         facts=facts,
-        note="Each run's folder has its spec.json: python -m benchmarks.run --spec FILE repeats it alone.",
+        note=OWN_RUNS if any(run.provenance for arm in arms for run in arm.runs) else "",
     )
 
 

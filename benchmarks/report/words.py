@@ -127,7 +127,7 @@ def _group(group: Group) -> list[str]:
 
 def _start(group: Group) -> list[str]:
     """Where the arms' policy is the model of a finished run: which run that is, and what it took."""
-    policy = Path(group.arms[0].runs[0].result["policy"])
+    policy = Path(group.arms[0].runs[0].result.get("policy", ""))
     if policy.name != "model" or not (policy.parent / RESULT).is_file():
         return []
     run = read_result(policy.parent / RESULT)

@@ -7,6 +7,7 @@ compared with the plain computation on the device first.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import torch
@@ -16,6 +17,11 @@ import policies.native as native
 from policies.native import Kernels
 from policies.native.sizes import LANES
 from policies.pretrained.architecture import Architecture
+
+# Both caches keep what they make for each number of rows, up to half a megabyte of it, and every update brings other
+# numbers of rows: with their 1024 entries a process grows by a gigabyte. What is made again takes half a millisecond.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # of oneDNN, of torch in front of it
+    os.environ.setdefault(_cache, "128")
 
 _SMALL_HEAD = 2**20  # weights of a float32 head that each core reads for its own rows
 _WHOLE_STEP_BYTES = 2**24  # of all layers' matrices: half of the last-level cache of a small machine

@@ -18,8 +18,8 @@ from policies.model.entropy import chunked_entropy
 from policies.model.products import float_product, operand, outer_product, product
 from policies.native import PANEL, Kernels
 
-_CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
-_KEPT = 2**27  # most exponentials kept for the backward of one micro-batch: 256 MB
+CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
+KEPT = 2**27  # most exponentials kept for the backward of one micro-batch: 256 MB
 
 
 class _ChunkedLogp(torch.autograd.Function):
@@ -64,7 +64,7 @@ class _TorchProjection:
 
     def logp(self, hidden: Tensor, token: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         scores = torch.empty(2, len(hidden), device=hidden.device)
-        step = max(1, _CHUNK_LOGITS // len(self.weight))
+        step = max(1, CHUNK_LOGITS // len(self.weight))
         for begin in range(0, len(hidden), step):
             rows = slice(begin, begin + step)
             logits = self._logits(hidden[rows], self.weight)
@@ -94,7 +94,7 @@ class _CompiledProjection:
 
     def logp(self, hidden: Tensor, token: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         rows = hidden.bfloat16().contiguous()
-        panels = min(len(self.panels), _KEPT // (len(rows) * PANEL)) if keep else 0
+        panels = min(len(self.panels), KEPT // (len(rows) * PANEL)) if keep else 0
         self.kept = rows.new_empty(panels, len(rows), PANEL)
         logp, normaliser, self.peak = self.kernels.head_logp(
             rows, self.panels, self.vocabulary, self.temperature, token.contiguous(), self.kept
@@ -124,7 +124,7 @@ def _projection(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch
 
 def _columns(rows: int, vocabulary: int) -> list[tuple[int, int]]:
     """Parts of the vocabulary for the backward: a part's weights then have their whole gradient at once."""
-    step = max(1, _CHUNK_LOGITS // rows // PANEL) * PANEL
+    step = max(1, CHUNK_LOGITS // rows // PANEL) * PANEL
     return [(begin, min(begin + step, vocabulary)) for begin in range(0, vocabulary, step)]
 
 

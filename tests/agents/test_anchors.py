@@ -135,7 +135,15 @@ def test_a_penalty_in_the_reward_is_taken_from_it(folder: str) -> None:
     assert metrics["sequences_used"] == 24, "rewards of a group are no longer equal"
 
 
-@pytest.mark.parametrize("arguments", [{}, {"correction": "self-normalised"}, {"minibatches": 3, "epochs": 2}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"correction": "self-normalised"},
+        {"minibatches": 3, "epochs": 2},
+        {"correction": "defensive", "anchor": {**K3, "corrected": True}},  # some tokens are the target's own
+    ],
+)
 def test_micro_batches_change_nothing(folder: str, arguments: dict[str, Any]) -> None:
     given = {"anchor": K3, "correction": "ppo-clip", "sampler": "fixed", **arguments}
     whole, parts = (moved(folder, microbatch_tokens=tokens, **given) for tokens in (None, 120))

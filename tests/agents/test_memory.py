@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from agents import ReFT, memory
+from benchmarks.run import main
 from envs.task import Task, TaskSpec
 from envs.vector import MathReasonVector
 from policies import Policy
@@ -49,15 +54,115 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str
     small_machine(lasting + 20 * one + 2048)
     assert memory.fitting_slots(target, task, optimizer, 256) == 20
     assert memory.fitting_slots(target, task, optimizer, 8) == 8
-    ReFT(target, MathReasonVector(num_envs=20, copy=False), group_size=4, problems_per_batch=2)
+    few = {"group_size": 4, "problems_per_batch": 2, "microbatch_tokens": 64}
+    ReFT(target, MathReasonVector(num_envs=20, copy=False), **few)
     with pytest.raises(UsageError, match=r"256 slots.*slots=20 or fewer.*max_new_tokens"):
-        ReFT(target, MathReasonVector(num_envs=256, copy=False), group_size=4, problems_per_batch=2)
+        ReFT(target, MathReasonVector(num_envs=256, copy=False), **few)
     small_machine(lasting // 2)
     with pytest.raises(UsageError, match="smaller model"):
-        ReFT(target, MathReasonVector(num_envs=2, copy=False), group_size=4, problems_per_batch=2)
+        ReFT(target, MathReasonVector(num_envs=2, copy=False), **few)
 
 
 def test_a_system_that_tells_nothing_stops_nobody(folder: str, small_machine) -> None:
     target = Policy.load(folder)
     optimizer = torch.optim.AdamW(target.parameters())
     assert memory.fitting_slots(target, Task(TaskSpec()), optimizer, 256) == 256
+
+
+def plan(target: Policy, task: Task, slots: int, tokens: int) -> int:
+    """All that a run with these slots and micro-batches takes beside the model, in whole kB as the system says it."""
+    lasting = memory.lasting_bytes(target, torch.optim.AdamW(target.parameters()))
+    later = max(slots * memory.slot_bytes(target, task), memory.update_bytes(target, tokens))
+    return -(-(lasting + later) // 1024) * 1024
+
+
+def test_slots_that_nobody_named_are_lowered_to_what_fits(folder: str, small_machine) -> None:
+    target, task = Policy.load(folder), Task(TaskSpec())
+    few = {"group_size": 4, "problems_per_batch": 16}
+    whole = plan(target, task, 0, task.max_length)
+    small_machine(whole)
+    room = (whole - memory.lasting_bytes(target, torch.optim.AdamW(target.parameters()))) // memory.slot_bytes(
+        target, task
+    )
+    assert 8 < room < 64
+    with pytest.warns(UserWarning, match=f"memory holds {room} slots, not 64"):
+        agent = ReFT(folder, "MathReason-v0", microbatch_tokens=64, **few)
+    assert agent.n_envs == agent.envs.num_envs == room
+    lowered = agent.iterate()
+    small_machine(1 << 40)
+    assert ReFT(folder, "MathReason-v0", microbatch_tokens=64, **few).iterate()["tokens"] == lowered["tokens"]
+    small_machine(whole)
+    with pytest.raises(UsageError, match=f"slots={room} or fewer"):
+        ReFT(folder, "MathReason-v0", microbatch_tokens=64, slots=64, **few)
+    small_machine(whole // 2)
+    with pytest.raises(UsageError, match=r"an update of 104 tokens .* gradient_checkpointing=true"):
+        ReFT(folder, "MathReason-v0", microbatch_tokens=64, **few)
+
+
+def test_a_run_lowers_its_slots_with_a_sentence(folder: str, small_machine, tmp_path: Path, capsys) -> None:
+    target, task = Policy.load(folder), Task(TaskSpec())
+    small_machine(plan(target, task, 0, task.max_length))
+    settings = ["group_size=4", "problems_per_batch=16", "microbatch_tokens=64", "evaluation.problems=64"]
+    settings += ["evaluation.samples=1", "evaluation.every=0", "env.tokenizer=builtin"]
+    command = ["--policy", folder, "--iterations", "1", "--quiet", "--runs", str(tmp_path / "runs")]
+    assert main([*command, *(word for setting in settings for word in ("--set", setting))]) == 0
+    told = capsys.readouterr().err
+    assert "slots of rollouts, not 64" in told and "slots of evaluations, not 64" in told
+
+
+MEASURED = """
+import json, sys
+import gymnasium as gym
+from agents import ReFT
+def held(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+(policy, dtype), (slots, tokens, vocabulary) = sys.argv[1:3], map(int, sys.argv[3:])
+env = gym.make_vec("MathReason-v0", num_envs=slots, copy=False, reward="random", vocab_size=vocabulary)
+agent = ReFT(policy, env, group_size=8, problems_per_batch=slots // 8, microbatch_tokens=tokens, dtype=dtype)
+start = held("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
+for _ in range(2):
+    metrics = agent.iterate()
+print(json.dumps([held("VmHWM") - start, metrics["tokens"] + slots // 8 * env.task.spec.max_prompt_tokens]))
+"""
+
+
+def llama(place: Path, **shape: int) -> str:
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **shape)
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(place)
+    return str(place)
+
+
+SHAPES = {
+    "wide vocabulary": {"vocab_size": 2**17, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+    "deep": {"vocab_size": 512, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 16},
+    "135M": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("name", "slots", "tokens", "dtype"),
+    [
+        ("tiny", 64, 1024, "float32"),
+        ("tiny", 256, 8192, "float32"),
+        ("wide vocabulary", 32, 2048, "float32"),
+        ("wide vocabulary", 32, 2048, "bfloat16"),
+        ("deep", 64, 4096, "float32"),
+        pytest.param("135M", 8, 512, "float32", marks=pytest.mark.slow),
+        pytest.param("135M", 32, 2048, "float32", marks=pytest.mark.slow),
+    ],
+)
+def test_the_plan_is_near_what_a_run_takes(name: str, slots: int, tokens: int, dtype: str, tmp_path: Path) -> None:
+    policy = name if name == "tiny" else llama(tmp_path, **SHAPES[name])
+    target = Policy.load(policy, dtype=dtype)
+    given = [policy, dtype, str(slots), str(tokens), str(target.vocab_size)]
+    done = subprocess.run([sys.executable, "-c", MEASURED, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured, written = json.loads(done.stdout.splitlines()[-1])
+    planned = plan(target, Task(TaskSpec()), slots, min(tokens, int(written)))
+    print(f"\n{name}, {slots} slots, {tokens} tokens, {dtype}: ", end="")
+    print(f"planned {planned / 1e6:.0f} MB, measured {measured / 1e6:.0f}")
+    assert measured < 1.3 * planned + 50e6  # the interpreter's own, and what the allocator leaves between
+    assert planned < 2 * measured + 50e6

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +83,13 @@ def gspo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -clipped(log_ratio.exp(), a[:, 0], 0.05, 0.08).mean()
 
 
+def luspo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """GSPO's surrogate of every completion times its length."""
+    length = rollout.mask.sum(1)
+    s = (((logp - rollout.old_logp) * rollout.mask).sum(1) / length).exp()
+    return -(clipped(s, a[:, 0], 0.05, 0.08) * length).mean()
+
+
 def gmpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for row in range(len(a)):
@@ -118,6 +127,58 @@ def truncated_grpo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -sequence_mean(truncated * clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2), rollout.mask)
 
 
+def vespo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    w = torch.where(rollout.mask, logp - rollout.behavior_logp, 0.0).sum(1, keepdim=True).exp().detach()
+    gate = torch.where(a >= 0, w**2 * torch.exp(3 * (1 - w)), w**3 * torch.exp(2 * (1 - w)))
+    return -token_mean(gate * a * logp, rollout.mask)
+
+
+def dppo(divergence: str, logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2602.04879: truncated importance weights on the tokens inside the region, by torch's own Bernoulli."""
+    now, old = logp.detach(), rollout.old_logp
+    p, q = torch.distributions.Bernoulli(now.exp()), torch.distributions.Bernoulli(old.exp().clamp(max=1))
+    apart = {"tv": (p.probs - q.probs).abs(), "kl": torch.distributions.kl_divergence(q, p)}[divergence]
+    outward = (now > old) == (a > 0)
+    kept = ~(outward & (apart > 0.1)).detach()
+    return -token_mean((now - old).exp().clamp(max=1.6) * kept * a * logp, rollout.mask)
+
+
+def opsm(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2512.02556: GRPO's surrogate without the failures that have drifted from what wrote them."""
+    values = clipped((logp - rollout.old_logp).exp(), a, 0.2, 0.2)
+    drift = torch.stack(
+        [row[kept].mean() for row, kept in zip(rollout.behavior_logp - logp, rollout.mask, strict=True)]
+    )
+    return -sequence_mean(values * ((a >= 0) | (drift[:, None] <= 0.05)).detach(), rollout.mask)
+
+
+def acr(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2602.13953: what truncation scales a weight by widens the upper clip."""
+    r, w = (logp - rollout.old_logp).exp(), (rollout.old_logp - rollout.behavior_logp).exp()
+    scale = (1.2 / w).clamp(max=1)
+    bounded = torch.minimum(r.clamp(min=0.8), 1.2 / scale)
+    return -token_mean(w * scale * torch.minimum(r * a, bounded * a), rollout.mask)
+
+
+def a3po(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2512.06547 at a lag of 3 updates: decoupled PPO about a proximal policy that carries no gradient."""
+    proximal = rollout.behavior_logp / 3 + logp.detach() * 2 / 3
+    staleness = (proximal - rollout.behavior_logp).exp()
+    return -token_mean(staleness * clipped((logp - proximal).exp(), a, 0.1, 0.1), rollout.mask)
+
+
+def m2po(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """Arxiv 2510.01161, algorithm 1: the farthest token leaves until the mean square of the rest is low enough."""
+    log_ratio = (logp - rollout.behavior_logp).detach()
+    places = [(i, t) for i, t in rollout.mask.nonzero().tolist() if float(log_ratio[i, t] * a[i, 0]) > 0]
+    kept = torch.ones_like(logp)
+    while sum(float(log_ratio[p]) ** 2 for p in places) > 0.1 * len(places):
+        worst = max(places, key=lambda p: abs(float(log_ratio[p])))
+        kept[worst] = 0.0
+        places.remove(worst)
+    return -token_mean(kept * (logp - rollout.behavior_logp).exp() * a, rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -134,6 +195,14 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (decoupled, "token-is*ppo-clip", {}, "token-mean", {}),
     (topr, "topr", {}, "constant", {}),
     (truncated_grpo, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
+    (vespo, "vespo", {}, "token-mean", {}),
+    (partial(dppo, "tv"), "dppo-tv", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
+    (partial(dppo, "kl"), "dppo-kl", {"delta_low": 0.1, "delta_high": 0.1, "cap": 1.6}, "token-mean", {}),
+    (opsm, "opsm*ppo-clip", {"delta": 0.05}, "sequence-mean", {}),
+    (acr, "acr", {"cap": 1.2}, "token-mean", {}),
+    (a3po, "a-3po", {"alpha": 1 / 3, "eps_low": 0.1, "eps_high": 0.1}, "token-mean", {}),
+    (m2po, "m2po", {"moment": 0.1}, "token-mean", {}),
+    (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
 ]
 
 
@@ -152,7 +221,9 @@ def ours(id: str, fields: dict[str, float], aggregation: str, options: dict[str,
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("case", PUBLISHED, ids=[f"{case[0].__name__}-{case[1]}" for case in PUBLISHED])
+@pytest.mark.parametrize(
+    "case", PUBLISHED, ids=[f"{getattr(case[0], 'func', case[0]).__name__}-{case[1]}" for case in PUBLISHED]
+)
 def test_gradient_equals_the_published_loss(case, seed):
     published, id, fields, aggregation, options = case
     logp, rollout, advantage = setting(seed)
@@ -188,6 +259,16 @@ TRL = [
     ("sapo", {}, "sapo", {}, "sequence-mean", {}),
     ("grpo", {"importance_sampling_level": "sequence"}, "gspo", {"eps_low": 0.2, "eps_high": 0.2}, "sequence-mean", {}),
     ("grpo", {"use_vllm": True}, "truncated-is*ppo-clip", {"cap": 1.5}, "sequence-mean", {}),
+    ("vespo", {"cap": math.inf}, "vespo", {}, "token-mean", {}),
+    ("grpo", {"off_policy_mask_threshold": 0.05}, "opsm*ppo-clip", {"delta": 0.05}, "sequence-mean", {}),
+    (
+        "luspo",
+        {"importance_sampling_level": "sequence"},
+        "luspo",
+        {"eps_low": 0.2, "eps_high": 0.2},
+        "sequence-mean",
+        {},
+    ),
 ]
 
 
@@ -196,7 +277,10 @@ def test_gradient_equals_trl(case):
     trainer = pytest.importorskip("trl", reason="TRL is not installed").GRPOTrainer
     loss_type, settings, id, fields, aggregation, options = case
     logp, rollout, advantage = setting()
-    truncated = (rollout.old_logp - rollout.behavior_logp).exp().clamp(max=1.5)
+    functions = {name: getattr(trainer, name) for name in ("get_gamma_weights", "get_off_policy_mask")}
+    settings = {"cap": 1.5, **functions, **settings}
+    staleness = torch.where(rollout.mask, rollout.old_logp - rollout.behavior_logp, 0.0).exp()
+    truncated = staleness.clamp(max=settings.pop("cap"))
     inputs = {
         "prompt_ids": torch.zeros(8, 1, dtype=torch.long),
         "prompt_mask": torch.ones(8, 1, dtype=torch.long),
@@ -204,6 +288,7 @@ def test_gradient_equals_trl(case):
         "completion_mask": rollout.mask.long(),
         "advantages": advantage,
         "old_per_token_logps": rollout.old_logp,
+        "sampling_per_token_logps": rollout.behavior_logp,
         "num_items_in_batch": rollout.mask.sum(),
         "importance_sampling_ratio": truncated,
     }
@@ -218,6 +303,10 @@ def trl_stand_in(logp: Tensor, loss_type: str, settings: dict[str, object]) -> S
         delta=None,
         sapo_temperature_pos=1.0,
         sapo_temperature_neg=1.05,
+        vespo_k_pos=2.0,
+        vespo_lambda_pos=3.0,
+        vespo_k_neg=3.0,
+        vespo_lambda_neg=2.0,
         use_bias_correction_kl=False,
         steps_per_generation=1,
     )

@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.held_out import HeldOut
+from benchmarks.experiment.held_out import HeldOut
 from envs.sb3 import SB3VecEnv
 from registry import UsageError
 from tests.oracles.small_world import AGENTS, QUESTIONS, WRITERS, World, make_world, weights

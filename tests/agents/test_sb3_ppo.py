@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from agents.actor_critic import longest_prefixes
-from agents.held_out import HeldOut
 from agents.sb3_ppo import SB3PPO
+from benchmarks.experiment.held_out import HeldOut
 from policies import Policy
 from registry import UsageError
 from registry import agents as agent_registry

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from benchmarks.estimators import transformer
 from benchmarks.estimators.__main__ import main
 from benchmarks.estimators.adviser import read_means
 from benchmarks.estimators.contract import relative_bias
+from benchmarks.estimators.families import families
 from benchmarks.estimators.mdp import Cell, add_noise, random_reward, random_target, tree
 from benchmarks.estimators.moments import (
     Grouping,
@@ -496,3 +499,13 @@ def test_lab_beside_training(tmp_path, capsys):
     assert rows["token-is"]["gain"] == pytest.approx(0.105) and rows["token-is"]["gain_error"] == pytest.approx(0.005)
     assert "25.0% of the layers skipped" in capsys.readouterr().out
     assert main(["--against", str(tmp_path / "unfinished")]) == 2
+
+
+def test_the_table_of_families_is_that_of_the_registry(capsys):
+    """ARCHITECTURE.md holds what the command prints."""
+    assert main(["--families"]) == 0
+    printed = capsys.readouterr().out
+    page = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert page.partition("<!-- families -->\n")[2].partition("<!-- end of families -->")[0] == f"\n{printed}\n"
+    cells = [cell for row in families().rows for cell in row[2:]]
+    assert sorted(id for cell in cells for id in re.findall("`(.*?)`", cell)) == sorted(corrections)

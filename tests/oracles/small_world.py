@@ -15,6 +15,7 @@ from agents.sb3_ppo import SB3PPO
 from agents.sft import SFT
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
+from benchmarks.measuring.durable import read_rows
 from envs.task import BUILTIN_TOKENIZER
 from envs.vector import MathReasonVector
 
@@ -108,3 +109,10 @@ AGENT = "nested-reft/uniform/token-is"
 def small(**given) -> RunSpec:
     """A spec of a run of a few seconds, with a sampler and a curriculum that carry state."""
     return resolve(AGENT, settings={**SMALL, "problem_sampler": "curriculum", "problem_sampler.pool": 8}, **given)
+
+
+def numbers(folder: Path) -> list[dict]:
+    """The rows without what a clock measured."""
+    rows, damaged = read_rows(folder / "metrics.jsonl")
+    assert damaged is None
+    return [{k: v for k, v in row.items() if "time" not in k.split("/") and "second" not in k} for row in rows]

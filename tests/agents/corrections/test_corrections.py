@@ -20,14 +20,22 @@ from agents.rollout import Rollout
 from benchmarks.estimators.contract import CHECKS, example, relative_bias
 from registry import Registry, UsageError, corrections
 
-PRODUCTS = ["truncated-is*ppo-clip", "sequence-is*gspo", "defensive*sapo", "token-is*geometric-mask", "none*retrace"]
+PRODUCTS = [
+    "truncated-is*ppo-clip",
+    "sequence-is*gspo",
+    "defensive*sapo",
+    "token-is*geometric-mask",
+    "none*retrace",
+    "opsm*base",
+]
 ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
-    base practical
+    base practical vespo luspo dppo-tv dppo-kl opsm trm acr minpro a-3po m2po
 """
 
 
+@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("id", corrections.ids() + PRODUCTS)
 def test_contract(id, check):
@@ -76,6 +84,7 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("token-is", {}, [2, 1 / 3, 3]),
     ("prefix-is", {}, [2, 2 / 3, 2]),
     ("suffix-is", {}, [2, 1, 3]),
+    ("minpro", {}, [2, 2 / 3, 1]),
     ("sequence-is", {}, [2, 2, 2]),
     ("truncated-is", {}, [2, 1 / 3, 2]),
     ("truncated-is", {"cap": 1.5, "level": "sequence"}, [1.5, 1.5, 1.5]),
@@ -94,6 +103,14 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("topr", {}, [1, 1, 1]),
     ("self-normalised", {}, [1, 1, 1]),
     ("ess-adaptive", {}, [2, 2, 2]),
+    ("trm", {}, [0, 0, 0]),
+    ("trm", {"delta": 1.1}, [1, 1, 1]),  # log 3 = 1.0986 both ways
+    ("acr", {}, [2, 1 / 3, 2]),
+    ("a-3po", {}, [0, 1 / 3, 0]),  # A > 0
+    ("a-3po", {"alpha": 0.25}, [2, 1 / 3, 0]),  # 2 ** .25 = 1.19 is within 1.2
+    ("luspo", {}, [3, 3, 3]),
+    ("vespo", {}, [4 * math.exp(-3)] * 3),
+    ("vespo", {"k_pos": 1.0, "lam_pos": 0.5}, [2 * math.exp(-0.5)] * 3),
     ("decoupled-ppo", {}, [2, 1 / 3, 3]),
     ("decoupled-ppo", {"cap": 2.5}, [2, 1 / 3, 2.5]),
 ]
@@ -109,6 +126,78 @@ def test_by_hand(id, fields, expected):
 def test_topr_holds_failures_to_what_the_target_would_write():
     found = weight_of("topr", [[LOG2, 0.0], [-LOG2, 0.0], [-LOG2]], [-1.0, -1.0, 1.0])
     torch.testing.assert_close(found, torch.tensor([[1, 1], [0.5, 0.5], [1, 0]], dtype=torch.float64))
+
+
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_minpro_stands_for_the_prefix_ratio(log_ratios):
+    """It is that ratio at the first two tokens; where all ratios are at least 1, factors left out only lower it."""
+    minpro, prefix = (weight_of(id, [log_ratios])[0] for id in ("minpro", "prefix-is"))
+    torch.testing.assert_close(minpro[:2], prefix[:2])
+    favoured = [abs(x) for x in log_ratios]
+    minpro, prefix = (weight_of(id, [favoured])[0] for id in ("minpro", "prefix-is"))
+    assert bool((minpro <= prefix * (1 + 1e-12)).all())
+
+
+def test_vespo_peaks_at_k_over_lam_on_both_sides_of_one():
+    log_w = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    for advantage, peak in ((1.0, 2 / 3), (-1.0, 3 / 2)):
+        w = weight_of("vespo", [[float(x)] for x in log_w], [advantage] * len(log_w))[:, 0]
+        assert float(log_w[w.argmax()].exp()) == pytest.approx(peak, rel=0.01)
+        assert float(w[0]) < 0.1 and float(w[-1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("id", "pi", "pi_old", "kept"),  # kept: for A > 0 and for A < 0
+    [
+        ("dppo-tv", 1e-3, 1e-5, (True, True)),  # a ratio of 100 on a rare token is no distance
+        ("dppo-tv", 0.8, 0.99, (True, False)),  # a ratio of .81 on a sure one is
+        ("dppo-tv", 0.6, 0.4, (False, True)),
+        ("dppo-kl", 1e-3, 1e-5, (True, True)),
+        ("dppo-kl", 0.8, 0.99, (True, False)),
+        ("dppo-kl", 0.6, 0.4, (False, True)),
+    ],
+)
+def test_dppo_measures_probabilities_not_their_ratio(id, pi, pi_old, kept):
+    logp, rollout = rollout_of([[0.0], [0.0]])
+    rollout = replace(rollout, old_logp=torch.full_like(logp, math.log(pi_old)))
+    found = weigh(corrections.make(id), torch.full_like(logp, math.log(pi)), rollout, torch.tensor([1.0, -1.0]))
+    expected = [min(pi / pi_old, 20) * side for side in kept]
+    torch.testing.assert_close(found[:, 0], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_opsm_drops_failures_that_the_target_would_not_write():
+    found = weight_of("opsm", [[-0.3, 0.0], [-0.3, 0.0], [-0.1, 0.0], [0.3, 0.3]], [1.0, -1.0, -1.0, -1.0])
+    assert found.tolist() == [[1, 1], [0, 0], [1, 1], [1, 1]]
+
+
+def test_a_mask_may_look_at_the_update_inside_a_product():
+    """pi = pi_old / e has drifted by a nat a token from what mu wrote, of which pi_old shows nothing."""
+    logp, rollout = rollout_of([[0.0, 0.0], [0.0, 0.0]])
+    a = torch.tensor([1.0, -1.0])
+    found = weigh(corrections.make("opsm*ppo-clip", eps_low=1.0), logp - 1, rollout, a)
+    torch.testing.assert_close(found, math.exp(-1) * torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64))
+    both = weigh(corrections.make("geometric-mask*ppo-clip", eps_low=1.0), logp - 1, rollout, a)
+    torch.testing.assert_close(both, torch.full_like(logp, math.exp(-1)))
+
+
+def test_only_a_mask_may_ask_for_pi():
+    class Ratio:
+        at_pi = True
+
+        def __call__(self, logp, rollout, advantage):
+            return exp(log_rho(logp, rollout), logp, rollout)
+
+    with pytest.raises(UsageError, match="at_pi is for a mask"):
+        traits(Ratio())
+
+
+def test_acr_leaves_a_truncated_success_its_room():
+    """w = 4 under a cap of 2 halves a weight, so the clip is at 2.4; w = 1 leaves it at 1.2."""
+    old_logp, rollout = rollout_of([[2 * LOG2], [2 * LOG2], [2 * LOG2], [0.0]])
+    r = torch.tensor([[2.3], [2.5], [0.7], [1.3]], dtype=torch.float64)
+    found = weigh(corrections.make("acr"), old_logp + r.log(), rollout, torch.tensor([1.0, 1.0, -1.0, 1.0]))
+    torch.testing.assert_close(found[:, 0], torch.tensor([4.6, 0, 0, 0], dtype=torch.float64))
 
 
 def test_self_normalised_divides_by_its_group():
@@ -146,6 +235,16 @@ def test_v_trace_is_retrace_with_the_first_ratio_truncated(log_ratios):
     rho = rho[:, : retrace.shape[1]]
     expected = retrace / rho * rho.clamp(max=1)
     torch.testing.assert_close(weight_of("v-trace", log_ratios), expected)
+
+
+def test_m2po_drops_only_what_the_advantage_pushes_away():
+    """.1, .3, -.5 and -.1 are pushed outward; without .5 the mean square of the rest is (.01 + .09 + .01) / 3 < .04."""
+    found = weight_of("m2po", [[0.1, 0.3, -2.0], [-0.5, -0.1, 2.0]], [1.0, -1.0])
+    kept = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    expected = kept * torch.tensor([[0.1, 0.3, -2.0], [-0.5, -0.1, 2.0]], dtype=torch.float64).exp()
+    torch.testing.assert_close(found, expected)
+    ties = weight_of("m2po", [[0.5], [0.5], [0.1]], moment=0.15)[:, 0]
+    torch.testing.assert_close(ties, torch.tensor([0, 0, math.exp(0.1)], dtype=torch.float64))
 
 
 def test_ess_adaptive_keeps_the_effective_sample_size():
@@ -193,12 +292,28 @@ def test_product_declares_the_widest_scope(id, scope, unbiased):
 
 
 @pytest.mark.parametrize(
-    "id",
-    ["token-is*base", "sequence-is*decoupled-ppo", "defensive*base", "sequence-is*token-is", "topr*retrace*ppo-clip"],
+    ("id", "named"),
+    [
+        ("token-is*base", "TokenIS and DecoupledPPO each hold the ratio to mu"),
+        ("vespo*acr", "VESPO and ACR each hold the ratio to mu"),
+        ("sequence-is*token-is", "SequenceIS and TokenIS each hold the ratio to mu"),
+        ("topr*retrace*ppo-clip", "TOPR and Retrace each hold the ratio to mu"),
+        ("ppo-clip*gspo", "PPOClip and GSPO each hold pi / pi_old"),
+        ("truncated-is*dppo-tv*luspo", "DPPOTV and LUSPO each hold pi / pi_old"),
+        ("base*sapo", "DecoupledPPO and SAPO each hold pi / pi_old"),
+    ],
 )
-def test_product_takes_one_ratio_to_mu(id):
-    with pytest.raises(UsageError, match=r"one factor that corrects mu.*count twice"):
+def test_a_product_refuses_to_count_a_ratio_twice(id, named):
+    with pytest.raises(UsageError, match=f"counts a ratio once, but {named}: keep one of them") as refused:
         corrections.make(id)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("id", ["opsm*trm*geometric-mask*base", "trm*ppo-clip", "m2po*ppo-clip", "defensive*dppo-kl"])
+def test_masks_and_one_ratio_of_each_kind_multiply(id):
+    logp, rollout, advantage = example(corrections.make(id))
+    weight = weigh(corrections.make(id), logp, rollout, advantage)
+    assert 0 < int((weight != 0).sum()) < int(rollout.mask.sum())
 
 
 def test_an_undeclared_factor_counts_as_a_correction_and_a_declared_mask_does_not():
@@ -223,11 +338,6 @@ def test_a_product_that_declares_unbiased_is(id, other):
         return
     if traits(made).unbiased:
         assert relative_bias(made) < 1e-10
-
-
-def test_product_takes_one_trust_region():
-    with pytest.raises(UsageError, match="one trust region"):
-        corrections.make("ppo-clip*gspo")
 
 
 @pytest.mark.parametrize("id", corrections.ids())
@@ -279,6 +389,14 @@ def test_missing_old_logp_is_said(id):
         ("ppo-clip", {"dual_clip": 1.2}),
         ("gmpo", {"log_clip": 0.0}),
         ("sapo", {"tau_pos": 0.0}),
+        ("vespo", {"lam_neg": 0.0}),
+        ("dppo-tv", {"delta_low": 0.0}),
+        ("opsm", {"delta": 0.0}),
+        ("trm", {"delta": -1.0}),
+        ("m2po", {"moment": 0.0}),
+        ("a-3po", {"alpha": 0.0}),
+        ("acr", {"cap": 0.0}),
+        ("dppo-kl", {"cap": 0.0}),
     ],
 )
 def test_bad_fields_are_usage_errors(id, fields):
@@ -324,6 +442,14 @@ class Lying(Correction):
     @property
     def scope(self) -> str:  # type: ignore[override]
         return "token" if self.how == "scope" else "sequence"
+
+    @property
+    def geometry(self) -> str | None:  # type: ignore[override]
+        return "suffix" if self.how == "geometry" else None  # it is made of a prefix
+
+    @property
+    def corrects_mu(self) -> bool:  # type: ignore[override]
+        return self.how != "mask"
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]

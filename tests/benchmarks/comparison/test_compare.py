@@ -12,17 +12,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
-from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe
+from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe, start_arms
 from benchmarks.comparison.launch import Launcher, Watched
 from benchmarks.comparison.plan import FinishedRuns
+from benchmarks.comparison.resolution import seeds_needed
 from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.summary import read_result
 from benchmarks.measuring.durable import locked
+from benchmarks.measuring.statistics import Components
 from registry import UsageError, corrections
 from tests.oracles.finished_runs import PEAK_BYTES, finish
 
@@ -258,7 +262,34 @@ def test_dry_run_learns_from_finished_runs(tmp_path, capsys):
     line = ["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "--seeds", "2", *options(SMALL)]
     assert main(line) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "from finished runs" in shown and "1.5 GB" in shown and "unknown" not in shown
+    assert "from finished runs" in shown and "1.5 GB" in shown and "resolution: unknown" in shown
+
+
+def test_dry_run_says_what_the_comparison_will_tell_apart(tmp_path, capsys):
+    """By the formula for the mean squares of the made-up runs' differences."""
+    ids = ("reft", "nested-reft/uniform/none")
+    rights = []
+    for id, last in zip(ids, (0.5, 0.7), strict=True):
+        folders = [finish(resolve(id, settings=SMALL, seed=seed), tmp_path, last=last) for seed in (0, 1, 2)]
+        rights.append([[int(bit) for bit in read_result(one / "result.json")["right_after"]] for one in folders])
+    components = Components.of(np.array(rights[1]) - np.array(rights[0]))
+    line = ["--dry-run", "--runs", str(tmp_path), "--agents", *ids, "--seeds", "5", *options(SMALL)]
+    assert main(line) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"5 seeds of 4 questions tell an arm from another to about +-{100 * components.half_width(5, 4):.1f}" in shown
+    )
+    assert "over 100" in shown and "resolution: unknown" not in shown
+    assert main([*line, "--set", "evaluation.problems=3"]) == 0  # other questions
+    assert "resolution: unknown" in " ".join(capsys.readouterr().out.split())
+
+
+def test_seeds_needed_is_the_first_that_is_enough():
+    parts = Components(seeds=0.0004, questions=0.005, rest=0.2)
+    for points in (1, 2, 3):
+        count = seeds_needed(parts, 512, points)
+        assert 100 * parts.half_width(count, 512) <= points < 100 * parts.half_width(count - 1, 512)
+    assert seeds_needed(Components(0.0, 0.2, 0.1), 64, 1) is None  # more seeds do not make up for few questions
 
 
 def test_the_cost_of_a_run_is_that_of_finished_ones_in_proportion(tmp_path):
@@ -475,9 +506,23 @@ def test_all_arms_start_from_the_model_of_one_run(tmp_path, capsys):
     )
 
 
+def test_a_start_is_given_on_the_command_line(tmp_path):
+    line = ["--agents", "reft", "--start", "sft", "--start-set", "iterations=3", "--set", "env.max_new_tokens=40"]
+    (start,) = start_arms(grid_of(parser().parse_args([*line, "--set", "learning_rate=1e-5"]))).values()
+    spec = start.specs[0]
+    assert (spec.agent["id"], spec.iterations, spec.env["max_new_tokens"]) == ("sft", 3, 40)
+    assert spec.agent["learning_rate"] != 1e-5  # what is set for the arms is not the start's
+    changed = grid_of(parser().parse_args(["--preset", "smollm2", "--start-set", "problems=7"])).start
+    assert changed.set["problems"] == "7" and changed.set["schedule"] == "linear"
+
+
 def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):
     assert main(["--preset", _started(tmp_path, agent="reff"), "--runs", str(tmp_path / "runs")]) == 2
     assert "did you mean 'reft'" in capsys.readouterr().err
+    assert main(["--start-set", "problems=7", "--dry-run"]) == 2
+    assert "--start-set problems=7 is of nothing" in capsys.readouterr().err
+    assert main(["--start", "sft", "--start-set", "problms=7", "--dry-run"]) == 2
+    assert "did you mean 'problems'" in capsys.readouterr().err
     broken = _started(tmp_path, slots=-1)
     assert main(["--preset", broken, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
     assert "what all arms start from failed" in capsys.readouterr().err

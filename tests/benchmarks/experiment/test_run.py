@@ -24,7 +24,7 @@ from benchmarks.experiment.training import Training, run
 from benchmarks.measuring.durable import in_use, locked, read_rows, write_whole
 from benchmarks.run import main
 from registry import UsageError
-from tests.oracles.small_world import AGENT, SMALL, small
+from tests.oracles.small_world import AGENT, SMALL, numbers, small
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +33,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def numbers(folder: Path) -> list[dict]:
-    """The rows without what a clock measured."""
-    rows, damaged = read_rows(folder / "metrics.jsonl")
-    assert damaged is None
-    return [{k: v for k, v in row.items() if "time" not in k.split("/") and "second" not in k} for row in rows]
 
 
 @pytest.fixture(scope="module")

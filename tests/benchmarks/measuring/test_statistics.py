@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.measuring.statistics import (
+    Components,
     Estimate,
     MeanSquares,
     at_budget,
@@ -80,6 +81,21 @@ def test_error_and_degrees_of_freedom_of_balanced_random_effects():
     assert MeanSquares(1.0, 90.0, 1.0).estimate(0, seeds, questions).df == 199  # the questions'
     least = MeanSquares(0.1, 1.0, 1.0).estimate(0, seeds, questions)  # less than the questions alone can explain
     assert least.error == pytest.approx(np.sqrt(0.5 / 1000))
+
+
+def test_components_and_the_width_that_they_foretell():
+    """Of a large table the components are those that it was made with; widths at another size are those measured."""
+    rng = np.random.default_rng(11)
+    effects = (0.05, 0.2, 0.4)
+
+    def table(seeds: int, questions: int) -> np.ndarray:
+        shapes = ((seeds, 1), (1, questions), (seeds, questions))
+        return sum(size * rng.standard_normal(shape) for size, shape in zip(effects, shapes, strict=True))
+
+    parts = Components.of(table(200, 2000))
+    assert parts == pytest.approx([size**2 for size in effects], rel=0.25)
+    widths = [mean_interval(table(6, 150)) for _ in range(400)]
+    assert parts.half_width(6, 150) == pytest.approx(np.mean([one.high - one.value for one in widths]), rel=0.15)
 
 
 def test_seed_effects_alone_are_a_t_test_over_seeds():

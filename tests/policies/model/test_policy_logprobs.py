@@ -92,11 +92,11 @@ def test_micro_batches_change_nothing_and_keep_the_limit():
 @pytest.mark.parametrize("kept", [None, 0, 1, 9])  # panels of 32 tokens; None: not compiled
 @pytest.mark.parametrize("vocabulary", [50, 97])
 def test_chunked_head_equals_the_plain_head_forward_and_backward(monkeypatch, temperature, dtype, kept, vocabulary):
-    monkeypatch.setattr("policies.model.head._CHUNK_LOGITS", 17 * vocabulary)
+    monkeypatch.setattr("policies.model.head.CHUNK_LOGITS", 17 * vocabulary)
     if kept is None:
         monkeypatch.setattr("policies.native.kernels", lambda: None)
     else:
-        monkeypatch.setattr("policies.model.head._KEPT", kept * 32 * 43)
+        monkeypatch.setattr("policies.model.head.KEPT", kept * 32 * 43)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(43, 16, generator=generator).to(dtype).float().requires_grad_()
     weight = torch.randn(vocabulary, 16, generator=generator).to(dtype).float().requires_grad_()
