@@ -83,6 +83,9 @@ class Replay:
     ``group``, our reading for batches that are to mix both, every batch has that share of stored groups, drawn without
     replacement from all that are kept. Of which iteration a stored batch is, is drawn uniformly (our reading).
 
+    ``token-is*ppo-clip`` weighs by pi / mu while pi / mu is within s (1 +- eps), s = pi_old / mu; the paper's own clip
+    has s +- eps. Its m updates a batch are ``epochs``.
+
     Nothing older than ``window`` iterations takes part, and where nothing is kept groups are written; so rollouts go on
     whatever the share. The store holds at most window * B * T * 13 bytes (17 with defensive groups) for B completions
     of at most T tokens, beside prompts and verdicts: 7 MB at a window of 2, B = 256 and T = 1,024.

@@ -62,7 +62,7 @@ from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
-from agents.watch import Watch, check_learning_rate, warn_stale, warn_uncorrected
+from agents.watch import Watch, check_learning_rate, warn_stale
 from agents.weight_copy import WeightCopy
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
@@ -220,8 +220,7 @@ class ReFT(LanguageModelAlgorithm):
         check_counts(
             group_size, problems_per_batch, refill_tokens, minibatches, epochs, self.target_written, temperature
         )
-        warn_stale(self.correction, minibatches * epochs)
-        warn_uncorrected(self.batch, self.correction)
+        warn_stale(self.correction, minibatches * epochs, self.batch)
         check_lora_rank(lora_rank)
         self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
         self.lora_rank = lora_rank

@@ -112,8 +112,9 @@ def explain_silence(rows: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def warn_stale(correction: Any, steps: int) -> None:
-    """Say so where later steps of a rollout would take its completions for the current policy's."""
+def warn_stale(correction: Any, steps: int, batch: Any) -> None:
+    """Say so where completions of older weights would be taken for the current policy's: in later steps of a rollout,
+    or in a batch that they wrote."""
     if steps > 1 and getattr(correction, "is_identity", False):
         warnings.warn(
             f"correction=none with {steps} steps a rollout (minibatches * epochs): the later ones know neither the "
@@ -121,10 +122,6 @@ def warn_stale(correction: Any, steps: int) -> None:
             StaleData,
             stacklevel=3,
         )
-
-
-def warn_uncorrected(batch: Any, correction: Any) -> None:
-    """Say so where completions of older weights would be taken for the current policy's."""
     if (batch.keeps or batch.lag) and not traits(correction).corrects_mu:
         warnings.warn(
             f"batch={batch!r} trains on completions of older weights, and correction={correction!r} knows nothing of "

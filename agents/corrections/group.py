@@ -121,7 +121,7 @@ class Defensive(Correction):
     1995); ``rollout.by_target`` says who wrote what. Exactly unbiased, and W <= n / n_0 while pi = pi_old.
 
     Needs both densities of *every* completion: ``rollout.behavior_logp`` = log mu of the nested policy, scored on the
-    target-written ones, and ``rollout.old_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out
+    target-written ones, and ``rollout.full_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out
     baseline (``rloo``) leaves out one completion of its own kind, and so adds a bias O(1/n).
     """
 
