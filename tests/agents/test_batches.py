@@ -162,6 +162,20 @@ def test_a_sampler_that_learns_hears_of_fresh_completions_alone(folder: str) -> 
     assert len(told) == 1
 
 
+def test_stored_completions_do_not_pull_at_the_layers_drawn_now(folder: str) -> None:
+    """The consistency loss is an expectation over what the nested policy of this iteration writes."""
+
+    def gradient(batch: dict[str, Any], consistency: float) -> Tensor:
+        agent = make(folder, batch=batch, consistency=consistency, **NESTED)
+        agent.update.consistency.coefficient = 0.0
+        agent.iterate()
+        agent.update.consistency.coefficient = consistency
+        return gradient_of(agent, agent.iterate)
+
+    assert torch.equal(gradient(WHOLE, 1.0), gradient(WHOLE, 0.0))
+    assert not torch.allclose(gradient(GROUPS, 1.0), gradient(GROUPS, 0.0), rtol=1e-2)
+
+
 @pytest.mark.parametrize("batch", [GROUPS, STALE], ids=["replay", "stale"])
 def test_defensive_groups_keep_both_densities_of_their_time(folder: str, batch: dict[str, Any]) -> None:
     """At pi = the weights of the time of writing W <= n / n_0 for every completion, whatever has been learnt since."""
