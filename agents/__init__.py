@@ -1,7 +1,7 @@
 """The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler,
 schedule, anchor and batch source."""
 
-from agents import advantages, aggregation, anchors, batches, corrections, problem_samplers, schedules
+from agents import advantages, aggregation, anchors, batches, corrections, experts, problem_samplers, schedules
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
@@ -20,6 +20,7 @@ __all__ = [
     "batches",
     "collect",
     "corrections",
+    "experts",
     "problem_samplers",
     "schedules",
 ]

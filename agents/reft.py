@@ -54,6 +54,7 @@ from agents.consistency import Consistency
 from agents.corrections import traits
 from agents.diagnostics import SHARE, noise_floor, of_fresh
 from agents.distributed import join, local_device
+from agents.experts import Experts
 from agents.memory import NotEnoughMemory, check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
@@ -107,7 +108,7 @@ class ReFT(LanguageModelAlgorithm):
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         batch: where the groups of a batch come from, an id of ``registry.batches``: ``replay`` for some stored ones,
-            ``stale`` where weights of earlier iterations write.
+            ``stale`` where weights of earlier iterations write, ``expert`` for worked solutions beside them.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
@@ -289,6 +290,7 @@ class ReFT(LanguageModelAlgorithm):
         self._logger = Logger(None, [])
         self.anchoring = Anchoring(self.anchor, self.target)
         self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
+        self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
         self.average = WeightCopy(self.target) if self.ema_decay else None
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
@@ -305,6 +307,7 @@ class ReFT(LanguageModelAlgorithm):
             microbatch_tokens=self.microbatch_tokens,
             consistency=self.consistency,
             anchoring=self.anchoring,
+            experts=self.experts,
             entropy_bonus=self.entropy_bonus,
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
@@ -371,6 +374,7 @@ class ReFT(LanguageModelAlgorithm):
             try:
                 fresh = batch_of(rollout, self.group_size, lacking)
                 unused = left_out(rollout, fresh)
+                self.experts.draw(self.iteration)
                 batch = self.batching(fresh, stored, self.update.score, self.iteration)
                 batch = self.anchoring.measure(batch, self.update.score, self.iteration)
                 advantage = self.advantage(self.anchoring.reward(batch), batch.group)
@@ -390,6 +394,7 @@ class ReFT(LanguageModelAlgorithm):
             **speed_metrics(rollout, laps, judging),
             **(refill_metrics(rollout, self.group_size, lacking) if self.refill_tokens else {}),
             **self.batching.metrics(batch),
+            **({"expert_weight": self.experts.weight} if self.experts.source else {}),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.ranks.leader:
