@@ -185,7 +185,7 @@ class Batching:
 
     def recall(self, iteration: int, count: int) -> Rollout | None:
         """Stored groups that take the place of as many of ``count`` fresh ones; None where all are to be written."""
-        kept = {n: rollout for n, rollout in self.kept.items() if 0 < iteration - n <= self.source.keeps}
+        kept = {n: self.kept[n] for n in sorted(self.kept) if 0 < iteration - n <= self.source.keeps}
         if not kept:
             return None
         whole = reduce(joined, (replace(r, age=torch.full((len(r),), iteration - n)) for n, r in kept.items()))

@@ -147,6 +147,15 @@ def test_weights_of_k_iterations_ago_write(folder: str) -> None:
     assert len(agent.batching.copies) == 2
 
 
+def test_noise_is_of_the_weights_that_write(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scored by what wrote it a batch is off by rounding alone, however far the target has moved since."""
+    monkeypatch.setattr("agents.reft.NOISE_EVERY", 1)
+    agent = make(folder, batch=STALE, sampler="fixed", correction="token-is")
+    metrics = [agent.iterate() for _ in range(4)][-1]
+    assert metrics["kl_k3"] > 1e-2
+    assert metrics["behavior_noise_kl"] < 1e-6 and metrics["noise_kl"] < 1e-6
+
+
 def test_a_sampler_that_learns_hears_of_fresh_completions_alone(folder: str) -> None:
     agent = make(folder, batch=GROUPS, **NESTED)
     told: list[dict[str, float]] = []
