@@ -1,7 +1,7 @@
 """The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler,
-schedule and anchor."""
+schedule, anchor and batch source."""
 
-from agents import advantages, aggregation, anchors, corrections, problem_samplers, schedules
+from agents import advantages, aggregation, anchors, batches, corrections, experts, problem_samplers, schedules
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
@@ -17,8 +17,10 @@ __all__ = [
     "advantages",
     "aggregation",
     "anchors",
+    "batches",
     "collect",
     "corrections",
+    "experts",
     "problem_samplers",
     "schedules",
 ]

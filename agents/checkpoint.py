@@ -29,6 +29,7 @@ OPTIMIZER = "optimizer.safetensors"
 ADAPTERS = "adapters.safetensors"  # of agents that train low-rank adapters
 PATCHES = "patches.safetensors"
 REFERENCES = "references.safetensors"  # of agents that an anchor keeps near other weights
+BATCHES = "batches.safetensors"  # of agents whose batches hold stored groups, or are written by older weights
 AVERAGE = "average.safetensors"  # of agents with ema_decay: what is trained, averaged
 CRITIC = "critic.safetensors"  # of agents that have a value head
 
@@ -108,6 +109,9 @@ def _save_folder(agent: Any, path: Path) -> None:
     average = getattr(agent, "average", None)
     if average is not None:
         save_file(average.state_dict(), scratch / AVERAGE)
+    tensors, batches = agent.batching.state_dict() if hasattr(agent, "batching") else ({}, {})
+    if tensors:
+        save_file(tensors, scratch / BATCHES)
     arguments, left_out = stored_arguments(agent)
     state = {
         "agent": type(agent).__name__,
@@ -123,6 +127,7 @@ def _save_folder(agent: Any, path: Path) -> None:
         "patches": patched,
         "references": bool(references),
         "average": average is not None,
+        "batches": batches,
     }
     (scratch / STATE).write_text(json.dumps(state))
     old = path.with_name(path.name + f".old-{os.getpid()}")
@@ -161,7 +166,7 @@ def fault(saved: Path) -> str | None:
         return f"{saved / STATE} does not say its iteration"
     if state.get("lora_rank") and not (saved / ADAPTERS).is_file():
         return f"{saved} lacks {ADAPTERS}"
-    for kept, name in (("references", REFERENCES), ("average", AVERAGE)):
+    for kept, name in (("references", REFERENCES), ("average", AVERAGE), ("batches", BATCHES)):
         if state.get(kept) and not (saved / name).is_file():
             return f"{saved} lacks {name}"
     return weights_fault(saved)
@@ -270,7 +275,8 @@ def restore(agent: Any, path: Path) -> None:
 
 
 def _restore_copies(agent: Any, path: Path, state: Mapping[str, Any]) -> None:
-    """The agent's references and its average; those that the saved agent did not have are the weights loaded."""
+    """The agent's references, its average and what its batches come from; what the saved agent did not have begins with
+    the weights loaded."""
     anchoring, average = getattr(agent, "anchoring", None), getattr(agent, "average", None)
     if anchoring is not None:
         for copy in anchoring.copies:
@@ -281,6 +287,10 @@ def _restore_copies(agent: Any, path: Path, state: Mapping[str, Any]) -> None:
         average.take()
         if state.get("average"):
             average.load_state_dict(load_file(path / AVERAGE))
+    if hasattr(agent, "batching"):
+        agent.batching.restart(agent.iteration)
+        if state.get("batches"):
+            agent.batching.load_state_dict(load_file(path / BATCHES), state["batches"])
 
 
 def _give(path: Path, saved: Mapping[str, Any], name: str, taker: Any) -> None:

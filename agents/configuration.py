@@ -17,6 +17,7 @@ from registry import (
     advantages,
     aggregations,
     anchors,
+    batches,
     corrections,
     fields_of,
     patches,
@@ -34,6 +35,7 @@ COMPONENTS: dict[str, Registry] = {
     "problem_sampler": problem_samplers,
     "schedule": schedules,
     "anchor": anchors,
+    "batch": batches,
 }
 APART = ("policy", "env")
 """Arguments that are not stored as such: the weights are the folder's, the environment has a place of its own."""

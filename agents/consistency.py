@@ -41,8 +41,8 @@ class Consistency:
         """Add the gradient on ``batch``, which ``nested`` wrote (None: the full model, and there is no gradient); its
         tokens have log pi ``logp`` [B, T] and coefficients ``coef`` [B, T].
 
-        Completions that the target wrote (defensive groups) are left out: the tokens have to be mu's own. In later
-        minibatches of a rollout they are those of a mu some steps old."""
+        Completions that the target wrote (defensive groups) and stored ones are left out: the tokens have to be mu's
+        own. In later minibatches of a rollout, and where older weights write, they are those of a mu some steps old."""
         if not self.coefficient or nested is None:
             return
         began = time.perf_counter()
@@ -50,6 +50,8 @@ class Consistency:
         own = own.to(logp.device)
         if batch.by_target is not None:
             coef = coef * ~batch.by_target[:, None]
+        if batch.age is not None:
+            coef = coef * (batch.age == 0)[:, None]
         rho = (logp - own.detach()).exp().clamp(max=CAP)
         (-(self.coefficient * coef * (rho - 1)).detach() * own).sum().backward()
         self.seconds += time.perf_counter() - began

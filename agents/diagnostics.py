@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,6 +97,28 @@ def diagnostics(logp: Tensor, rollout: Rollout, design: Tensor | None = None) ->
     rows = stands > 0
     log_ratio = torch.where(mask, logp.detach().double() - rollout.behavior_logp.double(), 0.0)
     return found | _divergence(log_ratio[rows], mask[rows], stands[rows])
+
+
+def by_kind(logp: Tensor, rollout: Rollout, design: Tensor) -> dict[str, float]:
+    """``diagnostics`` of fresh completions and of stored ones, ``fresh/`` and ``stored/`` before the names; empty where
+    none is stored."""
+    if rollout.age is None:
+        return {}
+    figures: dict[str, float] = {}
+    for kind, rows in (("fresh", rollout.age == 0), ("stored", rollout.age > 0)):
+        index = rows.nonzero()[:, 0]
+        part = rollout.select(index)
+        measured = diagnostics(logp[index, : part.mask.shape[1]], part, design[index]) if len(index) else {}
+        figures |= {f"{kind}/{name}": value for name, value in measured.items()}
+    return figures
+
+
+def of_fresh(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """An iteration's metrics with the diagnostics of its fresh completions alone: what the layers drawn last cost."""
+    if not any(name.startswith("stored/") for name in metrics):
+        return dict(metrics)
+    others = {name: value for name, value in metrics.items() if f"stored/{name}" not in metrics}
+    return others | {name.removeprefix("fresh/"): v for name, v in metrics.items() if name.startswith("fresh/")}
 
 
 def _divergence(log_ratio: Tensor, mask: Tensor, design: Tensor) -> dict[str, float]:
@@ -214,11 +237,13 @@ def collapse(found: Mapping[str, float]) -> str | None:
     n = found["sequences"]
     if fraction >= COLLAPSED_ESS and d <= COLLAPSED_D and (n < FEWEST or fraction * n >= 2):
         return None
+    older = bool(found.get("age"))
+    writer, remedy = ("what wrote", "Let younger weights write, skip") if older else ("the nested policy", "Skip")
     return (
-        f"the nested policy is too far from the target: D = {d:.2g} nats per completion ({found['mean_length']:.0f} "
+        f"{writer} is too far from the target: D = {d:.2g} nats per completion ({found['mean_length']:.0f} "
         f"tokens x {found['kl_k1']:.2g} KL per token), and a fully corrected update has an effective sample size of "
         f"{fraction:.1%} of the completions. "
-        "Skip fewer layers, or cheaper ones (a skip sampler that learns from the divergence), or shorten the "
+        f"{remedy} fewer layers, or cheaper ones (a skip sampler that learns from the divergence), or shorten the "
         "completions until D is below 0.3; else use a bounded correction (truncated-is, retrace) and accept its bias, "
         "or let the target write some completions of each group (defensive)"
     )

@@ -29,7 +29,10 @@ class Laps:
 
 
 def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
-    """Accuracy under the behaviour policy, share of groups that carry a gradient, lengths and verdict counts."""
+    """Accuracy under the behaviour policy, share of groups that carry a gradient, lengths, entropy and verdict counts;
+    empty where nothing was written."""
+    if not len(rollout):
+        return {}
     reward = rollout.reward.view(-1, group_size)
     solved = [float(info["is_success"]) for info in rollout.episodes]
     statuses = Counter(info["status"] for info in rollout.episodes)
@@ -39,6 +42,7 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
         "rollout_reward": float(reward.mean()),
         "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
         "mean_length": float(rollout.mask.sum(1).float().mean()),
+        "entropy": rollout.entropy,
         **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
         **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
     }

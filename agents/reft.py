@@ -3,9 +3,11 @@
 One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508.10123):
 
     problems ~ problem_sampler                      the same for every agent with the same seed
+    stored   = batch.recall()                       groups of earlier iterations in place of fresh ones, if any
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
-    mu       = policy.behavior(nested)              the same weights, fewer layers
+    mu       = policy.behavior(nested)              the same weights, fewer layers; or those of earlier iterations
     rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
+    rollout  = batch(rollout, stored)
     ref      = anchor(rollout)                      log-probabilities under a reference, if there is one
     A        = advantage(rollout)                   relative to the group
     for each minibatch:
@@ -46,16 +48,18 @@ from agents.arguments import (
     slots_of,
     vector_env_of,
 )
+from agents.batches import Batching
 from agents.configuration import constructor_arguments
 from agents.consistency import Consistency
 from agents.corrections import traits
-from agents.diagnostics import SHARE, noise_floor
+from agents.diagnostics import SHARE, noise_floor, of_fresh
 from agents.distributed import join, local_device
+from agents.experts import Experts
 from agents.memory import NotEnoughMemory, check_memory
 from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.refill import batch_of, left_out, refill, refill_metrics
-from agents.rollout import Acts, GroupMixture, Rollout, collect, count_steps
+from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
@@ -69,6 +73,7 @@ from registry import (
     agents,
     aggregations,
     anchors,
+    batches,
     corrections,
     patches,
     problem_samplers,
@@ -102,6 +107,8 @@ class ReFT(LanguageModelAlgorithm):
         aggregation: an id of ``registry.aggregations``.
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
+        batch: where the groups of a batch come from, an id of ``registry.batches``: ``replay`` for some stored ones,
+            ``stale`` where weights of earlier iterations write, ``expert`` for worked solutions beside them.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
@@ -171,6 +178,7 @@ class ReFT(LanguageModelAlgorithm):
         problem_sampler: Component = "uniform",
         schedule: Component = "constant",
         anchor: Component = "none",
+        batch: Component = "fresh",
         group_size: int = 8,
         problems_per_batch: int = 32,
         refill_tokens: int = 0,
@@ -207,12 +215,13 @@ class ReFT(LanguageModelAlgorithm):
         self.problem_sampler = problem_samplers.build(problem_sampler)
         self.schedule = schedules.build(schedule)
         self.anchor = anchors.build(anchor)
+        self.batch = batches.build(batch)
         mixed = 1 if traits(self.correction).mixed else 0
         self.target_written = mixed if target_written is None else target_written
         check_counts(
             group_size, problems_per_batch, refill_tokens, minibatches, epochs, self.target_written, temperature
         )
-        warn_stale(self.correction, minibatches * epochs)
+        warn_stale(self.correction, minibatches * epochs, self.batch)
         check_lora_rank(lora_rank)
         self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
         self.lora_rank = lora_rank
@@ -280,6 +289,8 @@ class ReFT(LanguageModelAlgorithm):
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self._logger = Logger(None, [])
         self.anchoring = Anchoring(self.anchor, self.target)
+        self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
+        self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
         self.average = WeightCopy(self.target) if self.ema_decay else None
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
@@ -296,6 +307,7 @@ class ReFT(LanguageModelAlgorithm):
             microbatch_tokens=self.microbatch_tokens,
             consistency=self.consistency,
             anchoring=self.anchoring,
+            experts=self.experts,
             entropy_bonus=self.entropy_bonus,
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
@@ -348,23 +360,30 @@ class ReFT(LanguageModelAlgorithm):
         with laps("rollout"):
             problems = self._draw_problems(rng)
             seed = int(rng.integers(2**31))
-            nested = self.nesting.draw(self.target, rng, self.iteration)
-            rollout, problems, judging = self._write(problems, nested, seed, hooks)
-        noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 else {}
+            stored = self.batching.recall(self.iteration, self.problems_per_batch)
+            lacking = self.problems_per_batch - (len(stored) // self.group_size if stored else 0)
+            with self.batching.writing(self.iteration):
+                nested = self.nesting.draw(self.target, rng, self.iteration)
+                rollout, problems, judging = self._write(problems[:lacking], nested, seed, hooks)
+        noise = self._noise(problems, rollout, nested) if self.iteration % NOISE_EVERY == 0 and problems else {}
         with laps("update"):
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
-            share = SHARE if self.nesting.is_off_policy(self.target) else 0.0
+            off_policy = self.nesting.is_off_policy(self.target) or stored is not None or self.batching.copies
+            share = SHARE if off_policy else 0.0
             try:
-                batch = batch_of(rollout, self.group_size, self.problems_per_batch)
-                unused = left_out(rollout, batch)
+                fresh = batch_of(rollout, self.group_size, lacking)
+                unused = left_out(rollout, fresh)
+                self.experts.draw(self.iteration)
+                batch = self.batching(fresh, stored, self.update.score, self.iteration)
                 batch = self.anchoring.measure(batch, self.update.score, self.iteration)
                 advantage = self.advantage(self.anchoring.reward(batch), batch.group)
                 diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
-        self.nesting.observe(rollout, diagnostics)
-        self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
+        if problems:
+            self.nesting.observe(rollout, of_fresh(diagnostics))
+            self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
         self.anchoring.renew(self.iteration)
         self.metrics = {
@@ -373,8 +392,9 @@ class ReFT(LanguageModelAlgorithm):
             **rollout_metrics(rollout, self.group_size),
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
-            **(refill_metrics(rollout, self.group_size, self.problems_per_batch) if self.refill_tokens else {}),
-            "entropy": rollout.entropy,
+            **(refill_metrics(rollout, self.group_size, lacking) if self.refill_tokens else {}),
+            **self.batching.metrics(batch),
+            **({"expert_weight": self.experts.weight} if self.experts.source else {}),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.ranks.leader:
@@ -395,6 +415,8 @@ class ReFT(LanguageModelAlgorithm):
     ) -> tuple[Rollout, list[int], float]:
         """The completions of an iteration, those of further problems in place of silent groups among them; all of its
         problems, and the seconds that verdicts took."""
+        if not problems:
+            return NOTHING, [], 0.0
         rollout = self.rollout(problems, nested, seed, hooks)
         judging = self.envs.unwrapped.reward_seconds
 
@@ -465,7 +487,8 @@ class ReFT(LanguageModelAlgorithm):
         if self.nesting.is_off_policy(self.target):
             first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
             own = replace(written.select(first_nested), by_target=None)
-            measured |= {f"behavior_{name}": value for name, value in floor(own, nested).items()}
+            with self.batching.writing(self.iteration):
+                measured |= {f"behavior_{name}": value for name, value in floor(own, nested).items()}
         return measured
 
     def behavior(self, layers: Nested, seed: int) -> Behavior:
@@ -484,6 +507,14 @@ class ReFT(LanguageModelAlgorithm):
         return nullcontext() if self.average is None else self.average.in_place()
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it."""
+        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it.
+
+        Raises:
+            UsageError: in the middle of a rollout that older weights write.
+        """
+        if self.batching.is_writing:
+            raise UsageError(
+                f"batch={self.batch!r}: older weights are in place while a rollout is written; save between iterations"
+            )
         if self.ranks.leader:
             super().save(path, exclude, include)

@@ -35,6 +35,9 @@ class Rollout:
         old_logp: [B, T] float32, log pi_old of each token: the target at rollout time, for trust regions. None until
             the agent has computed it; with one update per rollout it equals the current log pi.
         reference_logp: [B, T] float32, log ref of each token, where an anchor has measured it.
+        target_logp: [B, T] float32, log-probabilities under the target that wrote a part of defensive groups, where
+            that may be older than pi_old.
+        age: [B] int64, iterations since a stored completion was written, 0 for a fresh one; None: all are fresh.
         by_target: [B] bool, true where the *full* model wrote the completion (defensive groups); None means nowhere.
         episodes: B terminal infos of the environment (problem_index, status, finish_reason, ...); may be empty.
     """
@@ -47,6 +50,8 @@ class Rollout:
     group: Tensor
     old_logp: Tensor | None = None
     reference_logp: Tensor | None = None
+    target_logp: Tensor | None = None
+    age: Tensor | None = None
     by_target: Tensor | None = None
     episodes: tuple[dict[str, Any], ...] = ()
 
@@ -59,6 +64,11 @@ class Rollout:
         if not self.episodes:
             raise ValueError("a rollout without episodes does not say why its completions ended")
         return torch.tensor([info["finish_reason"] == "length" for info in self.episodes], dtype=torch.bool)
+
+    @property
+    def full_logp(self) -> Tensor | None:
+        """[B, T] log-probabilities under the full model of the time of writing."""
+        return self.old_logp if self.target_logp is None else self.target_logp
 
     @property
     def entropy(self) -> float:
@@ -78,6 +88,16 @@ class Rollout:
             elif value:
                 chosen[field.name] = tuple(value[i] for i in index.tolist())
         return replace(self, **chosen)
+
+
+NOTHING = Rollout(
+    prompts=(),
+    tokens=torch.zeros(0, 0, dtype=torch.int64),
+    mask=torch.zeros(0, 0, dtype=torch.bool),
+    behavior_logp=torch.zeros(0, 0),
+    reward=torch.zeros(0),
+    group=torch.zeros(0, dtype=torch.int64),
+)
 
 
 class Acts(Protocol):

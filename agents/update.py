@@ -12,8 +12,9 @@ from torch import Tensor
 from agents.anchors import Anchoring
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
-from agents.diagnostics import design_weights, diagnostics, weight_diagnostics
+from agents.diagnostics import by_kind, design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
+from agents.experts import Experts
 from agents.refill import joined
 from agents.rollout import Rollout
 from policies import Nested, Policy
@@ -76,6 +77,7 @@ class Update:
         microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
         consistency: the auxiliary loss that keeps the nested policy near the target.
         anchoring: what keeps the target near a reference; in the loss it pulls at every completion.
+        experts: worked solutions, which have a part in the loss beside the rollout's.
         entropy_bonus: weight of the exact entropy of every token's distribution, which the loss is lowered by.
         mask_truncated: completions that the token budget cut off have no part in the loss nor in its normaliser (DAPO's
             overlong filtering, arXiv 2503.14476, sec. 3.4).
@@ -92,6 +94,7 @@ class Update:
     microbatch_tokens: int = 16_384
     consistency: Consistency = field(default_factory=Consistency)
     anchoring: Anchoring | None = None
+    experts: Experts | None = None
     entropy_bonus: float = 0.0
     mask_truncated: bool = False
     ranks: Ranks = ALONE
@@ -139,7 +142,11 @@ class Update:
         old_logp = self._old_logp(rollout, advantage, design, wide)
         if beside is not None:
             design_beside = design_weights(torch.zeros(len(beside)), beside, share, rng.spawn(1)[0])
-            beside = replace(beside, old_logp=self._score(beside, design_beside.nonzero()[:, 0]))
+            beside = replace(
+                beside,
+                old_logp=self._score(beside, design_beside.nonzero()[:, 0]),
+                age=None if rollout.age is None else torch.zeros_like(beside.group),
+            )
         if wide or not one_step:
             rollout = replace(rollout, old_logp=old_logp)
         groups = torch.unique(rollout.group)
@@ -151,7 +158,8 @@ class Update:
                 index = torch.isin(rollout.group, groups[chosen]).nonzero()[:, 0]
                 batch, a = rollout.select(index), advantage[index]
                 weights = self._whole_weights(batch, a, moved=bool(norms)) if wide else None
-                norm, used = self._step(batch, a, weights, nested)
+                solutions = self.experts.part(len(norms), self.minibatches) if self.experts else None
+                norm, used = self._step(batch, a, weights, nested, solutions)
                 norms.append(norm)
                 if epoch == 0:
                     width = batch.mask.shape[1]
@@ -166,10 +174,20 @@ class Update:
         if beside is not None:
             written, design = joined(written, beside), torch.cat([design, design_beside])
         assert written.old_logp is not None
-        return metrics | diagnostics(written.old_logp, written, design) | _of_used(used_index, weight, logp, rollout)
+        return (
+            metrics
+            | diagnostics(written.old_logp, written, design)
+            | by_kind(written.old_logp, written, design)
+            | _of_used(used_index, weight, logp, rollout)
+        )
 
     def _step(
-        self, batch: Rollout, advantage: Tensor, weights: Tensor | None, nested: Nested | None
+        self,
+        batch: Rollout,
+        advantage: Tensor,
+        weights: Tensor | None,
+        nested: Nested | None,
+        solutions: Rollout | None,
     ) -> tuple[float, tuple[Tensor, Tensor]]:
         """One optimizer step on whole groups: the gradient norm, and the [B, T] log pi and weights that this process's
         part of the gradient was made of."""
@@ -177,6 +195,9 @@ class Update:
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
         wanted = self._learnt(batch, advantage).nonzero()[:, 0]
         self.optimizer.zero_grad(set_to_none=True)
+        if self.experts is not None and solutions is not None:
+            coef = coef * (1 - self.experts.weight)
+            self._imitate(solutions, self.experts)
         for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
             logp, entropy = self._logprobs_and_entropies(micro) if self.entropy_bonus else (self._logprobs(micro), None)
@@ -194,13 +215,22 @@ class Update:
             loss.backward()
             self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
-        if not len(wanted):
+        if not len(wanted) and solutions is None:
             return 0.0, used
         self.ranks.sum_gradients(self.policy.parameters())
         norm = self._clip(float(used[1].max()))
         self.optimizer.step()
         self.policy.refresh()
         return norm, used
+
+    def _imitate(self, solutions: Rollout, experts: Experts) -> None:
+        """Add the gradient of the worked solutions' part of the loss."""
+        assert experts.source is not None
+        coef = experts.weight * self.aggregation(solutions.mask)
+        for index in self._microbatches(solutions, torch.arange(len(solutions))):
+            logp = self._logprobs(solutions.select(index))
+            weight = coef[index][:, : logp.shape[1]] * experts.source.token_weight(logp)
+            (-weight * logp).sum().backward()
 
     def _learnt(self, batch: Rollout, advantage: Tensor) -> Tensor:
         """[B] bool, the sequences that have a gradient."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agents.corrections import traits
 from agents.diagnostics import warn_collapse
 from registry import UsageError
 
@@ -77,6 +78,8 @@ def explain_silence(rows: Sequence[Mapping[str, float]]) -> str:
     """Why the completions of ``rows`` (metrics of iterations without a gradient) were all of the same worth, and what
     to change: the cause is length, format or difficulty, in this order, since each hides the next."""
 
+    rows = [row for row in rows if "rollout_accuracy" in row] or rows  # the others wrote nothing
+
     def share(name: str) -> float:
         return sum(row.get(name) or 0.0 for row in rows) / len(rows)
 
@@ -109,12 +112,21 @@ def explain_silence(rows: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def warn_stale(correction: Any, steps: int) -> None:
-    """Say so where later steps of a rollout would take its completions for the current policy's."""
+def warn_stale(correction: Any, steps: int, batch: Any) -> None:
+    """Say so where completions of older weights would be taken for the current policy's: in later steps of a rollout,
+    or in a batch that they wrote."""
     if steps > 1 and getattr(correction, "is_identity", False):
         warnings.warn(
             f"correction=none with {steps} steps a rollout (minibatches * epochs): the later ones know neither the "
             "ratio pi / pi_old nor a clip. Take ppo-clip, which is the same in a rollout's first step",
+            StaleData,
+            stacklevel=3,
+        )
+    if (batch.keeps or batch.lag) and not traits(correction).corrects_mu:
+        warnings.warn(
+            f"batch={batch!r} trains on completions of older weights, and correction={correction!r} knows nothing of "
+            "the ratio pi / mu to them: take token-is, truncated-is or retrace, or a product such as "
+            "truncated-is*ppo-clip",
             StaleData,
             stacklevel=3,
         )

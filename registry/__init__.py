@@ -30,6 +30,7 @@ skip_samplers: Registry = Registry("skip sampler")
 problem_samplers: Registry = Registry("problem sampler")
 patches: Registry = Registry("patch")
 anchors: Registry = Registry("anchor")
+batches: Registry = Registry("batch source")
 schedules: Registry = Registry("learning-rate schedule")
 agents: Registry = Registry("agent")
 problem_sources: Registry = Registry("problem source")
@@ -47,6 +48,7 @@ __all__ = [
     "agents",
     "aggregations",
     "anchors",
+    "batches",
     "corrections",
     "did_you_mean",
     "fields_of",

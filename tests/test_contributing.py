@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[nested_reft]\nmine = my_correction\nmine2 = my_sampler\nmine3 = my_template\n"
+        "[nested_reft]\nmine = my_correction\nmine2 = my_sampler\nmine3 = my_template\nmine4 = my_batch\n"
     )
     return made
 
@@ -36,9 +36,10 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=500)
 
 
-def test_there_are_four_examples_and_the_correction_is_short() -> None:
-    assert [name for name, _ in BLOCKS] == ["my_correction", "my_sampler", "my_problems", "my_template"]
-    assert len([line for line in BLOCKS[0][1].splitlines() if line.strip()]) < 20
+def test_there_are_five_examples_and_two_are_short() -> None:
+    assert [name for name, _ in BLOCKS] == ["my_correction", "my_sampler", "my_batch", "my_problems", "my_template"]
+    lines = {name: len([line for line in code.splitlines() if line.strip()]) for name, code in BLOCKS}
+    assert lines["my_correction"] < 20 and lines["my_batch"] < 20
 
 
 def test_the_correction_passes_the_contract(folder: Path) -> None:
@@ -54,6 +55,18 @@ def test_correction_and_sampler_are_compared(folder: Path) -> None:
     done = run(folder, "-m", "benchmarks.compare", *chosen, *arguments, *sets)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nested-reft/every-other/half-is" in (folder / "out" / "report.md").read_text()
+
+
+def test_the_batch_source_recalls(folder: Path) -> None:
+    code = (
+        "import gymnasium as gym\n"
+        "from agents import ReFT\n"
+        "envs = gym.make_vec('MathReason-v0', num_envs=8, reward='random', max_new_tokens=8)\n"
+        "agent = ReFT('tiny', envs, batch='replay-hardest', correction='token-is', problems_per_batch=8)\n"
+        "print([agent.iterate().get('stored_share') for _ in range(3)])\n"
+    )
+    done = run(folder, "-c", code)
+    assert done.stdout.strip() == "[0.0, 0.25, 0.25]", done.stderr
 
 
 def test_the_problem_source_is_served(folder: Path) -> None:

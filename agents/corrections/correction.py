@@ -154,13 +154,14 @@ def log_rho(logp: Tensor, rollout: Rollout) -> Tensor:
 
 
 def sampled_logp(rollout: Rollout) -> Tensor:
-    """[B, T]: log-probabilities under the policy that wrote each completion: ``behavior_logp``, and ``old_logp`` where
+    """[B, T]: log-probabilities under the policy that wrote each completion: ``behavior_logp``, and ``full_logp`` where
     the target wrote it (there ``behavior_logp`` is the nested policy's score of another's completion)."""
     if rollout.by_target is None or not rollout.by_target.any():
         return rollout.behavior_logp
-    if rollout.old_logp is None:
+    full_logp = rollout.full_logp
+    if full_logp is None:
         raise UsageError("completions written by the target need rollout.old_logp, their log-probabilities")
-    return torch.where(rollout.by_target[:, None], rollout.old_logp, rollout.behavior_logp)
+    return torch.where(rollout.by_target[:, None], full_logp, rollout.behavior_logp)
 
 
 def log_r(logp: Tensor, rollout: Rollout) -> Tensor:

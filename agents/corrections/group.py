@@ -124,7 +124,7 @@ class Defensive(Correction):
     1995); ``rollout.by_target`` says who wrote what. Exactly unbiased, and W <= n / n_0 while pi = pi_old.
 
     Needs both densities of *every* completion: ``rollout.behavior_logp`` = log mu of the nested policy, scored on the
-    target-written ones, and ``rollout.old_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out
+    target-written ones, and ``rollout.full_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out
     baseline (``rloo``) leaves out one completion of its own kind, and so adds a bias O(1/n).
     """
 
@@ -135,7 +135,8 @@ class Defensive(Correction):
     operator: ClassVar[str] = "mix"
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        if rollout.old_logp is None:
+        full_logp = rollout.full_logp
+        if full_logp is None:
             raise UsageError("defensive needs rollout.old_logp, the target's log-probabilities at rollout time")
         by_target = torch.zeros_like(rollout.mask[:, 0]) if rollout.by_target is None else rollout.by_target
         member, size = _groups(rollout.group)
@@ -145,9 +146,7 @@ class Defensive(Correction):
         def total(values: Tensor) -> Tensor:
             return torch.where(rollout.mask, values.double(), 0.0).sum(1)
 
-        mixture = torch.logaddexp(
-            share.log() + total(rollout.old_logp), (-share).log1p() + total(rollout.behavior_logp)
-        )
+        mixture = torch.logaddexp(share.log() + total(full_logp), (-share).log1p() + total(rollout.behavior_logp))
         return exp((total(logp) - mixture)[:, None], logp, rollout)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.diagnostics import BySubset
+from agents.diagnostics import BySubset, of_fresh
 from benchmarks.estimators.report import CANNOT_TELL, group_equal, rank, relative_efficiency
 from benchmarks.estimators.sweep import Row, Sweep, cell_rows, noisy_cell
 from benchmarks.measuring.table import Table
@@ -60,7 +60,7 @@ def read_means(run: Path) -> RunMeans:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UsageError(f"{run} has no metrics.jsonl: give the folder of a run, runs/<hash>")
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    rows = [of_fresh(json.loads(line)) for line in path.read_text().splitlines() if line.strip()]
     rows = [row for row in rows if all(isinstance(row.get(name), int | float) for name in NEEDED)]
     if not rows:
         raise UsageError(

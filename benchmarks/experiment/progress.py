@@ -49,6 +49,8 @@ class RunProgress:
             note = f"held-out accuracy {row['evaluation']['greedy']:.1%}"
         elif "rollout_accuracy" in row:
             note = f"rollout accuracy {row['rollout_accuracy']:.1%}, {row['rollout_tokens_per_second']:.0f} tokens/s"
+        elif "loss" not in row:
+            note = "nothing written"
         else:
             note = f"loss {row['loss']:.3f}, {row['trained_tokens_per_second']:.0f} tokens/s"
         self.seconds += row.get("time/iteration", 0.0)

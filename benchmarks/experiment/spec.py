@@ -24,6 +24,7 @@ from registry import (
     advantages,
     aggregations,
     anchors,
+    batches,
     corrections,
     did_you_mean,
     fields_of,
@@ -44,6 +45,7 @@ PARTS: dict[str, Registry] = {
     "problem_sampler": problem_samplers,
     "schedule": schedules,
     "anchor": anchors,
+    "batch": batches,
 }
 RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 

@@ -41,8 +41,12 @@ SETTINGS = {
 }
 
 
-def train(folder: Path, stop: int | None = None) -> tuple[list[dict[str, Any]], str]:
-    spec = resolve("nested-reft/uniform/ppo-clip", settings=SETTINGS)
+WHOLE = {"batch": "replay", "batch.share": "1", "batch.window": "1"}
+GROUPS = {"batch": "replay", "batch.share": "0.4", "batch.by": "group"}
+
+
+def train(folder: Path, batch: dict[str, str], stop: int | None = None) -> tuple[list[dict[str, Any]], str]:
+    spec = resolve("nested-reft/uniform/truncated-is*ppo-clip", settings={**SETTINGS, **batch})
     training = Training(spec, folder / spec.hash)
     for row in training:
         if row["iteration"] == stop and "evaluation" not in row:
@@ -50,11 +54,16 @@ def train(folder: Path, stop: int | None = None) -> tuple[list[dict[str, Any]], 
     return [numbers(row) for row in training.rows], str(training.folder)
 
 
-def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    whole, one = train(tmp_path / "whole")
-    train(tmp_path / "cut", stop=3)
-    resumed, other = train(tmp_path / "cut")
+@pytest.mark.parametrize("batch", [{}, WHOLE, GROUPS, {"batch": "stale"}], ids=["fresh", "whole", "groups", "stale"])
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, batch: dict[str, str]) -> None:
+    whole, one = train(tmp_path / "whole", batch)
+    train(tmp_path / "cut", batch, stop=3)
+    resumed, other = train(tmp_path / "cut", batch)
     assert len(whole) == 6 and resumed == whole
+    trained = [row for row in whole if "evaluation" not in row]
+    assert sum(row["tokens"] for row in trained) == trained[-1]["timesteps"]
+    assert [row["tokens"] > 0 for row in trained] == [True, batch != WHOLE] * 2
+    assert ("age" in trained[-1]) == bool(batch)
     assert any(row.get("refill_groups", 0) > 0 for row in whole)
     assert {"kl_reference", "entropy", "refill_tokens"} <= set(whole[1])
     for name in ("model/model.safetensors", "model/average.safetensors", "model/references.safetensors"):
