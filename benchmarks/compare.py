@@ -2,8 +2,8 @@
 
 Without arguments it runs the preset ``smoke``: on-policy ReFT and three nested agents, two seeds each, on the built-in
 model. Every run is a process of its own with a folder of its own, so an interrupted comparison goes on where it
-stopped, and runs are shared between comparisons. The report (report.html, report.md, results.json, curves.png) is
-written to ``runs/compare-<hash>/``.
+stopped, and runs are shared between comparisons. The report (report.html, report.md, results.json, outcomes.json,
+curves.png) is written to ``runs/compare-<hash>/``. ``--from`` reports on what is there already.
 """
 
 from __future__ import annotations

@@ -56,7 +56,10 @@ class SelfNormalised(Correction):
 class ESSAdaptive(Correction):
     """``W = w ** beta`` with the largest beta in [0, 1] whose effective sample size over the minibatch is at least
     ``ess`` (a fraction): as much correction as the divergence at hand allows. The rule by which annealed and sequential
-    Monte Carlo choose their temperatures (Del Moral, Doucet and Jasra 2012)."""
+    Monte Carlo choose their temperatures (Del Moral, Doucet and Jasra 2012).
+
+    AIS (arXiv 2605.13907) adapts to each batch as well, by a mean of 1 and w whose share is of three diagnostics.
+    """
 
     ess: float = 0.5
     level: str = "sequence"

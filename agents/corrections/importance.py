@@ -41,7 +41,11 @@ class NoCorrection(Correction):
 @dataclass(frozen=True)
 class TokenIS(Correction):
     """``W_t = rho_t``: the ratio of each token by itself. Low variance; the prefix and the continuation stay mu's, so
-    it is biased unless T = 1."""
+    it is biased unless T = 1.
+
+    It is also the mean over its coins of OBRS (Jackpot, arXiv 2602.06107), but for a factor: a token is kept with
+    probability min(1, lam rho_t) and then weighs Z max(rho_t, 1 / lam), Z being the share that is kept.
+    """
 
     scope: ClassVar[str] = "token"
 

@@ -116,8 +116,9 @@ class TrustRegionMask(Correction):
         check_positive(self, "delta")
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        worst = log_rho(logp, rollout).abs().amax(1, keepdim=True)
-        return torch.where(worst <= self.delta, exp(torch.zeros_like(worst), logp, rollout), 0.0)
+        log_ratio = log_rho(logp, rollout)
+        left = (log_ratio.abs() > self.delta).any(1, keepdim=True)
+        return torch.where(left, 0.0, exp(torch.zeros_like(log_ratio), logp, rollout))
 
 
 def _check_band(owner: Correction, low: float, high: float) -> None:

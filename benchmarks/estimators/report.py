@@ -20,7 +20,7 @@ CAN_TELL = (
 CANNOT_TELL = (
     "It cannot tell: accuracy after training. It ranks estimators for one step at short T; over many steps bias, "
     "optimizer and exploration interact, at long T variances grow with D and products of ratios fare worse, and trust "
-    "regions act only after the first step of a rollout (here they all equal 'none')."
+    "regions act only after the first step of a rollout (here pi = pi_old)."
 )
 READING = (
     "base, practical and retrace are our reading of the three variants that Nested-ReFT names, not the authors' text."

@@ -200,6 +200,17 @@ def test_acr_leaves_a_truncated_success_its_room():
     torch.testing.assert_close(found[:, 0], torch.tensor([4.6, 0, 0, 0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("lam", [0.3, 1.0, 4.0])
+def test_token_is_is_the_mean_of_budgeted_rejection(lam):
+    """Of a whole distribution: what OBRS keeps of mu, min(mu, lam pi) / Z, weighed by pi over it, and then averaged."""
+    generator = torch.Generator().manual_seed(0)
+    pi, mu = (torch.randn(50, generator=generator, dtype=torch.float64).softmax(0) for _ in range(2))
+    z = torch.minimum(mu, lam * pi).sum()
+    mean = torch.minimum(torch.ones(()), lam * pi / mu) * pi / (torch.minimum(mu, lam * pi) / z)
+    ours = weight_of("token-is", [[x] for x in (pi / mu).log().tolist()])[:, 0]
+    torch.testing.assert_close(z * ours, mean)
+
+
 def test_self_normalised_divides_by_its_group():
     logp, rollout = rollout_of([[LOG2], [0.0], [LOG3], [LOG3]], [5, 5, 1, 1])
     found = weigh(corrections.make("self-normalised"), logp, rollout, torch.ones(4))

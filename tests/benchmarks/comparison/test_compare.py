@@ -447,7 +447,8 @@ def test_the_whole_command_and_again(tmp_path):
     done = subprocess.run(_command(tmp_path / "runs", "--out", str(tmp_path / "out")), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "accuracy before" in done.stdout and "nested-reft/uniform/token-is" in done.stdout
-    assert {"report.html", "report.md", "results.json", "curves.png"} == set(os.listdir(tmp_path / "out"))
+    files = {"report.html", "report.md", "results.json", "outcomes.json", "curves.png"}
+    assert files == set(os.listdir(tmp_path / "out"))
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     before = _numbers(tmp_path / "out")
     again = subprocess.run(_command(tmp_path / "runs", "--out", str(tmp_path / "out"), "--quiet"), capture_output=True)
