@@ -187,7 +187,7 @@ class Update:
         advantage: Tensor,
         weights: Tensor | None,
         nested: Nested | None,
-        solutions: Rollout | None,
+        solutions: Rollout | None = None,
     ) -> tuple[float, tuple[Tensor, Tensor]]:
         """One optimizer step on whole groups: the gradient norm, and the [B, T] log pi and weights that this process's
         part of the gradient was made of."""

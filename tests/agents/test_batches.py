@@ -187,7 +187,8 @@ def test_stored_completions_do_not_pull_at_the_layers_drawn_now(folder: str) -> 
 
 @pytest.mark.parametrize("batch", [GROUPS, STALE], ids=["replay", "stale"])
 def test_defensive_groups_keep_both_densities_of_their_time(folder: str, batch: dict[str, Any]) -> None:
-    """At pi = the weights of the time of writing W <= n / n_0 for every completion, whatever has been learnt since."""
+    """W = pi / ((q + mu) / 2), q and mu being the full and the nested model of the time of writing, whatever has been
+    learnt since."""
     agent = make(folder, batch=batch, sampler="fixed", correction="defensive", target_written=2)
     before = []
     for _ in range(4):
@@ -204,8 +205,9 @@ def test_defensive_groups_keep_both_densities_of_their_time(folder: str, batch: 
             nested = agent.target.logprobs(part.prompts, part.tokens, part.mask, layers=agent.layers).detach()
         torch.testing.assert_close(part.target_logp[part.mask], full[part.mask], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(part.behavior_logp[part.mask], nested[part.mask], rtol=1e-4, atol=1e-4)
+        q, mu = ((logp * part.mask).double().sum(1).exp() for logp in (full, nested))
         weight = agent.correction(full, replace(part, old_logp=torch.zeros_like(full)), part.reward)
-        assert 0 < weight.max() <= 2 * (1 + 1e-3)
+        torch.testing.assert_close(weight[:, 0].double(), q / (q / 2 + mu / 2), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +348,18 @@ def test_stored_groups_of_another_size_are_refused(folder: str, tmp_path: Path) 
     with pytest.raises(UsageError, match=r"group_size=4.*group_size=2"):
         ReFT.load(tmp_path / "saved", CoinFlips(16), group_size=2)
     assert ReFT.load(tmp_path / "saved", CoinFlips(16), group_size=2, batch="fresh").iterate()["tokens"] > 0
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_stale_weights_that_load_adds_begin_at_those_loaded(folder: str, tmp_path: Path, rank: int) -> None:
+    agent = make(folder, lora_rank=rank, correction="token-is")
+    agent.iterate()
+    agent.save(tmp_path / "saved")
+    loaded = ReFT.load(tmp_path / "saved", CoinFlips(16), batch=STALE)
+    for copy in loaded.batching.copies:
+        with copy.in_place():
+            assert torch.equal(weights(loaded), weights(agent))
+    assert [loaded.iterate()["age"] for _ in range(4)] == [0, 1, 2, 2]
 
 
 def test_no_callback_saves_weights_of_another_time(folder: str, tmp_path: Path) -> None:
