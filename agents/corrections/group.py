@@ -91,9 +91,10 @@ class ESSAdaptive(Correction):
 @corrections.register("m2po")
 @dataclass(frozen=True)
 class M2PO(Correction):
-    """``W = rho``, and 0 on the tokens of largest (log rho)^2 until its mean over the others is at most ``moment``: the
-    second moment of a minibatch is held, and few tokens are lost for it (arXiv 2510.01161, eq. 5 and algorithm 1;
-    token-mean). As with PPO's clip, only tokens that A pushes away from rho = 1 are counted and dropped: those with A >
+    """``W = rho``, and 0 on the tokens of largest (log rho)^2 until its mean over the others is at most ``moment``: few
+    tokens are lost for it (arXiv 2510.01161, eq. 5 and algorithm 1; token-mean).
+
+    As with PPO's clip, only tokens that A pushes away from rho = 1 are counted and dropped: those with A >
     0 and rho > 1, or A < 0 and rho < 1. Tokens as far as the last one dropped go with it.
     """
 

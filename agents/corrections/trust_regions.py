@@ -96,8 +96,7 @@ class GSPO(TrustRegion):
 @dataclass(frozen=True)
 class LUSPO(GSPO):
     """``W = T s`` where not clipped, T the completion's length: GSPO's weight times what its mean over tokens divides
-    by, so that a token of a long completion counts as much as one of a short (arXiv 2602.05261, bounds of sec. 5.1;
-    sequence-mean)."""
+    by, so that tokens of long completions count as much (arXiv 2602.05261, bounds of sec. 5.1; sequence-mean)."""
 
     eps_low: float = 2e-3
     eps_high: float = 2.5e-3
@@ -299,9 +298,12 @@ class DecoupledPPO(TrustRegion):
 @corrections.register("acr")
 @dataclass(frozen=True)
 class ACR(DecoupledPPO):
-    """``W = min(w, cap) r`` where not clipped, w = pi_old / mu, the upper clip at (1 + eps_high) w / min(w, cap): where
-    the cap has made a success count less, the clip leaves it as much more room (adaptive clipping range of QuRL, arXiv
-    2602.13953). With one step a rollout it is ``truncated-is`` of the same cap, whose default is ours."""
+    """``W = min(w, cap) r`` where not clipped, w = pi_old / mu, the upper clip at (1 + eps_high) w / min(w, cap): what
+    the cap takes from a success, the clip leaves it as room (adaptive clipping range of QuRL, arXiv 2602.13953).
+
+    The formula is from a public note on the paper. With one step a rollout it is ``truncated-is`` of the same cap; the
+    default cap is ours.
+    """
 
     cap: float | None = 2.0
 
@@ -312,12 +314,12 @@ class ACR(DecoupledPPO):
 @corrections.register("a-3po")
 @dataclass(frozen=True)
 class A3PO(Correction):
-    """``W = rho`` where not clipped, the clip on rho ** alpha: decoupled PPO about a policy between mu and pi, which
-    stands for pi_old without its forward, log q = alpha log mu + (1 - alpha) log pi (arXiv 2512.06547, whose alpha is
-    1 / d at a lag of d updates; token-mean).
+    """``W = rho`` where not clipped, the clip on rho ** alpha: decoupled PPO about a policy between mu and pi (arXiv
+    2512.06547; token-mean).
 
-    mu lags by layers here, not by updates, so that alpha is a setting: our reading. At 1 it is PPO's clip about mu, and
-    the nearer to 0, the wider the clip.
+    That policy, log q = alpha log mu + (1 - alpha) log pi, stands for pi_old without its forward; alpha is 1 / d at a
+    lag of d updates in the paper. mu lags by layers here, not by updates, so that alpha is a setting: our reading. At 1
+    it is PPO's clip about mu, and the nearer to 0, the wider the clip.
     """
 
     alpha: float = 0.5

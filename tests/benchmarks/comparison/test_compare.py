@@ -161,7 +161,7 @@ def test_smoke_is_the_default_of_the_issue():
     grid = grid_of(parser().parse_args([]))
     assert grid == preset("smoke")
     nested = [arm for arm in arms(grid) if arm.specs[0].agent["id"].startswith("nested-reft/")]
-    assert len(nested) >= 3 and len(grid.seeds) == 2 and grid.policies == ("tiny",)
+    assert len(nested) >= 3 and len(grid.seeds) >= 3 and grid.policies == ("tiny",)
 
 
 def test_command_line_changes_the_preset():

@@ -64,14 +64,14 @@ def exact(hidden, weight, token, slope, temperature):
 @pytest.mark.parametrize("columns", [64, 10_000])  # the whole vocabulary, and in parts
 @pytest.mark.parametrize("path", ["torch", "compiled", "compiled, none kept"])
 def test_the_slope_of_a_sure_token_is_rounded_once(monkeypatch, path, columns):
-    monkeypatch.setattr(head, "_CHUNK_LOGITS", columns * ROWS)
+    monkeypatch.setattr(head, "CHUNK_LOGITS", columns * ROWS)
     if path == "torch":
         monkeypatch.setattr(head, "scoring_head_kernels", lambda *_: None)
     else:
         real = kernels()
         chosen = real if real is not None and real.bf16_head else HeadInTorch()
         monkeypatch.setattr(head, "scoring_head_kernels", lambda *_: chosen)
-        monkeypatch.setattr(head, "_KEPT", 0 if "none" in path else 2**27)
+        monkeypatch.setattr(head, "KEPT", 0 if "none" in path else 2**27)
     hidden, weight, token, slope = sure_rows()
     logp, wanted = exact(hidden, weight, token, slope, 0.9)
     sure = logp.exp()
