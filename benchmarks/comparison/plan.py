@@ -114,7 +114,9 @@ def _read(runs: Path) -> Iterator[FinishedRun]:
 
 
 def completions(spec: RunSpec) -> int:
-    """Completions of one iteration."""
+    """Completions of one iteration, written or demonstrated."""
+    if "gradient_steps" in spec.agent:
+        return int(spec.agent["batch_size"]) * int(spec.agent["gradient_steps"])
     return int(spec.agent.get("group_size", 1)) * int(spec.agent.get("problems_per_batch", 64))
 
 

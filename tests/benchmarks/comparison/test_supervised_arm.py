@@ -102,6 +102,9 @@ def test_its_cost_is_known_from_finished_runs(compared: Comparison, tmp_path: Pa
     cost = FinishedRuns(tmp_path)(replace(spec, seed=1))
     assert cost is not None and cost.peak_bytes == result["peak_bytes"]
     assert cost.seconds == pytest.approx(result["seconds"] + result["seconds_evaluation"])
+    larger = FinishedRuns(tmp_path)(resolve("sft", settings={**OWN, "batch_size": 12}))  # three times as many shown
+    assert larger is not None
+    assert larger.seconds == pytest.approx(3 * result["seconds"] + result["seconds_evaluation"])
 
 
 @pytest.mark.parametrize("changes", [{}, {"problems": 10, "skip": 0.5, "lora_rank": 2}])
