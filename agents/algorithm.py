@@ -68,11 +68,13 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
     of the run some iterations and tokens are (``agents.schedules``). It raises ``Interrupted`` where a callback stops.
 
     Attributes:
+        schedule: of the learning rate, a component of ``registry.schedules``.
         iteration: how many are done.
         metrics: of the last one; a name without a slash is logged under ``log_name``.
     """
 
     log_name: ClassVar[str]
+    schedule: Any
     iteration: int
     metrics: dict[str, float]
 
@@ -104,6 +106,10 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
     def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
         """One iteration; returns its metrics."""
         raise NotImplementedError
+
+    def _rate(self, begun: float, ended: float) -> float:
+        """The learning rate of an iteration that begins and ends where these shares of the run are spent."""
+        return self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
 
     def learn(
         self,

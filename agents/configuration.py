@@ -37,6 +37,7 @@ COMPONENTS: dict[str, Registry] = {
     "anchor": anchors,
     "batch": batches,
 }
+"""Arguments that name a component, and the registry of each."""
 APART = ("policy", "env")
 """Arguments that are not stored as such: the weights are the folder's, the environment has a place of its own."""
 SPEC_TUPLES = ("stop_token_ids", "reward_parts")

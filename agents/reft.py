@@ -401,10 +401,6 @@ class ReFT(LanguageModelAlgorithm):
             self.watch(self.metrics | diagnostics)
         return self.metrics
 
-    def _rate(self, begun: float, ended: float) -> float:
-        """The learning rate of an iteration that begins and ends where these shares of the run are spent."""
-        return self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
-
     def _draw_problems(self, rng: np.random.Generator, count: int | None = None) -> list[int]:
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""
         size = self.envs.unwrapped.task.problems.size

@@ -180,8 +180,7 @@ class SFT(LanguageModelAlgorithm):
         begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
         ended = spent(self.iteration + 1, self.num_timesteps + tokens) if spent else 0.0
         self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
-        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
-        update_learning_rate(self.optimizer, rate)
+        update_learning_rate(self.optimizer, self._rate(begun, ended))
         losses, norms = [], []
         for step, batch in enumerate(batches, self.step + 1):
             loss = self._backward(batch)

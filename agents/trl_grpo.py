@@ -243,8 +243,7 @@ class TRLGRPO(LanguageModelAlgorithm):
         from the step's beginning to the first verdict, ``time/update`` from the last one to the optimizer's step."""
         spent = run_length(self.schedule, self.learning_rate, spent)
         begun, ended = (spent(self.iteration + n, self.num_timesteps) if spent else 0.0 for n in (0, 1))
-        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
-        update_learning_rate(self.optimizer, rate)
+        update_learning_rate(self.optimizer, self._rate(begun, ended))
         rng = np.random.default_rng([self.seed or 0, self.iteration])
         size = self.envs.unwrapped.task.problems.size
         problems = self.problem_sampler.sample(self.problems_per_batch, size, rng).tolist()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agents.configuration import COMPONENTS
 from benchmarks.comparison.catalogue import components
-from benchmarks.experiment.spec import PARTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -57,7 +57,7 @@ def test_the_commands_take_these_arguments(command: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("part", ["sampler", "correction"])
 def test_the_tables_are_those_of_the_registries(part: str) -> None:
     """Their text is made by the same function as ``benchmarks.run --list``: put there what this test prints."""
-    table = components(part, PARTS[part])
+    table = components(part, COMPONENTS[part])
     begin, end = f"<!-- {table.name} -->\n", f"<!-- end of {table.name} -->"
     assert README.partition(begin)[2].partition(end)[0] == f"\n{table.markdown()}\n\n"
 

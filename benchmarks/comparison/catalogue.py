@@ -8,8 +8,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
+from agents.configuration import COMPONENTS
 from benchmarks.comparison.grid import PRESETS, preset, preset_names
-from benchmarks.experiment.spec import PARTS
 from benchmarks.measuring.table import Table
 from envs.problems import list_sources
 from registry import Registry, reward_parts, templates
@@ -49,7 +49,7 @@ def catalogue() -> list[Kind]:
     """Every kind, agents first."""
     return [
         _agents(),
-        *(components(name, registry) for name, registry in PARTS.items()),
+        *(components(name, registry) for name, registry in COMPONENTS.items()),
         Kind("problem sources", "--set env.problems=", list_sources()),
         components("env.template", templates),
         components("env.reward_parts", reward_parts),

@@ -9,8 +9,9 @@ from typing import Any
 
 import gymnasium as gym
 
+from agents.configuration import COMPONENTS
 from benchmarks.experiment import BUDGETS
-from benchmarks.experiment.spec import OWN_FIELDS, PARTS, EvaluationSpec, RunSpec, check_names
+from benchmarks.experiment.spec import OWN_FIELDS, EvaluationSpec, RunSpec, check_names
 from envs import check_id
 from envs.shaping import whole_parts
 from envs.task import TaskSpec
@@ -73,7 +74,7 @@ class _Draft:
         self.evaluation = asdict(EvaluationSpec())
         del self.evaluation["problem_options"]  # there where it is given, so that other runs keep their hashes
         self.run = given
-        self.parts: dict[str, dict[str, Any]] = {name: {} for name in PARTS if name in self.known}
+        self.parts: dict[str, dict[str, Any]] = {name: {} for name in COMPONENTS if name in self.known}
 
     def assign(self, name: str, value: Any) -> None:
         """Set what ``name`` reaches; raises UnknownField where that is nothing."""
@@ -83,7 +84,7 @@ class _Draft:
         elif not dot or prefix == "agent":
             self._assign_agent(rest if dot else name, name, value)
         elif prefix in self.parts:
-            known = PARTS[prefix].fields(self.values[prefix])
+            known = COMPONENTS[prefix].fields(self.values[prefix])
             check_names(f"{prefix} {self.values[prefix]!r}", [rest], known)
             self.parts[prefix][rest] = parse_value(value, known[rest].type, name)
         elif prefix == "env":
@@ -98,7 +99,7 @@ class _Draft:
             raise UnknownField(f"agent {self.id!r}", field_name, [*self.known, *OWN_FIELDS])
         if field_name in self.parts:
             self.values[field_name] = parse_value(value, str, name)
-            PARTS[field_name].check(self.values[field_name])
+            COMPONENTS[field_name].check(self.values[field_name])
             return
         kind = self.known[field_name].type
         # A learning rate may be a schedule in Python; on a command line it is a number.
@@ -140,7 +141,7 @@ class _Draft:
     def spec(self) -> RunSpec:
         """The spec; components are made once, so that a bad value fails here and not in the run."""
         for name, chosen in self.parts.items():
-            registry, id = PARTS[name], self.values[name]
+            registry, id = COMPONENTS[name], self.values[name]
             missing = [f for f, known in registry.fields(id).items() if known.default is REQUIRED and f not in chosen]
             if missing:
                 raise UsageError(f"{name} {id!r} needs {missing[0]!r}: --set {name}.{missing[0]}=...")

@@ -13,40 +13,19 @@ from typing import Any
 
 import agents  # noqa: F401 (registers the agents)
 import envs  # noqa: F401 (registers the env ids)
+from agents.configuration import COMPONENTS
 from benchmarks.experiment import BUDGETS
 from benchmarks.measuring.durable import json_text, write_whole
 from envs.task import TaskSpec
 from registry import (
     Field,
-    Registry,
     UnknownField,
     UsageError,
-    advantages,
-    aggregations,
-    anchors,
-    batches,
-    corrections,
     did_you_mean,
     fields_of,
-    patches,
-    problem_samplers,
-    schedules,
-    skip_samplers,
 )
 from registry import agents as agent_registry
 
-# Arguments of an agent that name a component, and the prefix that `--set` reaches its fields by.
-PARTS: dict[str, Registry] = {
-    "sampler": skip_samplers,
-    "patch": patches,
-    "correction": corrections,
-    "advantage": advantages,
-    "aggregation": aggregations,
-    "problem_sampler": problem_samplers,
-    "schedule": schedules,
-    "anchor": anchors,
-    "batch": batches,
-}
 RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 
 
@@ -199,8 +178,8 @@ def agent_arguments(agent: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
     check_names(f"agent {agent['id']!r}", given, known)
     arguments = {}
     for name, value in given.items():
-        if name in PARTS and isinstance(value, Mapping):
-            parts = PARTS[name].fields(value["id"])
+        if name in COMPONENTS and isinstance(value, Mapping):
+            parts = COMPONENTS[name].fields(value["id"])
             check_names(f"{name} {value['id']!r}", [part for part in value if part != "id"], parts)
             value = {part: _restore_tuple(given_value, parts.get(part)) for part, given_value in value.items()}
         arguments[name] = _restore_tuple(value, known[name])
