@@ -145,9 +145,10 @@ class KL:
 @anchors.register("kl-convex")
 @dataclass(frozen=True)
 class KLConvex(KL):
-    """``beta (lam KL(pi || base) + (1 - lam) KL(pi || previous))``: the start, and the target before the last update
-    (KL-Convex of ReMix, arXiv 2507.06892). lam is 1 for ``hold`` iterations, then falls by ``fall`` each ``step``
-    iterations down to ``least``.
+    """``beta (lam KL(pi || base) + (1 - lam) KL(pi || previous))``: near the start and the target before the last
+    update (KL-Convex of ReMix, arXiv 2507.06892).
+
+    lam is 1 for ``hold`` iterations, then falls by ``fall`` each ``step`` iterations down to ``least``.
 
     Of k1 and k2 the slope of the sum is that for one reference, lam log base + (1 - lam) log previous, so that k3 is
     refused. The estimator, beta, and that lam goes on falling after a reincarnation, are our readings.

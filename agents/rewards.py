@@ -126,7 +126,7 @@ def _before_and_answer(row: int, rollout: Rollout, task: Task, reasoned: bool) -
     """Token ids of what comes before the right answer of a completion's problem, and of that answer."""
     info = rollout.episodes[row]
     gold = task.problem(int(info["problem_index"])).answer
-    lead = " " + task.template.demonstration(".", gold)[1:].rpartition(gold)[0].lstrip()
+    lead = " " + task.template.demonstration(".", gold).partition(".")[2].rpartition(gold)[0].lstrip()
     before = lead
     if reasoned:
         text, stated = task.text(rollout.tokens[row][rollout.mask[row]].numpy()), str(info["extracted"])

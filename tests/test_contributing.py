@@ -25,9 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = made / "mine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[nested_reft]\nmine = my_correction\nmine2 = my_sampler\nmine3 = my_template\nmine4 = my_batch\nmine5 = my_rival\n"
-    )
+    registered = ("my_correction", "my_sampler", "my_template", "my_batch", "my_rival")
+    lines = "".join(f"mine{n} = {name}\n" for n, name in enumerate(registered))
+    (info / "entry_points.txt").write_text(f"[nested_reft]\n{lines}")
     return made
 
 

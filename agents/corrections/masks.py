@@ -139,7 +139,7 @@ class FirstTokens(Correction):
     scope: ClassVar[str] = "sequence"
     on_policy: ClassVar[None] = None
     corrects_mu: ClassVar[bool] = False
-    operator: ClassVar[str] = "mask"
+    operator: ClassVar[str] = "none"
     geometry: ClassVar[str] = "prefix"
 
     def __post_init__(self) -> None:
