@@ -79,7 +79,7 @@ def _agents() -> Kind:
     about = {}
     for name in agent_registry:
         component, fixed = agent_registry.resolve(name)
-        parts = ", ".join(f"{part}={id}" for part, id in fixed.items())
+        parts = ", ".join(f"{part}={id['id'] if isinstance(id, dict) else id}" for part, id in fixed.items())
         about[agent_registry.form(name)] = first_sentence(component) + (f" Unless set: {parts}." if parts else "")
     return Kind("agents", "--agent ", about)
 
