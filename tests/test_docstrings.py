@@ -16,6 +16,8 @@ MODULES = [
     "envs.shaping",
     "envs.templates",
     "envs.verifier.verdicts",
+    "integrations",
+    "integrations.trl",
     "policies.nested",
     "policies.policy",
     "policies.skipping.samplers",
