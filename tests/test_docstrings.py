@@ -15,6 +15,7 @@ MODULES = [
     "envs.problems.load",
     "envs.shaping",
     "envs.templates",
+    "envs.text_math_reason",
     "envs.verifier.verdicts",
     "integrations",
     "integrations.trl",
