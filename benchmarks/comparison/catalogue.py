@@ -58,6 +58,12 @@ def catalogue() -> list[Kind]:
     ]
 
 
+def evaluated() -> list[Kind]:
+    """What ``benchmarks.evaluate`` chooses by name."""
+    about = {name: first_sentence(templates.get(name)) for name in templates}
+    return [Kind("problem sets", "--sets ", list_sources()), Kind("templates", "--template ", about)]
+
+
 def components(name: str, registry: Registry) -> Kind:
     """Those of a registry, which ``--set name=`` chooses from."""
     about = {}
