@@ -34,9 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor
 
 from agents.algorithm import LanguageModelAlgorithm
@@ -62,10 +61,9 @@ from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.refill import batch_of, left_out, refill, refill_metrics
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps
-from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
-from agents.watch import Watch, check_learning_rate, warn_stale
+from agents.watch import Watch, warn_stale
 from agents.weight_copy import WeightCopy
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
@@ -265,35 +263,12 @@ class ReFT(LanguageModelAlgorithm):
 
     def _setup_model(self) -> None:
         """Load the target, check that it and the environment speak the same vocabulary, and make the optimizer."""
-        self.target = target_of(
-            self._given_policy,
-            self.action_space,
-            str(self.device),
-            self._dtype,
-            lora_rank=self.lora_rank,
-            gradient_checkpointing=self.gradient_checkpointing,
-            seed=self.seed or 0,
-            longest=self.envs.unwrapped.task.max_length,
-        )
+        self._make_target(self._given_policy, self._dtype)
         self.target.temperature = self.temperature
         self.all_layers = tuple(range(self.target.num_layers))
         self.nesting.check(self.target)
-        self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
-        self.lr_schedule = FloatSchedule(self.learning_rate)
-        trained = [p for p in self.target.parameters() if p.requires_grad]
-        check_learning_rate(self.lr_schedule(1.0), sum(p.numel() for p in trained) if not self.lora_rank else 0)
-        self.optimizer = torch.optim.AdamW(
-            trained,
-            lr=self.lr_schedule(1.0),
-            weight_decay=self.weight_decay,
-            betas=self.adam_betas,
-            eps=self.adam_eps,
-            fused=True,
-        )
-        self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        self._logger = Logger(None, [])
         self.anchoring = Anchoring(self.anchor, self.target)
         self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
         self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
