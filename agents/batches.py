@@ -10,7 +10,7 @@ policy as mu. What a trust region is relative to stays pi_old, the target when t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import reduce
@@ -35,7 +35,7 @@ class BatchSource(Protocol):
     """A registered batch source.
 
     Two more things may be declared: ``until``, the iterations after which a source recalls nothing any more, and
-    ``join``, by which stored completions join fresh groups, as in ``Contrast``.
+    ``join`` and ``scale``, by which stored completions join fresh groups, as in ``Contrast``.
 
     Attributes:
         keeps: for how many iterations written groups are kept; 0 for none.
@@ -275,7 +275,8 @@ class Batching:
 
     def __init__(self, source: Any, policy: Policy, group_size: int, target_written: int, seed: int) -> None:
         self.source = source
-        self.factors = factors_of(source)
+        self.recalling = [one for one in factors_of(source) if type(one).recall is not Fresh.recall]
+        self.joining = [one for one in factors_of(source) if hasattr(one, "join")]
         self.group_size = group_size
         self.target_written = target_written
         self.seed = seed
@@ -293,7 +294,7 @@ class Batching:
 
     def recall(self, iteration: int, count: int) -> Rollout | None:
         """Stored groups that take the place of as many of ``count`` fresh ones; None where all are to be written."""
-        whole = self._stored(iteration)
+        whole = self._stored(iteration, self.recalling)
         if whole is None:
             return None
         assert whole.age is not None
@@ -301,7 +302,7 @@ class Batching:
         reward = whole.reward.view(-1, self.group_size).numpy()
         rng = np.random.default_rng([self.seed, iteration, 3])
         chosen = np.zeros(0, dtype=np.int64)
-        for factor in self.factors:
+        for factor in self.recalling:
             until = getattr(factor, "until", 0)
             within = np.setdiff1d(np.flatnonzero(age <= factor.keeps), chosen)
             room = count - len(chosen)
@@ -313,19 +314,20 @@ class Batching:
         rows = (torch.as_tensor(chosen)[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
         return replace(whole.select(rows), group=torch.arange(len(rows)) // self.group_size)
 
-    def _stored(self, iteration: int) -> Rollout | None:
-        """All that is kept, with its age; None where that is nothing."""
-        kept = {n: self.kept[n] for n in sorted(self.kept) if 0 < iteration - n <= self.source.keeps}
+    def _stored(self, iteration: int, sources: Sequence[Any]) -> Rollout | None:
+        """All that is kept for one of some sources, with its age; None where that is nothing."""
+        oldest = max((source.keeps for source in sources), default=0)
+        kept = {n: self.kept[n] for n in sorted(self.kept) if 0 < iteration - n <= oldest}
         if not kept:
             return None
         return reduce(joined, (replace(r, age=torch.full((len(r),), iteration - n)) for n, r in kept.items()))
 
     def _with_borrowed(self, fresh: Rollout, iteration: int) -> Rollout:
         """The fresh groups with the stored completions that join them, each group in one piece."""
-        sources = [factor for factor in self.factors if hasattr(factor, "join")]
-        whole = self._stored(iteration) if sources and len(fresh) else None
-        if whole is None:
+        whole = self._stored(iteration, self.joining)
+        if whole is None or not len(fresh):
             return fresh
+        (source,) = self.joining
         assert whole.age is not None
         known: dict[int, list[int]] = {}
         for row, info in enumerate(whole.episodes):
@@ -338,8 +340,8 @@ class Batching:
         for n, members in enumerate(right):
             rows = np.array(known.get(int(fresh.episodes[n * self.group_size]["problem_index"]), ()), dtype=np.int64)
             if len(rows):
-                chosen = sources[0].join(members, stored[rows], age[rows], rng)
-                chosen = rows[_checked(chosen, sources[0], "join", len(rows), len(rows))]
+                positions = source.join(members, stored[rows], age[rows], rng)
+                chosen = rows[_checked(positions, source, "join", len(rows), len(rows))]
                 guests += chosen.tolist()
                 hosts += [n * self.group_size] * len(chosen)
         if not guests:
@@ -359,8 +361,8 @@ class Batching:
         """[B] advantages, those of completions that joined a group times their source's ``scale``."""
         if batch.borrowed is None:
             return advantage
-        (scale,) = (factor.scale for factor in self.factors if hasattr(factor, "join"))
-        return torch.where(batch.borrowed, scale * advantage, advantage)
+        (source,) = self.joining
+        return torch.where(batch.borrowed, source.scale * advantage, advantage)
 
     @contextmanager
     def writing(self, iteration: int) -> Iterator[None]:
@@ -409,10 +411,10 @@ class Batching:
         joined fresh ones."""
         if self.is_plain:
             return {}
-        shares = {name: float(rows.double().mean()) for name, rows in batch.kinds.items() if name != "fresh"}
-        wanted = ["stored"] if any(type(f).recall is not Fresh.recall for f in self.factors) else []
-        wanted += ["borrowed"] if any(hasattr(f, "join") for f in self.factors) else []
-        return {"age": self.age, **{f"{name}_share": shares.get(name, 0.0) for name in wanted}}
+        share = {name: float(rows.double().mean()) for name, rows in batch.kinds.items()}
+        stored = {"stored_share": share["stored"]} if self.recalling else {}
+        borrowed = {"borrowed_share": share["borrowed"]} if self.joining else {}
+        return {"age": self.age, **stored, **borrowed}
 
     def restart(self, iteration: int) -> None:
         """Begin at the policy's present weights, with nothing stored."""

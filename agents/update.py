@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.anchors import Anchoring
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
-from agents.diagnostics import by_kind, design_weights, diagnostics, weight_diagnostics
+from agents.diagnostics import by_kind, by_length, design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.experts import Experts
 from agents.refill import joined
@@ -179,6 +179,7 @@ class Update:
             metrics
             | diagnostics(written.old_logp, written, design)
             | by_kind(written.old_logp, written, design)
+            | (by_length(written.old_logp, written, design) if share else {})
             | _of_used(used_index, weight, logp, rollout)
         )
 
