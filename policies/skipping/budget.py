@@ -38,6 +38,8 @@ class BudgetSkip(SkipSampler):
     stays in the budget. ``prepare`` measures every layer once, as a start. If nothing fits, one layer that might fit is
     tried; if none might, the full model writes, with a warning and the metric ``sampler/off``. Whole layers only.
 
+    Use: where D should stay in a range while the model moves, rather than the number of layers.
+
     Attributes:
         budget: largest D per completion, as the agents measure it: over all completions of a rollout.
         border: number of first and of last layers that are never skipped.
