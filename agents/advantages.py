@@ -25,6 +25,22 @@ class Reinforce:
         return reward - self.baseline
 
 
+@advantages.register("unlabelled")
+@dataclass(frozen=True)
+class Unlabelled:
+    """``A = 1``, whatever the reward: a supervised loss on the policy's own completions (UPFT, arXiv 2503.02875).
+
+    E[grad log pi] is 0, so that a first step on completions of pi itself follows chance alone; what teaches are
+    further steps on the same ones, and completions of another policy.
+
+    Use: where no answers are known, with several steps a rollout, as the agent ``upft`` has it.
+    """
+
+    def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
+        """[B] of reward [B] and group [B]; no use of either."""
+        return torch.ones_like(reward)
+
+
 @advantages.register("rloo")
 @dataclass(frozen=True)
 class RLOO:

@@ -100,12 +100,12 @@ def diagnostics(logp: Tensor, rollout: Rollout, design: Tensor | None = None) ->
 
 
 def by_kind(logp: Tensor, rollout: Rollout, design: Tensor) -> dict[str, float]:
-    """``diagnostics`` of fresh completions and of stored ones, ``fresh/`` and ``stored/`` before the names; empty where
-    none is stored."""
+    """``diagnostics`` of each kind of completion (``Rollout.kinds``), ``fresh/``, ``stored/`` and ``borrowed/`` before
+    the names; empty where all are fresh."""
     if rollout.age is None:
         return {}
     figures: dict[str, float] = {}
-    for kind, rows in (("fresh", rollout.age == 0), ("stored", rollout.age > 0)):
+    for kind, rows in rollout.kinds.items():
         index = rows.nonzero()[:, 0]
         part = rollout.select(index)
         measured = diagnostics(logp[index, : part.mask.shape[1]], part, design[index]) if len(index) else {}
@@ -115,9 +115,8 @@ def by_kind(logp: Tensor, rollout: Rollout, design: Tensor) -> dict[str, float]:
 
 def of_fresh(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """An iteration's metrics with the diagnostics of its fresh completions alone: what the layers drawn last cost."""
-    if not any(name.startswith("stored/") for name in metrics):
-        return dict(metrics)
-    others = {name: value for name, value in metrics.items() if f"stored/{name}" not in metrics}
+    older = {name.partition("/")[2] for name in metrics if name.startswith(("stored/", "borrowed/"))}
+    others = {name: value for name, value in metrics.items() if name not in older}
     return others | {name.removeprefix("fresh/"): v for name, v in metrics.items() if name.startswith("fresh/")}
 
 

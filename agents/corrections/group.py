@@ -133,8 +133,9 @@ class Defensive(Correction):
     1995); ``rollout.by_target`` says who wrote what. Exactly unbiased, and W <= n / n_0 while pi = pi_old.
 
     Needs both densities of *every* completion: ``rollout.behavior_logp`` = log mu of the nested policy, scored on the
-    target-written ones, and ``rollout.full_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out
-    baseline (``rloo``) leaves out one completion of its own kind, and so adds a bias O(1/n).
+    target-written ones, and ``rollout.full_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. Stored completions
+    that joined a group were written in the same shares, and do not count in them. A leave-one-out baseline (``rloo``)
+    leaves out one completion of its own kind, and so adds a bias O(1/n).
 
     Use: at D above 0.3, or where the gradient must be unbiased: first in the lab at every D. It costs full-model
     completions and a scoring pass.
@@ -150,10 +151,12 @@ class Defensive(Correction):
         full_logp = rollout.full_logp
         if full_logp is None:
             raise UsageError("defensive needs rollout.old_logp, the target's log-probabilities at rollout time")
-        by_target = torch.zeros_like(rollout.mask[:, 0]) if rollout.by_target is None else rollout.by_target
+        own = torch.ones_like(rollout.mask[:, 0]) if rollout.borrowed is None else ~rollout.borrowed
+        by_target = torch.zeros_like(own) if rollout.by_target is None else rollout.by_target & own
         member, size = _groups(rollout.group)
+        whole = torch.zeros_like(size).scatter_add(0, member, own.double())
         written = torch.zeros_like(size).scatter_add(0, member, by_target.double())
-        share = (written / size)[member]
+        share = (written / whole)[member]
 
         def total(values: Tensor) -> Tensor:
             return torch.where(rollout.mask, values.double(), 0.0).sum(1)

@@ -131,6 +131,40 @@ class TrustRegionMask(Correction):
         return torch.where(left, 0.0, exp(torch.zeros_like(log_ratio), logp, rollout))
 
 
+@corrections.register("first-tokens")
+@dataclass(frozen=True)
+class FirstTokens(Correction):
+    """``W = 1`` on a completion's first ``tokens`` tokens, else 0: what UPFT learns from unlabelled completions (arXiv
+    2503.02875), which agree in their beginnings whether right or wrong.
+
+    Use: beside ``advantage=unlabelled``, as the agent ``upft`` has it.
+
+    Attributes:
+        tokens: k, 8 to 32 in the paper.
+        whole: the completions of every so many-th problem of a batch are learnt whole, the paper's share of full traces
+            (our reading of it); 0 for none.
+    """
+
+    tokens: int = 8
+    whole: int = 0
+
+    scope: ClassVar[str] = "sequence"
+    on_policy: ClassVar[None] = None
+    corrects_mu: ClassVar[bool] = False
+    operator: ClassVar[str] = "none"
+    geometry: ClassVar[str] = "prefix"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.whole < 0:
+            raise UsageError(f"FirstTokens: tokens={self.tokens!r} must be at least 1, whole={self.whole!r} at least 0")
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        kept = (torch.arange(logp.shape[1], device=logp.device) < self.tokens).expand(logp.shape)
+        if self.whole:
+            kept = kept | (rollout.group % self.whole == 0)[:, None]
+        return torch.where(kept, exp(torch.zeros_like(logp, dtype=torch.float64), logp, rollout), 0.0)
+
+
 def _check_band(owner: Correction, low: float, high: float) -> None:
     if not 0 <= low <= 1 <= high:
         raise UsageError(f"{type(owner).__name__}: low={low!r} and high={high!r} must satisfy 0 <= low <= 1 <= high")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.corrections.correction import (
+    MAX_LOG_WEIGHT,
     Correction,
     at_level,
     check_level,
@@ -339,6 +340,33 @@ class ACR(DecoupledPPO):
 
     def _log_high(self, lost: Tensor) -> Tensor:
         return math.log1p(self.eps_high) + lost
+
+
+@corrections.register("mix-ppo")
+@dataclass(frozen=True)
+class MixPPO(TrustRegion):
+    """``W = rho``, and 0 where A > 0 and rho > s + eps_high, or A < 0 and rho < s - eps_low, s = pi_old / mu: PPO's
+    clip about a stored token's ratio of when the update began (mix-policy PPO of ReMix, arXiv 2507.06892).
+
+    ``base`` has s (1 +- eps) for it. Where pi_old wrote, both are PPO's clip.
+
+    Use: with ``batch=replay`` and several steps a rollout.
+    """
+
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+
+    corrects_mu: ClassVar[bool] = True
+    operator: ClassVar[str] = "clip"
+
+    def __post_init__(self) -> None:
+        _check_clip(self, self.eps_low, self.eps_high)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_rho(logp, rollout)
+        rho, s = (x.clamp(max=MAX_LOG_WEIGHT).exp() for x in (log_ratio, log_ratio - log_r(logp, rollout)))
+        kept = ~_clipped(rho - s, advantage, self.eps_high, -self.eps_low)
+        return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
 
 
 @corrections.register("a-3po")

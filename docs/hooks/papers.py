@@ -17,7 +17,7 @@ from agents.configuration import COMPONENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("agents", "benchmarks", "envs", "policies")
-OURS = re.compile(r"\bour reading\b|\b(is|are) ours\b|\blabelled as ours\b", re.IGNORECASE)
+OURS = re.compile(r"\breadings?\b|\b(is|are) ours\b|^Ours\b", re.IGNORECASE)
 SETTINGS = {registry.kind: setting for setting, registry in COMPONENTS.items()} | {
     "reward part": "env.reward_parts",
     "template": "env.template",
