@@ -68,7 +68,10 @@ class BatchSource(Protocol):
 @batches.register("fresh")
 @dataclass(frozen=True)
 class Fresh:
-    """Every group is written by the present weights."""
+    """Every group is written by the present weights.
+
+    Use: unless rollouts are dear or come late.
+    """
 
     keeps: ClassVar[int] = 0
     lag: ClassVar[int] = 0
@@ -94,6 +97,8 @@ class Replay:
     Nothing older than ``window`` iterations takes part, and where nothing is kept groups are written; so rollouts go on
     whatever the share. The store holds at most window * B * T * 13 bytes (17 with defensive groups) for B completions
     of at most T tokens, beside prompts and verdicts: 7 MB at a window of 2, B = 256 and T = 1,024.
+
+    Use: where writing takes most of an iteration.
 
     Attributes:
         share: in [0, 1]; .4 in the paper.
@@ -140,6 +145,8 @@ class Stale:
 
     As many copies of the trained weights are kept: iterations * 4 bytes a trained weight.
 
+    Use: to measure what asynchronous training would cost, correction by correction.
+
     Attributes:
         iterations: k; 0 is ``fresh``.
     """
@@ -169,6 +176,8 @@ class Contrast(Fresh):
     which the target is nearest to, and the defaults of k and alpha. Of partial rewards, 1 alone is right.
 
     The store is that of ``replay``: ``memory`` * B * T * 13 bytes at most.
+
+    Use: with a finite set of problems, many groups of which are all right or all wrong.
 
     Attributes:
         memory: iterations that a completion is kept for.

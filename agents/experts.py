@@ -30,6 +30,8 @@ class Expert(Fresh):
     Solutions are those of training problems in random order, ``solutions`` an iteration, shared out to its optimizer
     steps. They are not rolled out, so that they count neither as timesteps nor as tokens.
 
+    Use: where worked solutions exist and rewards are rare at first.
+
     Attributes:
         weight: m at its peak, in [0, 1).
         valley: m after the decay.

@@ -93,6 +93,9 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 class ReFT(LanguageModelAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
 
+    Use: ``reft`` as the on-policy baseline; ``nested-reft/<sampler>/<correction>`` where writing takes most of an
+    iteration.
+
     Args:
         policy: the target: ``tiny`` (built in), a Hugging Face folder, a hub id, or a ``policies.Policy``.
         env: an env id, a ``MathReason``, a ``MathReasonVector`` (or a gymnasium vector wrapper of one), or a

@@ -24,6 +24,8 @@ class OriginalReFT(ReFT):
 
     The paper's: reward, KL inside the reward, clip and epochs. Ours: group-relative advantages for its value head,
     which ``sb3-ppo`` has.
+
+    Use: to hold ``reft`` against the reward and the penalty of the first paper.
     """
 
 
@@ -41,6 +43,8 @@ class ReMix(ReFT):
 
     The paper's: p, N, two updates a batch, the clip, the shape of KL-Convex. Readings: beta, its estimator, and
     iteration 50 for the reincarnation, which the paper has midway.
+
+    Use: where writing takes most of an iteration.
     """
 
 
@@ -50,6 +54,8 @@ class CHORD(ReFT):
 
     The paper's: the weights of tokens and a constant share of .05 to .2; ``batch.warmup`` and ``batch.decay`` make
     CHORD-mu of it. Reading: 32 solutions an iteration.
+
+    Use: where worked solutions exist and rewards are rare at first.
     """
 
 
@@ -66,6 +72,8 @@ class R3(ReFT):
 
     Left out: its reflection prompts, a second prompt with a stored wrong answer for problems of low reward. Readings:
     k, alpha, R_max, p, and the correction of stored completions.
+
+    Use: with a finite set of problems, many of which are never or always solved.
     """
 
 
@@ -85,6 +93,8 @@ class UPFT(ReFT):
     The paper's: k, no labels, one sample. Readings: a tenth of whole traces, sampling anew in every iteration, and two
     epochs, of which the first has no gradient but chance. Completions are written to their end all the same, so that
     what the paper saves in tokens is not saved here.
+
+    Use: where no answers are known.
     """
 
 
@@ -105,6 +115,8 @@ class ReVal(ReFT):
     reward less KL, centred and without a ratio to mu, which a squared error needs none of. The paper's: beta, the reset
     of the reference, half of a batch replayed, 5,120 stored (of 256 an iteration, 20). Left out: its value term, a
     log-partition at the first position whose gradient is none of a log-probability; the group's mean stands for it.
+
+    Use: to hold off-policy learning without ratios against corrections.
     """
 
 
@@ -113,9 +125,14 @@ class DRER(ReFT):
     """DRER: adds how much the reasoning raises the likelihood of the right answer (arXiv 2509.06024).
 
     The paper's: the reward. Left out: its decay of advantages by length. Readings: ``agents.rewards.ReasoningGain``.
+
+    Use: where solutions show their reasoning, and verdicts alone teach too little.
     """
 
 
 @agents.register("mopps", fixed={"correction": "ppo-clip", "problem_sampler": "curriculum"})
 class MoPPS(ReFT):
-    """MoPPS: problems that the policy likely solves half of the time, by Thompson sampling (arXiv 2507.04632)."""
+    """MoPPS: problems that the policy likely solves half of the time, by Thompson sampling (arXiv 2507.04632).
+
+    Use: where most problems are too easy or too hard.
+    """

@@ -90,6 +90,8 @@ def check_steps(n_steps: int, env: SB3VecEnv) -> None:
 class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
     """PPO of stable-baselines3 with a language-model actor-critic. A timestep is one token.
 
+    Use: as the classical baseline, with a value head.
+
     Args:
         policy: the target: ``tiny`` (built in), a Hugging Face folder, a hub id, or a ``policies.Policy``.
         env: as for ``agents.reft.ReFT``.

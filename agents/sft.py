@@ -41,6 +41,8 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 class SFT(LanguageModelAlgorithm):
     """Supervised fine-tuning as a stable-baselines3 algorithm. A timestep is one token of a demonstration's completion.
 
+    Use: as ReFT's first stage, and as the arm that says what the same time buys without reinforcement.
+
     Args:
         policy, env: as for ``agents.reft.ReFT``; the environment's problems need worked solutions.
         learning_rate, schedule: as for ``agents.reft.ReFT``; the rate is that of an iteration.

@@ -43,6 +43,8 @@ LOGGED = {
 class TRLGRPO(LanguageModelAlgorithm):
     """TRL's GRPOTrainer (extra ``trl``) with the settings that ``reft`` has by default. A timestep is one token.
 
+    Use: to hold ``reft`` against an implementation that others know.
+
     Args:
         policy, env, schedule, temperature, weight_decay, max_grad_norm, group_size, problems_per_batch, dtype: as for
             ``agents.reft.ReFT``; bfloat16 is TRL's autocast of float32 weights.

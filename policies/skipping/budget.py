@@ -46,6 +46,8 @@ class BudgetSkip(SkipSampler):
     2606.08446, where .86 held). It is predicted as 1 - sqrt(c KL), the form in which Pinsker's inequality bounds its
     mean, with c = 1/2; c is measured with every batch.
 
+    Use: where D should stay in a range while the model moves, rather than the number of layers.
+
     Attributes:
         budget: largest D per completion, as the agents measure it: over all completions of a rollout.
         tail: least agreement of the worst completions, in [0, 1); 0 asks for none.
