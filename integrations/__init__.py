@@ -1,5 +1,5 @@
-"""Our problems, verdicts and corrections in other libraries, and theirs in ours. Each module needs the library of its
-name, and no other room imports any of them.
+"""Our problems, verdicts and corrections in other libraries, and theirs in ours. A module needs the library that it is
+named after, and no other room imports it.
 
 >>> from integrations.verl import compute_score
 >>> compute_score("openai/gsm8k", "6 times 7 is 42. #### 42", "42")
