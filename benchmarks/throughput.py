@@ -204,9 +204,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         "interval": lambda line: f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]",
     }
     figures = {name.replace("_", " "): partial(_figure, name) for name in FIGURES}
-    console().print(Table.of(rows, place | ratios, left=(0, 1)).rich())
+    console().print(Table.of(rows, place | ratios, left=(0, 1)))
     if more := [line for line in rows if set(FIGURES) & set(line)]:
-        console().print(Table.of(more, place | figures, left=(0, 1)).rich())
+        console().print(Table.of(more, place | figures, left=(0, 1)))
 
 
 def _figure(name: str, line: dict[str, Any]) -> str:

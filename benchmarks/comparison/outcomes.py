@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.experiment.summary import evaluation_rows, read_result, training_rows
+from benchmarks.experiment.spec import RunSpec
+from benchmarks.experiment.summary import evaluation_rows, read_result, summarise, training_rows
 from benchmarks.experiment.training import METRICS, RESULT
 from benchmarks.measuring.durable import read_rows
 from benchmarks.measuring.statistics import (
@@ -58,6 +59,15 @@ class Outcome:
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder / 'provenance.json'} cannot be read ({error}); remove that folder") from None
         return Outcome(result, rows, provenance)
+
+    @staticmethod
+    def so_far(folder: Path) -> Outcome | None:
+        """Of a run that may not be over: without a result of its own and a provenance; None before its first
+        evaluation."""
+        if (folder / RESULT).is_file():
+            return Outcome.read(folder)
+        rows, _ = read_rows(folder / METRICS)
+        return Outcome(summarise(RunSpec.read(folder / "spec.json"), rows), rows, {}) if evaluation_rows(rows) else None
 
     @property
     def training(self) -> list[dict[str, Any]]:

@@ -150,7 +150,7 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
             unknown += not is_done and cost is None
             to_do += [cost] if cost and not is_done else []
     heads = ["agent", "seed", "folder", "state", "time", "memory"]
-    console.print(Table(heads, rows, title=f"{len(rows)} runs", left=(0, 2, 3)).rich())
+    console.print(Table(heads, rows, title=f"{len(rows)} runs", left=(0, 2, 3)))
     if to_do:
         seconds = clock(sum(cost.seconds for cost in to_do) / jobs)
         memory = f"{jobs * max(cost.peak_bytes for cost in to_do) / 1e9:.1f} GB"
@@ -173,4 +173,4 @@ def _print_resolution(arms: Sequence[Arm], finished: FinishedRuns, console: Cons
         return
     said, needed = resolution(components, max(len(arm.specs) for arm in arms), compared[0].evaluated.problems)
     console.print(said, highlight=False)
-    console.print(needed.rich())
+    console.print(needed)

@@ -232,7 +232,7 @@ def check(target: str, console: Console) -> int:
     faults = contract.check(correction)
     console.print(f"{target} declares {traits(correction)}", soft_wrap=True)
     results = [[name, fault or "ok"] for name, fault in faults.items()]
-    console.print(Table(["check", "result"], results, left=(0, 1)).rich())
+    console.print(Table(["check", "result"], results, left=(0, 1)))
     if any(faults.values()):
         return 1
     if not hasattr(correction, "scope"):

@@ -102,7 +102,7 @@ def advise(run: Path, chosen: dict[str, Any], console: Console) -> list[Row]:
         soft_wrap=True,
     )
     rows = nearest_rows(means, chosen)
-    console.print(_ranking(rows).rich())
+    console.print(_ranking(rows))
     for text in [*budget(means), CANNOT_TELL]:
         console.print(text, soft_wrap=True)
     return rows

@@ -62,7 +62,7 @@ def compare(folders: Sequence[Path], sweep: Sweep, console: Console) -> list[Row
         part = [_row(own, key, sweep) for key in sorted({run.correction for run in own})]
         _rank(part)
         rows += part
-        console.print(_table(part).rich())
+        console.print(_table(part))
     console.print(CANNOT_TELL, soft_wrap=True)
     return rows
 

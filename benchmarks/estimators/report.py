@@ -169,7 +169,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print the tables and what they mean."""
     for table in tables(rows):
-        console.print(table.rich())
+        console.print(table)
     for text in notes(rows):
         console.print(text, soft_wrap=True)
 

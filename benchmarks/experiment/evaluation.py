@@ -41,11 +41,12 @@ class Evaluator:
         refuse_overlap(task, self.own)
 
     def glance(self, policy: Policy) -> dict[str, Any]:
-        """Greedy accuracy, for the learning curve."""
-        return self.own(policy).summary()
+        """Greedy accuracy, for the learning curve, and the first completions."""
+        greedy = self.own(policy)
+        return {**greedy.summary(), "shown": self.own.shown(greedy)}
 
     def measure(self, policy: Policy, seed: int) -> dict[str, Any]:
-        """Greedy and sampled accuracy, the further sets (greedy), and some completions. The same seed before and
+        """Greedy and sampled accuracy, the further sets (greedy), and the first completions. The same seed before and
         after training: the two differ by the weights alone."""
         greedy = self.own(policy)
         drawn = self.own(policy, self.spec.samples, SAMPLED_TEMPERATURE, seed)

@@ -18,7 +18,7 @@ from policies import Policy
 from registry import UsageError
 
 SLOTS = 256
-SHOWN = 6  # completions kept as text
+SHOWN = 12  # completions kept as text, of the first questions
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class HeldOut:
             statuses[info["status"]] = statuses.get(info["status"], 0) + 1
         return Accuracy(right, rollout.mask.sum(1).numpy().reshape(-1, samples), statuses, rollout)
 
-    def shown(self, accuracy: Accuracy) -> list[dict[str, str]]:
-        """The first questions with their completions and verdicts, as text."""
+    def shown(self, accuracy: Accuracy) -> list[dict[str, Any]]:
+        """The first questions with their completions, as text, why these ended, and the verdicts."""
         rollout, shown = accuracy.rollout, []
         for n, index in enumerate(self.problems[:SHOWN]):
             row = n * accuracy.right.shape[1]
@@ -104,6 +104,8 @@ class HeldOut:
                     "completion": completion,
                     "extracted": str(info["extracted"]),
                     "status": str(info["status"]),
+                    "finish": str(info["finish_reason"]),
+                    "tokens": int(info["response_len"]),
                 }
             )
         return shown

@@ -26,6 +26,12 @@ def evaluation_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if "evaluation" in row]
 
 
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """A row's numbers by the names that trackers know them by: its own after ``train/`` or ``evaluation/``."""
+    kind, values = ("evaluation", row["evaluation"]) if "evaluation" in row else ("train", row)
+    return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+
+
 def seconds_spent(rows: list[dict[str, Any]]) -> float:
     """Wall-clock seconds of training, evaluations left out."""
     return float(sum(row["time/iteration"] for row in training_rows(rows)))
@@ -42,9 +48,11 @@ def silence(train: list[dict[str, Any]]) -> str | None:
 
 def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Accuracy before and after (with every question's outcome), cost, the learning curve, and the means over
-    iterations of everything else that was measured."""
+    iterations of everything else that was measured. Of a run that is not over, what is known from its first evaluation
+    on: its last one has no sampled completions and no further sets."""
     evaluations, train = evaluation_rows(rows), training_rows(rows)
     first, last = evaluations[0]["evaluation"], evaluations[-1]["evaluation"]
+    whole = "sampled" in last
     seconds = {name: float(sum(row.get(name, 0.0) for row in train)) for name in TIMES}
     tokens = sum(row["tokens"] for row in train)
     wrote = seconds["time/rollout"] + seconds["time/reward"]
@@ -58,13 +66,13 @@ def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "accuracy_before": first["greedy"],
         "accuracy_after": last["greedy"],
         "sampled_before": first["sampled"],
-        "sampled_after": last["sampled"],
+        "sampled_after": last.get("sampled"),
         "right_before": first["right"],
         "right_after": last["right"],
         "sampled_right_before": first["sampled_right"],
-        "sampled_right_after": last["sampled_right"],
-        "samples": spec.evaluated.samples,
-        "sets_before": first.get("sets", {}),
+        "sampled_right_after": last.get("sampled_right"),
+        "samples": spec.evaluated.samples if whole else 0,
+        "sets_before": first.get("sets", {}) if whole else {},
         "sets_after": last.get("sets", {}),
         "tokens": tokens,
         "rollout_tokens_per_second": tokens / wrote if wrote else None,  # None: nothing is rolled out

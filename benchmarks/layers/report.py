@@ -99,8 +99,8 @@ def table(compared: Sequence[Row]) -> None:
         "skips": lambda arm: " ".join(map(str, arm["example"])) + (" ..." if arm["sets"] > 1 else ""),
     }
     title = "Samplers: means over their sets, on held-out prompts and the nested policy's own tokens"
-    shown = Table.of(compared, columns, title=title, left=(0, 1, 2, len(columns) - 1), whole=(1, 3))
-    console().print(shown.rich())
+    shown = Table.of(compared, columns, title=title, left=(0, 1, 2, len(columns) - 1))
+    console().print(shown)
 
 
 def layer_table(singles: Sequence[Row]) -> None:
@@ -112,7 +112,7 @@ def layer_table(singles: Sequence[Row]) -> None:
         rows.append([str(n), *(f"{value:.3f}" for value in figures), f"{whole['influence']:.4f}"])
     heads = ["layer", "KL/token", "TV", "attention alone", "MLP alone", "block influence"]
     title = "Layers skipped alone: KL per token on other prompts and the full model's tokens"
-    console().print(Table(heads, rows, title=title, left=()).rich())
+    console().print(Table(heads, rows, title=title, left=()))
 
 
 def recommend(compared: Sequence[Row], budget: float) -> str:

@@ -16,6 +16,11 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 MARKERS = "osD^vPX*"
 
 
+def literal(text: str) -> str:
+    """For matplotlib, which would take what stands between two dollars for a formula."""
+    return text.replace("$", "\\$")
+
+
 def style(n: int) -> dict[str, Any]:
     """Colour, marker and dash of the n-th of some series; no two of the first 64 have colour and marker in common."""
     rounds, colour = divmod(n, len(COLOURS))

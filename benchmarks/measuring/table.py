@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeVar
 
 import rich.table
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod
 from rich.text import Text
 
 T = TypeVar("T")
 WIDTH = 160  # of lines where there is no terminal
+BESIDE = 3  # a column's padding and rule
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,6 @@ class Table:
         title: above the table in a terminal; pages have headings instead.
         note: below it in a terminal.
         left: which columns are aligned left; the others are aligned right.
-        whole: which columns' cells are never broken in a narrow terminal.
     """
 
     heads: Sequence[str]
@@ -33,24 +34,30 @@ class Table:
     title: str = ""
     note: str = ""
     left: tuple[int, ...] = (0,)
-    whole: tuple[int, ...] = ()
 
     @staticmethod
     def of(items: Iterable[T], columns: Mapping[str, Callable[[T], str]], **looks: Any) -> Table:
         """A row for each item; ``columns`` are heads and what each says of an item, ``looks`` the other attributes."""
         return Table(list(columns), [[cell(item) for cell in columns.values()] for item in items], **looks)
 
-    def rich(self) -> rich.table.Table:
-        """For a terminal."""
-        shown = rich.table.Table(title=self.title or None, title_justify="left", caption=self.note or None)
-        shown.caption_justify = "left"
-        for n, head in enumerate(self.heads):
-            shown.add_column(
-                Text(head), justify="left" if n in self.left else "right", overflow="fold", no_wrap=n in self.whole
-            )
-        for row in self.rows:
-            shown.add_row(*map(Text, row))
-        return shown
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[rich.table.Table | Text]:
+        """For a terminal: whole where there is room, else its columns in parts below each other, the first before each
+        of them. No cell is broken that fits into a line."""
+        cells = [max([1, *(cell_len(row[n]) for row in self.rows)]) for n in range(len(self.heads))]
+        least = [max([size, *map(cell_len, head.split())]) for size, head in zip(cells, self.heads, strict=True)]
+        whole = [max(size, cell_len(head)) for size, head in zip(cells, self.heads, strict=True)]
+        if self.title:
+            yield Text(self.title, style="italic")
+        for part in _parts(least, options.max_width):
+            shown = rich.table.Table()
+            for n, size in _widened(part, whole, options.max_width).items():
+                justify: JustifyMethod = "left" if n in self.left else "right"
+                shown.add_column(Text(self.heads[n]), justify=justify, overflow="fold", width=size)
+            for row in self.rows:
+                shown.add_row(*(Text(row[n]) for n in part))
+            yield shown
+        if self.note:
+            yield Text(self.note, style="dim")
 
     def markdown(self) -> str:
         """Lines with pipes between the cells, and escaped ones within."""
@@ -67,6 +74,35 @@ class Table:
         head = "".join(f"<th>{escape(name)}</th>" for name in self.heads)
         lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in self.rows)
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>'
+
+
+def _parts(sizes: Sequence[int], width: int) -> list[dict[int, int]]:
+    """The columns of each part with their widths, at most ``sizes``; all in one part where they fit into ``width``."""
+    if sum(size + BESIDE for size in sizes) < width:
+        return [dict(enumerate(sizes))]
+    first = min(sizes[0], width // 2)
+    room = width - 1 - (first + BESIDE)
+    parts: list[dict[int, int]] = [{}]
+    left = room
+    for n, size in enumerate(sizes[1:], 1):
+        size = max(1, min(size, room - BESIDE))
+        if parts[-1] and size + BESIDE > left:
+            parts.append({})
+            left = room
+        parts[-1][n] = size
+        left -= size + BESIDE
+    return [{0: first, **part} for part in parts]
+
+
+def _widened(part: Mapping[int, int], whole: Sequence[int], width: int) -> dict[int, int]:
+    """A part's columns with the room that is left, so that heads need not be broken: those that lack least first."""
+    sizes = dict(part)
+    left = width - 1 - sum(size + BESIDE for size in sizes.values())
+    for n in sorted(sizes, key=lambda n: whole[n] - sizes[n]):
+        more = max(0, min(whole[n] - sizes[n], left))
+        sizes[n] += more
+        left -= more
+    return sizes
 
 
 def console() -> Console:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
+from html import escape
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.comparison.outcomes import END, ArmOutcome
-from benchmarks.measuring.plots import COLOURS, style
+from benchmarks.comparison.outcomes import END
+from benchmarks.measuring.plots import COLOURS, literal, style
+from benchmarks.report.charts import AXIS_LABELS, mean_line
 from benchmarks.report.comparison import Comparison, Group
 
 COSTS = {"rollout": COLOURS[1], "reward": COLOURS[2], "update": COLOURS[5], "evaluation": "#BBBBBB"}
-AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds", END: "evaluations"}
-WEIGHTS = ("iteration", "weight_q01", "weight_q50", "weight_q99")
 PANEL = (4.2, 3.1)
 MOST_INSIDE = 6  # arms whose legend fits into a panel
 
@@ -26,22 +26,13 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
         how = style(n)
         for run in arm.runs:
             panel.plot(run.spent(axis), 100 * np.array(run.greedy), color=how["color"], alpha=0.25, linewidth=0.8)
-        end = min(run.spent(axis)[-1] for run in arm.runs)
-        x = np.unique([spent for run in arm.runs for spent in run.spent(axis) if spent <= end])
-        mean = np.mean([np.interp(x, run.spent(axis), run.greedy) for run in arm.runs], axis=0)
-        panel.plot(x, 100 * mean, label=arm.label, linewidth=2, markersize=5, **how)
+        x, mean = mean_line([(run.spent(axis), run.greedy) for run in arm.runs])
+        panel.plot(x, 100 * mean, label=literal(arm.label), linewidth=2, markersize=5, **how)
     if axis == END:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel(AXIS_LABELS[axis])
     panel.set_ylabel("held-out accuracy, %")
     panel.grid(alpha=0.3)
-
-
-def learning_curve_figure(group: Group, axis: str) -> Figure:
-    """One panel, its legend left to the page."""
-    figure = Figure(figsize=PANEL, layout="constrained")
-    learning_curve(figure.subplots(), group, axis)
-    return figure
 
 
 def learning_curves_png(comparison: Comparison) -> bytes:
@@ -54,7 +45,7 @@ def learning_curves_png(comparison: Comparison) -> bytes:
             learning_curve(panel, group, axis)
         for panel in row[len(group.axes) :]:
             panel.set_axis_off()
-        row[0].set_title(group.name, loc="left", fontsize="medium")
+        row[0].set_title(literal(group.name), loc="left", fontsize="medium")
         # Many lines leave no room among them.
         beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(group.arms) > MOST_INSIDE else {}
         (row[-1] if beside else row[0]).legend(fontsize="x-small", frameon=False, **beside)
@@ -73,7 +64,7 @@ def speed_and_divergence(group: Group) -> Figure:
         how = style(n)
         kl = [max(run.mean("kl_k1") or 0.0, 0.0) for run in arm.runs]
         speed = [run.result["rollout_tokens_per_second"] for run in arm.runs]
-        panel.scatter(kl, speed, color=how["color"], marker=how["marker"], label=arm.label, zorder=3)
+        panel.scatter(kl, speed, color=how["color"], marker=how["marker"], label=literal(arm.label), zorder=3)
     panel.set_xscale("symlog", linthresh=1e-3)
     panel.set_xlim(left=-2e-4)
     panel.set_ylim(bottom=0)
@@ -90,7 +81,7 @@ def cost_shares(group: Group) -> Figure:
     left = np.zeros(len(group.arms))
     for part, colour in COSTS.items():
         width = np.array([line.parts[part] for line in group.lines])
-        panel.barh([line.label for line in group.lines], width, left=left, color=colour, label=part)
+        panel.barh([literal(line.label) for line in group.lines], width, left=left, color=colour, label=part)
         left += width
     panel.invert_yaxis()
     panel.set_xlabel("seconds a run")
@@ -98,26 +89,9 @@ def cost_shares(group: Group) -> Figure:
     return figure
 
 
-def weights_over_time(arm: ArmOutcome) -> Figure:
-    """Median and 1 % to 99 % band of the correction's weights over tokens, by iteration, of the runs that measured
-    them."""
-    figure = Figure(figsize=(PANEL[0], 2.2), layout="constrained")
-    panel = figure.subplots()
-    for run in arm.runs:
-        iterations, low, middle, high = ([row[name] for row in run.weighed] for name in WEIGHTS)
-        panel.fill_between(iterations, low, high, color=COLOURS[1], alpha=0.2, linewidth=0)
-        panel.plot(iterations, middle, color=COLOURS[1])
-    panel.axhline(1.0, color="#7F7F7F", linewidth=0.8, linestyle=":")
-    panel.set_xlabel("iterations")
-    panel.set_ylabel("weight of a token")
-    panel.set_ylim(bottom=0)
-    panel.set_title(arm.label, fontsize="small", loc="left")
-    return figure
-
-
 def svg(figure: Figure, described: str) -> str:
-    """Inline SVG with a text for screen readers: no prolog, no time stamp."""
+    """Inline SVG with a text for screen readers: no prolog, no time stamp, no ground, and black is the page's ink."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{described}"', 1)
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = buffer.getvalue().replace("#000000", "currentColor")
+    return text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(described)}"', 1)

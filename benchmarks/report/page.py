@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.measuring.table import Table
+from benchmarks.report.charts import script_json
 from benchmarks.report.figures import svg
 
 STYLE = Path(__file__).parent / "style.css"
+SCRIPT = Path(__file__).parent / "page.js"
+LIVE = """<section id="live" data-version="{}"><p role="status"></p><div class="scroll"><table></table></div>
+<p class="soft">This page is of runs that go on: figures are of what is there so far, and intervals do not allow for
+looking again and again. <label><input type="checkbox" checked> show new evaluations as they come</label></p>
+</section>"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Report:
         command: repeats it.
         facts: names and values of where the numbers come from.
         note: on the command.
+        data: what the page's script draws (``charts.page_data``).
     """
 
     title: str
@@ -70,22 +80,33 @@ class Report:
     command: str
     facts: Sequence[tuple[str, str]]
     note: str
+    data: Any = ()
 
-    def html(self) -> str:
-        """A self-contained page: no script, no font, no picture from elsewhere."""
+    def html(self, live: str | None = None) -> str:
+        """A self-contained page: its one script is its own, by hash, and nothing is fetched from anywhere.
+
+        ``live`` names this version of it where a comparison that still runs serves it: it then asks its own server how
+        far the runs are, and for a newer version.
+        """
+        script = SCRIPT.read_text(encoding="utf-8")
         findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
         facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in self.facts)
         parts = [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(script, live is not None)}">',
             f'<title>{escape(self.title)}</title>\n<link rel="icon" href="data:,">',
             f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>",
-            f'<h1>{escape(self.title)}</h1>\n<ul class="summary">{findings}</ul>',
+            f"<h1>{escape(self.title)}</h1>",
+            LIVE.format(live) if live is not None else "",
+            findings and f'<ul class="summary">{findings}</ul>',
             *(section.html() for section in self.sections),
             f"<h2>Repeat</h2>\n<pre>{escape(self.command)}</pre>",
-            f'<p class="soft">{escape(self.note)}</p>\n<dl>{facts}</dl>\n</body>\n</html>\n',
+            f'<p class="soft">{escape(self.note)}</p>\n<dl>{facts}</dl>',
+            f'<script type="application/json" id="data">{script_json(self.data)}</script>',
+            f"<script>{script}</script>\n</body>\n</html>\n",
         ]
-        return "\n".join(filter(None, parts))
+        return _encodable("\n".join(filter(None, parts)))
 
     def markdown(self) -> str:
         """Refers to curves.png beside it."""
@@ -98,4 +119,19 @@ class Report:
             self.note,
             "\n".join(f"- {name}: {value}" for name, value in self.facts),
         ]
-        return "\n\n".join(filter(None, parts)) + "\n"
+        return _encodable("\n\n".join(filter(None, parts)) + "\n")
+
+
+def _policy(script: str, live: bool) -> str:
+    """Content Security Policy: only this script runs, and nothing is loaded from anywhere. Styles are the page's own
+    and those that matplotlib writes into its pictures."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else "")
+    )
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which no file can hold, as their escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -7,17 +7,19 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from benchmarks.comparison.outcomes import AXIS_WORDS, ArmOutcome
-from benchmarks.experiment.summary import evaluation_rows
+from benchmarks.comparison.outcomes import ArmOutcome
 from benchmarks.measuring.plots import style
 from benchmarks.measuring.statistics import FEWEST_SEEDS
-from benchmarks.report import figures, tables
+from benchmarks.report import charts, figures, tables
+from benchmarks.report.charts import Chart, ink, page_data
 from benchmarks.report.comparison import Comparison, Group
+from benchmarks.report.completions import reader
 from benchmarks.report.page import Report, Section
 from benchmarks.report.words import percent, summary
 from policies.nested import from_halves, halves
 
 MOST_SUBSETS = 8
+NO_SCRIPT = '<p class="soft">Charts need scripts; curves.png, beside this page, has the learning curves.</p>'
 OWN_RUNS = "Each run's folder has its spec.json: python -m benchmarks.run --spec FILE repeats it alone."
 VERDICTS = (
     "p: of no difference, alone and among all arms (Holm, at each kind of budget); p, apart: of a difference as large "
@@ -27,8 +29,9 @@ VERDICTS = (
 
 def report(comparison: Comparison) -> Report:
     """The whole report."""
+    data = page_data(comparison)
     arms = [arm for group in comparison.groups for arm in group.arms]
-    facts = _facts(arms[0].runs[0].provenance)
+    facts = _facts(next((arm.runs[0].provenance for arm in arms), {}))
     facts.append(
         (
             "runs",
@@ -43,12 +46,13 @@ def report(comparison: Comparison) -> Report:
         title=comparison.title,
         sentences=summary(comparison),
         sections=[
-            *(section for group in comparison.groups for section in _sections(group)),
+            *(section for n, group in enumerate(comparison.groups) for section in _sections(group, n, data[n])),
             Section("Failed runs", tables.failures(comparison.failures), level=2),
         ],
         command=comparison.command,
         facts=facts,
         note=OWN_RUNS if any(run.provenance for arm in arms for run in arm.runs) else "",
+        data=data,
     )
 
 
@@ -63,20 +67,21 @@ def _facts(provenance: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _sections(group: Group) -> list[Section]:
+def _sections(group: Group, number: int, data: dict[str, Any]) -> list[Section]:
+    """A group's; ``number`` is its place in the page's data, ``data`` what stands there."""
+
+    def drawn(*wanted: Chart) -> str:
+        keys = [chart.key for chart in wanted if chart.key in data["charts"]]
+        place = f'<div class="charts" data-group="{number}" data-charts="{" ".join(keys)}">{NO_SCRIPT}</div>'
+        return place if keys else ""
+
     return [
         Section(group.name, tables.arms(group), tables.NOTES, level=2),
         Section(
             "Learning curves",
-            note="Thin lines are runs, thick lines their mean.",
-            extra=_legend(group),
-            pictures=[
-                (
-                    f"Held-out accuracy at {AXIS_WORDS[axis]}, by agent",
-                    partial(figures.learning_curve_figure, group, axis),
-                )
-                for axis in group.axes
-            ],
+            note="Thin lines are runs, thick lines their mean. A pointer over a chart, or the arrow keys on it, shows "
+            "values.",
+            extra=drawn(charts.HELD_OUT),
         ),
         Section(
             f"Against {group.baseline}, at equal budgets",
@@ -105,26 +110,42 @@ def _sections(group: Group) -> list[Section]:
             ],
         ),
         Section(
+            "The tail of the ratios",
+            tables.tail(group),
+            "Means over iterations. Overlap is min(1, rho) with rho = pi / mu, of a completion its mean over the "
+            "tokens; 1 is on-policy.",
+            extra=drawn(*charts.TAIL),
+        ),
+        Section(
             "Correction weights",
             tables.weights(group),
-            "Means over tokens and iterations; a weight of 1 is on-policy. Pictures: median over tokens and the band "
-            "from 1 % to 99 %, by iteration.",
-            pictures=[
-                (f"Weights of {arm.label}", partial(figures.weights_over_time, arm)) for arm in group.weighing_arms
-            ],
+            "Means over tokens and iterations; a weight of 1 is on-policy. Chart: median over tokens and the band from "
+            "1 % to 99 %.",
+            extra=drawn(*charts.WEIGHTS),
+        ),
+        Section(
+            "Length of completions",
+            tables.lengths(group),
+            "Held-out completions are greedy. Cut off: by the budget of tokens.",
+            extra=drawn(charts.HELD_OUT_LENGTH, *charts.LENGTH),
         ),
         Section(
             "Skipped layers",
             note="Darker: skipped in more iterations. The numbers are layers, the first at the input.",
             extra="\n".join(filter(None, map(_skips, group.arms))),
         ),
-        Section("Sample completions", extra="\n".join(filter(None, map(_samples, group.arms)))),
+        Section(
+            "Completions",
+            note="Greedy answers to the first held-out questions, of each agent's first run. Characters that are not "
+            "seen by themselves stand as their code points.",
+            extra=reader(group, number),
+        ),
     ]
 
 
 def _legend(group: Group) -> str:
     items = (
-        f'<li><span class="swatch" style="border-color:{style(n)["color"]}"></span>{escape(arm.label)}</li>'
+        f'<li><span class="swatch" style="border-color:{ink(style(n)["color"])}"></span>{escape(arm.label)}</li>'
         for n, arm in enumerate(group.arms)
     )
     return f'<ul class="legend">{"".join(items)}</ul>'
@@ -150,22 +171,5 @@ def _skips(arm: ArmOutcome) -> str:
 
 
 def _layer(n: int, share: float) -> str:
-    ink = "#fff" if share > 0.5 else "#1b1f24"
-    tone = f"rgba(0,114,178,{share:.2f})"
-    return f'<span style="background:{tone};color:{ink}" title="skipped in {percent(share)}">{n}</span>'
-
-
-def _samples(arm: ArmOutcome) -> str:
-    """The first held-out questions with the greedy completions before and after, of the arm's first run."""
-    ends = [row["evaluation"].get("shown", []) for row in evaluation_rows(arm.runs[0].rows)]
-    text = ""
-    for before, after in zip(ends[0], ends[-1], strict=True):
-        text += (
-            f"<p><b>{escape(before['question'])}</b> <span class=soft>(answer {escape(before['answer'])})</span></p>"
-        )
-        for when, sample in (("before", before), ("after", after)):
-            verdict = "right" if sample["status"] == "right" else "wrong"
-            status = escape(sample["status"].replace("_", " "))
-            text += f"<blockquote>{when}: {escape(sample['completion'])} "
-            text += f'<span class="{verdict}">[{status}]</span></blockquote>'
-    return text and f"<details><summary>{escape(arm.label)}, seed {arm.seeds[0]}</summary>{text}</details>"
+    tone = f"rgba(0,114,178,{0.75 * share:.2f})"  # never so dark that the number could not be read
+    return f'<span style="background:{tone}" title="skipped in {percent(share)}">{n}</span>'

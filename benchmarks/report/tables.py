@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
 from benchmarks.comparison.board import clock
 from benchmarks.comparison.differences import NoPair, Pair
 from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine
+from benchmarks.experiment.summary import evaluation_rows
 from benchmarks.measuring.table import Table, console
+from benchmarks.report.charts import cut_off
 from benchmarks.report.comparison import Comparison, Failure, Group
 from benchmarks.report.words import interval, number, p_value, percent, points, summary, times
 
@@ -43,15 +46,19 @@ WEIGHT_COLUMNS = {
     "mean weight": "weight_mean",
     "share zero": "weight_zero",
     "share below the raw ratio": "weight_shrunk",
-    "raw log ratio 1 %": "log_ratio_q01",
+}
+TAIL_COLUMNS = {
+    "overlap of completions, 5th percentile": "overlap_q05",
+    "of tokens": "overlap_token_q05",
+    "log ratio 1 %": "log_ratio_q01",
+    "50 %": "log_ratio_q50",
     "99 %": "log_ratio_q99",
 }
 
 
 def arms(group: Group, title: str = "") -> Table:
     """Accuracy, cost and divergence of each arm."""
-    # A name cut short would not say which agent; numbers may take two lines.
-    return Table.of(group.lines, ARM_COLUMNS, title=title, note=NOTES, whole=(0,))
+    return Table.of(group.lines, ARM_COLUMNS, title=title, note=NOTES)
 
 
 def _skip(line: ArmLine) -> str:
@@ -140,6 +147,27 @@ def weights(group: Group) -> Table:
     return Table(["agent", *WEIGHT_COLUMNS], rows)
 
 
+def tail(group: Group) -> Table:
+    """How far the worst tokens and completions were from the target, in each arm that measured it."""
+    measured = [arm for arm in group.arms if arm.mean("overlap_q05") is not None]
+    rows = [[arm.label, *(number(arm.mean(name)) for name in TAIL_COLUMNS.values())] for arm in measured]
+    return Table(["agent", *TAIL_COLUMNS], rows)
+
+
+def lengths(group: Group) -> Table:
+    """Tokens of held-out completions before and after, and of a rollout's, in each arm that measured them."""
+    rows = []
+    for arm in group.arms:
+        ends = [[evaluation_rows(run.rows)[at]["evaluation"].get("mean_length") for run in arm.runs] for at in (0, -1)]
+        if any(value is None for end in ends for value in end):
+            continue
+        held_out = " -> ".join(f"{fmean(end):.1f}" for end in ends)
+        rollout, cut = arm.mean("mean_length"), [share for run in arm.runs for share in cut_off(run)]
+        rollouts = ["-", "-"] if rollout is None or not cut else [f"{rollout:.1f}", percent(fmean(cut))]
+        rows.append([arm.label, held_out, *rollouts])
+    return Table(["agent", "held-out, tokens", "rollouts, tokens", "rollouts cut off"], rows)
+
+
 def failures(failures: Iterable[Failure]) -> Table:
     """Runs without a usable result."""
     rows = [[failure.label, str(failure.seed), failure.error, failure.folder] for failure in failures]
@@ -150,6 +178,6 @@ def print_comparison(comparison: Comparison) -> None:
     """The arms and the summary on standard output."""
     terminal = console()
     for group in comparison.groups:
-        terminal.print(arms(group, title=f"{comparison.title}: {group.name}").rich())
+        terminal.print(arms(group, title=f"{comparison.title}: {group.name}"))
     for sentence in summary(comparison):
         terminal.print(f"- {sentence}", highlight=False, markup=False)

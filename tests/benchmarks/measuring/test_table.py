@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from html.parser import HTMLParser
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from benchmarks.measuring.plots import style
@@ -52,15 +53,36 @@ def test_a_table_without_rows_is_nothing_on_a_page():
     assert Table(("a",), []).html() == Table(("a",), []).markdown() == ""
 
 
-def test_a_narrow_terminal_breaks_no_whole_column_and_loses_nothing():
-    """Brackets are no markup, and a column that may be broken goes on below."""
-    table = Table(("agent", "words"), [["nested-reft/uniform/base", "[bold] " + "word" * 20]], whole=(0,))
-    console = Console(file=io.StringIO(), width=50)
-    console.print(table.rich())
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.file.getvalue().splitlines()]
-    agents, words = zip(*(line for line in lines if line), strict=True)
+def printed(table: Table, width: int) -> list[list[str]]:
+    """The cells of each line in a terminal, without those of the heads."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    return [cells for line in lines if (cells := [cell.strip() for cell in line.split("│")[1:-1]])]
+
+
+def test_a_narrow_terminal_breaks_what_no_line_can_hold_and_loses_nothing():
+    """Brackets are no markup, and a cell that is too long goes on below."""
+    lines = printed(Table(("agent", "words"), [["nested-reft/uniform/base", "[bold] " + "word" * 20]]), 50)
+    agents, words = zip(*lines, strict=True)
     assert agents[0] == "nested-reft/uniform/base" and set(agents[1:]) == {""}
     assert "".join(words) == "[bold]" + "word" * 20
+
+
+NAMES = st.lists(st.text("abc/", min_size=1, max_size=30), min_size=1, max_size=3)
+
+
+@settings(deadline=None)
+@given(NAMES, st.lists(st.text("0123456789.", min_size=1, max_size=20), min_size=1, max_size=9), st.integers(60, 200))
+def test_columns_that_do_not_fit_go_below_and_no_number_is_broken(names, numbers, width):
+    """At any width of at least twice the longest name, every row's cells stand in order in the lines of its parts."""
+    table = Table(["agent", *("a head of some words" for _ in numbers)], [[name, *numbers] for name in names])
+    lines = printed(table, width)
+    assert len(lines) % len(names) == 0
+    for n, name in enumerate(names):
+        parts = lines[n :: len(names)]
+        assert {part[0] for part in parts} == {name} and [cell for part in parts for cell in part[1:]] == numbers
 
 
 def test_columns_are_heads_and_what_they_say():
