@@ -127,7 +127,7 @@ def evaluate(given: argparse.Namespace) -> int:
         figures = {"label": label, "sets": [result.as_json() for result in results]}
         write_whole(out / "results.json", json_text(figures, indent=2) + "\n")
     if not given.quiet:
-        console().print(table(results).rich())
+        console().print(table(results))
         print(out)
     return 0
 
