@@ -17,7 +17,14 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean
 
 import agents.checkpoint as checkpoint
-from agents.arguments import check_learning_rate, check_parameters, slots_of, vector_env_of
+from agents.arguments import (
+    check_learning_rate,
+    check_parameters,
+    check_seed,
+    number_or_schedule,
+    slots_of,
+    vector_env_of,
+)
 from agents.rollout import Interrupted
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent
@@ -104,12 +111,12 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         super().__init__(
             policy=LanguageModelPolicy,
             env=SB3VecEnv(vector_env_of(env, slots)),
-            learning_rate=learning_rate,
+            learning_rate=number_or_schedule(learning_rate),
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
             support_multi_env=True,
-            seed=seed,
+            seed=check_seed(seed),
             supported_action_spaces=(spaces.Discrete,),
         )
 
