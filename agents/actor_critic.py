@@ -79,8 +79,8 @@ class LanguageModelActorCritic(PredictsWithSlots, ActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
         target: Policy,

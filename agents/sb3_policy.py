@@ -21,7 +21,7 @@ POLICY = "policy.json"
 
 def target_of(
     given: str | Policy,
-    actions: spaces.Space,
+    actions: spaces.Space[Any],
     device: str,
     dtype: str | None = None,
     lora_rank: int = 0,
@@ -70,7 +70,7 @@ class PredictsWithSlots:
     """
 
     target: Policy
-    observation_space: spaces.Space
+    observation_space: spaces.Space[Any]
     _calls = 0
 
     def refresh(self) -> None:
@@ -151,7 +151,12 @@ class LanguageModelPolicy(PredictsWithSlots, BasePolicy):
     """The full model as an SB3 policy, for agents whose update does not go through SB3's policy interface."""
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any = None, *, target: Policy
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any = None,
+        *,
+        target: Policy,
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=False)
         self.target = target

@@ -15,7 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 import envs.templates  # noqa: F401 (registers the templates)
-from envs.problems.arithmetic import LEVELS, Arithmetic
+from envs.problems.arithmetic import Arithmetic
+from envs.problems.scenes import LEVELS
 from registry import templates
 from registry.command import command
 
