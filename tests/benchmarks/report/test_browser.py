@@ -31,6 +31,7 @@ def browser() -> Iterator[Any]:
             )
         except playwright.Error as error:
             pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        playwright.expect.set_options(timeout=60_000)  # of a busy machine
         yield chromium
         chromium.close()
 
