@@ -1,7 +1,18 @@
 """The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler,
-schedule, anchor and batch source."""
+schedule, anchor, batch source and reward."""
 
-from agents import advantages, aggregation, anchors, batches, corrections, experts, problem_samplers, schedules
+from agents import (
+    advantages,
+    aggregation,
+    anchors,
+    batches,
+    corrections,
+    experts,
+    problem_samplers,
+    rewards,
+    rivals,
+    schedules,
+)
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
@@ -22,5 +33,7 @@ __all__ = [
     "corrections",
     "experts",
     "problem_samplers",
+    "rewards",
+    "rivals",
     "schedules",
 ]

@@ -13,7 +13,10 @@ from registry import UsageError, advantages
 @advantages.register("reinforce")
 @dataclass(frozen=True)
 class Reinforce:
-    """``A = R - baseline`` (Williams 1992)."""
+    """``A = R - baseline`` (Williams 1992).
+
+    Use: with one completion a problem, or where the baseline is known, as in the exact lab.
+    """
 
     baseline: float = 0.0
 
@@ -22,10 +25,29 @@ class Reinforce:
         return reward - self.baseline
 
 
+@advantages.register("unlabelled")
+@dataclass(frozen=True)
+class Unlabelled:
+    """``A = 1``, whatever the reward: a supervised loss on the policy's own completions (UPFT, arXiv 2503.02875).
+
+    E[grad log pi] is 0, so that a first step on completions of pi itself follows chance alone; what teaches are
+    further steps on the same ones, and completions of another policy.
+
+    Use: where no answers are known, with several steps a rollout, as the agent ``upft`` has it.
+    """
+
+    def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
+        """[B] of reward [B] and group [B]; no use of either."""
+        return torch.ones_like(reward)
+
+
 @advantages.register("rloo")
 @dataclass(frozen=True)
 class RLOO:
-    """``A_i = R_i`` minus the mean reward of the group's others: a baseline without bias (arXiv 2402.14740)."""
+    """``A_i = R_i`` minus the mean reward of the group's others: a baseline without bias (arXiv 2402.14740).
+
+    Use: where the gradient must be unbiased, with ``aggregation=constant``.
+    """
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
@@ -37,7 +59,10 @@ class RLOO:
 @advantages.register("dr-grpo")
 @dataclass(frozen=True)
 class DrGRPO:
-    """``A_i = R_i`` minus the group's mean: ``rloo`` times (G - 1) / G (arXiv 2503.20783)."""
+    """``A_i = R_i`` minus the group's mean: ``rloo`` times (G - 1) / G (arXiv 2503.20783).
+
+    Use: to the letter of Dr. GRPO, with ``aggregation=constant`` and the token budget as its divisor.
+    """
 
     def __call__(self, reward: Tensor, group: Tensor) -> Tensor:
         """[B] of reward [B] and group [B]."""
@@ -47,7 +72,10 @@ class DrGRPO:
 @advantages.register("grpo")
 @dataclass(frozen=True)
 class GRPO:
-    """``A_i = (R_i - mean) / (std + eps)`` of the group, std with divisor G - 1 (arXiv 2402.03300, sec. 4.1.2)."""
+    """``A_i = (R_i - mean) / (std + eps)`` of the group, std with divisor G - 1 (arXiv 2402.03300, sec. 4.1.2).
+
+    Use: by default; groups with few successes or few failures count more.
+    """
 
     eps: float = 1e-4
 
@@ -68,6 +96,8 @@ class DownSampled:
 
     Which of equally rewarded completions are kept is a matter of order. So with rewards 0 and 1 and completions of one
     policy a group's expected gradient is that of ``grpo``, up to a positive factor that depends on how many are right.
+
+    Use: with groups of 16 and more, where writing is cheap and updates are dear.
 
     Attributes:
         keep: completions per group that the update sees; a group of no more is kept whole.
@@ -104,7 +134,10 @@ class DownSampled:
 @dataclass(frozen=True)
 class Whitened:
     """``A = (R - mean) / (std + eps)`` of the whole rollout, whatever the groups: the batch normalisation of PPO
-    implementations and REINFORCE++ (arXiv 2501.03262)."""
+    implementations and REINFORCE++ (arXiv 2501.03262).
+
+    Use: with one completion a problem, which leaves no group to compare with.
+    """
 
     eps: float = 1e-4
 

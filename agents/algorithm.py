@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
-from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.utils import FloatSchedule, safe_mean
 
 import agents.checkpoint as checkpoint
 import agents.hub as hub
-from agents.arguments import check_parameters, slots_of, vector_env_of
+from agents.arguments import check_learning_rate, check_parameters, slots_of, vector_env_of
 from agents.rollout import Interrupted
-from agents.sb3_policy import LanguageModelPolicy
+from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent
 from envs.sb3 import SB3VecEnv
+from policies import Policy
 
 
 class SavesFolders:
@@ -94,12 +97,19 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
     of the run some iterations and tokens are (``agents.schedules``). It raises ``Interrupted`` where a callback stops.
 
     Attributes:
+        weight_decay, adam_betas, adam_eps: of AdamW.
+        lora_rank, gradient_checkpointing: of the target.
         schedule: of the learning rate, a component of ``registry.schedules``.
         iteration: how many are done.
         metrics: of the last one; a name without a slash is logged under ``log_name``.
     """
 
     log_name: ClassVar[str]
+    weight_decay: float
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    lora_rank: int = 0
+    gradient_checkpointing: bool = False
     schedule: Any
     iteration: int
     metrics: dict[str, float]
@@ -128,6 +138,34 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
             seed=seed,
             supported_action_spaces=(spaces.Discrete,),
         )
+
+    def _make_target(self, given: str | Policy, dtype: str | None) -> None:
+        """Load ``target``, and make what trains it: ``policy``, ``optimizer``, ``lr_schedule``; a silent logger, as
+        stable-baselines3 makes in ``learn()``, serves ``iterate()`` alone."""
+        self.target = target_of(
+            given,
+            self.action_space,
+            str(self.device),
+            dtype,
+            lora_rank=self.lora_rank,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=self.seed or 0,
+            longest=self.envs.unwrapped.task.max_length,
+        )
+        self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
+        self.lr_schedule = FloatSchedule(self.learning_rate)
+        trained = [p for p in self.target.parameters() if p.requires_grad]
+        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else sum(p.numel() for p in trained))
+        self.optimizer = torch.optim.AdamW(
+            trained,
+            lr=self.lr_schedule(1.0),
+            weight_decay=self.weight_decay,
+            betas=self.adam_betas,
+            eps=self.adam_eps,
+            fused=True,
+        )
+        self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
+        self._logger = Logger(None, [])
 
     def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
         """One iteration; returns its metrics."""

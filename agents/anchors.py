@@ -39,15 +39,16 @@ class Anchor(Protocol):
     """A registered anchor.
 
     Attributes:
-        periods: of each reference that it needs, the iterations after which the target takes its place; 0 for the
-            target of the start, for good.
         place: ``loss`` or ``reward``.
     """
 
     place: str
 
-    @property
-    def periods(self) -> tuple[int, ...]: ...
+    def renews(self, iteration: int) -> tuple[str, ...]:
+        """Of each reference that it needs, whether the target of the beginning of ``iteration`` (from 0) takes its
+        place: ``now``, before this iteration's completions are measured, ``later``, after that, or ``""`` for neither.
+        All are the target of the start at first."""
+        ...
 
     def reference(self, scored: Sequence[Tensor], iteration: int) -> Tensor:
         """[B, T] log ref from log-probabilities [B, T] under each reference: of several, a convex combination is that
@@ -69,7 +70,9 @@ class NoAnchor:
     """Nothing holds the target."""
 
     place: ClassVar[str] = "loss"
-    periods: ClassVar[tuple[int, ...]] = ()
+
+    def renews(self, iteration: int) -> tuple[str, ...]:
+        return ()
 
     def reference(self, scored: Sequence[Tensor], iteration: int) -> Tensor:
         raise NotImplementedError
@@ -116,9 +119,8 @@ class KL:
                 "corrected=true, or place=reward"
             )
 
-    @property
-    def periods(self) -> tuple[int, ...]:
-        return (self.every,)
+    def renews(self, iteration: int) -> tuple[str, ...]:
+        return ("now" if self.every and iteration and iteration % self.every == 0 else "",)
 
     def reference(self, scored: Sequence[Tensor], iteration: int) -> Tensor:
         return scored[0]
@@ -138,6 +140,58 @@ class KL:
 
     def _weight(self, logp: Tensor, rollout: Rollout) -> Tensor | float:
         return _exp(logp.double() - sampled_logp(rollout).double()) if self.corrected else 1.0
+
+
+@anchors.register("kl-convex")
+@dataclass(frozen=True)
+class KLConvex(KL):
+    """``beta (lam KL(pi || base) + (1 - lam) KL(pi || previous))``: near the start and the target before the last
+    update (KL-Convex of ReMix, arXiv 2507.06892).
+
+    lam is 1 for ``hold`` iterations, then falls by ``fall`` each ``step`` iterations down to ``least``.
+
+    Of k1 and k2 the slope of the sum is that for one reference, lam log base + (1 - lam) log previous, so that k3 is
+    refused. The estimator, beta, and that lam goes on falling after a reincarnation, are our readings.
+
+    Attributes:
+        estimator: ``k2``, or ``k1`` where that has a gradient.
+        every: as of ``kl``, of the base.
+        restart: iterations after which the base becomes the target, once: the paper's reincarnation, at which it also
+            stops to replay (``batch.until``); 0 for never.
+    """
+
+    estimator: str = "k2"
+    hold: int = 50
+    step: int = 10
+    fall: float = 0.1
+    least: float = 0.5
+    restart: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.estimator == "k3":
+            raise UsageError("anchor kl-convex: k3 of two references is no k3 of their mean: take estimator=k2")
+        if min(self.hold, self.restart) < 0 or self.step < 1:
+            raise UsageError(
+                f"anchor kl-convex: hold={self.hold} and restart={self.restart} must be at least 0 iterations, and "
+                f"step={self.step} at least 1"
+            )
+        if not (0 <= self.least <= 1 and 0 <= self.fall <= 1):
+            raise UsageError(f"anchor kl-convex: least={self.least} and fall={self.fall} must be in [0, 1]")
+
+    def renews(self, iteration: int) -> tuple[str, ...]:
+        (base,) = super().renews(iteration)
+        return ("now" if self.restart and iteration == self.restart else base, "later")
+
+    def share(self, iteration: int) -> float:
+        """lam of an iteration, counted from 0."""
+        falls = max(0, iteration - self.hold) // self.step
+        return max(self.least, 1 - self.fall * falls)
+
+    def reference(self, scored: Sequence[Tensor], iteration: int) -> Tensor:
+        base, previous = scored
+        lam = self.share(iteration)
+        return lam * base + (1 - lam) * previous
 
 
 def log_ratio(logp: Tensor, rollout: Rollout) -> Tensor:
@@ -160,7 +214,7 @@ class Anchoring:
 
     def __init__(self, anchor: Anchor, policy: Policy) -> None:
         self.anchor = anchor
-        self.copies = [WeightCopy(policy) for _ in anchor.periods]
+        self.copies = [WeightCopy(policy) for _ in anchor.renews(0)]
 
     @property
     def in_loss(self) -> bool:
@@ -174,13 +228,18 @@ class Anchoring:
 
     def measure(self, rollout: Rollout, score: Callable[[Rollout], Tensor], iteration: int) -> Rollout:
         """The rollout with log ref of every token, and for a penalty in the reward log pi_old; ``score`` gives a
-        rollout's log-probabilities [B, T] under the policy's weights of that moment."""
+        rollout's log-probabilities [B, T] under the policy's weights of that moment. Ask once an iteration: references
+        whose time is up become the target."""
         if not self.copies:
             return rollout
         scored = []
-        for copy in self.copies:
+        for copy, renewal in zip(self.copies, self.anchor.renews(iteration), strict=True):
+            if renewal == "now":
+                copy.take()
             with copy.in_place():
                 scored.append(score(rollout))
+            if renewal == "later":
+                copy.take()
         rollout = replace(rollout, reference_logp=self.anchor.reference(scored, iteration))
         return replace(rollout, old_logp=score(rollout)) if self.in_reward else rollout
 
@@ -198,12 +257,6 @@ class Anchoring:
             return {}
         x = log_ratio(logp, rollout)[rollout.mask]
         return {"kl_reference": float((_exp(-x) - 1 + x).mean()) if len(x) else 0.0}
-
-    def renew(self, iterations: int) -> None:
-        """Let references become the target where their time is up after so many iterations."""
-        for copy, period in zip(self.copies, self.anchor.periods, strict=True):
-            if period and iterations % period == 0:
-                copy.take()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The references' weights."""

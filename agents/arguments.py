@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -20,6 +22,13 @@ from envs.sb3 import SB3VecEnv
 from envs.shaping import ShapedReward, ShapedRewardVector
 from envs.vector import MathReasonVector
 from registry import UsageError
+
+PRETRAINED = 10_000_000  # trainable weights from which on a model is taken for a pretrained one
+HIGHEST_RATE, LOWEST_RATE = 1e-4, 1e-8  # of AdamW on all weights of such a model; published runs lie far within
+
+
+class UnusualLearningRate(UserWarning):
+    """The learning rate does not suit a model of that size."""
 
 
 def check_device(device: str) -> None:
@@ -60,6 +69,23 @@ def check_counts(
         raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
     if not 0 <= target_written <= group_size:
         raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
+
+
+def check_learning_rate(rate: float, trainable: int) -> None:
+    """Warn where a learning rate is far from what ``trainable`` weights of a pretrained model bear.
+
+    Raises:
+        UsageError: a rate that is none.
+    """
+    if not 0 <= rate < math.inf:
+        raise UsageError(f"learning_rate={rate} must be a finite number of at least 0")
+    if trainable > PRETRAINED and not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        what = "will likely ruin it within a few steps" if rate > HIGHEST_RATE else "will hardly move it"
+        warnings.warn(
+            f"learning_rate={rate:g} {what}: a pretrained model of {trainable / 1e6:.0f} M weights wants 1e-6 to 2e-5",
+            UnusualLearningRate,
+            stacklevel=2,
+        )
 
 
 def check_adam(betas: Any, eps: float) -> tuple[tuple[float, float], float]:

@@ -22,6 +22,7 @@ from registry import (
     fields_of,
     patches,
     problem_samplers,
+    rewards,
     schedules,
     skip_samplers,
 )
@@ -36,6 +37,7 @@ COMPONENTS: dict[str, Registry] = {
     "schedule": schedules,
     "anchor": anchors,
     "batch": batches,
+    "reward": rewards,
 }
 """Arguments that name a component, and the registry of each."""
 APART = ("policy", "env")

@@ -19,6 +19,7 @@ from torch import Tensor
 from agents.rollout import Rollout
 from policies import LayerSubset
 
+LENGTH_NAMES = ("mean_length", "kl_k1", "D", "ess_sequence", "overlap_q05")
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
 TAIL = 0.05
 MAX_EXPONENT = 600.0  # of a moment: exp(600) is finite in float64 and in JSON
@@ -100,12 +101,12 @@ def diagnostics(logp: Tensor, rollout: Rollout, design: Tensor | None = None) ->
 
 
 def by_kind(logp: Tensor, rollout: Rollout, design: Tensor) -> dict[str, float]:
-    """``diagnostics`` of fresh completions and of stored ones, ``fresh/`` and ``stored/`` before the names; empty where
-    none is stored."""
+    """``diagnostics`` of each kind of completion (``Rollout.kinds``), ``fresh/``, ``stored/`` and ``borrowed/`` before
+    the names; empty where all are fresh."""
     if rollout.age is None:
         return {}
     figures: dict[str, float] = {}
-    for kind, rows in (("fresh", rollout.age == 0), ("stored", rollout.age > 0)):
+    for kind, rows in rollout.kinds.items():
         index = rows.nonzero()[:, 0]
         part = rollout.select(index)
         measured = diagnostics(logp[index, : part.mask.shape[1]], part, design[index]) if len(index) else {}
@@ -113,11 +114,34 @@ def by_kind(logp: Tensor, rollout: Rollout, design: Tensor) -> dict[str, float]:
     return figures
 
 
+def by_length(logp: Tensor, rollout: Rollout, design: Tensor) -> dict[str, float]:
+    """KL, D, ESS and overlap of ``diagnostics``, and the shares of right and of cut off completions, of the shortest
+    quarter of the completions to the longest: ``length_1/`` to ``length_4/`` before the names, with ``mean_length``.
+
+    A correction by whole completions, such as sequence importance sampling, fails at the longest first, which a mean
+    over all of them does not show. Those of equal length are not parted, so that a quarter may be missing."""
+    length = rollout.mask.sum(1)
+    edges = np.quantile(length.numpy(), [0.25, 0.5, 0.75], method="inverted_cdf")
+    quarter = torch.from_numpy(np.searchsorted(edges, length.numpy(), side="left"))
+    figures: dict[str, float] = {}
+    for n in range(4):
+        index = (quarter == n).nonzero()[:, 0]
+        if not len(index):
+            continue
+        part = rollout.select(index)
+        measured = diagnostics(logp[index, : part.mask.shape[1]], part, design[index])
+        kept = {name: measured[name] for name in LENGTH_NAMES if name in measured}
+        if part.episodes:
+            kept["right"] = float(np.mean([bool(info["is_success"]) for info in part.episodes]))
+            kept["cut_off"] = float(part.truncated.double().mean())
+        figures |= {f"length_{n + 1}/{name}": value for name, value in kept.items()}
+    return figures
+
+
 def of_fresh(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """An iteration's metrics with the diagnostics of its fresh completions alone: what the layers drawn last cost."""
-    if not any(name.startswith("stored/") for name in metrics):
-        return dict(metrics)
-    others = {name: value for name, value in metrics.items() if f"stored/{name}" not in metrics}
+    older = {name.partition("/")[2] for name in metrics if name.startswith(("stored/", "borrowed/"))}
+    others = {name: value for name, value in metrics.items() if name not in older}
     return others | {name.removeprefix("fresh/"): v for name, v in metrics.items() if name.startswith("fresh/")}
 
 

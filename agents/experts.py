@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.batches import Fresh
+from agents.batches import Fresh, factors_of
 from agents.rollout import Rollout
 from agents.supervised import Batches
 from envs.task import Task
@@ -29,6 +29,8 @@ class Expert(Fresh):
     iterations and falls by a cosine to ``valley`` in the ``decay`` after them, with token weights of 1 (CHORD-mu).
     Solutions are those of training problems in random order, ``solutions`` an iteration, shared out to its optimizer
     steps. They are not rolled out, so that they count neither as timesteps nor as tokens.
+
+    Use: where worked solutions exist and rewards are rare at first.
 
     Attributes:
         weight: m at its peak, in [0, 1).
@@ -78,7 +80,7 @@ class Experts:
     """The worked solutions of an agent's iterations.
 
     Args:
-        source: the agent's batch source, of which only ``Expert`` has solutions.
+        source: the agent's batch source, of which, or of whose factors, only ``Expert`` has solutions.
         task: whose problems they are of.
         num_layers: L of the target.
         seed: of their order.
@@ -92,7 +94,8 @@ class Experts:
     """
 
     def __init__(self, source: Any, task: Task, num_layers: int, seed: int) -> None:
-        self.source = source if isinstance(source, Expert) and (source.weight or source.valley) else None
+        experts = [one for one in factors_of(source) if isinstance(one, Expert) and (one.weight or one.valley)]
+        self.source = experts[0] if experts else None
         self.order = Batches(task, 0, self.source.solutions, num_layers, 0.0, seed) if self.source else None
         self.weight = 0.0
         self.solutions: Rollout | None = None

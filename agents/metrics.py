@@ -49,13 +49,18 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
 
 
 def success_rates(rollout: Rollout, group_size: int) -> NDArray[np.float64]:
-    """[problems] mean of each group's rewards, in [0, 1], without reward parts: what the verifier (or the control arm)
-    said. Where a wrapper has changed rewards beyond that, the share of successes."""
+    """[problems] mean of each group's ``unshaped_rewards``."""
+    return unshaped_rewards(rollout).reshape(-1, group_size).mean(1)
+
+
+def unshaped_rewards(rollout: Rollout) -> NDArray[np.float64]:
+    """[B] rewards in [0, 1], without reward parts: what the verifier (or the control arm) said. Where a wrapper has
+    changed rewards beyond that, 1 for successes."""
     episodes = zip(rollout.episodes, rollout.reward.tolist(), strict=True)
     unshaped = np.array([info.get("verdict_reward", reward) for info, reward in episodes])
     if not ((unshaped >= 0) & (unshaped <= 1)).all():
         unshaped = np.array([float(info["is_success"]) for info in rollout.episodes])
-    return unshaped.reshape(-1, group_size).mean(1)
+    return unshaped
 
 
 def speed_metrics(rollout: Rollout, laps: Laps, judging: float) -> dict[str, float]:

@@ -7,7 +7,8 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
     mu       = policy.behavior(nested)              the same weights, fewer layers; or those of earlier iterations
     rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
-    rollout  = batch(rollout, stored)
+    rollout  = batch(rollout, stored)               those, and stored completions that join a fresh group
+    R        = reward(rollout)                      as the environment gave it, or what the agent makes of that
     ref      = anchor(rollout)                      log-probabilities under a reference, if there is one
     A        = advantage(rollout)                   relative to the group
     for each minibatch:
@@ -33,9 +34,9 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
+from torch import Tensor
 
 from agents.algorithm import LanguageModelAlgorithm
 from agents.anchors import Anchoring
@@ -60,10 +61,9 @@ from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
 from agents.nesting import Nesting
 from agents.refill import batch_of, left_out, refill, refill_metrics
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps
-from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
-from agents.watch import Watch, check_learning_rate, warn_stale
+from agents.watch import Watch, warn_stale
 from agents.weight_copy import WeightCopy
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
@@ -77,6 +77,7 @@ from registry import (
     corrections,
     patches,
     problem_samplers,
+    rewards,
     schedules,
     skip_samplers,
 )
@@ -91,6 +92,9 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 @agents.register("nested-reft", parts={"sampler": skip_samplers, "correction": corrections})
 class ReFT(LanguageModelAlgorithm):
     """Reinforced fine-tuning as a stable-baselines3 algorithm. A timestep is one token.
+
+    Use: ``reft`` as the on-policy baseline; ``nested-reft/<sampler>/<correction>`` where writing takes most of an
+    iteration.
 
     Args:
         policy: the target: ``tiny`` (built in), a Hugging Face folder, a hub id, or a ``policies.Policy``.
@@ -108,7 +112,9 @@ class ReFT(LanguageModelAlgorithm):
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         batch: where the groups of a batch come from, an id of ``registry.batches``: ``replay`` for some stored ones,
-            ``stale`` where weights of earlier iterations write, ``expert`` for worked solutions beside them.
+            ``stale`` where weights of earlier iterations write, ``contrast`` for stored completions that join groups
+            without signal, ``expert`` for worked solutions beside them; products as ``replay*expert``.
+        reward: what the agent makes of the environment's rewards, an id of ``registry.rewards``.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
@@ -179,6 +185,7 @@ class ReFT(LanguageModelAlgorithm):
         schedule: Component = "constant",
         anchor: Component = "none",
         batch: Component = "fresh",
+        reward: Component = "given",
         group_size: int = 8,
         problems_per_batch: int = 32,
         refill_tokens: int = 0,
@@ -216,8 +223,8 @@ class ReFT(LanguageModelAlgorithm):
         self.schedule = schedules.build(schedule)
         self.anchor = anchors.build(anchor)
         self.batch = batches.build(batch)
-        mixed = 1 if traits(self.correction).mixed else 0
-        self.target_written = mixed if target_written is None else target_written
+        self.reward = rewards.build(reward)
+        self.target_written = int(traits(self.correction).mixed) if target_written is None else target_written
         check_counts(
             group_size, problems_per_batch, refill_tokens, minibatches, epochs, self.target_written, temperature
         )
@@ -259,35 +266,12 @@ class ReFT(LanguageModelAlgorithm):
 
     def _setup_model(self) -> None:
         """Load the target, check that it and the environment speak the same vocabulary, and make the optimizer."""
-        self.target = target_of(
-            self._given_policy,
-            self.action_space,
-            str(self.device),
-            self._dtype,
-            lora_rank=self.lora_rank,
-            gradient_checkpointing=self.gradient_checkpointing,
-            seed=self.seed or 0,
-            longest=self.envs.unwrapped.task.max_length,
-        )
+        self._make_target(self._given_policy, self._dtype)
         self.target.temperature = self.temperature
         self.all_layers = tuple(range(self.target.num_layers))
         self.nesting.check(self.target)
-        self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
-        self.lr_schedule = FloatSchedule(self.learning_rate)
-        trained = [p for p in self.target.parameters() if p.requires_grad]
-        check_learning_rate(self.lr_schedule(1.0), sum(p.numel() for p in trained) if not self.lora_rank else 0)
-        self.optimizer = torch.optim.AdamW(
-            trained,
-            lr=self.lr_schedule(1.0),
-            weight_decay=self.weight_decay,
-            betas=self.adam_betas,
-            eps=self.adam_eps,
-            fused=True,
-        )
-        self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        self._logger = Logger(None, [])
         self.anchoring = Anchoring(self.anchor, self.target)
         self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
         self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
@@ -369,15 +353,14 @@ class ReFT(LanguageModelAlgorithm):
         with laps("update"):
             ended = spent(self.iteration + 1, self.num_timesteps) if spent else 0.0
             update_learning_rate(self.optimizer, self._rate(begun, ended))
-            off_policy = self.nesting.is_off_policy(self.target) or stored is not None or self.batching.copies
-            share = SHARE if off_policy else 0.0
             try:
                 fresh = batch_of(rollout, self.group_size, lacking)
                 unused = left_out(rollout, fresh)
                 self.experts.draw(self.iteration)
                 batch = self.batching(fresh, stored, self.update.score, self.iteration)
-                batch = self.anchoring.measure(batch, self.update.score, self.iteration)
-                advantage = self.advantage(self.anchoring.reward(batch), batch.group)
+                off_policy = self.nesting.is_off_policy(self.target) or batch.age is not None or self.batching.copies
+                share = SHARE if off_policy else 0.0
+                batch, advantage = self._rated(batch)
                 diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
             except NotFinite as error:
                 raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
@@ -385,7 +368,6 @@ class ReFT(LanguageModelAlgorithm):
             self.nesting.observe(rollout, of_fresh(diagnostics))
             self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
         self.iteration += 1
-        self.anchoring.renew(self.iteration)
         self.metrics = {
             **diagnostics,
             **noise,
@@ -405,6 +387,12 @@ class ReFT(LanguageModelAlgorithm):
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""
         size = self.envs.unwrapped.task.problems.size
         return self.problem_sampler.sample(count or self.problems_per_batch, size, rng).tolist()
+
+    def _rated(self, batch: Rollout) -> tuple[Rollout, Tensor]:
+        """The batch as its reward and its anchor see it, and the advantages [B]."""
+        batch = replace(batch, reward=self.reward(batch, self.envs.unwrapped.task, self.update))
+        batch = self.anchoring.measure(batch, self.update.score, self.iteration)
+        return batch, self.batching.scaled(self.advantage(self.anchoring.reward(batch), batch.group), batch)
 
     def _write(
         self, problems: list[int], nested: Nested, seed: int, hooks: BaseCallback | None

@@ -38,6 +38,7 @@ class Rollout:
         target_logp: [B, T] float32, log-probabilities under the target that wrote a part of defensive groups, where
             that may be older than pi_old.
         age: [B] int64, iterations since a stored completion was written, 0 for a fresh one; None: all are fresh.
+        borrowed: [B] bool, true where a stored completion has joined a fresh group; None: none has.
         by_target: [B] bool, true where the *full* model wrote the completion (defensive groups); None means nowhere.
         episodes: B terminal infos of the environment (problem_index, status, finish_reason, ...); may be empty.
     """
@@ -52,6 +53,7 @@ class Rollout:
     reference_logp: Tensor | None = None
     target_logp: Tensor | None = None
     age: Tensor | None = None
+    borrowed: Tensor | None = None
     by_target: Tensor | None = None
     episodes: tuple[dict[str, Any], ...] = ()
 
@@ -64,6 +66,14 @@ class Rollout:
         if not self.episodes:
             raise ValueError("a rollout without episodes does not say why its completions ended")
         return torch.tensor([info["finish_reason"] == "length" for info in self.episodes], dtype=torch.bool)
+
+    @property
+    def kinds(self) -> dict[str, Tensor]:
+        """[B] bool by kind, of which every completion has one: ``fresh``, ``stored`` in a group that is recalled whole,
+        ``borrowed`` by a fresh group."""
+        old = torch.zeros(len(self), dtype=torch.bool) if self.age is None else self.age > 0
+        borrowed = torch.zeros_like(old) if self.borrowed is None else self.borrowed
+        return {"fresh": ~old, "stored": old & ~borrowed, "borrowed": borrowed}
 
     @property
     def full_logp(self) -> Tensor | None:

@@ -34,7 +34,7 @@ from torch import nn
 
 from agents.actor_critic import LanguageModelActorCritic
 from agents.algorithm import SavesFolders
-from agents.arguments import check_lora_rank, slots_of, vector_env_of
+from agents.arguments import check_learning_rate, check_lora_rank, slots_of, vector_env_of
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.metrics import episode_metrics
@@ -42,7 +42,7 @@ from agents.rollout import Interrupted
 from agents.sb3_policy import target_of
 from agents.schedules import Spent
 from agents.update import NotFinite, refuse_broken_step
-from agents.watch import Watch, check_learning_rate
+from agents.watch import Watch
 from envs.sb3 import SB3VecEnv
 from policies import Policy
 from registry import UsageError, agents
@@ -89,6 +89,8 @@ def check_steps(n_steps: int, env: SB3VecEnv) -> None:
 @agents.register("sb3-ppo")
 class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
     """PPO of stable-baselines3 with a language-model actor-critic. A timestep is one token.
+
+    Use: as the classical baseline, with a value head.
 
     Args:
         policy: the target: ``tiny`` (built in), a Hugging Face folder, a hub id, or a ``policies.Policy``.

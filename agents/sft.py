@@ -19,20 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 from torch.nn.utils.rnn import pad_sequence
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
 from agents.arguments import check_lora_rank, slots_of
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
-from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
 from agents.supervised import Batch, Batches, clipped_step
 from agents.update import microbatch_budget
-from agents.watch import check_learning_rate
 from policies import Policy
 from policies.model.packing import micro_batches
 from registry import UsageError, agents, schedules
@@ -43,6 +40,8 @@ Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a
 @agents.register("sft")
 class SFT(LanguageModelAlgorithm):
     """Supervised fine-tuning as a stable-baselines3 algorithm. A timestep is one token of a demonstration's completion.
+
+    Use: as ReFT's first stage, and as the arm that says what the same time buys without reinforcement.
 
     Args:
         policy, env: as for ``agents.reft.ReFT``; the environment's problems need worked solutions.
@@ -132,27 +131,9 @@ class SFT(LanguageModelAlgorithm):
     def _setup_model(self) -> None:
         """Load the target and the demonstrations, and make the optimizer."""
         task = self.envs.unwrapped.task
-        self.target = target_of(
-            self._given_policy,
-            self.action_space,
-            str(self.device),
-            self._dtype,
-            lora_rank=self.lora_rank,
-            gradient_checkpointing=self.gradient_checkpointing,
-            seed=self.seed or 0,
-            longest=task.max_length,
-        )
+        self._make_target(self._given_policy, self._dtype)
         self.layers = tuple(range(self.target.num_layers))
-        self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
-        self.lr_schedule = FloatSchedule(self.learning_rate)
-        trained = list(self.target.parameters())
-        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else sum(p.numel() for p in trained))
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=self.lr_schedule(1.0), weight_decay=self.weight_decay, fused=True
-        )
-        self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
         check_memory(self.target, task, self.optimizer, 1)
-        self._logger = Logger(None, [])  # as SB3 makes in learn(), for iterate() alone
         self._learn_from(task)
 
     def _learn_from(self, task: Any) -> None:

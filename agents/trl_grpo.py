@@ -15,18 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
 from agents.arguments import check_counts, slots_of
 from agents.configuration import constructor_arguments
 from agents.metrics import episode_metrics
 from agents.problem_samplers import UniformProblems
-from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent, run_length
-from agents.watch import Watch, check_learning_rate
+from agents.watch import Watch
 from envs.task import start_info
 from policies import Policy
 from registry import UsageError, agents, schedules
@@ -44,6 +42,8 @@ LOGGED = {
 @agents.register("trl-grpo")
 class TRLGRPO(LanguageModelAlgorithm):
     """TRL's GRPOTrainer (extra ``trl``) with the settings that ``reft`` has by default. A timestep is one token.
+
+    Use: to hold ``reft`` against an implementation that others know.
 
     Args:
         policy, env, schedule, temperature, weight_decay, max_grad_norm, group_size, problems_per_batch, dtype: as for
@@ -125,25 +125,9 @@ class TRLGRPO(LanguageModelAlgorithm):
 
     def _setup_model(self) -> None:
         """Load the target and set TRL's trainer up around its transformers model."""
-        self.target = target_of(
-            self._given_policy,
-            self.action_space,
-            str(self.device),
-            self._dtype,
-            seed=self.seed or 0,
-            longest=self.envs.unwrapped.task.max_length,
-        )
+        self._make_target(self._given_policy, self._dtype)
         self.target.temperature = self.temperature
         self.layers = tuple(range(self.target.num_layers))
-        self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
-        self.lr_schedule = FloatSchedule(self.learning_rate)
-        trained = list(self.target.parameters())
-        check_learning_rate(self.lr_schedule(1.0), sum(p.numel() for p in trained))
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=self.lr_schedule(1.0), weight_decay=self.weight_decay, fused=True
-        )
-        self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
-        self._logger = Logger(None, [])  # as SB3 makes in learn(), for iterate() alone
         self._began = self._wrote = self._judged = self._ended = 0.0  # of the last step, by the clock
         self._trainer = self._make_trainer()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.anchors import Anchoring
 from agents.consistency import Consistency
 from agents.corrections import traits, weigh
-from agents.diagnostics import by_kind, design_weights, diagnostics, weight_diagnostics
+from agents.diagnostics import by_kind, by_length, design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
 from agents.experts import Experts
 from agents.refill import joined
@@ -146,6 +146,7 @@ class Update:
                 beside,
                 old_logp=self._score(beside, design_beside.nonzero()[:, 0]),
                 age=None if rollout.age is None else torch.zeros_like(beside.group),
+                borrowed=None if rollout.borrowed is None else torch.zeros(len(beside), dtype=torch.bool),
             )
         if wide or not one_step:
             rollout = replace(rollout, old_logp=old_logp)
@@ -178,6 +179,7 @@ class Update:
             metrics
             | diagnostics(written.old_logp, written, design)
             | by_kind(written.old_logp, written, design)
+            | (by_length(written.old_logp, written, design) if share else {})
             | _of_used(used_index, weight, logp, rollout)
         )
 
@@ -286,6 +288,15 @@ class Update:
     def score(self, rollout: Rollout) -> Tensor:
         """[B, T] log pi of the whole rollout under the present weights."""
         return self._score(rollout, torch.arange(len(rollout)))
+
+    @torch.no_grad()
+    def entropies(self, rollout: Rollout) -> Tensor:
+        """[B, T] of the whole rollout's next-token distributions under the present weights, in nats."""
+        entropy = torch.zeros_like(rollout.behavior_logp)
+        for index in self._microbatches(rollout, torch.arange(len(rollout))):
+            _, measured = self._logprobs_and_entropies(rollout.select(index))
+            entropy[index, : measured.shape[1]] = measured
+        return self.ranks.sum(entropy)
 
     @torch.no_grad()
     def _score(self, batch: Rollout, wanted: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Each thing is said once a run, as a warning, so that ``learn()``, a loop of one'
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,20 +12,13 @@ from typing import Any
 
 from agents.corrections import traits
 from agents.diagnostics import warn_collapse
-from registry import UsageError
 
 SILENT = 3  # iterations in a row without a gradient that are more than bad luck
 MOST = 0.5  # share of completions from which on one cause is the cause
-PRETRAINED = 10_000_000  # trainable weights from which on a model is taken for a pretrained one
-HIGHEST_RATE, LOWEST_RATE = 1e-4, 1e-8  # of AdamW on all weights of such a model; published runs lie far within
 
 
 class NoGradient(UserWarning):
     """Several iterations in a row had nothing to learn from."""
-
-
-class UnusualLearningRate(UserWarning):
-    """The learning rate does not suit a model of that size."""
 
 
 class StaleData(UserWarning):
@@ -129,21 +121,4 @@ def warn_stale(correction: Any, steps: int, batch: Any) -> None:
             "truncated-is*ppo-clip",
             StaleData,
             stacklevel=3,
-        )
-
-
-def check_learning_rate(rate: float, trainable: int) -> None:
-    """Warn where a learning rate is far from what ``trainable`` weights of a pretrained model bear.
-
-    Raises:
-        UsageError: a rate that is none.
-    """
-    if not 0 <= rate < math.inf:
-        raise UsageError(f"learning_rate={rate} must be a finite number of at least 0")
-    if trainable > PRETRAINED and not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        what = "will likely ruin it within a few steps" if rate > HIGHEST_RATE else "will hardly move it"
-        warnings.warn(
-            f"learning_rate={rate:g} {what}: a pretrained model of {trainable / 1e6:.0f} M weights wants 1e-6 to 2e-5",
-            UnusualLearningRate,
-            stacklevel=2,
         )

@@ -1,6 +1,6 @@
 """Compare agents: ``python -m benchmarks.compare --agents 'nested-reft/*/retrace' --seeds 5 --set learning_rate=1e-4``.
 
-Without arguments it runs the preset ``smoke``: on-policy ReFT and three nested agents, two seeds each, on the built-in
+Without arguments it runs the preset ``smoke``: on-policy ReFT and three nested agents, three seeds, on the built-in
 model. Every run is a process of its own with a folder of its own, so an interrupted comparison goes on where it
 stopped, and runs are shared between comparisons. The report (report.html, report.md, results.json, outcomes.json,
 curves.png) is written to ``runs/compare-<hash>/``. ``--from`` reports on what is there already.

@@ -10,7 +10,8 @@
 >>> venv.single_observation_space["input_ids"].shape
 (104,)
 
-``MathReason/<name>-v0`` serves each published set of ``envs.problems``. Importing this package registers the ids, and
+``MathReason/<name>-v0`` serves each published set of ``envs.problems``. ``TextMathReason-v0`` takes whole completions
+as text, for policies behind an API. Importing this package registers the ids, and
 the problem sources, templates and reward parts of the project.
 """
 
@@ -31,6 +32,8 @@ def _register() -> None:
     }
     if "MathReason-v0" not in registry:
         register("MathReason-v0", **entry)
+    if "TextMathReason-v0" not in registry:
+        register("TextMathReason-v0", entry_point="envs.text_math_reason:TextMathReason")
     for name, source in PUBLISHED.items():
         if f"MathReason/{name}-v0" not in registry:
             budgets = {"max_prompt_tokens": source.max_prompt_tokens, "max_new_tokens": 512}

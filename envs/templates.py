@@ -61,6 +61,10 @@ class Template:
         """The prompt's text, special tokens written out. Raises UsageError if ``chat`` has no chat template."""
         return self.render(question.strip(), tokenizer)
 
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """The prompt as chat messages, for those who apply a chat template themselves; none where it is text."""
+        return []
+
     def prompt_ids(self, question: str, tokenizer: Any) -> list[int]:
         """The prompt's token ids.
 
@@ -171,15 +175,18 @@ class Chat(Template):
                 f"{getattr(tokenizer, 'name_or_path', '?')!r} has none; use template='plain', or the tokenizer of an "
                 "instruction-tuned model"
             )
-        messages = [{"role": "user", "content": f"{question}\n{BOX_INSTRUCTION}"}]
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return tokenizer.apply_chat_template(self.messages(question), tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja2 has many kinds, and templates raise their own
             raise UsageError(
                 f"the chat template of {getattr(tokenizer, 'name_or_path', '?')!r} cannot render a user's message "
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): mend it, or use "
                 "template='plain'"
             ) from error
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """One message of the user's."""
+        return [{"role": "user", "content": f"{question.strip()}\n{BOX_INSTRUCTION}"}]
 
     def ending(self, tokenizer: Any) -> str:
         """The special token that ends the assistant's turn; ``""`` if the chat template writes none."""

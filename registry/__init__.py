@@ -30,7 +30,8 @@ skip_samplers: Registry = Registry("skip sampler")
 problem_samplers: Registry = Registry("problem sampler")
 patches: Registry = Registry("patch")
 anchors: Registry = Registry("anchor")
-batches: Registry = Registry("batch source")
+batches: Registry = Registry("batch source", product=True)
+rewards: Registry = Registry("reward")
 schedules: Registry = Registry("learning-rate schedule")
 agents: Registry = Registry("agent")
 problem_sources: Registry = Registry("problem source")
@@ -57,6 +58,7 @@ __all__ = [
     "problem_samplers",
     "problem_sources",
     "reward_parts",
+    "rewards",
     "schedules",
     "skip_samplers",
     "templates",

@@ -8,7 +8,6 @@ import socket
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 TIMEOUT_SECONDS = 5.0
 
@@ -17,6 +16,8 @@ TIMEOUT_SECONDS = 5.0
 def hub_unreachable() -> bool:
     """True if there is no connection to the hub, or to the proxy that leads there; asked once a process. Then only
     what is cached can be had, so callers pass it on as ``local_files_only``."""
+    from urllib.request import getproxies, proxy_bypass  # an HTTP client, of which importing envs has no need
+
     url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     proxy = getproxies().get(url.scheme)
     if proxy and not proxy_bypass(url.hostname or ""):

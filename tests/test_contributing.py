@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,9 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = made / "mine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[nested_reft]\nmine = my_correction\nmine2 = my_sampler\nmine3 = my_template\nmine4 = my_batch\n"
-    )
+    registered = ("my_correction", "my_sampler", "my_template", "my_batch", "my_rival")
+    lines = "".join(f"mine{n} = {name}\n" for n, name in enumerate(registered))
+    (info / "entry_points.txt").write_text(f"[nested_reft]\n{lines}")
     return made
 
 
@@ -36,10 +37,11 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=500)
 
 
-def test_there_are_five_examples_and_two_are_short() -> None:
-    assert [name for name, _ in BLOCKS] == ["my_correction", "my_sampler", "my_batch", "my_problems", "my_template"]
+def test_there_are_six_examples_and_three_are_short() -> None:
+    names = ["my_correction", "my_sampler", "my_batch", "my_problems", "my_template", "my_rival"]
+    assert [name for name, _ in BLOCKS] == names
     lines = {name: len([line for line in code.splitlines() if line.strip()]) for name, code in BLOCKS}
-    assert lines["my_correction"] < 20 and lines["my_batch"] < 20
+    assert max(lines["my_correction"], lines["my_batch"], lines["my_rival"]) < 20
 
 
 def test_the_correction_passes_the_contract(folder: Path) -> None:
@@ -67,6 +69,16 @@ def test_the_batch_source_recalls(folder: Path) -> None:
     )
     done = run(folder, "-c", code)
     assert done.stdout.strip() == "[0.0, 0.25, 0.25]", done.stderr
+
+
+def test_the_rival_is_trained(folder: Path) -> None:
+    chosen = ["--agent", "my-rival", "--set", "batch.weight=.3", "--runs", str(folder / "rival"), "--quiet"]
+    sets = ["problems_per_batch=2", "group_size=2", "iterations=2", "evaluation.problems=4", "evaluation.samples=1"]
+    done = run(folder, "-m", "benchmarks.run", *chosen, *(word for one in sets for word in ("--set", one)))
+    assert done.returncode == 0, done.stderr
+    (spec,) = (folder / "rival").glob("*/spec.json")
+    batch = json.loads(spec.read_text())["agent"]["batch"]
+    assert batch == {"id": "replay*expert", "share": 0.5, "weight": 0.3}
 
 
 def test_the_problem_source_is_served(folder: Path) -> None:

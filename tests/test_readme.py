@@ -13,6 +13,7 @@ import pytest
 
 from agents.configuration import COMPONENTS
 from benchmarks.comparison.catalogue import components
+from envs.codec import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,24 +26,50 @@ COMMANDS = [
 ]
 
 
+def example(words: str) -> str:
+    """The one example with these words in it."""
+    (block,) = [block for block in PYTHON if words in block]
+    return block
+
+
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=500)
 
 
 def test_the_environment_example_runs(tmp_path: Path) -> None:
-    done = python("-W", "error", "-c", PYTHON[0], cwd=tmp_path)
+    done = python("-W", "error", "-c", example("gym.make_vec"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "reward 0" in done.stdout
 
 
 def test_the_agent_example_runs(tmp_path: Path) -> None:
-    short = PYTHON[1].replace("total_timesteps=100_000", "total_timesteps=1_000")
-    assert short != PYTHON[1]
+    whole = example("agent.learn")
+    short = whole.replace("total_timesteps=100_000", "total_timesteps=1_000")
+    assert short != whole
     done = python("-c", short, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "trained" / "model.safetensors").is_file()
+
+
+def test_the_example_for_trl_runs(tmp_path: Path, folder: str) -> None:
+    """On generated problems, a model of random weights and a step."""
+    pytest.importorskip("trl")
+    load_tokenizer("builtin").save_pretrained(folder)
+    settings = f"GRPOConfig({str(tmp_path)!r}, max_steps=1, max_completion_length=4, use_cpu=True, bf16=False)"
+    code = example("problem_rows")
+    for theirs, ours in (
+        ('"gsm8k", template="chat"', '"arithmetic", limit=8'),
+        ('"Qwen/Qwen2.5-0.5B-Instruct"', f"{folder!r}, args={settings}"),
+        ("import GRPOTrainer", "import GRPOConfig, GRPOTrainer"),
+    ):
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "rewards/verified/mean" in done.stdout
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m")])

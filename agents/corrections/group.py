@@ -28,7 +28,10 @@ REFINEMENTS = 10  # of a bracket, by 8 each: beta to 1e-9
 @dataclass(frozen=True)
 class SelfNormalised(Correction):
     """``W_i = w_i / mean_j w_j``, w = w_{1:T}, j over the group or the minibatch: self-normalised importance sampling
-    (Owen, Monte Carlo theory, methods and examples, ch. 9.2). Bias O(1/n), W <= n."""
+    (Owen, Monte Carlo theory, methods and examples, ch. 9.2). Bias O(1/n), W <= n.
+
+    Use: at D from 0.3 to 2 with large groups, where the target writes none of them: next to ``defensive`` in the lab.
+    """
 
     over: str = "group"
 
@@ -59,6 +62,8 @@ class ESSAdaptive(Correction):
     Monte Carlo choose their temperatures (Del Moral, Doucet and Jasra 2012).
 
     AIS (arXiv 2605.13907) adapts to each batch as well, by a mean of 1 and w whose share is of three diagnostics.
+
+    Use: where D changes during a run, since no setting depends on it.
     """
 
     ess: float = 0.5
@@ -96,6 +101,9 @@ class M2PO(Correction):
 
     As with PPO's clip, only tokens that A pushes away from rho = 1 are counted and dropped: those with A >
     0 and rho > 1, or A < 0 and rho < 1. Tokens as far as the last one dropped go with it.
+
+    Use: under stale weights (``batch=stale``), for which it was made. Ratios of skipped layers are wide from the start,
+    so that many tokens are lost there.
     """
 
     moment: float = 0.04
@@ -125,8 +133,12 @@ class Defensive(Correction):
     1995); ``rollout.by_target`` says who wrote what. Exactly unbiased, and W <= n / n_0 while pi = pi_old.
 
     Needs both densities of *every* completion: ``rollout.behavior_logp`` = log mu of the nested policy, scored on the
-    target-written ones, and ``rollout.full_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. A leave-one-out
-    baseline (``rloo``) leaves out one completion of its own kind, and so adds a bias O(1/n).
+    target-written ones, and ``rollout.full_logp`` = log pi_old. With n_0 = 0 it is ``sequence-is``. Stored completions
+    that joined a group were written in the same shares, and do not count in them. A leave-one-out baseline (``rloo``)
+    leaves out one completion of its own kind, and so adds a bias O(1/n).
+
+    Use: at D above 0.3, or where the gradient must be unbiased: first in the lab at every D. It costs full-model
+    completions and a scoring pass.
     """
 
     scope: ClassVar[str] = "group"
@@ -139,10 +151,12 @@ class Defensive(Correction):
         full_logp = rollout.full_logp
         if full_logp is None:
             raise UsageError("defensive needs rollout.old_logp, the target's log-probabilities at rollout time")
-        by_target = torch.zeros_like(rollout.mask[:, 0]) if rollout.by_target is None else rollout.by_target
+        own = torch.ones_like(rollout.mask[:, 0]) if rollout.borrowed is None else ~rollout.borrowed
+        by_target = torch.zeros_like(own) if rollout.by_target is None else rollout.by_target & own
         member, size = _groups(rollout.group)
+        whole = torch.zeros_like(size).scatter_add(0, member, own.double())
         written = torch.zeros_like(size).scatter_add(0, member, by_target.double())
-        share = (written / size)[member]
+        share = (written / whole)[member]
 
         def total(values: Tensor) -> Tensor:
             return torch.where(rollout.mask, values.double(), 0.0).sum(1)

@@ -26,7 +26,10 @@ from registry import UsageError, corrections
 @dataclass(frozen=True)
 class NoCorrection(Correction):
     """``W = 1``: the completions are treated as the target's own. On policy it is REINFORCE or RLOO (by the advantage);
-    under a layer subset it follows the gradient of another objective."""
+    under a layer subset it follows the gradient of another objective.
+
+    Use: as the control, and where D is below 0.3: there any correction works.
+    """
 
     scope: ClassVar[str] = "token"
     is_identity: ClassVar[bool] = True
@@ -45,6 +48,8 @@ class TokenIS(Correction):
 
     It is also the mean over its coins of OBRS (Jackpot, arXiv 2602.06107), but for a factor: a token is kept with
     probability min(1, lam rho_t) and then weighs Z max(rho_t, 1 / lam), Z being the share that is kept.
+
+    Use: as the plain baseline of the others; with several steps a rollout as ``token-is*ppo-clip``, which is ``base``.
     """
 
     scope: ClassVar[str] = "token"
@@ -57,7 +62,10 @@ class TokenIS(Correction):
 @dataclass(frozen=True)
 class PrefixIS(Correction):
     """``W_t = w_{1:t}``: the ratio up to each token (per-decision importance sampling, Precup et al. 2000). Corrects
-    the state distribution and the action; the value of the continuation stays mu's."""
+    the state distribution and the action; the value of the continuation stays mu's.
+
+    Use: in the lab, to see what correcting the prefixes alone gives; in training ``minpro`` has less variance.
+    """
 
     scope: ClassVar[str] = "sequence"
     geometry: ClassVar[str] = "prefix"
@@ -73,6 +81,8 @@ class MinPRO(Correction):
     that a doubtful prefix counts less without a product that grows with t (arXiv 2601.22718).
 
     Our reading of what is public: the ratio of the token by itself, no clip, and 1 for the empty prefix.
+
+    Use: in place of ``prefix-is`` at D of 1 and more, where the product of ratios has too much variance.
     """
 
     scope: ClassVar[str] = "sequence"
@@ -88,7 +98,11 @@ class MinPRO(Correction):
 @dataclass(frozen=True)
 class SuffixIS(Correction):
     """``W_t = w_{t:T}``: the ratio from each token on. Corrects the action and its continuation; the distribution of
-    the prefixes stays mu's."""
+    the prefixes stays mu's.
+
+    Use: in the lab, to see what correcting the continuation alone gives; in training ``retrace-product`` has less
+    variance.
+    """
 
     scope: ClassVar[str] = "sequence"
     geometry: ClassVar[str] = "suffix"
@@ -100,7 +114,10 @@ class SuffixIS(Correction):
 @corrections.register("sequence-is")
 @dataclass(frozen=True)
 class SequenceIS(Correction):
-    """``W = w_{1:T}`` on every token: exactly unbiased, with a variance of about exp(2D), D = T * KL."""
+    """``W = w_{1:T}`` on every token: exactly unbiased, with a variance of about exp(2D), D = T * KL.
+
+    Use: as the unbiased reference, at D below 0.3. At D = 2 it keeps .03 of the on-policy ascent in the lab.
+    """
 
     scope: ClassVar[str] = "sequence"
     unbiased: ClassVar[bool] = True
@@ -114,7 +131,11 @@ class SequenceIS(Correction):
 class TruncatedIS(Correction):
     """``W = min(w, cap)``, w the ratio of the token or of the sequence: truncated importance sampling (Ionides 2008;
     for the mismatch of sampler and trainer, Yao et al. 2025, "TIS"). Loses the mass of the tail; second moment <=
-    cap^2."""
+    cap^2.
+
+    Use: as the first choice for nested rollouts and for those on bytes: bounded, by token, without a condition on
+    groups.
+    """
 
     level: str = "token"
     cap: float = 2.0
@@ -141,7 +162,10 @@ class TruncatedIS(Correction):
 @dataclass(frozen=True)
 class Tempered(Correction):
     """``W = w ** beta``: between no correction (0) and the full ratio (1), by token or by sequence (flattened
-    importance weights, Shimodaira 2000)."""
+    importance weights, Shimodaira 2000).
+
+    Use: at D from 0.3 to 2, where the whole ratio has too much variance and the token's too much bias.
+    """
 
     beta: float = 0.5
     level: str = "sequence"
@@ -171,6 +195,8 @@ class VESPO(Correction):
     """``W = w^k exp(lam (1 - w))``, w = w_{1:T}, k and lam by the sign of A: a soft gate on the sequence's ratio, 1 at
     w = 1 and 0 at both ends (arXiv 2602.10693; constants and token-mean as in TRL). W is largest at w = k / lam: below
     1 for successes, above 1 for failures.
+
+    Use: to compare with TRL's loss of that name. In the lab ``truncated-is`` keeps more of the ascent.
     """
 
     k_pos: float = 2.0

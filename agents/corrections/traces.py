@@ -21,6 +21,8 @@ class Retrace(Correction):
 
     This is our reading of Nested-ReFT's *retrace* variant, whose text is not public. The operator of Munos et al.
     with its product of traces is ``retrace-product``.
+
+    Use: for the paper's variant. With lam = 1 it is ``truncated-is`` with a cap of 1.
     """
 
     lam: float = 1.0
@@ -44,7 +46,10 @@ class Retrace(Correction):
 class RetraceProduct(Correction):
     """``W_t = rho_t * prod_{s>t} lam * min(1, rho_s)``: Retrace(lam) of Munos et al. 2016 (arXiv 1606.02647, eq. 3)
     with a terminal reward. E_mu[min(1, rho)] = 1 - TV, so 1 % of TV per token leaves 5 % of the credit after 300
-    tokens: lam = 1 by default."""
+    tokens: lam = 1 by default.
+
+    Use: at D near 1, in place of ``suffix-is``: traces that are cut have less variance.
+    """
 
     lam: float = 1.0
 
@@ -69,7 +74,10 @@ class RetraceProduct(Correction):
 @dataclass(frozen=True)
 class VTrace(Correction):
     """``W_t = min(rho_bar, rho_t) * prod_{t<s<T} min(c_bar, rho_s) * min(rho_bar, rho_T)``: V-trace of IMPALA (Espeholt
-    et al. 2018, arXiv 1802.01561, eq. 1) with a terminal reward. For t = T the last factor counts once."""
+    et al. 2018, arXiv 1802.01561, eq. 1) with a terminal reward. For t = T the last factor counts once.
+
+    Use: where variance is what hurts, at D from 0.3 on: it has the least of all in the lab.
+    """
 
     rho_bar: float = 1.0
     c_bar: float = 1.0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.corrections.correction import (
+    MAX_LOG_WEIGHT,
     Correction,
     at_level,
     check_level,
@@ -48,6 +49,8 @@ class PPOClip(TrustRegion):
     PPO (arXiv 1707.06347, eq. 7), GRPO (2402.03300, sequence-mean), Dr. GRPO (2503.20783, constant), DAPO (2503.14476,
     eps_high 0.28, token-mean). Registered as ``practical`` too: our reading of Nested-ReFT's variant of that name,
     which treats the nested policy's completions as the old target's.
+
+    Use: with several steps a rollout. In the first step r is 1, and it is ``none``.
     """
 
     eps_low: float = 0.2
@@ -75,7 +78,10 @@ class PPOClip(TrustRegion):
 @dataclass(frozen=True)
 class GSPO(TrustRegion):
     """``W = s`` where not clipped, s = exp(mean_t log r_t): PPO's clip by sequence (arXiv 2507.18071, eq. 5-7;
-    sequence-mean)."""
+    sequence-mean).
+
+    Use: with several steps a rollout and ``aggregation=sequence-mean``, where ratios of single tokens are noise.
+    """
 
     eps_low: float = 3e-4
     eps_high: float = 4e-4
@@ -96,7 +102,10 @@ class GSPO(TrustRegion):
 @dataclass(frozen=True)
 class LUSPO(GSPO):
     """``W = T s`` where not clipped, T the completion's length: GSPO's weight times what its mean over tokens divides
-    by, so that tokens of long completions count as much (arXiv 2602.05261, bounds of sec. 5.1; sequence-mean)."""
+    by, so that tokens of long completions count as much (arXiv 2602.05261, bounds of sec. 5.1; sequence-mean).
+
+    Use: as ``gspo``, where long completions should count by their tokens.
+    """
 
     eps_low: float = 2e-3
     eps_high: float = 2.5e-3
@@ -111,7 +120,10 @@ class LUSPO(GSPO):
 @dataclass(frozen=True)
 class GMPO(TrustRegion):
     """``W = exp(mean_t log clip(r_t))``, the geometric mean of the sequence's clipped ratios, on tokens that are not
-    clipped. The clip is one-sided by the sign of A and symmetric in log r (arXiv 2507.20673, eq. 4; sequence-mean)."""
+    clipped. The clip is one-sided by the sign of A and symmetric in log r (arXiv 2507.20673, eq. 4; sequence-mean).
+
+    Use: as ``ppo-clip``, where ratios of single tokens are extreme.
+    """
 
     log_clip: float = 0.4
 
@@ -132,7 +144,10 @@ class GMPO(TrustRegion):
 @dataclass(frozen=True)
 class CISPO(TrustRegion):
     """``W = r`` clamped to [1 - eps_low, 1 + eps_high]: no token loses its gradient (MiniMax-M1, arXiv 2506.13585, eq.
-    4; token-mean). No lower bound by default, as there; the cap of 5 is ScaleRL's (arXiv 2510.13786)."""
+    4; token-mean). No lower bound by default, as there; the cap of 5 is ScaleRL's (arXiv 2510.13786).
+
+    Use: with several steps a rollout, where the tokens that PPO's clip silences should go on learning.
+    """
 
     eps_low: float = 1.0
     eps_high: float = 4.0
@@ -151,7 +166,10 @@ class CISPO(TrustRegion):
 @dataclass(frozen=True)
 class SAPO(TrustRegion):
     """``W = 4 g (1 - g) r``, g = sigmoid(tau (r - 1)), tau by the sign of A: a soft gate instead of a clip
-    (arXiv 2511.20347; sequence-mean)."""
+    (arXiv 2511.20347; sequence-mean).
+
+    Use: as ``ppo-clip``, where a hard clip silences many tokens.
+    """
 
     tau_pos: float = 1.0
     tau_neg: float = 1.05
@@ -208,7 +226,10 @@ class DPPO(TrustRegion):
 @dataclass(frozen=True)
 class DPPOTV(DPPO):
     """``W = min(r, 20)``, and 0 where A > 0 and pi - pi_old > delta_high, or A < 0 and pi - pi_old < -delta_low: a
-    region by total variation, which rare tokens seldom leave (arXiv 2602.04879, Binary-TV; constant or token-mean)."""
+    region by total variation, which rare tokens seldom leave (arXiv 2602.04879, Binary-TV; constant or token-mean).
+
+    Use: as ``ppo-clip``, where that clips rare tokens too soon and likely ones too late.
+    """
 
     delta_low: float = 0.15
     delta_high: float = 0.15
@@ -221,7 +242,10 @@ class DPPOTV(DPPO):
 @dataclass(frozen=True)
 class DPPOKL(DPPO):
     """``W = min(r, 20)``, and 0 where the KL of (pi, 1 - pi) from (pi_old, 1 - pi_old) is above delta and pi has moved
-    the way that A pushes it (arXiv 2602.04879, Binary-KL; constant or token-mean)."""
+    the way that A pushes it (arXiv 2602.04879, Binary-KL; constant or token-mean).
+
+    Use: as ``dppo-tv``, with a bound in nats.
+    """
 
     delta_low: float = 0.05
     delta_high: float = 0.05
@@ -236,7 +260,10 @@ class DPPOKL(DPPO):
 @dataclass(frozen=True)
 class TOPR(Correction):
     """``W = 1`` where A > 0, ``min(1, w_{1:T})`` where A < 0: successes as in supervised training, failures only as far
-    as the target would still write them (arXiv 2503.14286, eq. 8)."""
+    as the target would still write them (arXiv 2503.14286, eq. 8).
+
+    Use: off-policy with few successes, none of which it weighs down.
+    """
 
     scope: ClassVar[str] = "sequence"
     operator: ClassVar[str] = "truncate"
@@ -255,6 +282,8 @@ class DecoupledPPO(TrustRegion):
     without a cap this is ``token-is*ppo-clip``.
 
     Registered as ``base`` too: our reading of Nested-ReFT's variant of that name, pi / mu under the clip.
+
+    Use: for nested rollouts with several steps each: the clip is about the policy before them, whatever mu is.
     """
 
     level: str = "token"
@@ -303,12 +332,41 @@ class ACR(DecoupledPPO):
 
     The formula is from a public note on the paper. With one step a rollout it is ``truncated-is`` of the same cap; the
     default cap is ours.
+
+    Use: for rollouts on bytes (``rollout_dtype=int8``) with several steps each, for which it was made.
     """
 
     cap: float | None = 2.0
 
     def _log_high(self, lost: Tensor) -> Tensor:
         return math.log1p(self.eps_high) + lost
+
+
+@corrections.register("mix-ppo")
+@dataclass(frozen=True)
+class MixPPO(TrustRegion):
+    """``W = rho``, and 0 where A > 0 and rho > s + eps_high, or A < 0 and rho < s - eps_low, s = pi_old / mu: PPO's
+    clip about a stored token's ratio of when the update began (mix-policy PPO of ReMix, arXiv 2507.06892).
+
+    ``base`` has s (1 +- eps) for it. Where pi_old wrote, both are PPO's clip.
+
+    Use: with ``batch=replay`` and several steps a rollout.
+    """
+
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+
+    corrects_mu: ClassVar[bool] = True
+    operator: ClassVar[str] = "clip"
+
+    def __post_init__(self) -> None:
+        _check_clip(self, self.eps_low, self.eps_high)
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_ratio = log_rho(logp, rollout)
+        rho, s = (x.clamp(max=MAX_LOG_WEIGHT).exp() for x in (log_ratio, log_ratio - log_r(logp, rollout)))
+        kept = ~_clipped(rho - s, advantage, self.eps_high, -self.eps_low)
+        return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
 
 
 @corrections.register("a-3po")
@@ -320,6 +378,8 @@ class A3PO(Correction):
     That policy, log q = alpha log mu + (1 - alpha) log pi, stands for pi_old without its forward; alpha is 1 / d at a
     lag of d updates in the paper. mu lags by layers here, not by updates, so that alpha is a setting: our reading. At 1
     it is PPO's clip about mu, and the nearer to 0, the wider the clip.
+
+    Use: in place of ``base`` where the forward of pi_old is too dear.
     """
 
     alpha: float = 0.5

@@ -58,6 +58,12 @@ def catalogue() -> list[Kind]:
     ]
 
 
+def evaluated() -> list[Kind]:
+    """What ``benchmarks.evaluate`` chooses by name."""
+    about = {name: first_sentence(templates.get(name)) for name in templates}
+    return [Kind("problem sets", "--sets ", list_sources()), Kind("templates", "--template ", about)]
+
+
 def components(name: str, registry: Registry) -> Kind:
     """Those of a registry, which ``--set name=`` chooses from."""
     about = {}
@@ -79,7 +85,7 @@ def _agents() -> Kind:
     about = {}
     for name in agent_registry:
         component, fixed = agent_registry.resolve(name)
-        parts = ", ".join(f"{part}={id}" for part, id in fixed.items())
+        parts = ", ".join(f"{part}={id['id'] if isinstance(id, dict) else id}" for part, id in fixed.items())
         about[agent_registry.form(name)] = first_sentence(component) + (f" Unless set: {parts}." if parts else "")
     return Kind("agents", "--agent ", about)
 

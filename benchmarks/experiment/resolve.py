@@ -75,6 +75,10 @@ class _Draft:
         del self.evaluation["problem_options"]  # there where it is given, so that other runs keep their hashes
         self.run = given
         self.parts: dict[str, dict[str, Any]] = {name: {} for name in COMPONENTS if name in self.known}
+        for name, value in fixed.items():
+            if isinstance(value, Mapping):
+                self.parts[name] = {field: of_it for field, of_it in value.items() if field != "id"}
+                self.values[name] = value["id"]
 
     def assign(self, name: str, value: Any) -> None:
         """Set what ``name`` reaches; raises UnknownField where that is nothing."""
@@ -98,8 +102,10 @@ class _Draft:
         if field_name not in self.known:
             raise UnknownField(f"agent {self.id!r}", field_name, [*self.known, *OWN_FIELDS])
         if field_name in self.parts:
-            self.values[field_name] = parse_value(value, str, name)
-            COMPONENTS[field_name].check(self.values[field_name])
+            chosen = parse_value(value, str, name)
+            COMPONENTS[field_name].check(chosen)
+            if chosen != self.values[field_name]:
+                self.values[field_name], self.parts[field_name] = chosen, {}
             return
         kind = self.known[field_name].type
         # A learning rate may be a schedule in Python; on a command line it is a number.

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.problem import Problem
-from envs.verifier.extract import is_solution
-from envs.verifier.gold import read_gold
 from registry import UsageError
 
 QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction")
@@ -64,6 +62,9 @@ def find_columns(rows: Iterable[Any], source: str, question: str | None = None, 
 
 def to_problem(row: Mapping[str, Any], source: str, index: int, columns: Columns) -> Problem:
     """The problem in a row. Raises ``UsageError`` naming the row where there is none."""
+    from envs.verifier.extract import is_solution  # with the first row, rather than by import envs
+    from envs.verifier.gold import read_gold
+
     where = f"row {index} of {source}"
     if not isinstance(row, Mapping):
         raise UsageError(f"{where} is {type(row).__name__}, not an object with a question and an answer")

@@ -19,7 +19,6 @@ from envs.problems.columns import Columns, find_columns, to_problem
 from envs.problems.listed import ListedProblems, list_problems
 from envs.problems.readers import Row, has_split, read_hub, read_path
 from envs.problems.scenes import DEFAULT_LEVELS
-from envs.verifier import check_gold
 from registry import UsageError, did_you_mean, problem_sources
 
 DATA_VARIABLE = "NESTED_REFT_DATA"
@@ -164,6 +163,8 @@ def _problem(row: Any, source: str, index: int, columns: Columns | None) -> Prob
     if not isinstance(row, Problem):
         row = to_problem(row, source, index, columns or Columns("question", "answer"))
     if not row.scorer:
+        from envs.verifier import check_gold  # with the first row, rather than by import envs
+
         check_gold([row.answer, *row.alternatives], f"row {index} of {source}")
     return row
 

@@ -20,6 +20,9 @@ OPTIMISM = 2.0  # standard deviations below its expected cost at which a layer i
 PROBE_NOISE = 0.1  # log sd of an exactly measured set, on another text
 MEMORY = 0.7  # of the mean completion length, per batch
 ENOUGH_TOKENS = 300  # behind a batch's KL, from which on it is as sure as ``noise`` says
+TAIL_RATIO = (
+    2.0  # (1 - overlap)^2 / KL of the tail, until measured: twice the largest mean loss (Pinsker's 1/2, squared)
+)
 
 
 class BudgetAllowsNothing(UserWarning):
@@ -38,8 +41,16 @@ class BudgetSkip(SkipSampler):
     stays in the budget. ``prepare`` measures every layer once, as a start. If nothing fits, one layer that might fit is
     tried; if none might, the full model writes, with a warning and the metric ``sampler/off``. Whole layers only.
 
+    With ``tail`` a set has to keep the worst completions near the target, too: the 5th percentile of their agreement
+    with it (the agents' ``overlap_q05``), which has told stable runs from collapsing ones of equal means (arXiv
+    2606.08446, where .86 held). It is predicted as 1 - sqrt(c KL), the form in which Pinsker's inequality bounds its
+    mean, with c = 1/2; c is measured with every batch.
+
+    Use: where D should stay in a range while the model moves, rather than the number of layers.
+
     Attributes:
         budget: largest D per completion, as the agents measure it: over all completions of a rollout.
+        tail: least agreement of the worst completions, in [0, 1); 0 asks for none.
         border: number of first and of last layers that are never skipped.
         most: largest share of all layers that is skipped.
         caution: standard deviations of the belief that are added to what a set is expected to cost.
@@ -56,6 +67,7 @@ class BudgetSkip(SkipSampler):
     explore: float = 0.1
     drift: float = 0.05
     noise: float = 0.2
+    tail: float = 0.0
     _state: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def check(self, num_layers: int) -> None:
@@ -66,6 +78,8 @@ class BudgetSkip(SkipSampler):
                 f"budget={self.budget} must be positive, most={self.most} in (0, 1), caution={self.caution} at least "
                 f"0, explore={self.explore} in [0, 1]"
             )
+        if not 0 <= self.tail < 1:
+            raise UsageError(f"tail={self.tail} must be in [0, 1): the share of agreement to hold, 0 for none")
         if self.drift < 0 or self.noise <= 0:
             raise UsageError(f"drift={self.drift} must be at least 0 and noise={self.noise} positive")
 
@@ -96,14 +110,17 @@ class BudgetSkip(SkipSampler):
             "sampler/trial": float(trial is not None),
             "sampler/off": float(not chosen),
         }
+        if self.tail:
+            lost = math.sqrt(self._tail_ratio * math.exp(costs.predict(chosen)[0])) if chosen else 0.0
+            self._state["metrics"]["sampler/predicted_overlap"] = max(0.0, 1 - lost)
         if not chosen and not self._state.get("warned"):
             self._state["warned"] = True
             self._warn(num_layers)
         return without(chosen, num_layers)
 
     def observe(self, layers: LayerSubset, diagnostics: Mapping[str, float]) -> None:
-        """Learn from a batch: ``mean_length``, and the mean of ``kl_k1`` and ``kl_k3`` (the first is noisy where KL is
-        small, the second where it is large)."""
+        """Learn from a batch: ``mean_length``, the mean of ``kl_k1`` and ``kl_k3`` (the first is noisy where KL is
+        small, the second where it is large), and for a ``tail`` ``overlap_q05``."""
         num_layers = self._state["layers"]
         costs = self._costs(num_layers)
         costs.widen(self.drift)
@@ -116,7 +133,11 @@ class BudgetSkip(SkipSampler):
         estimates = [diagnostics[name] for name in ("kl_k1", "kl_k3") if name in diagnostics]
         if skipped and estimates:
             few = max(1.0, ENOUGH_TOKENS / max(diagnostics.get("tokens", ENOUGH_TOKENS), 1.0))
-            costs.update(skipped, sum(estimates) / len(estimates), self.noise * math.sqrt(few))
+            kl = sum(estimates) / len(estimates)
+            costs.update(skipped, kl, self.noise * math.sqrt(few))
+            if self.tail and kl > 0 and diagnostics.get("overlap_q05", 1.0) < 1:
+                measured = (1 - diagnostics["overlap_q05"]) ** 2 / kl
+                self._state["tail_ratio"] = self._tail_ratio**MEMORY * measured ** (1 - MEMORY)
 
     def metrics(self) -> dict[str, float]:
         """Of the last sample: the D it is expected to have, whether it tries a layer out, whether nothing fits."""
@@ -138,13 +159,20 @@ class BudgetSkip(SkipSampler):
     def _length(self) -> float:
         return self._state.get("length", 256.0)  # tokens per completion, until any was seen
 
+    @property
+    def _tail_ratio(self) -> float:
+        return self._state.get("tail_ratio", TAIL_RATIO)
+
     def _costs(self, num_layers: int) -> LayerCosts:
         self._state["layers"] = num_layers
         return self._state.setdefault("costs", LayerCosts.unknown(num_layers))
 
     def _fits(self, skipped: Sequence[int], deviations: float) -> bool:
         expected, spread = self._state["costs"].predict(skipped)
-        return expected + deviations * spread <= math.log(self.budget / self._length)
+        most = self.budget / self._length
+        if self.tail:
+            most = min(most, (1 - self.tail) ** 2 / self._tail_ratio)
+        return expected + deviations * spread <= math.log(most)
 
     def _affordable(self, order: Sequence[int] | np.ndarray, num_layers: int) -> list[int]:
         """Layers taken in ``order``, each if the set with it surely fits."""
@@ -170,10 +198,11 @@ class BudgetSkip(SkipSampler):
     def _warn(self, num_layers: int) -> None:
         inner = inner_layers(self.border, num_layers).tolist()
         cheapest = min((self._state["costs"].predict([n])[0] for n in inner), default=math.inf)
+        tail, lower = (f" and the tail of {self.tail:g}", ", lower sampler.tail") if self.tail else ("", "")
         warnings.warn(
-            f"the budget of D = {self.budget:g} nats per completion allows no layer to be skipped: the cheapest one is "
-            f"expected to cost {math.exp(cheapest) * self._length:.2g} over {self._length:.0f} tokens. The full model "
-            "writes until that changes; raise sampler.budget, or shorten the completions",
+            f"the budget of D = {self.budget:g} nats per completion{tail} allows no layer to be skipped: the cheapest "
+            f"one is expected to cost {math.exp(cheapest) * self._length:.2g} over {self._length:.0f} tokens. The full "
+            f"model writes until that changes; raise sampler.budget{lower}, or shorten the completions",
             BudgetAllowsNothing,
             stacklevel=3,
         )

@@ -22,6 +22,7 @@ MASK = torch.arange(6) < torch.tensor([6, 1, 3, 5, 2, 6, 4, 1])[:, None]
     [
         ("reinforce", {}, [1, 0, 0, 1, 1, 1, 1, 0]),
         ("reinforce", {"baseline": 0.25}, [0.75, -0.25, -0.25, 0.75, 0.75, 0.75, 0.75, -0.25]),
+        ("unlabelled", {}, [1] * 8),
         ("rloo", {}, [2 / 3, -2 / 3, -2 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3, -1]),
         ("dr-grpo", {}, [0.5, -0.5, -0.5, 0.5, 0.25, 0.25, 0.25, -0.75]),
         ("grpo", {"eps": 0.0}, [0.75**0.5, -(0.75**0.5), -(0.75**0.5), 0.75**0.5, 0.5, 0.5, 0.5, -1.5]),
@@ -134,7 +135,7 @@ def test_constant_refuses_a_budget_below_one():
         aggregations.make("constant", max_tokens=0)
 
 
-@pytest.mark.parametrize("id", [id for id in advantages.ids() if id != "reinforce"])
+@pytest.mark.parametrize("id", [id for id in advantages.ids() if id not in ("reinforce", "unlabelled")])
 @given(reward=st.floats(-1e3, 1e3, width=32), size=st.integers(2, 64))
 @settings(max_examples=50, deadline=None)
 def test_equal_rewards_teach_exactly_nothing(id, reward, size):

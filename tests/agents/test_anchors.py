@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import torch
 from torch import Tensor
 
 from agents import ReFT
-from agents.anchors import KL
+from agents.anchors import KL, KLConvex
 from agents.rollout import Rollout
 from agents.weight_copy import WeightCopy
 from registry import UsageError, anchors
 from tests.agents.test_distributed import in_processes, trained
+from tests.agents.test_refill import seen_by_update
 from tests.oracles.reft_agents import CoinFlips, gradient_of, make, numbers, weights, write_batch
 
 K3 = {"id": "kl", "beta": 0.3}
@@ -209,8 +209,9 @@ def test_an_anchor_that_load_adds_starts_at_the_weights_loaded(folder: str, tmp_
         {"anchor": {**K3, "every": 1}, "minibatches": 2},
         {"anchor": {"id": "kl", "beta": 0.1, "estimator": "k1", "place": "reward"}, "sampler": "fixed"},
         {"anchor": {**K3, "corrected": True}, "sampler": "fixed", "correction": "self-normalised"},
+        {"anchor": {"id": "kl-convex", "beta": 0.3, "hold": 0, "step": 1}, "minibatches": 2},
     ],
-    ids=["loss", "reward", "corrected"],
+    ids=["loss", "reward", "corrected", "convex"],
 )
 def test_two_processes_give_the_numbers_of_one(folder: str, tmp_path: Path, arguments: dict[str, Any]) -> None:
     metrics, after = trained(folder, **arguments)
@@ -253,22 +254,70 @@ def test_wrong_fields(fields: dict[str, Any], word: str) -> None:
         anchors.make("kl", **fields)
 
 
-def test_an_anchor_of_several_references_is_a_component(folder: str) -> None:
-    """ReMix's KL-Convex (arXiv 2507.06892): a share of the start, the rest of the target before the last update."""
+def test_lam_falls_as_declared() -> None:
+    """ReMix: 1, from step 50 on less by .1 every 10 steps, at least .5."""
+    lam = KLConvex().share
+    assert [lam(n) for n in (0, 50, 59, 60, 70, 99, 100, 300)] == pytest.approx([1, 1, 1, 0.9, 0.8, 0.6, 0.5, 0.5])
 
-    class Convex(KL):
-        periods = (0, 1)  # type: ignore[assignment]
 
-        def reference(self, scored: Any, iteration: int) -> Tensor:
-            share = max(0.5, 1.0 - 0.1 * iteration)
-            return share * scored[0] + (1 - share) * scored[1]
+CONVEX = {"id": "kl-convex", "beta": 0.3, "hold": 1, "step": 1, "fall": 0.25}
 
-    agent = make(folder, anchor=Convex(0.2, "k2"))
-    for _ in range(2):
+
+def test_the_convex_anchor_is_of_the_start_and_the_target_before_the_last_update(folder: str) -> None:
+    """beta [lam KL(pi, start) + (1 - lam) KL(pi, previous)] by autograd of both k2, at every token."""
+    agent = make(folder, anchor=CONVEX, correction="token-is")
+    before = [WeightCopy(agent.target)]
+    for _ in range(3):
         agent.iterate()
-    rollout, _ = write_batch(agent, np.random.default_rng(0))
-    measured = agent.anchoring.measure(rollout, agent.update.score, 2)
-    own = agent.update.score(rollout)
-    ref = make(folder).update.score(replace(rollout))
-    assert measured.reference_logp is not None
-    torch.testing.assert_close(measured.reference_logp, 0.8 * ref + 0.2 * own, rtol=1e-4, atol=1e-4)
+        before.append(WeightCopy(agent.target))
+    seen: list[Rollout] = []
+    gradient = gradient_of(agent, lambda: seen.extend(seen_by_update(agent)[0]))
+    (batch,) = seen
+
+    def scored(copy: WeightCopy) -> Tensor:
+        with copy.in_place(), torch.no_grad():
+            return agent.target.logprobs(batch.prompts, batch.tokens, batch.mask)
+
+    start, previous = scored(before[0]), scored(before[2])
+    with before[3].in_place():
+        agent.optimizer.zero_grad()
+        advantage = agent.advantage(batch.reward, batch.group)
+        logp = agent.target.logprobs(batch.prompts, batch.tokens, batch.mask)
+        ratio = torch.where(batch.mask, logp - batch.behavior_logp, 0.0).exp()
+        anchor = 0.5 * (logp - start).square() / 2 + 0.5 * (logp - previous).square() / 2
+        (((0.3 * anchor - ratio * advantage[:, None]) * batch.mask).sum() / batch.mask.sum()).backward()
+        expected = torch.cat([p.grad.flatten() for p in agent.target.parameters() if p.grad is not None])
+    assert (start - previous)[batch.mask].abs().max() > 1e-2
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_base_becomes_the_target_once(folder: str, tmp_path: Path) -> None:
+    """ReMix's reincarnation; and a run that is cut goes on to the same numbers."""
+    straight = make(folder, anchor={**CONVEX, "restart": 2})
+    base = []
+    for n in range(5):
+        straight.iterate()
+        straight.save(tmp_path / str(n))
+        base.append(torch.cat([v.flatten() for k, v in straight.anchoring.state_dict().items() if k[:2] == "0."]))
+    assert torch.equal(base[0], base[1]) and not torch.equal(base[1], base[2])
+    assert torch.equal(base[2], base[3]) and torch.equal(base[3], base[4])
+    expected = numbers(straight.iterate())
+    for n in (1, 4):
+        resumed = ReFT.load(tmp_path / str(n), CoinFlips(16))
+        for _ in range(4 - n):
+            resumed.iterate()
+        assert numbers(resumed.iterate()) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"estimator": "k3"}, "k3 of two references"),
+        ({"step": 0}, "step=0"),
+        ({"restart": -1}, "restart=-1"),
+        ({"least": 1.5}, "least=1.5"),
+    ],
+)
+def test_wrong_fields_of_the_convex_anchor(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        anchors.make("kl-convex", **fields)

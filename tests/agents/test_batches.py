@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from agents import ReFT
-from agents.batches import Replay
+from agents.batches import Contrast, Mixture, Replay
 from agents.rollout import Rollout
 from agents.watch import StaleData
 from agents.weight_copy import WeightCopy
+from envs.vector import MathReasonVector
 from policies import Policy
 from registry import UsageError, batches
 from tests.agents.test_distributed import in_processes, trained
@@ -53,8 +54,9 @@ def same_completions(first: Rollout, second: Rollout) -> bool:
         {"id": "replay", "share": 0.0},
         {"id": "replay", "share": 0.0, "by": "group"},
         {"id": "stale", "iterations": 0},
+        {"id": "replay*stale", "share": 0.0, "iterations": 0},
     ],
-    ids=["fresh", "batch", "group", "stale"],
+    ids=["fresh", "batch", "group", "stale", "mixture"],
 )
 @pytest.mark.parametrize(
     "arguments",
@@ -69,6 +71,169 @@ def test_with_nothing_recalled_the_agent_is_the_plain_one_to_the_bit(
         assert numbers(agent.iterate()) == numbers(plain.iterate())
     assert torch.equal(weights(agent), weights(plain))
     assert agent.num_timesteps == plain.num_timesteps
+
+
+@pytest.mark.parametrize("batch", ["contrast", "contrast*fresh"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {**NESTED, "minibatches": 2}, {"sampler": "fixed", "correction": "defensive", "target_written": 1}],
+    ids=["reft", "nested", "defensive"],
+)
+def test_contrast_that_never_finds_a_group_is_the_plain_agent_to_the_bit(
+    folder: str, batch: str, arguments: dict[str, Any]
+) -> None:
+    """Problems of an unlimited source do not come again."""
+    plain, agent = make(folder, **arguments), make(folder, batch=batch, **arguments)
+    for _ in range(3):
+        metrics = numbers(agent.iterate())
+        assert {metrics.pop("age"), metrics.pop("borrowed_share")} == {0.0}
+        assert metrics == numbers(plain.iterate())
+    assert len(agent.batching.kept) == 3
+    assert torch.equal(weights(agent), weights(plain))
+
+
+def few(folder: str, **arguments: Any) -> ReFT:
+    """Pairs of coins on four problems, which come again and are half of the time without signal."""
+    envs = MathReasonVector(num_envs=8, max_new_tokens=8, reward="random", problem_options={"limit": 4}, copy=False)
+    given = {"group_size": 2, "problems_per_batch": 4, "learning_rate": 1e-2, "seed": 3, **arguments}
+    return ReFT(folder, envs, **given)
+
+
+def test_stored_answers_join_groups_without_signal(folder: str) -> None:
+    agent = few(folder, batch={"id": "contrast", "answers": 3, "scale": 0.5}, correction="token-is", sampler="fixed")
+    for _ in range(4):
+        (batch,) = heard(agent, 1)
+        borrowed = batch.kinds["borrowed"]
+        for group in batch.group.unique():
+            own, guests = ((batch.group == group) & rows for rows in (~borrowed, borrowed))
+            right = batch.reward[own]
+            assert len(right) == 2 and int(guests.sum()) <= 3
+            if guests.any():
+                assert right[0] == right[1], "a group with signal is left alone"
+                assert bool((batch.reward[guests] == 1 - right[0]).all())
+                assert len({tuple(batch.prompts[i].tolist()) for i in (own | guests).nonzero()[:, 0].tolist()}) == 1
+    assert borrowed.any() and agent.metrics["borrowed_share"] == float(borrowed.double().mean())
+    assert agent.metrics["borrowed/D"] != agent.metrics["fresh/D"]
+
+
+def test_gradient_of_a_mixed_group_is_that_of_its_weighted_advantages(folder: str) -> None:
+    """-mean_t (pi / mu) A by autograd, A of arXiv 2402.03300 over the mixed group, halved for those that joined."""
+    agent = few(folder, batch={"id": "contrast", "answers": 3, "scale": 0.5}, correction="token-is", sampler="fixed")
+    for _ in range(4):
+        agent.iterate()
+    start = WeightCopy(agent.target)
+    seen: list[Rollout] = []
+    gradient = gradient_of(agent, lambda: seen.extend(heard(agent, 1)))
+    (batch,) = seen
+    assert 0 < int(batch.kinds["borrowed"].sum()) < len(batch)
+    with start.in_place():
+        agent.optimizer.zero_grad()
+        advantage = torch.zeros(len(batch))
+        for group in batch.group.unique():
+            rows = batch.group == group
+            reward = batch.reward[rows]
+            if reward.max() > reward.min():
+                advantage[rows] = (reward - reward.mean()) / (reward.std() + 1e-4)
+        advantage[batch.kinds["borrowed"]] *= 0.5
+        logp = agent.target.logprobs(batch.prompts, batch.tokens, batch.mask)
+        ratio = torch.where(batch.mask, logp - batch.behavior_logp, 0.0).exp()
+        (-(ratio * advantage[:, None] * batch.mask).sum() / batch.mask.sum()).backward()
+        expected = torch.cat([p.grad.flatten() for p in agent.target.parameters() if p.grad is not None])
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_those_that_join_a_defensive_group_do_not_change_its_mixture(folder: str) -> None:
+    """W = pi / ((q + mu) / 2) with the densities of the time of writing, of guests and of hosts."""
+    agent = few(folder, batch="contrast", correction="defensive", sampler="fixed", target_written=1)
+    batch = [heard(agent, 1)[0] for _ in range(4)][-1]
+    assert batch.kinds["borrowed"].any() and batch.target_logp is not None
+    full = scored(agent.target, batch)
+    weight = agent.correction(full, replace(batch, old_logp=torch.zeros_like(full)), batch.reward)
+    pi, q, mu = ((x * batch.mask).double().sum(1).exp() for x in (full, batch.target_logp, batch.behavior_logp))
+    torch.testing.assert_close(weight[:, 0].double(), pi / (q / 2 + mu / 2), rtol=1e-3, atol=1e-4)
+
+
+def test_the_youngest_of_the_other_kind_are_chosen() -> None:
+    contrast, rng = Contrast(answers=2), np.random.default_rng(0)
+    stored, age = np.array([True, False, True, True, False]), np.array([3, 1, 1, 2, 5])
+    assert contrast.join(np.array([False, False]), stored, age, rng).tolist() == [2, 3]
+    assert contrast.join(np.array([True, True]), stored, age, rng).tolist() == [1, 4]
+    assert contrast.join(np.array([True, False]), stored, age, rng).tolist() == []
+    assert contrast.join(np.array([True]), np.array([True]), np.array([1]), rng).tolist() == []
+    ties = {tuple(contrast.join(np.array([False]), np.ones(5, bool), np.ones(5, int), rng)) for _ in range(200)}
+    assert len(ties) == 20, "those of one age by chance"
+
+
+@pytest.mark.parametrize("by", ["group", "batch"])
+def test_byte_rollouts_of_older_nested_weights_are_replayed_with_their_log_mu(folder: str, by: str) -> None:
+    """nested x int8 x stale x replay: log mu of every row is, to the bit, what was drawn with, and up to the noise of
+    bytes what the layers and weights of that time give."""
+    batch = {"id": "replay*stale", "share": 0.5, "by": by, "window": 3, "iterations": 2}
+    agent = make(folder, batch=batch, sampler="uniform", correction="truncated-is", rollout_dtype="int8")
+    written: dict[tuple[float, ...], int] = {}
+    before, drawn = [], []
+    seen_ages = set()
+    rollout, draw = agent.rollout, agent.nesting.draw
+
+    def note(*given: Any, **named: Any) -> Rollout:
+        made = rollout(*given, **named)
+        written.update({_logp(made, i): agent.iteration for i in range(len(made))})
+        return made
+
+    def note_draw(*given: Any) -> Any:
+        drawn.append(draw(*given))
+        return drawn[-1]
+
+    agent.rollout, agent.nesting.draw = note, note_draw  # type: ignore[method-assign]
+    for n in range(7):
+        before.append(WeightCopy(agent.target))
+        (batch_seen,) = heard(agent, 1)
+        ages = torch.zeros(len(batch_seen)) if batch_seen.age is None else batch_seen.age
+        for age in ages.unique().int().tolist():
+            rows = (ages == age).nonzero()[:, 0]
+            part, at = batch_seen.select(rows), n - age
+            assert {written[_logp(part, i)] for i in range(len(part))} == {at}
+            with before[max(0, at - 2)].in_place(), torch.no_grad():
+                again = agent.target.logprobs(part.prompts, part.tokens, part.mask, layers=drawn[at])
+            gap = (again - part.behavior_logp)[part.mask].abs()
+            assert gap.mean() < 0.02 and gap.max() < 0.3
+            seen_ages.add(age)
+        expected = np.mean([age + min(2, n - age) for age in ages.int().tolist()])
+        assert agent.metrics["age"] == pytest.approx(expected)
+        if 0 < float(agent.metrics["stored_share"]) < 1:
+            assert agent.metrics["stored/D"] != agent.metrics["fresh/D"]
+    assert seen_ages >= {0, 1}
+    assert (again - scored(agent.target, part))[part.mask].abs().max() > 1e-2, "the target is another policy"
+
+
+def _logp(rollout: Rollout, i: int) -> tuple[float, ...]:
+    return tuple(rollout.behavior_logp[i][rollout.mask[i]].tolist())
+
+
+def test_replay_ends_where_it_is_to(folder: str) -> None:
+    agent = make(folder, batch={**WHOLE, "until": 3}, **NESTED)
+    assert [agent.iterate()["tokens"] > 0 for _ in range(6)] == [True, False, True, True, True, True]
+
+
+@pytest.mark.parametrize("id", ["replay*replay", "stale*stale", "replay*expert*replay"])
+def test_a_mixture_has_one_source_of_a_kind(id: str) -> None:
+    with pytest.raises(UsageError, match="the same source"):
+        batches.make(id)
+
+
+def test_a_mixture_recalls_no_group_twice_and_each_from_its_own_window(folder: str) -> None:
+    class Oldest(Replay):
+        def recall(self, age: Any, reward: Any, count: int, rng: Any) -> Any:
+            return np.argsort(-age, kind="stable")[:2]
+
+    mixed = Mixture((Oldest(window=3), Replay(share=0.5, window=1, by="group")))
+    agent = make(folder, batch=mixed, correction="token-is")
+    batch = [heard(agent, 1)[0] for _ in range(5)][-1]
+    assert batch.age is not None
+    ages = batch.age.view(-1, 4)[:, 0].tolist()
+    assert sorted(ages) == [0, 0, 1, 1, 3, 3]
+    assert len({_logp(batch, i) for i in range(len(batch))}) == len(batch)
 
 
 def test_a_replayed_batch_is_the_one_before_and_costs_no_token(folder: str) -> None:
@@ -322,7 +487,11 @@ def test_store_is_bounded_by_its_window(folder: str) -> None:
         ("replay", {"share": 1.5}, "share=1.5"),
         ("replay", {"window": 0}, "batch=fresh"),
         ("replay", {"by": "token"}, "by='token'"),
+        ("replay", {"until": -1}, "until=-1"),
         ("stale", {"iterations": -1}, "iterations=-1"),
+        ("contrast", {"memory": 0}, "memory=0"),
+        ("contrast", {"answers": 0}, "answers=0"),
+        ("contrast", {"scale": 0.0}, "scale=0.0"),
     ],
 )
 def test_wrong_fields(id: str, arguments: dict[str, Any], word: str) -> None:

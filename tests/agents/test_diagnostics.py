@@ -15,6 +15,7 @@ from agents.corrections import weigh
 from agents.diagnostics import (
     BySubset,
     CollapsedRatios,
+    by_length,
     collapse,
     design_weights,
     diagnostics,
@@ -249,3 +250,27 @@ def test_the_overlap_of_two_distributions_and_its_tail():
     tail = diagnostics(*rollout_of(log_ratio))
     assert tail["overlap_q05"] == pytest.approx((0.05 + 1) / 2)
     assert tail["overlap_token_q05"] == pytest.approx(0.10)
+
+
+def test_by_length_parts_the_completions_and_adds_up_to_the_whole():
+    """With every completion measured the mean of D over the quarters is D; the longest are the farthest."""
+    lengths = torch.tensor([1, 2, 2, 3, 4, 5, 6, 6, 7, 8, 9, 9])
+    mask = torch.arange(9) < lengths[:, None]
+    log_ratio = torch.where(mask, gaussian(12, 9, 0.3), 0.0)
+    logp, rollout = rollout_of(log_ratio, mask)
+    right = [n % 3 == 0 for n in range(12)]
+    ends = ["length" if n > 9 else "eos" for n in range(12)]
+    infos = tuple({"is_success": r, "finish_reason": e} for r, e in zip(right, ends, strict=True))
+    found = by_length(logp, replace(rollout, episodes=infos), torch.ones(12))
+    quarters = [range(3), range(3, 6), range(6, 9), range(9, 12)]
+    for n, rows in enumerate(quarters, 1):
+        part = diagnostics(*rollout_of(log_ratio[list(rows)], mask[list(rows)]))
+        assert found[f"length_{n}/D"] == pytest.approx(part["D"])
+        assert found[f"length_{n}/ess_sequence"] == pytest.approx(part["ess_sequence"])
+        assert found[f"length_{n}/mean_length"] == pytest.approx(float(lengths[list(rows)].double().mean()))
+        assert found[f"length_{n}/right"] == pytest.approx(1 / 3)
+        assert found[f"length_{n}/cut_off"] == pytest.approx(2 / 3 if n == 4 else 0)
+    mean = np.mean([found[f"length_{n}/D"] for n in range(1, 5)])
+    assert mean == pytest.approx(diagnostics(logp, rollout)["D"])
+    equal = by_length(*rollout_of(gaussian(8, 5, 0.3)), torch.ones(8))
+    assert {name.partition("/")[0] for name in equal} == {"length_1"}, "equal lengths are not parted"

@@ -179,6 +179,18 @@ def m2po(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
     return -token_mean(kept * (logp - rollout.behavior_logp).exp() * a, rollout.mask)
 
 
+def mix_ppo(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """ReMix, arXiv 2507.06892: PPO's pessimistic surrogate in pi / pi_{k-i}, clipped about pi_k / pi_{k-i}."""
+    ratio, centre = (logp - rollout.behavior_logp).exp(), (rollout.old_logp - rollout.behavior_logp).exp()
+    bounded = torch.minimum(torch.maximum(ratio, centre - 0.2), centre + 0.2)
+    return -token_mean(torch.minimum(ratio * a, bounded * a), rollout.mask)
+
+
+def upft(logp: Tensor, rollout: Rollout, a: Tensor) -> Tensor:
+    """UPFT, arXiv 2503.02875: cross-entropy of the first tokens, here 3, of every completion; a is 1 there."""
+    return -token_mean(logp * (torch.arange(logp.shape[1]) < 3) * a, rollout.mask)
+
+
 PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str, float], str, dict[str, int]]] = [
     (ppo, "ppo-clip", {}, "token-mean", {}),
     (grpo, "ppo-clip", {}, "sequence-mean", {}),
@@ -203,6 +215,8 @@ PUBLISHED: list[tuple[Callable[[Tensor, Rollout, Tensor], Tensor], str, dict[str
     (a3po, "a-3po", {"alpha": 1 / 3, "eps_low": 0.1, "eps_high": 0.1}, "token-mean", {}),
     (m2po, "m2po", {"moment": 0.1}, "token-mean", {}),
     (luspo, "luspo", {"eps_low": 0.05, "eps_high": 0.08}, "sequence-mean", {}),
+    (mix_ppo, "mix-ppo", {}, "token-mean", {}),
+    (upft, "first-tokens", {"tokens": 3}, "token-mean", {}),
 ]
 
 

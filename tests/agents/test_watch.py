@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from agents import SB3PPO, ReFT
+from agents.arguments import UnusualLearningRate, check_learning_rate
 from agents.rollout import Rollout
 from agents.update import NotFinite
 from agents.watch import (
     SILENT,
     NoGradient,
-    UnusualLearningRate,
     Watch,
-    check_learning_rate,
     explain_silence,
     longest_silence,
 )

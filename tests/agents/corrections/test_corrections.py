@@ -32,6 +32,7 @@ ZOO = """
     none token-is prefix-is suffix-is sequence-is truncated-is masked-is geometric-mask retrace retrace-product
     v-trace tempered ess-adaptive self-normalised defensive decoupled-ppo ppo-clip gspo gmpo cispo sapo topr
     base practical vespo luspo dppo-tv dppo-kl opsm trm acr minpro a-3po m2po
+    mix-ppo first-tokens
 """
 
 
@@ -109,6 +110,9 @@ HAND = [  # rho = 2, 1/3, 3, by hand
     ("a-3po", {}, [0, 1 / 3, 0]),  # A > 0
     ("a-3po", {"alpha": 0.25}, [2, 1 / 3, 0]),  # 2 ** .25 = 1.19 is within 1.2
     ("luspo", {}, [3, 3, 3]),
+    ("mix-ppo", {}, [2, 1 / 3, 3]),
+    ("first-tokens", {"tokens": 2}, [1, 1, 0]),
+    ("first-tokens", {"tokens": 2, "whole": 3}, [1, 1, 1]),  # of group 0
     ("vespo", {}, [4 * math.exp(-3)] * 3),
     ("vespo", {"k_pos": 1.0, "lam_pos": 0.5}, [2 * math.exp(-0.5)] * 3),
     ("decoupled-ppo", {}, [2, 1 / 3, 3]),

@@ -157,7 +157,7 @@ def test_presets_resolve():
     assert paper[0].specs[0].agent["learning_rate"] == 1e-6
 
 
-def test_smoke_is_the_default_of_the_issue():
+def test_smoke_is_the_default():
     grid = grid_of(parser().parse_args([]))
     assert grid == preset("smoke")
     nested = [arm for arm in arms(grid) if arm.specs[0].agent["id"].startswith("nested-reft/")]

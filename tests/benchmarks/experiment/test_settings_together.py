@@ -43,6 +43,9 @@ SETTINGS = {
 
 WHOLE = {"batch": "replay", "batch.share": "1", "batch.window": "1"}
 GROUPS = {"batch": "replay", "batch.share": "0.4", "batch.by": "group"}
+CONTRAST = {"batch": "contrast", "env.problem_options.limit": "4"}  # problems that come again
+MIXTURE = {**CONTRAST, "batch": "replay*stale*contrast*expert", "batch.by": "group", "batch.solutions": "2"}
+OTHERS = {"anchor": "kl-convex", "anchor.estimator": "k2", "anchor.restart": "2", "reward": "reasoning-gain"}
 
 
 def train(folder: Path, batch: dict[str, str], stop: int | None = None) -> tuple[list[dict[str, Any]], str]:
@@ -54,7 +57,11 @@ def train(folder: Path, batch: dict[str, str], stop: int | None = None) -> tuple
     return [numbers(row) for row in training.rows], str(training.folder)
 
 
-@pytest.mark.parametrize("batch", [{}, WHOLE, GROUPS, {"batch": "stale"}], ids=["fresh", "whole", "groups", "stale"])
+@pytest.mark.parametrize(
+    "batch",
+    [{}, WHOLE, GROUPS, {"batch": "stale"}, CONTRAST, {**MIXTURE, **OTHERS}],
+    ids=["fresh", "whole", "groups", "stale", "contrast", "mixture"],
+)
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, batch: dict[str, str]) -> None:
     whole, one = train(tmp_path / "whole", batch)
     train(tmp_path / "cut", batch, stop=3)
@@ -63,7 +70,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, batch: dict[st
     trained = [row for row in whole if "evaluation" not in row]
     assert sum(row["tokens"] for row in trained) == trained[-1]["timesteps"]
     assert [row["tokens"] > 0 for row in trained] == [True, batch != WHOLE] * 2
-    assert ("age" in trained[-1]) == bool(batch)
+    assert ("age" in trained[-1]) == bool(batch) and ("borrowed_share" in trained[-1]) == ("contrast" in str(batch))
     assert any(row.get("refill_groups", 0) > 0 for row in whole)
     assert {"kl_reference", "entropy", "refill_tokens"} <= set(whole[1])
     for name in ("model/model.safetensors", "model/average.safetensors", "model/references.safetensors"):

@@ -160,3 +160,59 @@ def test_settings_that_cannot_work_are_refused():
         with pytest.raises(UsageError, match=next(iter(bad))):
             skip_samplers.make("budget", **bad).check(LAYERS)
     assert skip_samplers.make("budget", border=9).sample(18, np.random.default_rng(0)) == tuple(range(18))
+
+
+class TailedWorld(World):
+    """Where the 5th percentile of the completions' agreement is 1 - sqrt(c KL), within a few percent."""
+
+    def __init__(self, c: float, **given: float) -> None:
+        super().__init__(**given)
+        self.c = c
+
+    def overlap(self, skipped: list[int]) -> float:
+        return 1 - min(1.0, np.sqrt(self.c * self.kl(skipped)))
+
+    def run(self, sampler, batches: range) -> list[tuple[list[int], float]]:
+        found = []
+        for batch in batches:
+            kept = sampler.sample(LAYERS, np.random.default_rng([1, batch]))
+            skipped = [n for n in range(LAYERS) if n not in kept]
+            measured = {"mean_length": TOKENS}
+            if skipped:
+                lost = (1 - self.overlap(skipped)) * np.exp(0.05 * self.rng.normal())
+                kl = {name: self.kl(skipped) * np.exp(self.noise * self.rng.normal()) for name in ("kl_k1", "kl_k3")}
+                measured |= {**kl, "overlap_q05": 1 - lost}
+            sampler.observe(kept, measured)
+            found.append((skipped, self.overlap(skipped) if skipped else 1.0))
+        return found
+
+
+@pytest.mark.parametrize("c", [0.5, 2.0, 6.0])
+def test_the_tail_is_held_whatever_it_is_to_the_mean(c: float) -> None:
+    """A budget of D that would let all cheap layers go; the worst completions allow fewer where their c is large."""
+    world, sampler = TailedWorld(c), skip_samplers.make("budget", budget=5.0, tail=0.94, explore=0.0)
+    world.costs = np.linspace(0.0002, 0.004, LAYERS)
+    sampler.prepare(WorldProbe(world))
+    late = world.run(sampler, range(80))[30:]
+    overlap = np.array([value for _, value in late])
+    assert (overlap >= 0.94 - 0.015).mean() > 0.9
+    skipped = np.mean([len(s) for s, _ in late])
+    best = max(n for n in range(LAYERS // 2) if world.overlap(list(range(1, n + 1))) >= 0.94)
+    assert best - 2 <= skipped <= best, "as many as it allows, nearly"
+    assert sampler.metrics()["sampler/predicted_overlap"] == pytest.approx(overlap[-1], abs=0.02)
+    free = skip_samplers.make("budget", budget=5.0, explore=0.0)
+    free.prepare(WorldProbe(world))
+    assert np.mean([len(s) for s, _ in world.run(free, range(20))]) > skipped
+
+
+def test_without_a_tail_nothing_of_it_is_heard() -> None:
+    tailed = skip_samplers.make("budget", budget=0.2)
+    tailed.prepare(WorldProbe(World()))
+    TailedWorld(3.0).run(tailed, range(30))
+    assert "tail_ratio" not in tailed.state_dict() and "sampler/predicted_overlap" not in tailed.metrics()
+
+
+@pytest.mark.parametrize("tail", [-0.1, 1.0])
+def test_a_tail_that_cannot_be_is_refused(tail: float) -> None:
+    with pytest.raises(UsageError, match=f"tail={tail}"):
+        skip_samplers.make("budget", tail=tail).check(LAYERS)

@@ -1,0 +1,1 @@
+"""The examples, with tiny budgets."""

@@ -1,0 +1,101 @@
+"""The single-file examples run, and their formulas are those of their papers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.problems import load_problems
+from envs.verifier import Verifier
+from examples import ask_server, best_of_n, ppo_tokens, reinforce_text
+from tests.oracles.chat_server import ChatServer
+
+
+class TestPPO:
+    def test_advantages_are_the_discounted_sums_of_temporal_differences(self) -> None:
+        rng = np.random.default_rng(0)
+        steps, slots, gamma, lam = 7, 3, 0.9, 0.8
+        rewards, values = rng.normal(size=(steps, slots)), rng.normal(size=(steps + 1, slots))
+        dones = rng.random((steps, slots)) < 0.3
+        found = ppo_tokens.advantages(
+            torch.from_numpy(rewards),
+            torch.from_numpy(values[:-1]),
+            torch.from_numpy(dones).double(),
+            torch.from_numpy(values[-1]),
+            gamma,
+            lam,
+        )
+        for slot in range(slots):
+            for start in range(steps):
+                expected, weight = 0.0, 1.0
+                for t in range(start, steps):
+                    after = 0.0 if dones[t, slot] else values[t + 1, slot]
+                    expected += weight * (rewards[t, slot] + gamma * after - values[t, slot])
+                    if dones[t, slot]:
+                        break
+                    weight *= gamma * lam
+                assert found[start, slot] == pytest.approx(expected)
+
+    def test_the_next_tokens_distribution_is_the_models_whatever_the_padding(self) -> None:
+        agent = ppo_tokens.Agent(ppo_tokens.Args.model)
+        ids, length = torch.randint(512, (2, 9)), torch.tensor([9, 4])
+        with torch.no_grad():
+            distribution, value = agent(ids, length)
+            alone = agent.model(ids[1:, :4]).logits[0, -1].log_softmax(-1)
+        torch.testing.assert_close(distribution.logits[1], alone, atol=1e-4, rtol=1e-4)
+        assert value.tolist() == [0.0, 0.0]
+
+    def test_it_runs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        budget = ["--total-timesteps", "400", "--num-envs", "4", "--num-steps", "50", "--num-minibatches", "2"]
+        rates = ppo_tokens.main([*budget, "--update-epochs", "1"])
+        assert len(rates) == 2 and all(0.0 <= rate <= 1.0 for rate in rates)
+        assert "iteration 2: success" in capsys.readouterr().out
+
+
+class TestReinforce:
+    def test_the_baseline_leaves_one_out(self) -> None:
+        rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+        expected = [[r - (sum(row) - r) / 3 for r in row] for row in rewards.tolist()]
+        torch.testing.assert_close(reinforce_text.leave_one_out(rewards), torch.tensor(expected))
+
+    def test_log_probabilities_do_not_depend_on_padding(self) -> None:
+        model = ppo_tokens.Agent(ppo_tokens.Args.model).model
+        ids = torch.randint(5, 512, (1, 10))
+        alone = model(ids).logits[0, 5:-1].log_softmax(-1).gather(1, ids[0, 6:, None])[:, 0]
+        padded = torch.cat([torch.zeros(1, 3).long(), ids], 1)
+        attention = torch.cat([torch.zeros(1, 3), torch.ones(1, 10)], 1).long()
+        found = reinforce_text.completion_logprobs(model, padded, attention, 9)
+        torch.testing.assert_close(found[0], alone, atol=1e-4, rtol=1e-4)
+
+    def test_it_runs_to_the_same_rewards(self) -> None:
+        arguments = ["--iterations", "2", "--problems", "2", "--group-size", "3", "--max-new-tokens", "24"]
+        means = reinforce_text.main(arguments)
+        assert len(means) == 2 and means == reinforce_text.main(arguments)
+
+
+class TestBestOfN:
+    def test_a_vote_compares_as_mathematics(self) -> None:
+        verifier = Verifier()
+        assert best_of_n.vote(["3", "1/2", "0.5", "3.0", "\\frac{1}{2}"], verifier) == "1/2"
+        assert best_of_n.vote(["", "7", ""], verifier) == "7"
+        assert best_of_n.vote(["", ""], verifier) == ""
+
+    def test_it_runs(self) -> None:
+        accuracy = best_of_n.main(["--problems", "12", "--samples", "4"])
+        assert 0.0 < accuracy.mean <= accuracy.best <= 1.0
+        assert accuracy.vote <= accuracy.best
+
+
+def test_a_server_is_asked() -> None:
+    golds = {problem.question: problem.answer for problem in load_problems("arithmetic", split="test", limit=4)}
+
+    def reply(prompt: str, body: dict[str, Any]) -> str:
+        question = prompt.partition("\n")[0]
+        place = list(golds).index(question)
+        return f"\\boxed{{{golds[question] if place < 3 else -1}}}"
+
+    with ChatServer(reply).running() as served:
+        assert ask_server.main([served.url, "--model", "oracle", "--limit", "4"]) == 0.75
