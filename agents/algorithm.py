@@ -31,6 +31,7 @@ from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent
 from envs.sb3 import SB3VecEnv
 from policies import Policy
+from registry import UsageError
 
 
 class SavesFolders:
@@ -179,8 +180,15 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         raise NotImplementedError
 
     def _rate(self, begun: float, ended: float) -> float:
-        """The learning rate of an iteration that begins and ends where these shares of the run are spent."""
-        return self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+        """The learning rate of an iteration that begins and ends where these shares of the run are spent. Raises
+        UsageError for one that no step should be taken with."""
+        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+        if not 0 <= rate < float("inf"):
+            raise UsageError(
+                f"iteration {self.iteration + 1}: the schedule gives the learning rate {rate}, which must be a finite "
+                "number of at least 0"
+            )
+        return rate
 
     def learn(
         self,

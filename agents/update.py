@@ -61,6 +61,17 @@ def _of_used(index: Tensor, weight: Tensor, logp: Tensor, rollout: Rollout) -> d
     return weight_diagnostics(weight[index, :width], logp[index, :width], used)
 
 
+def _check_finite(rollout: Rollout, advantage: Tensor) -> None:
+    """Raise NotFinite for numbers that no step may be taken with. Rewards that are all infinite are equal, and would
+    pass for ones without signal."""
+    if not torch.isfinite(rollout.reward).all():
+        raise NotFinite("a reward is not a finite number: look at the rewards, and at what adds to them")
+    if not torch.isfinite(advantage).all():
+        raise NotFinite("an advantage is not a finite number: look at the rewards, and at what adds to them")
+    if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
+        raise NotFinite("the rollout holds a log-probability that is not a finite number")
+
+
 @dataclass
 class Update:
     """Policy-gradient steps on a rollout.
@@ -130,10 +141,7 @@ class Update:
             beside: further completions of what wrote the rollout, to be measured alone, as those without an advantage.
         """
         wide = traits(self.correction).scope in WIDE_SCOPES
-        if not torch.isfinite(advantage).all():
-            raise NotFinite("an advantage is not a finite number: look at the rewards, and at what adds to them")
-        if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
-            raise NotFinite("the rollout holds a log-probability that is not a finite number")
+        _check_finite(rollout, advantage)
         advantage = torch.where(self._counted(rollout), advantage, 0.0)
         used_index = advantage.nonzero()[:, 0]
         all_scored = wide or rollout.old_logp is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,25 @@ def test_weights_that_are_not_finite_are_named_at_the_first_rollout(folder: str)
     agent.target.refresh()
     with pytest.raises(UsageError, match="not a finite number"):
         agent.iterate()
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_rewards_that_are_all_infinite_are_not_taken_for_equal_ones(folder: str, bad: float) -> None:
+    agent = make(folder)
+    before = weights(agent)
+    rollout, _ = write_batch(agent, np.random.default_rng(0))
+    infinite = replace(rollout, reward=torch.full_like(rollout.reward, bad))
+    with pytest.raises(NotFinite, match="a reward is not a finite number"):
+        agent.update(infinite, torch.zeros(len(rollout)), np.random.default_rng(0))
+    assert torch.equal(weights(agent), before)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
+def test_a_schedule_s_rate_that_is_none_stops_the_run_before_the_step(folder: str, rate: float) -> None:
+    agent = make(folder, learning_rate=lambda remaining: 1e-3 if remaining == 1 else rate)
+    with pytest.raises(UsageError, match=rf"iteration 2: the schedule gives the learning rate {rate}"):
+        agent.learn(10**6)
+    assert agent.iteration == 1 and torch.isfinite(weights(agent)).all()
 
 
 @pytest.mark.parametrize("what", ["reward", "behavior_logp"])
