@@ -17,7 +17,15 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean
 
 import agents.checkpoint as checkpoint
-from agents.arguments import check_learning_rate, check_parameters, slots_of, vector_env_of
+import agents.hub as hub
+from agents.arguments import (
+    check_learning_rate,
+    check_parameters,
+    check_seed,
+    number_or_schedule,
+    slots_of,
+    vector_env_of,
+)
 from agents.rollout import Interrupted
 from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent
@@ -46,6 +54,31 @@ class SavesFolders:
         beside it, and a value head if there is one; nothing is pickled. ``m.zip`` names the folder ``m``, and a binary
         file gets a zip of the folder."""
         checkpoint.save(self, path, exclude, include)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload a model trained by reinforced fine-tuning",
+        card: str | None = None,
+    ) -> str:
+        """Upload the model as it is now, its tokenizer and a model card to the Hugging Face hub; returns its address.
+        ``Policy.load(repo_id)`` and transformers' ``from_pretrained`` take it; adapters are merged, and what only going
+        on needs (the optimizer) stays here.
+
+        Args:
+            repo_id: ``org/name``; it is made if it is not there.
+            private: who may see a repository that is made; None: the owner's default.
+            token: of the hub, which must be allowed to write; None: that of ``hf auth login`` or ``HF_TOKEN``.
+            commit_message: in the repository's history.
+            card: the text of README.md; None: one is made of the agent's settings.
+
+        Raises:
+            UsageError: the hub refuses, or cannot be reached.
+        """
+        return hub.push(self, repo_id, private, token, commit_message, card)
 
     @classmethod
     def load(
@@ -104,12 +137,12 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         super().__init__(
             policy=LanguageModelPolicy,
             env=SB3VecEnv(vector_env_of(env, slots)),
-            learning_rate=learning_rate,
+            learning_rate=number_or_schedule(learning_rate),
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
             support_multi_env=True,
-            seed=seed,
+            seed=check_seed(seed),
             supported_action_spaces=(spaces.Discrete,),
         )
 

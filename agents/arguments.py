@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorActionWrapper, VectorEnv, VectorWrapper
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from gymnasium.wrappers import vector as vector_wrappers
 from stable_baselines3.common.monitor import Monitor
@@ -50,7 +52,12 @@ def check_counts(
     target_written: int,
     temperature: float,
 ) -> None:
-    """Raise UsageError for the first argument out of its range."""
+    """Raise UsageError for the first argument that is no number, or out of its range."""
+    counts = {"group_size": group_size, "problems_per_batch": problems_per_batch, "refill_tokens": refill_tokens}
+    counts |= {"minibatches": minibatches, "epochs": epochs, "target_written": target_written}
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise UsageError(f"{name}={value!r} must be a whole number")
     for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
@@ -65,8 +72,8 @@ def check_counts(
         raise UsageError(
             f"refill_tokens={refill_tokens} with group_size={group_size}: one completion is no signal; raise group_size"
         )
-    if temperature <= 0:
-        raise UsageError(f"temperature={temperature} must be positive: a rollout has to explore")
+    if not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
+        raise UsageError(f"temperature={temperature!r} must be a finite positive number: a rollout has to explore")
     if not 0 <= target_written <= group_size:
         raise UsageError(f"target_written={target_written} must be 0..group_size={group_size}")
 
@@ -86,6 +93,22 @@ def check_learning_rate(rate: float, trainable: int) -> None:
             UnusualLearningRate,
             stacklevel=2,
         )
+
+
+def check_seed(seed: Any) -> int | None:
+    """``seed`` as an integer of Python's. Raises UsageError for what numpy's generators do not take."""
+    if seed is not None and (not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32):
+        raise UsageError(f"seed={seed!r} must be a whole number from 0 to 2**32 - 1, or None")
+    return None if seed is None else int(seed)
+
+
+def number_or_schedule(learning_rate: Any) -> Any:
+    """A learning rate as a float of Python's, or the function that gives one. Raises UsageError for anything else."""
+    if not isinstance(learning_rate, Real) and not callable(learning_rate):
+        raise UsageError(
+            f"learning_rate={learning_rate!r} must be a number, or a function from the progress remaining to one"
+        )
+    return float(learning_rate) if isinstance(learning_rate, Real) else learning_rate
 
 
 def check_adam(betas: Any, eps: float) -> tuple[tuple[float, float], float]:
@@ -226,6 +249,14 @@ def _with_verdicts(venv: VectorEnv) -> VectorEnv:
             f"{type(venv.unwrapped).__name__} cannot deal problems to its slots: pass gym.make_vec('MathReason-v0', "
             "num_envs=N) without vectorization_mode, or a single environment"
         )
+    layer = venv
+    while isinstance(layer, VectorWrapper):
+        if isinstance(layer, VectorActionWrapper | vector_wrappers.DictInfoToList):
+            raise UsageError(
+                f"{type(layer).__name__} changes tokens or infos between the policy and the environment, and "
+                "rollouts record those of the environment: leave it out"
+            )
+        layer = layer.env
     if venv.unwrapped.max_episode_steps is not None:
         _check_limit(venv.unwrapped.max_episode_steps, venv.unwrapped.task.spec.max_new_tokens)
     return venv

@@ -151,6 +151,7 @@ def join(device: str = "cpu") -> Ranks:
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if missing:
             raise UsageError(f"WORLD_SIZE is set, but not {missing[0]}: start the processes with torchrun")
+        _whole_number("MASTER_PORT", 0)
         if _whole_number("RANK", 0) >= _whole_number("WORLD_SIZE", 1):
             raise UsageError(f"RANK={os.environ['RANK']} is not below WORLD_SIZE={os.environ['WORLD_SIZE']}")
         with _peers():

@@ -10,36 +10,19 @@ own; the plan is of the host's memory.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 
 from envs.task import Task
 from policies import Policy
-from policies.model.compute import decode_kernels, drawing_head_kernels
+from policies.model.compute import decode_kernels, drawing_head_kernels, product_dtype
 from policies.model.head import CHUNK_LOGITS, KEPT
 from registry import UsageError
+from registry.memory import available_bytes
 
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 LOGIT_COPIES = 3  # of a step's logits, where they are in memory
 CHUNK_COPIES = 4  # float32, of a chunk of an update's logits: with their exponentials, slopes and a product's operand
 GB = 1e9
-
-
-def available_bytes() -> int | None:
-    """What this process may still take: free memory, or less in a container with a limit; None where nothing tells."""
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        cache = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
-        return min(free, limit - int((CGROUP / "memory.current").read_text()) + int(cache))
-    except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
-        return free
 
 
 def peak_bytes() -> int:
@@ -79,7 +62,19 @@ def lasting_bytes(policy: Policy, optimizer: torch.optim.Optimizer) -> int:
     """Of what is not there yet and will be throughout: the weights as rollouts read them, gradients, moments."""
     weights = sum(parameter.numel() for parameter in policy.model.parameters())
     trained = sum(parameter.numel() for parameter in policy.parameters())
-    return weights * policy.dtype.itemsize + trained * 4 * (1 if optimizer.state else 3)
+    return weights * _multiplied_size(policy) + trained * 4 * (1 if optimizer.state else 3)
+
+
+def _multiplied_size(policy: Policy) -> int:
+    """Bytes of a weight as rollouts multiply by it: 4 for a bfloat16 one where the processor has no such products."""
+    return max(policy.dtype.itemsize, product_dtype(policy.device, policy.dtype).itemsize)
+
+
+def layout_bytes(policy: Policy) -> int:
+    """Of the largest map's weights in their plain order, while they are brought into the order of rollouts."""
+    a = policy.architecture
+    maps = (a.vocabulary * a.width, 2 * a.inner * a.width, (a.query_heads + 2 * a.key_heads) * a.head_dim * a.width)
+    return max(maps) * _multiplied_size(policy) if policy.functional else 0
 
 
 def fitting_slots(policy: Policy, task: Task, optimizer: torch.optim.Optimizer, wanted: int) -> int:
@@ -87,7 +82,8 @@ def fitting_slots(policy: Policy, task: Task, optimizer: torch.optim.Optimizer, 
     free = available_bytes()
     if free is None or policy.device.type != "cpu":
         return wanted
-    return max(0, min(wanted, (free - lasting_bytes(policy, optimizer)) // max(slot_bytes(policy, task), 1)))
+    room = free - lasting_bytes(policy, optimizer) - layout_bytes(policy)
+    return max(0, min(wanted, room // max(slot_bytes(policy, task), 1)))
 
 
 class NotEnoughMemory(UsageError):
@@ -126,7 +122,7 @@ def check_memory(
     fitting = fitting_slots(policy, task, optimizer, slots * behaviors) // behaviors
     if fitting >= slots:
         return
-    needed = slots * behaviors * slot_bytes(policy, task) / GB
+    needed = (slots * behaviors * slot_bytes(policy, task) + layout_bytes(policy)) / GB
     remedy = f"Take slots={fitting} or fewer" if fitting else "Take a smaller model"
     raise NotEnoughMemory(
         f"not enough memory: {slots} slots with max_new_tokens={task.spec.max_new_tokens} need up to {needed:.3g} GB, "

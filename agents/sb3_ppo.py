@@ -34,7 +34,14 @@ from torch import nn
 
 from agents.actor_critic import LanguageModelActorCritic
 from agents.algorithm import SavesFolders
-from agents.arguments import check_learning_rate, check_lora_rank, slots_of, vector_env_of
+from agents.arguments import (
+    check_learning_rate,
+    check_lora_rank,
+    check_seed,
+    number_or_schedule,
+    slots_of,
+    vector_env_of,
+)
 from agents.configuration import constructor_arguments
 from agents.memory import check_memory
 from agents.metrics import episode_metrics
@@ -158,7 +165,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         super().__init__(
             policy=LanguageModelActorCritic,
             env=venv,
-            learning_rate=learning_rate,
+            learning_rate=number_or_schedule(learning_rate),
             n_steps=n_steps,
             batch_size=batch_size,
             n_epochs=n_epochs,
@@ -174,7 +181,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
-            seed=seed,
+            seed=check_seed(seed),
             _init_setup_model=_init_setup_model,
         )
 

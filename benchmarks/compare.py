@@ -13,11 +13,13 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiment import BUDGETS
+from benchmarks.experiment import BUDGETS, TRACKERS
 from registry import UsageError, did_you_mean
 from registry.command import assignment, command
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from benchmarks.comparison.grid import Arm, Grid, Start
     from benchmarks.comparison.launch import Watched
     from benchmarks.report.comparison import Comparison
+    from benchmarks.report.live import LivePage
+
+PORT = 6420
 
 
 @command(interrupted="the same command goes on from the last checkpoints")
@@ -87,17 +92,42 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs, their cost and resolution, by finished runs"
     )
+    parser.add_argument(
+        "--log", action="append", default=[], choices=TRACKERS, help="a tracker that gets the rows as they are written"
+    )
+    parser.add_argument(
+        "--serve",
+        type=int,
+        nargs="?",
+        const=PORT,
+        metavar="PORT",
+        help=f"the report so far on a page of this machine, while it runs (default port: {PORT})",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no table")
     return parser
 
 
 def compare(given: argparse.Namespace) -> int:
     """Run what the arguments ask for and write the report."""
-    from benchmarks.comparison.grid import arms, start_arms
-    from benchmarks.comparison.rehearse import rehearse
+    from agents.writers import check_writers
 
     if given.stored:
         return _compare_stored(given)
+    check_writers(given.log)
+    if given.serve is None or given.dry_run:
+        return _compare(given, None)
+    from benchmarks.report.live import LivePage
+
+    with LivePage(given.serve) as live:
+        print(f"live page: {live.url}", file=sys.stderr, flush=True)
+        return _compare(given, live)
+
+
+def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
+    """A comparison of runs that may have to be done."""
+    from benchmarks.comparison.grid import arms, start_arms
+    from benchmarks.comparison.rehearse import rehearse
+
     grid = grid_of(given)
     arms(grid)  # what is wrong with the arms is told before their start is trained
     jobs, threads = resources(given, grid)
@@ -111,8 +141,15 @@ def compare(given: argparse.Namespace) -> int:
         print_plan([*start_arms(grid).values(), *compared], given.runs, jobs, threads)
         return 0
     rehearse(compared, here=given.launcher == "local")
-    runs = launch(compared, jobs, threads, given)
-    return _report(grid, compared, runs, given)
+    out = given.out or given.runs / f"compare-{comparison_hash(compared)}"
+
+    def show(runs: list[Watched]) -> None:
+        if live is not None:
+            labels = {spec.hash: arm.label for arm in compared for spec in arm.specs}
+            live.follow(runs, labels, jobs, lambda: _comparison(grid, compared, runs, given, over=False), out)
+
+    runs = launch(compared, jobs, threads, given, show)
+    return _report(_comparison(grid, compared, runs, given, over=True), out, given.quiet)
 
 
 def _compare_stored(given: argparse.Namespace) -> int:
@@ -122,9 +159,11 @@ def _compare_stored(given: argparse.Namespace) -> int:
     from benchmarks.measuring.provenance import command_line
     from benchmarks.report.comparison import Comparison
 
-    for name in ("agents", "policy", "env", *BUDGETS, "recipe", "set", "control", "dry_run"):
+    for name in ("agents", "policy", "env", *BUDGETS, "recipe", "set", "control", "dry_run", "log"):
         if getattr(given, name):
             raise UsageError(f"--from takes runs as they are: leave out --{name.replace('_', '-')}")
+    if given.serve is not None:
+        raise UsageError("--serve shows runs while they run, and --from takes finished ones: leave it out")
     margin = MARGIN if given.margin is None else given.margin / 100
     if not 0 < margin < 1:
         raise UsageError(f"--margin {given.margin} must be above 0 and below 100 points of accuracy")
@@ -218,22 +257,33 @@ def resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
     return jobs, threads
 
 
-def launch(compared: list[Arm], jobs: int, threads: int, given: argparse.Namespace) -> list[Watched]:
-    """Run what has no result yet; returns every run's last state."""
+def launch(
+    compared: list[Arm],
+    jobs: int,
+    threads: int,
+    given: argparse.Namespace,
+    show: Callable[[list[Watched]], None] = lambda runs: None,
+) -> list[Watched]:
+    """Run what has no result yet; returns every run's last state. ``show`` is told of the runs, whose states change."""
     from benchmarks.comparison.board import Board
-    from benchmarks.comparison.launch import Launcher
+    from benchmarks.comparison.launch import Launcher, local_process
+    from benchmarks.experiment.training import log_finished
 
     # Seed by seed, so that early on every arm has something to show.
     order = [spec for specs in zip(*(arm.specs for arm in compared), strict=True) for spec in specs]
     labels = {spec.hash: arm.label for arm in compared for spec in arm.specs}
-    start = None
+    start: Any = local_process
     if given.launcher == "ray":
         from benchmarks.comparison.on_ray import connect, ray_task
 
         connect()
         start = ray_task
         jobs = given.jobs or len(order)  # Ray queues what the cluster has no processors for
-    launcher = Launcher(order, given.runs.absolute(), jobs, threads, start)
+    launcher = Launcher(order, given.runs.absolute(), jobs, threads, partial(start, trackers=given.log))
+    for run in launcher.watched:
+        if run.reused:
+            log_finished(run.spec, run.folder, given.log)
+    show(launcher.watched)
     with Board(labels, jobs, given.quiet) as board:
         for state in launcher:
             board.show(state)
@@ -241,15 +291,22 @@ def launch(compared: list[Arm], jobs: int, threads: int, given: argparse.Namespa
     return launcher.watched
 
 
-def _report(grid: Grid, compared: list[Arm], runs: list[Watched], given: argparse.Namespace) -> int:
+def _comparison(
+    grid: Grid, compared: list[Arm], runs: list[Watched], given: argparse.Namespace, over: bool
+) -> Comparison:
+    """What the runs say; until they are ``over``, those that have been evaluated."""
+    from benchmarks.comparison.outcomes import Outcome
     from benchmarks.measuring.provenance import command_line
     from benchmarks.report.comparison import Comparison
 
     failed = {run.spec.hash: run.error for run in runs if run.phase == "failed"}
-    comparison = Comparison.read(grid, compared, given.runs, failed, command_line())
-    out = given.out or given.runs / f"compare-{comparison_hash(compared)}"
+    look = Outcome.read if over else Outcome.so_far
+    return Comparison.read(grid, compared, given.runs, failed, command_line(), look=look)
+
+
+def _report(comparison: Comparison, out: Path, quiet: bool) -> int:
     if comparison.groups:
-        _tell(comparison, out, given.quiet)
+        _tell(comparison, out, quiet)
     for run in comparison.failures:
         print(f"failed: {run.label} seed {run.seed}: {run.error}; see {run.folder}", file=sys.stderr)
     return 1 if comparison.failures else 0

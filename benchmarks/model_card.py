@@ -1,19 +1,27 @@
 """The figures of a model card: ``python -m benchmarks.model_card [MODEL]``.
 
-Held-out accuracy of the generated problems, by level, greedy and sampled; and how usable the model is with layers
-skipped: accuracy and KL divergence per token, averaged over uniformly drawn subsets with the first and the last layer
-kept.
+Of a finished run's folder, the card that the run makes; ``--push org/name`` uploads the run's model with it. Of any
+other model, held-out accuracy of the generated problems, by level, greedy and sampled; and how usable the model is with
+layers skipped: accuracy and KL divergence per token, averaged over uniformly drawn subsets with the first and the last
+layer kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from agents.hub import base_name, model_card, upload
 from agents.rollout import collect
+from benchmarks.experiment.spec import RunSpec
+from benchmarks.experiment.summary import read_result
+from benchmarks.experiment.training import AVERAGED, RESULT
+from benchmarks.measuring.statistics import mean_interval
 from benchmarks.measuring.table import Table
 from envs.problems.arithmetic import DEFAULT_LEVELS, LEVELS
 from envs.vector import MathReasonVector
@@ -68,15 +76,68 @@ def report(policy: Policy, problems: int) -> str:
     return "\n\n".join(table.markdown() for table in tables)
 
 
+def run_card(folder: Path, repo_id: str) -> str:
+    """The model card of a finished run: from what, on what and how it was trained, and what it then knew."""
+    spec, result = RunSpec.read(folder / "spec.json"), read_result(folder / RESULT)
+    made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    before, after = (_accuracy(result[f"right_{when}"]) for when in ("before", "after"))
+    facts = [
+        ("agent", spec.agent["id"]),
+        ("trained from", base_name(spec.policy)),
+        ("environment", f"{spec.env['id']}, problems {base_name(str(spec.env['problems']))}"),
+        ("seed", str(spec.seed)),
+        ("iterations", str(result["iterations"])),
+        ("tokens", str(result["tokens"])),
+        (f"greedy accuracy on {len(result['right_after'])} held-out problems", f"{before} before, {after} after"),
+        ("of sampled completions", f"{result['sampled_before']:.1%} before, {result['sampled_after']:.1%} after"),
+        (
+            "training",
+            f"{result['seconds']:.0f} s on {made.get('cuda') or made.get('processor') or 'a machine that is not told'}",
+        ),
+        ("packages", ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)),
+        ("settings", f"`{json.dumps({name: value for name, value in spec.agent.items() if name != 'id'})}`"),
+    ]
+    return model_card(repo_id, spec.policy, facts)
+
+
+def _accuracy(right: str) -> str:
+    """With its 95 % interval over questions."""
+    middle, low, high = mean_interval([[float(one) for one in right]])
+    return f"{middle:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _of_run(folder: Path, repo_id: str | None, private: bool) -> str:
+    """A run's card, or where its model then is."""
+    if repo_id is None:
+        return run_card(folder, folder.name)
+    averaged = folder / AVERAGED  # by which such a run is measured
+    model = averaged if averaged.is_dir() else folder / "model"
+    return upload(
+        model, repo_id, run_card(folder, repo_id), private or None, None, f"Upload the model of run {folder.name}"
+    )
+
+
 @command()
 def main(argv: list[str] | None = None) -> int:
-    """Print a model's figures. Returns the exit status."""
+    """Print a model's figures, or a run's card. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_card", description=main.__doc__)
-    parser.add_argument("model", nargs="?", default="tiny", help="tiny, a folder or a hub id (default %(default)s)")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="tiny",
+        help="tiny, a folder, a hub id, or a finished run's folder (default %(default)s)",
+    )
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload a run's model and card to the hub")
+    parser.add_argument("--private", action="store_true", help="the repository that is made is private")
     parser.add_argument("--problems", type=int, default=512, help="test problems (default %(default)s)")
     args = parser.parse_args(argv)
     if args.problems < 1:
         raise UsageError(f"--problems {args.problems} must be at least 1")
+    if (Path(args.model) / RESULT).is_file():
+        print(_of_run(Path(args.model), args.push, args.private))
+        return 0
+    if args.push:
+        raise UsageError(f"--push takes the folder of a finished run, and {args.model!r} has no {RESULT}")
     print(report(Policy.load(args.model), args.problems))
     return 0
 

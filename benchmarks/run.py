@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiment import follows
+from benchmarks.experiment import TRACKERS, follows
 from registry import UsageError
 from registry.command import assignment, command
 
@@ -34,10 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         # After the arguments: --help and typos in options need no torch.
+        from agents.writers import check_writers
         from benchmarks.experiment.training import run
 
         spec = _spec(given)
-        result = run(spec, given.runs, given.quiet, given.threads, given.parent)
+        check_writers(given.log)
+        result = run(spec, given.runs, given.quiet, given.threads, given.parent, given.log)
     except UsageError as error:
         if follows():
             raise UsageError(f"process {os.environ['RANK']}: {error}") from error
@@ -62,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spec", type=Path, help="repeat this spec.json; the arguments above are then not taken")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--log", action="append", default=[], choices=TRACKERS, help="a tracker that gets the rows as they are written"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser

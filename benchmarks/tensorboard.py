@@ -10,7 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.experiment.logs import run_name
 from benchmarks.experiment.spec import RunSpec
+from benchmarks.experiment.summary import scalars
 from benchmarks.measuring.durable import read_rows
 from registry import UsageError
 from registry.command import command
@@ -39,18 +41,14 @@ def export(folder: Path, out: Path) -> Path:
     from torch.utils.tensorboard import SummaryWriter
 
     spec = RunSpec.read(folder / "spec.json")
-    target = out / f"{spec.agent['id'].replace('/', '-').replace('*', 'x')}-seed{spec.seed}-{folder.name}"
+    target = out / run_name(spec)
     rows, _ = read_rows(folder / "metrics.jsonl")
     for earlier in target.glob("events.out.tfevents.*"):  # of a shorter run: each point stands in the log once
         earlier.unlink()
     writer = SummaryWriter(str(target))
     for row in rows:
-        scalars = {f"train/{name}": value for name, value in row.items() if "evaluation" not in row}
-        if "evaluation" in row:
-            scalars = {f"evaluation/{name}": value for name, value in row["evaluation"].items()}
-        for name, value in scalars.items():
-            if isinstance(value, int | float):
-                writer.add_scalar(name, value, global_step=row["timesteps"])
+        for name, value in scalars(row).items():
+            writer.add_scalar(name, value, global_step=row["timesteps"])
     writer.close()
     return target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Codec:
         self._kept = {key: settings[key] for key in ("tokenizer_class", "auto_map") if key in settings}
         self.vocab_size = vocab_size or len(self.tokenizer)
         self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
+        if stop_token_ids is not None:
+            stop_token_ids = tuple(_token_ids(stop_token_ids, f"stop_token_ids={stop_token_ids!r}"))
         self.stop_token_ids = self._stop_tokens(stop_token_ids)
         for kind, ids in (("stop", sorted(self.stop_token_ids)), ("pad", [self.pad_token_id])):
             self._check_actions(ids, f"the {kind} token")
@@ -84,7 +87,7 @@ class Codec:
         vocabulary = self.tokenizer.get_vocab() if self.template.stop else {}
         stops = {vocabulary[stop] for stop in self.template.stop if stop in vocabulary}
         if given is not None:
-            return frozenset({*stops, *(int(t) for t in given)})
+            return frozenset({*stops, *given})
         eos = self.tokenizer.eos_token_id
         ends = {*_generation_ends(self.name), *([] if eos is None else [int(eos)])}
         if not ends:
@@ -94,8 +97,9 @@ class Codec:
     def _check_actions(self, ids: Any, what: str) -> None:
         over = [int(token) for token in ids if not 0 <= token < self.vocab_size]
         if over:
+            name = self.tokenizer.convert_ids_to_tokens(over[0]) if 0 <= over[0] < len(self.tokenizer) else None
             raise UsageError(
-                f"{what} {self.tokenizer.convert_ids_to_tokens(over[0])!r} has the id {over[0]}, which is none of the "
+                f"{what} {name!r} has the id {over[0]}, which is none of the "
                 f"{self.vocab_size} actions: give the tokenizer of the model that acts, and its number of logits as "
                 "vocab_size"
             )
@@ -120,8 +124,10 @@ class Codec:
         return ids
 
     def text(self, completion: NDArray[np.int64]) -> str:
-        """The completion's text, special tokens written out, without the stop and pad tokens at its end."""
-        ids, dropped = completion.tolist(), {*self.stop_token_ids, self.pad_token_id, self.tokenizer.eos_token_id}
+        """The completion's text, special tokens written out, without the stop and pad tokens at its end. What an
+        observation is padded with where the tokenizer has no pad token is a token like any other."""
+        tokenizer = self.tokenizer
+        ids, dropped = completion.tolist(), {*self.stop_token_ids, tokenizer.pad_token_id, tokenizer.eos_token_id}
         while ids and ids[-1] in dropped:
             ids.pop()
         return self._decode(ids)
@@ -225,8 +231,17 @@ def _generation_ends(name: str) -> list[int]:
     for file in ("generation_config.json", "config.json"):
         given = _settings(name, file).get("eos_token_id")
         if given is not None:
-            ids = given if isinstance(given, list) else [given]
-            if not all(isinstance(token, int) for token in ids):
-                raise UsageError(f"{file} of {name!r} has eos_token_id={given!r}: give a token id or a list")
-            return ids
+            return _token_ids(
+                given if isinstance(given, list) else [given], f"{file} of {name!r}: eos_token_id={given!r}"
+            )
     return []
+
+
+def _token_ids(given: Any, where: str) -> list[int]:
+    """Token ids as integers. Raises UsageError, which ``where`` begins, for anything else."""
+    ids = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else None
+    if ids is None or not all(
+        isinstance(one, int | np.integer) and not isinstance(one, bool) and one >= 0 for one in ids
+    ):
+        raise UsageError(f"{where} must be token ids, such as (2,): integers of at least 0")
+    return [int(one) for one in ids]

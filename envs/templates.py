@@ -168,7 +168,8 @@ class Chat(Template):
     asks_for_box = True
 
     def render(self, question: str, tokenizer: Any) -> str:
-        """One message of the user's. Raises UsageError if the tokenizer has no chat template."""
+        """One message of the user's. Raises UsageError if the tokenizer has no chat template, or one that fails or
+        leaves the message out."""
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(
                 "template='chat' needs a tokenizer with a chat template, and "
@@ -176,7 +177,10 @@ class Chat(Template):
                 "instruction-tuned model"
             )
         try:
-            return tokenizer.apply_chat_template(self.messages(question), tokenize=False, add_generation_prompt=True)
+            (message,) = self.messages(question)
+            return _dialogue(tokenizer, message["content"])
+        except UsageError:
+            raise
         except Exception as error:  # jinja2 has many kinds, and templates raise their own
             raise UsageError(
                 f"the chat template of {getattr(tokenizer, 'name_or_path', '?')!r} cannot render a user's message "
@@ -190,14 +194,40 @@ class Chat(Template):
 
     def ending(self, tokenizer: Any) -> str:
         """The special token that ends the assistant's turn; ``""`` if the chat template writes none."""
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
         try:
-            after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_MARK)[2]
+            after = _dialogue(tokenizer, "?", _MARK).rpartition(_MARK)[2]
         except Exception:  # a template of single questions: what ends an answer it does not say
             return ""
         added = sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         places = [(after.find(token), -len(token), token) for token in added if token and token in after]
         return min(places, default=(0, 0, ""))[2]
+
+
+def _dialogue(tokenizer: Any, question: str, answer: str | None = None) -> str:
+    """What the chat template makes of a user's message, and of the assistant's, or else of the head of its turn.
+
+    A message's content is text, or, for the templates of multimodal models that read no text, a list of parts. Raises
+    UsageError if the template leaves out what is said; whatever the template raises.
+    """
+
+    def written(question: str, as_parts: bool) -> str:
+        said = {"user": question} if answer is None else {"user": question, "assistant": answer}
+        contents = {role: [{"type": "text", "text": text}] if as_parts else text for role, text in said.items()}
+        turns = [{"role": role, "content": content} for role, content in contents.items()]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+
+    failure: Exception = UsageError(
+        f"the chat template of {getattr(tokenizer, 'name_or_path', '?')!r} leaves out what is said to it: mend it, or "
+        "use template='plain'"
+    )
+    for as_parts in (False, True):
+        try:
+            text = written(question, as_parts)
+            if (question in text or _MARK in written(_MARK, as_parts).casefold()) and (answer or "") in text:
+                return text
+        except Exception as error:  # as of a template that asks text for the type of its parts
+            failure = error if not as_parts else failure
+    raise failure
 
 
 @templates.register("qwen-math")

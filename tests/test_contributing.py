@@ -72,11 +72,11 @@ def test_the_batch_source_recalls(folder: Path) -> None:
 
 
 def test_the_rival_is_trained(folder: Path) -> None:
-    chosen = ["--agent", "my-rival", "--set", "batch.weight=.3", "--runs", str(folder / "runs"), "--quiet"]
+    chosen = ["--agent", "my-rival", "--set", "batch.weight=.3", "--runs", str(folder / "rival"), "--quiet"]
     sets = ["problems_per_batch=2", "group_size=2", "iterations=2", "evaluation.problems=4", "evaluation.samples=1"]
     done = run(folder, "-m", "benchmarks.run", *chosen, *(word for one in sets for word in ("--set", one)))
     assert done.returncode == 0, done.stderr
-    (spec,) = (folder / "runs").glob("*/spec.json")
+    (spec,) = (folder / "rival").glob("*/spec.json")
     batch = json.loads(spec.read_text())["agent"]["batch"]
     assert batch == {"id": "replay*expert", "share": 0.5, "weight": 0.3}
 

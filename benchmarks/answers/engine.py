@@ -21,6 +21,7 @@ from policies.pretrained.load import load_config
 from registry import UsageError, templates
 
 BUILT_IN = "tiny"
+MOST_TOKENS = 1 << 24  # of a rollout, which holds room for the whole budget of each completion
 
 
 @dataclass
@@ -47,7 +48,8 @@ class Engine:
         problem and its number alone, whatever else is written with it."""
         samples = 1 if kind == GREEDY else self.settings.samples
         envs = self._envs(name, problems, len(missing))
-        for run in _runs(sorted({problem for problem, _ in missing})):
+        longest = max(1, MOST_TOKENS // (samples * self.settings.max_new_tokens))
+        for run in _runs(sorted({problem for problem, _ in missing}), longest):
             mu = self.policy.behavior(
                 tuple(range(self.policy.num_layers)),
                 slots=envs.num_envs,
@@ -123,11 +125,11 @@ class _Ended:
         )
 
 
-def _runs(numbers: list[int]) -> Iterator[list[int]]:
-    """Neighbouring numbers together: 0, 1, 2, 7 are [0, 1, 2] and [7]."""
+def _runs(numbers: list[int], longest: int) -> Iterator[list[int]]:
+    """Neighbouring numbers together, ``longest`` at most: 0, 1, 2, 7 are [0, 1, 2] and [7]."""
     run: list[int] = []
     for number in numbers:
-        if run and number != run[-1] + 1:
+        if run and (number != run[-1] + 1 or len(run) == longest):
             yield run
             run = []
         run.append(number)

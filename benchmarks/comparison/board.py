@@ -14,7 +14,9 @@ from rich.table import Table
 from benchmarks.comparison.launch import Watched
 from benchmarks.experiment.progress import iteration_text
 
+HEADS = ("agent", "seed", "phase", "iteration", "accuracy", "tokens/s", "left")
 MOST_LINES = 30
+MOST_NAME = 40
 SECONDS_BETWEEN_LINES = 15.0
 STYLES = {"failed": "red", "finished": "green", "waiting": "dim"}
 
@@ -47,27 +49,16 @@ class Board:
             self._lines(runs)
 
     def _table(self, runs: Sequence[Watched]) -> Table:
-        over = sum(run.over for run in runs)
-        left = seconds_left(runs, self.jobs)
-        title = f"{over} of {len(runs)} runs done" + (f", about {clock(left)} left" if left is not None else "")
-        table = Table(title=title, title_justify="left")
-        for name in ("agent", "seed", "phase"):
-            table.add_column(name, no_wrap=name == "agent")
-        for name in ("iteration", "accuracy", "tokens/s", "left"):
-            table.add_column(name, justify="right")
+        table = Table(title=headline(runs, self.jobs), title_justify="left", box=None, pad_edge=False)
+        for name in HEADS:
+            left = name in ("agent", "seed", "phase")
+            # Where room is short, a long name goes on below and no number is cut.
+            table.add_column(
+                name, no_wrap=name != "agent", overflow="fold", justify="left" if left else "right", max_width=MOST_NAME
+            )
         order = sorted(runs, key=lambda run: (run.phase == "waiting", run.over and run.phase != "failed"))
         for run in runs if len(runs) <= MOST_LINES else order[:MOST_LINES]:
-            own = _left(run)
-            table.add_row(
-                self.labels[run.spec.hash],
-                str(run.spec.seed),
-                "finished before" if run.reused else run.phase,
-                iteration_text(run.iteration, run.spec.iterations),
-                f"{run.accuracy:.1%}" if run.accuracy is not None else "",
-                f"{run.tokens_per_second:.0f}" if run.tokens_per_second and not run.over else "",
-                clock(own) if own is not None and not run.over and run.process is not None else "",
-                style=STYLES.get(run.phase, ""),
-            )
+            table.add_row(*cells(run, self.labels[run.spec.hash]), style=STYLES.get(run.phase, ""))
         return table
 
     def _lines(self, runs: Sequence[Watched]) -> None:
@@ -84,6 +75,26 @@ class Board:
             text = f"{self.labels[run.spec.hash]} seed {run.spec.seed}: {'finished before' if run.reused else kind}"
             text += f" {iteration_text(run.iteration, run.spec.iterations)}{accuracy}"
             print(text + (f": {run.error}" if run.error else ""), file=sys.stderr, flush=True)
+
+
+def headline(runs: Sequence[Watched], jobs: int) -> str:
+    """How many runs are done, and for how long the others will take."""
+    over, left = sum(run.over for run in runs), seconds_left(runs, jobs)
+    return f"{over} of {len(runs)} runs done" + (f", about {clock(left)} left" if left is not None else "")
+
+
+def cells(run: Watched, label: str) -> list[str]:
+    """What is said of a run under each of ``HEADS``."""
+    own = _left(run)
+    return [
+        label,
+        str(run.spec.seed),
+        "reused" if run.reused else run.phase,
+        iteration_text(run.iteration, run.spec.iterations),
+        f"{run.accuracy:.1%}" if run.accuracy is not None else "",
+        f"{run.tokens_per_second:.0f}" if run.tokens_per_second and not run.over else "",
+        clock(own) if own is not None and not run.over and run.process is not None else "",
+    ]
 
 
 def _left(run: Watched) -> float | None:

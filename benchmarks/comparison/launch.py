@@ -43,6 +43,7 @@ class Watched:
     Attributes:
         phase: waiting, starting, training, evaluating, finished, failed, or elsewhere (another process has it).
         reused: it was finished before this comparison began.
+        evaluations: rows of evaluations seen.
         error: why it failed.
     """
 
@@ -54,6 +55,7 @@ class Watched:
     tokens: int = 0
     accuracy: float | None = None
     tokens_per_second: float | None = None
+    evaluations: int = 0
     error: str = ""
     process: Process | None = None
     _read: int = 0
@@ -78,7 +80,7 @@ class Watched:
         with path.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._file:  # a resumed run replaces the file
-                self._file, self._read = inode, 0
+                self._file, self._read, self.evaluations = inode, 0, 0
             file.seek(self._read)
             chunk = file.read()
         whole = chunk[: chunk.rfind(b"\n") + 1]
@@ -93,6 +95,7 @@ class Watched:
         self.iteration = int(row["iteration"])
         if "evaluation" in row:
             self.accuracy = row["evaluation"]["greedy"]
+            self.evaluations += 1
         else:
             self.tokens_per_second = row.get("rollout_tokens_per_second")
             self.tokens = row.get("timesteps", 0)
@@ -107,10 +110,11 @@ class Watched:
 Start = Callable[[Watched, int, IO[bytes]], Process]  # a run, its threads, its log
 
 
-def local_process(run: Watched, threads: int, log: IO[bytes]) -> Process:
-    """A process of this machine, which ends when this one does."""
+def local_process(run: Watched, threads: int, log: IO[bytes], trackers: Sequence[str] = ()) -> Process:
+    """A process of this machine, which ends when this one does; ``trackers`` get its rows."""
     command = [*PROGRAM, "--spec", str(run.folder / "spec.json"), "--quiet", "--threads", str(threads)]
     command += ["--runs", str(run.folder.parent), "--parent", str(os.getpid())]
+    command += [f"--log={name}" for name in trackers]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True

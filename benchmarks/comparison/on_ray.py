@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,12 +34,12 @@ def connect() -> None:
         raise UsageError(f"the Ray cluster at {address!r} cannot be joined: {error}") from error
 
 
-def _train(spec: str, runs: str, threads: int) -> None:
+def _train(spec: str, runs: str, threads: int, trackers: Sequence[str]) -> None:
     """In a worker: one run, whole."""
     from benchmarks.experiment.spec import RunSpec
     from benchmarks.experiment.training import run
 
-    run(RunSpec.read(Path(spec)), Path(runs), threads=threads)
+    run(RunSpec.read(Path(spec)), Path(runs), threads=threads, log=trackers)
 
 
 class RayTask:
@@ -80,8 +81,9 @@ class RayTask:
     kill = terminate
 
 
-def ray_task(run: Watched, threads: int, log: IO[bytes]) -> RayTask:
-    """Submit a run; it takes as many of the cluster's processors as it has threads, and a GPU if it trains on one."""
+def ray_task(run: Watched, threads: int, log: IO[bytes], trackers: Sequence[str] = ()) -> RayTask:
+    """Submit a run; it takes as many of the cluster's processors as it has threads, and a GPU if it trains on one.
+    ``trackers`` get its rows."""
     import ray
 
     fresh = ray.remote(max_calls=1)(_train)  # a worker for each run, as a process of its own would be
@@ -91,5 +93,5 @@ def ray_task(run: Watched, threads: int, log: IO[bytes]) -> RayTask:
         max_retries=RETRIES,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     )
-    reference = remote.remote(str(run.folder / "spec.json"), str(run.folder.parent), threads)
+    reference = remote.remote(str(run.folder / "spec.json"), str(run.folder.parent), threads, list(trackers))
     return RayTask(reference, Path(log.name))

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +25,7 @@ from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
 from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.held_out import SLOTS
+from benchmarks.experiment.logs import RunLog
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
@@ -279,15 +280,22 @@ def _tell_of_another_budget(spec: RunSpec, runs: Path) -> None:
 
 
 def run(
-    spec: Any, runs: Path, quiet: bool = True, threads: int | None = None, parent: int | None = None
+    spec: Any,
+    runs: Path,
+    quiet: bool = True,
+    threads: int | None = None,
+    parent: int | None = None,
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train ``spec``'s agent in ``runs/<hash>``, going on from its checkpoint if there is one; returns the result.
 
-    ``parent`` is the process whose end also ends this run, after the iteration it is in.
+    ``parent`` is the process whose end also ends this run, after the iteration it is in. ``log`` names the trackers
+    (``agents.writers.WRITERS``) that get its rows; they get those of a finished run, too.
     """
     folder = runs / spec.hash
     finished = folder / "result.json"
     if finished.is_file():
+        log_finished(spec, folder, log)
         return read_result(finished)
     if threads is not None:
         if threads < 1:
@@ -297,9 +305,17 @@ def run(
     if not quiet and not follows() and not folder.exists():
         _tell_of_another_budget(spec, runs)
     training = Training(spec, folder)
-    with RunProgress(spec, quiet or follows()) as progress:
+    with RunProgress(spec, quiet or follows()) as progress, RunLog(spec, folder, () if follows() else log) as trackers:
         for row in training:
             progress.show(row)
+            trackers.write(training.rows)
             if parent is not None and os.getppid() != parent:
                 raise KeyboardInterrupt
     return training.result
+
+
+def log_finished(spec: RunSpec, folder: Path, log: Sequence[str]) -> None:
+    """Give a finished run's rows to the trackers that have not had them."""
+    if log and not follows():
+        with RunLog(spec, folder, log) as trackers:
+            trackers.write(read_rows(folder / METRICS)[0])

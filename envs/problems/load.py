@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from envs.problem import Problem, Problems
 from envs.problems.readers import (
     Row,
@@ -24,6 +26,7 @@ from envs.problems.readers import (
     is_one_table,
     read_hub,
     read_path,
+    shortest,
     unreadable,
 )
 from envs.problems.reasoning_gym import ReasoningGymSource
@@ -135,7 +138,13 @@ def rows_of_table(table: Any) -> Sequence[Row | Problem]:
             return arrow_rows(table)
     if hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas.DataFrame
         with unreadable("the rows of the data frame cannot be read"):
-            return table.to_dict(orient="records")
+            rows = table.to_dict(orient="records")
+            for column, kind in table.dtypes.items():
+                if getattr(kind, "type", None) in (np.float16, np.float32):
+                    for row in rows:
+                        if isinstance(row[column], float):  # not pandas' NA
+                            row[column] = shortest(row[column], kind.type)
+            return rows
     if isinstance(table, str | bytes) or not isinstance(table, Iterable):
         raise UsageError(
             f"problems={str(table)[:80]!r} is {type(table).__name__}: give a name, a path, a datasets.Dataset or a "

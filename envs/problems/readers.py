@@ -15,6 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+import numpy as np
+
 from registry import UsageError
 from registry.errors import did_you_mean
 from registry.hub import hub_unreachable
@@ -144,20 +146,32 @@ def _read_arrow(path: Path, split: str) -> list[Row]:
 
 
 def dataset_rows(dataset: Any) -> list[Row]:
-    """The rows of a ``datasets.Dataset``."""
-    return arrow_rows(dataset.with_format("arrow")[:])
+    """The rows of a ``datasets.Dataset``; of a class label its name, not its number."""
+    rows = arrow_rows(dataset.with_format("arrow")[:])
+    for column, feature in dataset.features.items():
+        if hasattr(feature, "int2str"):
+            for row in rows:
+                number = row[column]
+                row[column] = None if number is None or number < 0 else feature.int2str(number)
+    return rows
 
 
 def arrow_rows(table: Any) -> list[Row]:
-    """The rows of a ``pyarrow.Table``. A float32 is the shortest number that rounds to it: .1, not .10000000149."""
+    """The rows of a ``pyarrow.Table``, numbers of 16 and 32 bits as ``shortest`` has them."""
     from pyarrow import types
 
     rows = table.to_pylist()
     for column in table.schema:
-        if types.is_float32(column.type):
-            for row, text in zip(rows, table[column.name].cast("string").to_pylist(), strict=True):
-                row[column.name] = None if text is None else Decimal(text)
+        for half, kind in ((types.is_float16, np.float16), (types.is_float32, np.float32)):
+            if half(column.type):
+                for row in rows:
+                    row[column.name] = shortest(row[column.name], kind)
     return rows
+
+
+def shortest(value: float | None, kind: type[np.floating]) -> Decimal | None:
+    """A number of fewer bits than Python's as the shortest one that rounds to it: .1, not .10000000149."""
+    return None if value is None else Decimal(str(kind(value)))
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

@@ -21,6 +21,9 @@ from envs.verifier.structure import FLIPPED, read, words
 from envs.verifier.units import without_letter_unit, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
+_CHOICE = re.compile(r"\(?(?:\\text\{\s*\(?)?([A-J])\)?\s*\}?\)?")
+_CHOSEN = re.compile(r"(?:\\text\{\s*)?\(?(?:\\text\{\s*)?\(?([A-J])\}?\s*[).:]\}?(?P<what>.*[0-9A-Za-z].*)", re.DOTALL)
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])|\b(?:or|and|not)\b")
 
 
 MAX_CHAIN = 8
@@ -81,6 +84,9 @@ class Comparer:
             return True
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
+        chosen = _CHOSEN.fullmatch(answer) if _CHOICE.fullmatch(gold) else None
+        if chosen and not _OTHER_CHOICE.search(chosen["what"]):  # (B) 12 states the choice B
+            return chosen[1] == _CHOICE.sub(r"\1", gold)
         if self.same(node, read(answer)):
             return True
         # Against a gold list a tight comma may separate: 3,500 are two values if the gold has two.
@@ -135,6 +141,10 @@ class Comparer:
         return isinstance(answer, Expression) and words(answer.text) == gold.words
 
     def _matrix(self, gold: Matrix, answer: Node) -> bool:
+        if isinstance(answer, Collection):  # [[1,2],[3,4]]
+            rows = [item for item in answer.items if isinstance(item, Collection) and item.ends == "[]"]
+            if answer.ends == "[]" and len(rows) == len(answer.items):
+                answer = Matrix(tuple(row.items for row in rows))
         if not isinstance(answer, Matrix) or [len(r) for r in gold.rows] != [len(r) for r in answer.rows]:
             return False
         return all(self._pairwise(g, a) for g, a in zip(gold.rows, answer.rows, strict=True))

@@ -2,8 +2,8 @@
 
 The rules, in order: only the text after the last ``</think>`` counts, and a thought that is opened and never closed
 has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last statement of the answer ("answer
-is", "Answer:", "the answer to the question would be"). There is no fallback to the last number of the text. Every step
-is linear in the length of the text, which is untrusted.
+is", "Answer:", "the answer to the question would be", "12 is the answer"), which may stand alone before the last line.
+There is no fallback to the last number of the text. Every step is linear in the length of the text, which is untrusted.
 """
 
 from __future__ import annotations
@@ -28,10 +28,24 @@ _LINK = (
     rf"(?:,? {_ADVERBS},?){{0,2}} (?:(?:would|will|should|must)(?:,? {_ADVERBS},?){{0,2}} be|is|equals|becomes"
     r"|comes (?:out )?to(?: be)?|turns out to be|works out (?:to be|to|as))\b"
 )
+_NO_SUM = _ASIDE.replace("=", r"=+*/\d")  # before "=" an aside that calculates is no aside
 _PHRASE = re.compile(
-    r"\banswer(?:\*\*)?(?:(?P<plain> {1,3}is\b|\s{0,3}:)|(?P<full>" + _ASIDE + rf"(?:{_LINK}| ?=)))(?:\*\*)?:?",
+    rf"\banswer(?:\*\*)?(?:(?P<plain> {{1,3}}is\b|\s{{0,3}}:)|(?P<full>{_ASIDE}{_LINK}|{_NO_SUM} ?=))(?:\*\*)?:?",
     re.IGNORECASE,
 )
+_ANNOUNCEMENT = re.compile(
+    rf"(?:^[#*\s]*(?:the )?(?:final |correct )?answer[:*\s]*|\banswer(?:\*\*)?(?:{_ASIDE}{_LINK})? ?:[*\s]*)$",
+    re.IGNORECASE,
+)
+_REVERSED = re.compile(
+    rf"(?:^|[\n.:;]|\b{_ADVERBS}\b,?)[ \t]*"
+    r"(?P<value>[*$€£]{0,3}[-+−]?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?[*$]{0,3}(?: [a-z]{3,20})?)"
+    r",? is (?:the|our|my|your) (?:final |correct )?answer"
+    r"(?=\s*(?:[.!*]|$)| to (?:the|this|your) (?:question|problem)\b)",
+    re.IGNORECASE,
+)
+_END_TOKEN = re.compile(r"\s*(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<(?:eos|pad|end_of_turn)>)\s*$")
+_LONGEST_TOKEN = 48
 _QUANTITY = (
     r"(?:total|number|amount|value|result|quantity|figure|integer|cost|price|length|distance|height|width|area|volume"
     r"|perimeter|age|weight|speed|time|profit|probability|percentage|average|mean)"
@@ -76,16 +90,25 @@ def completion_text(completion: Any) -> str:
 
 def extract(text: str) -> Extraction:
     """The candidate answer of a completion."""
-    region = after_thought(text)
+    region = after_thought(without_end_tokens(text))
     if region is None:
         return NO_ANSWER
-    return last_box(region) or last_hash(region) or last_phrase(region) or NO_ANSWER
+    return last_box(region) or last_hash(region) or last_line(region) or last_phrase(region) or NO_ANSWER
+
+
+def without_end_tokens(text: str) -> str:
+    """A completion without the tokens that ended it, which other loops' decoding may have left as text."""
+    end = len(text)
+    while match := _END_TOKEN.search(text, max(0, end - _LONGEST_TOKEN), end):
+        end = match.start()
+    return text[:end]
 
 
 def extract_tagged(text: str) -> Extraction:
     """The candidate inside the last ``<answer> ... </answer>`` (the closing tag may have been consumed as the stop
     string): its box if it has one, otherwise all of it. The thought must be closed; its opening tag may stand in the
     prompt."""
+    text = without_end_tokens(text)
     if "</think>" not in text:
         return NO_ANSWER
     region = after_thought(text)
@@ -153,22 +176,36 @@ def last_hash(text: str) -> Extraction | None:
     return (rest, "") if rest else MALFORMED
 
 
+def last_line(text: str) -> Extraction | None:
+    """The last line, or displayed formula, if the line before it does nothing but announce the answer: a heading
+    "Answer", or a statement that ends with its colon."""
+    text = text.rstrip()
+    opener = {"\\]": "\\[", "$$": "$$"}.get(text[-2:])
+    start = text.rfind(opener, 0, len(text) - 2) if opener else text.rfind("\n") + 1
+    before, last = text[: max(start, 0)].rstrip(), text[max(start, 0) :].removeprefix("\\[").removesuffix("\\]")
+    if not _ANNOUNCEMENT.search(before[before.rfind("\n") + 1 :][-200:]) or "nswer" in last:
+        return None
+    return _statement(" ".join(last.split()))
+
+
 def last_phrase(text: str) -> Extraction | None:
     """The value of the last statement of the answer, to the end of the sentence, the line or the reason given for it.
 
     "answer is" and "Answer:" are statements whatever follows. With an aside, adverbs or another verb ("the answer to
     the question would therefore be 12") one counts only if a value follows. Words between verb and number are dropped
     if all are of closed classes: adverbs, articles, nouns of quantity, a subject with its verb ("she has a total of
-    12"). Comparisons, negations and operations ("more than", "not", "half of") are none of them, and stay.
+    12"). Comparisons, negations and operations ("more than", "not", "half of") are none of them, and stay. A sentence
+    "12 is the answer" is a statement, too.
     """
     if "nswer" not in text and "NSWER" not in text:
         return None
-    for match in reversed(list(_PHRASE.finditer(text))):
+    reversed_at, value = max(((m.start(), m["value"]) for m in _REVERSED.finditer(text)), default=(-1, ""))
+    for match in reversed(list(_PHRASE.finditer(text, max(0, reversed_at)))):
         lead = _LEAD.match(text, match.end())
         start = (lead or match).end()
         if match["plain"] or lead or _STATES_VALUE.match(text, start):
             return _statement(text[start:].lstrip(" \t").partition("\n")[0])
-    return None
+    return (value.strip("*"), "") if value else None
 
 
 def _statement(rest: str) -> Extraction:

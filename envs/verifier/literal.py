@@ -1,4 +1,5 @@
-"""Rational literals: integers, decimals, fractions, mixed numbers, percentages and scientific notation, read exactly.
+"""Rational literals: integers, decimals (``1.5 million`` too), fractions, mixed numbers, percentages and scientific
+notation, read exactly.
 
 A literal is a *finished* number. ``6 \\times 7``, ``4!`` and ``2^{10}`` are expressions still to be worked out and are
 not literals, whatever their value.
@@ -65,6 +66,8 @@ _PERCENT = re.compile(
     r"\s*(?:%|\\text\{\s*(?:%|percent|percentage|per cent|pct)\s*\}|(?:percent(?:age)?|per cent|pct)\b)"
 )
 _CURRENCY = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
+_SCALE = re.compile(r"\s*(?:\\text\{\s*)?(thousand|million|billion|trillion)\b(?:\s*\})?", re.IGNORECASE)
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SECONDS = re.compile(r"\^\s*\{?\s*'")
 _INTEGRAL = re.compile(r"[-+]?[0-9]{1,18}")
 
@@ -91,6 +94,10 @@ def parse_literal(text: str) -> tuple[Literal, str] | None:
         rest = text[match.end() :]
         if rest[:1] and rest[0] in "0123456789.^!_" and not _SECONDS.match(rest):
             return None
+        scale = _SCALE.match(rest) if form == "decimal" else None
+        if scale:
+            rest, value = rest[scale.end() :], literal.value * _SCALES[scale[1].lower()]
+            literal = Literal(value, "integer" if value.denominator == 1 else "decimal", digits=literal.digits)
         percent = _PERCENT.match(rest)
         if percent:
             rest = rest[percent.end() :]

@@ -23,6 +23,7 @@ _COMMAND = re.compile(r"\\(?:(?P<name>[A-Za-z]+)\*?(?P<blank> *)|(?P<row>\\(?:\[
 _PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
 _SUPER_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _SUB_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
+_STACKED = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)")
 _ROOT = re.compile(r"√([0-9]+)")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _OVER = re.compile(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}")
@@ -50,6 +51,7 @@ def normalise(text: str) -> str:
     if not text.isascii():
         text = "".join(map(_ascii_digit, text))
     text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
+    text = _STACKED.sub(lambda m: f"\\frac{{{_digits(m[1])}}}{{{_digits(m[2])}}}", text)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(SUBSCRIPTS[c] for c in m[0]) + "}", text)
     text = _OVER.sub(r"\\frac{\1}{\2}", _COLOUR.sub("", _unwrap_emphasis(text)))
@@ -76,6 +78,10 @@ def normalise(text: str) -> str:
 def _ascii_digit(character: str) -> str:
     """A decimal digit of any script as 0 to 9; superscripts, fractions and circled numerals are none."""
     return str(unicodedata.decimal(character)) if character.isdecimal() else character
+
+
+def _digits(raised: str) -> str:
+    return "".join({**SUPERSCRIPTS, **SUBSCRIPTS}[character] for character in raised)
 
 
 def _unwrap_emphasis(text: str) -> str:

@@ -39,6 +39,9 @@ _COLUMNS = re.compile(r"\s*\{[lcr|]+\}")
 _HALF_OPEN = re.compile(r"([A-Za-z])\s*(\([^()\[\]]*\]|\[[^()\[\]]*\))")
 _BUILDER = re.compile(r"([^|:∈]{1,12})(?:∈[^|:]{1,12})?[|:](.+)", re.DOTALL)
 _PROSE = re.compile(r"[A-Za-z]+(?:['.\-][A-Za-z]+)*(?:\.?[ ,]+[A-Za-z]+(?:['.\-][A-Za-z]+)*)*")
+_MINUS = re.compile(r"\A(?:\\text\{\s*(?:minus|negative)\s*\}|(?:minus|negative)\b)\s*(?=[0-9.\\(∞])", re.IGNORECASE)
+_INFINITY = re.compile(r"(?<![A-Za-z\\])infinity(?![A-Za-z])", re.IGNORECASE)
+_OUTWARD = re.compile(r"([\[\](])([^\[\]()∪]*[,;][^\[\]()∪]*)([\[\])])\s*(∪|$)\s*")
 _WORD = re.compile(r"[A-Za-z]{3}")
 _MATH_WORDS = word_set("sqrt infinity inf sin cos tan log ln exp cot sec csc")
 _SHORT_WORDS = word_set("yes no odd all one two six ten none")
@@ -52,8 +55,20 @@ def read(text: str, depth: int = 0) -> Node:
         raise Unreadable
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
-    text = without_lead(text)
+    text = _facing(_MINUS.sub("-", _INFINITY.sub("∞", without_lead(text))))
     return _simple(text) or _parts(text, depth) or Expression(without_unit(text))
+
+
+def _facing(text: str) -> str:
+    """Intervals whose open ends are brackets that face away, ``]1,2[``, with parentheses there."""
+    if text[0] not in "[](" or ("]" not in text[:-1] and "[" not in text[1:]):
+        return text
+    pieces, end = [], 0
+    while match := _OUTWARD.match(text, end):
+        left, inner, right, cup = match.groups()
+        pieces.append(("(" if left in "](" else "[") + inner + (")" if right in "[)" else "]") + cup)
+        end = match.end()
+    return "".join(pieces) if end == len(text) else text
 
 
 def _simple(text: str) -> Node | None:

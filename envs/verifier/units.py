@@ -8,7 +8,7 @@ from envs.verifier.symbols import word_set
 
 MAX_WORDS = 6
 _TOKEN = re.compile(
-    r"\s+|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?"
+    r"\s+|°\s?[CFK](?![A-Za-z])|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?"
     r"|\^?\{?\s*'\s?'?\s*\}?|\(([A-Za-z ]+)\)"
 )
 _POWER = re.compile(r"\^\s*\{?\s*-?[123]\s*\}?")
@@ -25,7 +25,7 @@ kW Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt
 qt ha AU pc ly yr yrs KB MB GB TB dB ppm psi rpm
 """)
 _LETTERS = word_set("m s g h t l L N J W V A K C F T")
-_LETTER_UNIT = re.compile(r"(.*[0-9}]) [msghL]", re.DOTALL)
+_LETTER_UNIT = re.compile(r"(.*[0-9}])(?: [msghL]|L)", re.DOTALL)
 _PHYSICAL = re.compile(
     r"m\s*\^\s*\{?[23]\}?|(?:k?m|[cm]m|k?g|[JNCL])\s*/\s*(?:h|s|min|k?g|[cm]?m|L)(?:\s*\^\s*\{?[23]\}?)?"
 )

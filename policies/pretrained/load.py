@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
-from policies.pretrained.architecture import read_architecture
+from policies.pretrained.architecture import Architecture, read_architecture
 from registry import UsageError
 from registry.hub import hub_unreachable, is_lfs_pointer
+from registry.memory import available_bytes
 
 BUILT_IN = {"tiny": Path(__file__).parents[1] / "tiny"}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -60,14 +62,18 @@ def load_checkpoint(name_or_path: str) -> Any:
     """The transformers CausalLM of a folder, a hub id or a built-in name, in float32, on the CPU.
 
     Raises:
-        UsageError: the weights are quantised, damaged, not there, of other shapes, or do not give the whole model.
+        UsageError: the weights are quantised, damaged, not there, of other shapes, do not give the whole model, or do
+            not fit into memory.
     """
     import transformers
 
     source, config = locate(name_or_path), load_config(name_or_path)
+    architecture: Any = None
     with one_line(source, f"cannot use the config of {source!r}", "mend its config.json, or fetch it anew"):
-        read_architecture(config)
-    _check_full_precision(source, config)
+        architecture = read_architecture(config)
+    with one_line(source, f"cannot load the weights of {source!r}", "make its files readable"):
+        _check_full_precision(source, config)
+    _check_room(source, architecture, getattr(config, "tie_word_embeddings", False))
     remedy = "the folder needs model.safetensors that matches its config.json"
     model: Any
     about: dict[str, Any] = {}
@@ -122,6 +128,8 @@ def one_line(source: str, failure: str, remedy: str) -> Iterator[None]:
 def damage_of(folder: Path) -> str | None:
     """What is wrong with a file of weights or settings in ``folder``, and what to do; None if they can be read."""
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        if not path.is_file():
+            return f"{path} is a link to a file that is not there, or no file at all: copy or download it anew"
         if is_lfs_pointer(path):
             return f"{path} is a git-lfs pointer, not the file: run git lfs pull in {folder}, or download it anew"
         whole = _is_whole(path) if path.suffix == ".safetensors" else _is_json(path)
@@ -148,18 +156,30 @@ def weights_fault(folder: Path) -> str | None:
 
 def _is_whole(path: Path) -> bool:
     """Whether a safetensors file has as many bytes as its header says."""
-    size = path.stat().st_size
+    header = _header(path)
+    if header is None:
+        return False
+    try:
+        ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+        return path.stat().st_size == 8 + length + max(ends, default=0)
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """What a safetensors file says of its tensors; None where it cannot be read."""
     with path.open("rb") as file:
         head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > size - 8:
-            return False
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else path.stat().st_size
+        if length > path.stat().st_size - 8:
+            return None
         try:
-            tensors = json.loads(file.read(length))
-            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return size == 8 + length + max(ends, default=0)
+            header = json.loads(file.read(length))
+        except ValueError:
+            return None
+    return header if isinstance(header, dict) and all(isinstance(about, dict) for about in header.values()) else None
 
 
 def _is_json(path: Path) -> bool:
@@ -194,6 +214,24 @@ def _check_full_precision(source: str, config: Any) -> None:
         raise UsageError(
             f"{source!r} is quantised ({getattr(method, 'value', method) or 'quantization_config'}), and such weights "
             "cannot be trained: give the checkpoint that it was made from"
+        )
+    for path in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []:
+        for name, about in (_header(path) or {}).items():
+            if name.endswith((".weight", ".bias")) and about.get("dtype") not in _FLOATS:
+                raise UsageError(
+                    f"{path} holds {name} as {about.get('dtype')}, which is quantised, and such weights cannot be "
+                    "trained: give the checkpoint that it was made from"
+                )
+
+
+def _check_room(source: str, a: Architecture, tied: bool) -> None:
+    """Raise ``UsageError`` where the weights alone do not fit into memory."""
+    needed = 4 * (a.layers * a.layer_weights + (1 if tied else 2) * a.vocabulary * a.width)
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"not enough memory: the weights of {source!r} need {needed / 1e9:.3g} GB in float32, and {free / 1e9:.3g} "
+            "GB are free: take a smaller model, or a machine with more memory"
         )
 
 

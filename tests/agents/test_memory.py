@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import registry.memory
 from agents import ReFT, memory
 from benchmarks.run import main
 from envs.task import Task, TaskSpec
@@ -22,8 +23,9 @@ from registry import UsageError
 @pytest.fixture
 def small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Sets how many bytes the system says are free."""
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(registry.memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(registry.memory, "OWN_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(registry.memory, "CGROUP", tmp_path)
 
     def say(free: int, limit: str = "max", used: int = 0, cache: int = 0) -> None:
         (tmp_path / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:  {free // 1024} kB\n")
@@ -34,15 +36,6 @@ def small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return say
 
 
-def test_a_container_s_limit_counts_less_what_it_holds(small_machine) -> None:
-    small_machine(8 << 30)
-    assert memory.available_bytes() == 8 << 30
-    small_machine(8 << 30, str(3 << 30), 2 << 30, 1 << 20)
-    assert memory.available_bytes() == (1 << 30) + (1 << 20)
-    small_machine(1 << 20, str(3 << 30))
-    assert memory.available_bytes() == 1 << 20
-
-
 def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str, small_machine) -> None:
     target, task = Policy.load(folder), Task(TaskSpec())
     optimizer = torch.optim.AdamW(target.parameters())
@@ -51,7 +44,7 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str
     assert one >= shape.layers * shape.kv_width * task.spec.max_new_tokens * 4
     lasting = memory.lasting_bytes(target, optimizer)
     assert lasting == 16 * sum(parameter.numel() for parameter in target.parameters())
-    small_machine(lasting + 20 * one + 2048)
+    small_machine(lasting + memory.layout_bytes(target) + 20 * one + 2048)
     assert memory.fitting_slots(target, task, optimizer, 256) == 20
     assert memory.fitting_slots(target, task, optimizer, 8) == 8
     few = {"group_size": 4, "problems_per_batch": 2, "microbatch_tokens": 64}
@@ -63,6 +56,18 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str
         ReFT(target, MathReasonVector(num_envs=2, copy=False), **few)
 
 
+def test_bfloat16_weights_are_counted_as_this_processor_multiplies_them(folder: str, monkeypatch) -> None:
+    target = Policy.load(folder, dtype="bfloat16")
+    optimizer = torch.optim.AdamW(target.parameters())
+    weights = sum(parameter.numel() for parameter in target.parameters())
+    for dtype, size in ((torch.bfloat16, 2), (torch.float32, 4)):
+        monkeypatch.setattr(memory, "product_dtype", lambda *_, dtype=dtype: dtype)
+        assert memory.lasting_bytes(target, optimizer) == (size + 12) * weights
+        assert memory.layout_bytes(target) == size * max(
+            module.weight.numel() for module in target.model.modules() if isinstance(module, torch.nn.Linear)
+        )
+
+
 def test_a_system_that_tells_nothing_stops_nobody(folder: str, small_machine) -> None:
     target = Policy.load(folder)
     optimizer = torch.optim.AdamW(target.parameters())
@@ -72,7 +77,8 @@ def test_a_system_that_tells_nothing_stops_nobody(folder: str, small_machine) ->
 def plan(target: Policy, task: Task, slots: int, tokens: int) -> int:
     """All that a run with these slots and micro-batches takes beside the model, in whole kB as the system says it."""
     lasting = memory.lasting_bytes(target, torch.optim.AdamW(target.parameters()))
-    later = max(slots * memory.slot_bytes(target, task), memory.update_bytes(target, tokens))
+    rollout = slots * memory.slot_bytes(target, task) + memory.layout_bytes(target)
+    later = max(rollout, memory.update_bytes(target, tokens))
     return -(-(lasting + later) // 1024) * 1024
 
 
@@ -81,9 +87,8 @@ def test_slots_that_nobody_named_are_lowered_to_what_fits(folder: str, small_mac
     few = {"group_size": 4, "problems_per_batch": 16}
     whole = plan(target, task, 0, task.max_length)
     small_machine(whole)
-    room = (whole - memory.lasting_bytes(target, torch.optim.AdamW(target.parameters()))) // memory.slot_bytes(
-        target, task
-    )
+    lasting = memory.lasting_bytes(target, torch.optim.AdamW(target.parameters())) + memory.layout_bytes(target)
+    room = (whole - lasting) // memory.slot_bytes(target, task)
     assert 8 < room < 64
     with pytest.warns(UserWarning, match=f"memory holds {room} slots, not 64"):
         agent = ReFT(folder, "MathReason-v0", microbatch_tokens=64, **few)

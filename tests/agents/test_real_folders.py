@@ -1,22 +1,36 @@
-"""From a folder to a verdict by the path that users take, over drawn tokenizers, templates and checkpoints."""
+"""From a folder and a file to a verdict by the path that users take, over drawn tokenizers, templates, checkpoints and
+data files. ``FUZZ=20`` draws twenty times as many."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 from agents import ReFT
 from agents.supervised import demonstrations
 from policies import Policy
 from registry import UsageError
-from tests.oracles.byte_checkpoints import CHATML, THINKING, byte_tokenizer, write_checkpoint, write_problems
+from tests.oracles.byte_checkpoints import (
+    CHATML,
+    IN_PARTS,
+    THINKING,
+    byte_tokenizer,
+    metaspace_tokenizer,
+    write_checkpoint,
+    write_problems,
+)
 
 ROWS = [{"question": f"What is {n} + 9?", "answer": str(n + 9), "solution": f"{n} + 9 = {n + 9}"} for n in range(3)]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -45,8 +59,9 @@ def write_folder(folder: Path, rng: np.random.Generator) -> tuple[Any, int]:
     """A drawn checkpoint with its tokenizer; returns the tokenizer and the number of logits."""
     bos = draw(rng, None, "<s>")
     special = (*draw(rng, (), TAGS), *draw(rng, (), ("<|im_start|>", "<|im_end|>")))
-    tokenizer = byte_tokenizer(special, bos=bos, adds=draw(rng, "", "bos", "eos", "bos eos"))
-    tokenizer.chat_template = draw(rng, CHATML, THINKING)
+    make = draw(rng, byte_tokenizer, metaspace_tokenizer)
+    tokenizer = make(special, bos=bos, adds=draw(rng, "", "bos", "eos", "bos eos"))
+    tokenizer.chat_template = draw(rng, CHATML, THINKING, IN_PARTS)
     pad = draw(rng, None, "</s>", "<pad>")
     if pad:
         tokenizer.add_special_tokens({"pad_token": pad})
@@ -64,12 +79,36 @@ def write_folder(folder: Path, rng: np.random.Generator) -> tuple[Any, int]:
     return tokenizer, logits
 
 
-@pytest.mark.parametrize("seed", range(12))
+def write_rows(folder: Path, rng: np.random.Generator) -> str:
+    """``ROWS`` as other software would write them: another kind of file, encoding, line ending, type of gold answer,
+    with nulls and columns beside them that nobody needs."""
+    gold = draw(rng, str, int, float, lambda text: [text], lambda text: [text, f"{text}.0"], lambda text: f"${text}$")
+    extra = draw(rng, {}, {"level": None}, {"meta": {"source": None, "tags": []}})
+    rows = [{**extra, **row, "answer": gold(row["answer"])} for row in ROWS]
+    kind = draw(rng, ".jsonl", ".json", ".csv", ".parquet")
+    path = folder / f"problems{kind}"
+    if kind == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+        return str(path)
+    if kind == ".csv":
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator=draw(rng, "\n", "\r\n"))
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue()
+    else:
+        end = draw(rng, "\n", "\r\n", "\n\n")
+        content = json.dumps(rows) if kind == ".json" else "".join(json.dumps(row) + end for row in rows)
+    path.write_bytes(content.encode(draw(rng, "utf-8", "utf-8-sig")))
+    return str(path)
+
+
+@pytest.mark.parametrize("seed", range(12 * int(os.environ.get("FUZZ", "1"))))
 def test_from_a_folder_to_a_verdict(tmp_path, seed):
     rng = np.random.default_rng(seed)
     tokenizer, logits = write_folder(tmp_path, rng)
     template = draw(rng, "plain", "chat", "qwen-math", "r1")
-    problems = write_problems(tmp_path / "problems.jsonl", ROWS)
+    problems = write_rows(tmp_path, rng)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the assistant's turn ends with")
         envs = gym.make_vec(
@@ -86,7 +125,10 @@ def test_from_a_folder_to_a_verdict(tmp_path, seed):
     assert {tokenizer.eos_token_id} <= task.stop_token_ids
     for index, (prompt, completion) in enumerate(demonstrations(task, 0)):
         shown = task.template.prompt(ROWS[index]["question"], tokenizer)
-        assert tokenizer.decode(prompt, skip_special_tokens=False).removeprefix("<s>") == shown.removeprefix("<s>")
+        written = tokenizer.decode(prompt, skip_special_tokens=False)
+        if "▁" in tokenizer.get_vocab():  # it puts blanks after special tokens
+            written, shown = "".join(written.split()), "".join(shown.split())
+        assert written.removeprefix("<s>") == shown.removeprefix("<s>")
         assert task.codec.ends_once(completion.numpy())
         assert task.verdict(completion.numpy(), index).result().status == "right"
     agent = ReFT(str(tmp_path), envs, group_size=2, problems_per_batch=2, learning_rate=1e-3)

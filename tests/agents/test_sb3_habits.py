@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 
-from agents.arguments import vector_env_of
+from agents.arguments import check_seed, vector_env_of
 from agents.sb3_ppo import BudgetEndsEpisodes
 from envs.math_reason import MathReason
 from envs.sb3 import SB3VecEnv
@@ -123,6 +123,20 @@ def test_a_wrapper_of_a_single_env_is_never_dropped(case: str) -> None:
     wrap, needle = WRAPPERS[case]
     with pytest.raises(UsageError, match=needle):
         vector_env_of(wrap(gym.make("MathReason-v0", max_new_tokens=8)), 2)
+
+
+def test_a_wrapper_between_policy_and_environment_is_refused() -> None:
+    venv = gym.make_vec("MathReason-v0", num_envs=2)
+    for wrapper in (type("Other", (gym.vector.VectorActionWrapper,), {}), gym.wrappers.vector.DictInfoToList):
+        with pytest.raises(UsageError, match=r"Other|DictInfoToList"):
+            vector_env_of(gym.wrappers.vector.TransformReward(wrapper(venv), float), 2)
+    assert vector_env_of(gym.wrappers.vector.TransformReward(venv, float), 2)
+
+
+def test_numbers_of_numpy_are_numbers(world: World, name: str) -> None:
+    agent = world.agent(name, learning_rate=np.float32(1e-3))
+    assert numbers(agent.iterate()) == numbers(world.agent(name, learning_rate=float(np.float32(1e-3))).iterate())
+    assert check_seed(np.int64(3)) == 3 and type(check_seed(np.uint8(3))) is int
 
 
 def test_envs_that_cannot_be_dealt_a_deck_are_refused() -> None:

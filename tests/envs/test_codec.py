@@ -202,3 +202,30 @@ def test_tokenizers_that_are_git_lfs_pointers_are_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(UsageError, match=r"tokenizer.json is a git-lfs pointer.*git lfs pull"):
         task_of(tmp_path, None, "plain")
+
+
+def test_what_pads_without_a_pad_token_is_a_token_like_any_other(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    codec = Codec(templates.make("plain"), str(tmp_path))
+    assert codec.pad_token_id == 0 and tokenizer.decode([0]) == "!"
+    ids = tokenizer("#### 5!", add_special_tokens=False)["input_ids"]
+    for end in ([], [tokenizer.eos_token_id]):
+        assert codec.text(np.array([*ids, *end])) == "#### 5!"  # 120, not 5
+
+
+@pytest.mark.parametrize("given", [("</s>",), 256, "256", (256.0,), (True,), (-1,), (None,), ({},)])
+def test_stop_tokens_are_ids(tmp_path, given):
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"stop_token_ids=.* must be token ids"):
+        Codec(templates.make("plain"), str(tmp_path), stop_token_ids=given)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+    if given != 256:
+        with pytest.raises(UsageError, match=r"generation_config\.json .* must be token ids"):
+            Codec(templates.make("plain"), str(tmp_path))
+
+
+@pytest.mark.parametrize("given", [[256], (np.int64(256),), np.array([256]), {256}])
+def test_stop_tokens_are_taken_from_any_collection(tmp_path, given):
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert Codec(templates.make("plain"), str(tmp_path), stop_token_ids=given).stop_token_ids == {256}

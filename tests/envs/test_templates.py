@@ -90,3 +90,39 @@ def test_the_readme_says_of_every_template_what_it_is() -> None:
     for name, component in own.items():
         stops = ", ".join(f"`{stop}`" for stop in component.stop).replace("|", r"\|") or "none (EOS)"
         assert table[name] == stops
+
+
+IN_PARTS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (CHAT, QUESTION.strip()),
+        (CHAT.replace("message.content", "message.content | trim | lower"), QUESTION.strip().lower()),
+        (CHAT.replace("message.content", "message.content[0].text"), QUESTION.strip()),
+        (IN_PARTS, QUESTION.strip()),
+    ],
+)
+def test_a_chat_template_shows_the_question_whatever_form_it_reads(adds_bos: Any, written: str, shown: str) -> None:
+    adds_bos.chat_template = written
+    try:
+        assert shown in templates.make("chat").prompt(QUESTION, adds_bos)
+        assert templates.make("chat").ending(adds_bos) == ("</s>" if written is IN_PARTS else "")
+    finally:
+        adds_bos.chat_template = CHAT
+
+
+@pytest.mark.parametrize(
+    "written", ["<|user|>{% if add_generation_prompt %}<|assistant|>{% endif %}", "{{ messages[0].role }}"]
+)
+def test_a_chat_template_that_leaves_the_question_out_is_refused(adds_bos: Any, written: str) -> None:
+    adds_bos.chat_template = written
+    try:
+        with pytest.raises(UsageError, match="leaves out what is said"):
+            templates.make("chat").prompt(QUESTION, adds_bos)
+    finally:
+        adds_bos.chat_template = CHAT

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+IN_PARTS = CHATML.replace("{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}")
 THINKING = CHATML.replace("assistant\n", "assistant\n<think>\n")  # its generation prompt opens a thought
 
 
@@ -26,7 +27,29 @@ def byte_tokenizer(
     backend = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(t, special=True) for t in (bos, eos, *special) if t])
+    return _with_special(backend, special, eos, bos, adds, **settings)
+
+
+def metaspace_tokenizer(
+    special: tuple[str, ...] = (), eos: str = "</s>", bos: str | None = None, adds: str = "", **settings: Any
+) -> PreTrainedTokenizerFast:
+    """The same as Llama 2 has it: a text begins with a blank, which decoding takes away again; a letter is a token, or
+    else its bytes are."""
+    letters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;?!#=+-*/(){}\\<>$"
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    model = models.BPE({name: n for n, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True)
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _with_special(backend, special, eos, bos, adds, **settings)
+
+
+def _with_special(
+    backend: Tokenizer, special: tuple[str, ...], eos: str, bos: str | None, adds: str, **settings: Any
+) -> PreTrainedTokenizerFast:
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (bos, eos, *special) if t])
     before = f"{bos} " if bos and "bos" in adds else ""
     after = f" {eos}" if "eos" in adds else ""
     if before or after:

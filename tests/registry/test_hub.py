@@ -51,3 +51,27 @@ def test_without_it_a_model_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, 
     assert hub_unreachable()
     with pytest.raises(UsageError, match="while the hub is reachable"):
         load_config("owner/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_ENDPOINT", "http://hub.local:abc"),
+        ("HF_ENDPOINT", "http://a:99999999"),
+        ("HF_ENDPOINT", "http://é..x/"),
+        ("https_proxy", "::::"),
+        ("https_proxy", "http://[::1"),
+    ],
+)
+def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="malformed") as caught:
+        hub_unreachable()
+    assert repr(value) in str(caught.value)
+
+
+def test_an_empty_address_is_the_usual_one(monkeypatch: pytest.MonkeyPatch, listening: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "")
+    monkeypatch.setenv("https_proxy", listening)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert not hub_unreachable()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compare, evaluate
-from benchmarks.answers import server
+from benchmarks.answers import engine, server
 from benchmarks.answers.kept import Answer, Answers
 from benchmarks.comparison import stored
 from benchmarks.experiment.held_out import HeldOut
@@ -84,7 +84,9 @@ class TestEngine:
         assert sum(figures["statuses"].values()) == len(rows)
 
     @pytest.mark.parametrize("kept", [0, 1, 7, 20, 29])
-    def test_what_was_lost_is_written_again_to_the_same_tokens(self, kept: int, tmp_path: Path) -> None:
+    def test_what_was_lost_is_written_again_to_the_same_tokens(
+        self, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         arguments = ("--limit", "6", "--samples", "4", "--max-new-tokens", "24", "--slots", "5")
         assert ask(*arguments, folder=tmp_path / "whole") == 0
         whole = tmp_path / "whole" / "arithmetic" / "completions.jsonl"
@@ -94,6 +96,7 @@ class TestEngine:
         assert ask(*arguments, folder=again) == 0
         part = again / "arithmetic" / "completions.jsonl"
         part.write_text("".join(lines[:kept]) + lines[kept][:17])
+        monkeypatch.setattr(engine, "MOST_TOKENS", 24 * 8)  # two problems at a time
         assert ask(*arguments, folder=again) == 0
         assert part.read_text().startswith("".join(lines[:kept]))
         assert sorted(part.read_text().splitlines()) == sorted(whole.read_text().splitlines())

@@ -275,6 +275,7 @@ def test_decimals_of_a_table_and_other_types(tmp_path: Path) -> None:
     import datetime
 
     import numpy as np
+    import pandas
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -288,6 +289,13 @@ def test_decimals_of_a_table_and_other_types(tmp_path: Path) -> None:
         for value, gold in ((0.1, "0.1"), (7.0, "7"), (-2.5, "-2.5"), (1e-5, "0.00001")):
             path = saved(value, kind)
             assert texts(path) == texts(Dataset(parquet.read_table(path))) == [("Q?", gold)]
+    half = pa.array([np.float16(0.1)], pa.float16())
+    assert texts(pa.table({"question": ["Q?"], "answer": half})) == [("Q?", "0.1")]
+    for dtype in ("float16", "float32", "Float32", "float64"):
+        frame = pandas.DataFrame({"question": ["Q?"], "answer": pandas.Series([0.1], dtype=dtype)})
+        assert texts(frame) == [("Q?", "0.1")]
+        frame.loc[0, "answer"] = None
+        assert "no answer" in refusal(frame)
     assert texts([{"question": "Q?", "answer": np.float32(0.1)}]) == [("Q?", "0.1")]
     assert texts([{"question": "Q?", "answer": np.int64(7)}]) == [("Q?", "7")]
     for other in (b"12", datetime.date(2020, 1, 1), {"value": 3}):
@@ -410,3 +418,13 @@ def test_options_of_another_type(options: dict[str, Any]) -> None:
 )
 def test_names_that_nothing_can_have(name: str) -> None:
     refusal(name)
+
+
+def test_a_class_label_is_its_name(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Features, Value
+
+    kinds = Features({"question": Value("string"), "answer": ClassLabel(names=["no", "yes"])})
+    labels = Dataset.from_dict({"question": ["a", "b", "c"], "answer": [1, 0, 1]}, features=kinds)
+    labels.save_to_disk(str(tmp_path / "labels"))
+    for source in (labels, str(tmp_path / "labels")):
+        assert [gold for _, gold in texts(source)] == ["yes", "no", "yes"]

@@ -218,3 +218,61 @@ def test_integrals_and_sums_are_settled_by_math_verify() -> None:
     assert verify(r"\boxed{\frac{n(n+1)}{2}}", r"\sum_{k=1}^{n} k").reward == 1.0
     assert verify(r"\boxed{\frac{n(n-1)}{2}}", r"\sum_{k=1}^{n} k").reward == 0.0
     assert verify(r"\boxed{\sum_{k=1}^{n} k}", r"\sum_{k=1}^{n} k").reward == 1.0
+
+
+ENDS = ["</s>", "<|endoftext|>", "<|im_end|>\n", "<eos>", " <|eot_id|>", "<｜end▁of▁sentence｜>", "</s><pad><pad>"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    "frame", ["#### {}", "The answer is {}", "The answer is {}.", "Answer: {}", "so \\boxed{{{}}}"]
+)
+def test_tokens_that_ended_a_completion_are_none_of_its_answer(frame: str, end: str) -> None:
+    assert verify(frame.format(5) + end, "5").reward == 1.0
+    assert verify(frame.format(6) + end, "5").reward == 0.0
+    assert extract(frame.format("x") + 20_000 * end) == ("x", "")
+    tagged = f"a thought</think> <answer>{frame.format(5)}</answer>"
+    assert verify(tagged + end, "5", extract_tagged).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "line", ["5", "**5**", "$5$", "\\(5\\)", "\\[5\\]", "\\[\n5\n\\]", "$$\n5\n$$", "3 + 2 = 5", "5 apples."]
+)
+@pytest.mark.parametrize(
+    "announcement",
+    [
+        "The answer is:",
+        "So the final answer is:",
+        "**Final Answer**",
+        "**Answer:**",
+        "## Answer",
+        "Answer:",
+    ],
+)
+@pytest.mark.parametrize("blank", ["\n", "\n\n"])
+def test_the_last_line_may_hold_what_the_one_before_announces(announcement: str, blank: str, line: str) -> None:
+    text = f"2 and 3 are 5. 7 is not.\n{announcement}{blank}{line}"
+    assert verify(text, "5").reward == 1.0
+    assert verify(text, "7").reward == 0.0
+    assert verify(f"{text}\n\n6", "5").reward == 0.0  # another line follows, so none is the last word
+    assert verify(f"{text}\n\n6", "6").reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("So 12 is the answer.", ("12", "")),
+        ("First 7.\n$12 is our final answer", ("$12", "")),
+        ("Thus, 12 apples is the answer to the question.", ("12 apples", "")),
+        ("The answer is 5. No: 12 is the answer.", ("12", "")),
+        ("12 is the answer. No, the answer is 5.", ("5", "")),
+        ("I doubt that 12 is the answer.", ("", "no_answer")),
+        ("not 12 is the answer.", ("", "no_answer")),
+        ("12 is the answer to the first part.", ("", "no_answer")),
+        ("5 + 12 is the answer.", ("", "no_answer")),
+        ("It is (which is the answer in Ash), + half of 4 = 4", ("", "no_answer")),
+        ("the answer for 2 + 3 = 5", ("", "no_answer")),
+    ],
+)
+def test_statements_the_other_way_round_and_asides_that_calculate(text: str, found: tuple[str, str]) -> None:
+    assert extract(text) == found

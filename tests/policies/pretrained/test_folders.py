@@ -134,6 +134,32 @@ def test_quantised_folders_are_refused(tmp_path, quantised):
     assert "quantised" in said and quantised.get("quant_method", "") in said
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_stored_as_no_floats_are_refused(tmp_path, kind):
+    write_checkpoint(tmp_path)
+    name = "model.layers.1.mlp.down_proj.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(kind)}))
+    said = refusal(tmp_path)
+    assert name in said and "quantised" in said
+
+
+def test_links_to_nothing_are_named(tmp_path):
+    write_checkpoint(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    (tmp_path / WEIGHTS).symlink_to(tmp_path / "blobs" / "3f2a")
+    assert f"{tmp_path / WEIGHTS} is a link to a file that is not there" in refusal(tmp_path)
+
+
+def test_weights_that_memory_cannot_hold_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    model = write_checkpoint(tmp_path)
+    needed = 4 * sum(weight.numel() for weight in model.parameters())
+    monkeypatch.setattr("policies.pretrained.load.available_bytes", lambda: needed)
+    Policy.load(str(tmp_path))
+    monkeypatch.setattr("policies.pretrained.load.available_bytes", lambda: int(0.98 * needed))
+    (tmp_path / WEIGHTS).write_bytes(b"")
+    assert "not enough memory" in refusal(tmp_path)
+
+
 def test_adapters_are_refused_and_their_base_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/model"}))
     assert "adapter of 'some/model'" in refusal(tmp_path) and "merge_and_unload" in refusal(tmp_path)
