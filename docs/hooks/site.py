@@ -60,9 +60,9 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """GitHub's Markdown as Python-Markdown reads it, and the tables that a page asks for."""
-    return environment.fill(as_python_markdown(markdown))
+    return environment.fill(without_folder_links(as_python_markdown(markdown), page.file.src_uri))
 
 
 def repository_pages() -> list[str]:
@@ -98,6 +98,16 @@ def as_python_markdown(text: str) -> str:
                 line = re.sub(r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"), line)
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def without_folder_links(text: str, path: str) -> str:
+    """A folder of the repository has no page: what links to one is the text of the link alone."""
+    folder = (ROOT / path).parent
+
+    def shown(link: re.Match[str]) -> str:
+        return link[1] if "://" not in link[2] and (folder / link[2]).is_dir() else link[0]
+
+    return re.sub(r"\[([^\]]*)\]\(([^)#\s]+)\)", shown, text)
 
 
 def _in_list(lines: list[str]) -> bool:
