@@ -208,6 +208,11 @@ def grid_of(given: argparse.Namespace) -> Grid:
     for name, value in (("agents", given.agents), ("policies", given.policy), ("envs", given.env)):
         if value is not None:
             changes[name] = tuple(value)
+    # So it is with whatever else a preset's variants set; their names told of it.
+    kept = [
+        replace(one, set={name: value for name, value in one.set.items() if name not in own}) for one in grid.variants
+    ]
+    changes["variants"] = tuple(one if one.set else replace(one, name="") for one in kept)
     if given.agents is not None:
         changes |= {"variants": (), "title": "Comparison"}
     if given.seeds is not None:

@@ -209,6 +209,14 @@ def test_cores_are_shared_out():
     assert resources(parser().parse_args(["--jobs", "3"]), grid) == (3, 1)
 
 
+def test_the_command_line_wins_over_the_variants_of_a_preset():
+    compared = arms(grid_of(parser().parse_args(["--set", "sampler.ratio=0.25"])))
+    assert [arm.specs[0].agent["sampler"].get("ratio") for arm in compared] == [None, 0.25, 0.25, 0.25]
+    assert not any("of 12" in arm.label for arm in compared)
+    compared = arms(grid_of(parser().parse_args(["--set", "evaluation.problems=8"])))
+    assert [arm.label.partition(" ")[2] for arm in compared] == ["", "4 of 12", "6 of 12", "6 of 12"]
+
+
 def test_help_and_typos_in_options_need_no_torch():
     program = "import sys, benchmarks.run, benchmarks.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
