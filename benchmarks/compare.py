@@ -195,12 +195,14 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
 
 def grid_of(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
-    from benchmarks.comparison.grid import agent_ids, preset, recipe
+    from benchmarks.comparison.grid import agent_ids, preset, recipe, without_missed, without_replaced
 
-    grid = preset(given.preset)
-    settings: dict[str, Any] = {**grid.set, **recipe(given.recipe)}
+    grid, published = preset(given.preset), recipe(given.recipe)
     own: dict[str, Any] = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
     own |= dict(assignment(text) for text in given.set)
+    settings: dict[str, Any] = {**without_replaced(grid.set, {**published, **own}), **published}
+    if given.agents is not None:
+        settings = without_missed(settings, given.agents)
     if set(BUDGETS) & set(own):  # whoever gives a budget means that one, not the preset's
         settings = {name: value for name, value in settings.items() if name not in BUDGETS}
     settings |= own

@@ -221,7 +221,7 @@ def arms(grid: Grid, starts: Mapping[tuple[str, str], str] | None = None) -> lis
     ids = agent_ids(grid.agents)
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
-    common = {**_without_replaced(recipe(grid.recipe), grid.set), **grid.set}
+    common = {**without_replaced(recipe(grid.recipe), grid.set), **grid.set}
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
     _refuse_what_all_miss(common, plans)
     plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
@@ -238,13 +238,19 @@ def arms(grid: Grid, starts: Mapping[tuple[str, str], str] | None = None) -> lis
     return list(distinct.values())
 
 
+def without_missed(settings: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    """Settings but for those that none of the agents of these ids or patterns has a field for."""
+    missed = [applicable(id, settings)[1] for id in agent_ids(tuple(patterns))]
+    return {name: value for name, value in settings.items() if not all(name in one for one in missed)}
+
+
 def group_name(policy: str, env: str) -> str:
     """What the arms of a policy and an environment are called together."""
     return f"{Path(policy).name} on {env}"
 
 
-def _without_replaced(published: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings, but for the fields of a component instead of which another is chosen."""
+def without_replaced(published: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's or a preset's settings, but for the fields of a component instead of which another is chosen."""
 
     def is_replaced(name: str) -> bool:
         component, dot, _ = name.partition(".")

@@ -217,6 +217,15 @@ def test_the_command_line_wins_over_the_variants_of_a_preset():
     assert [arm.label.partition(" ")[2] for arm in compared] == ["", "4 of 12", "6 of 12", "6 of 12"]
 
 
+def test_a_preset_does_not_stand_in_the_way_of_what_is_chosen():
+    (arm,) = arms(grid_of(parser().parse_args(["--agents", "sb3-ppo"])))  # has no advantage, groups or sampler
+    assert arm.missed == () and arm.specs[0].agent["learning_rate"] == 1e-4
+    compared = arms(grid_of(parser().parse_args(["--set", "advantage=rloo"])))  # has no field `keep`
+    assert {arm.specs[0].agent["advantage"]["id"] for arm in compared} == {"rloo"}
+    with pytest.raises(UsageError, match="keep"):
+        arms(grid_of(parser().parse_args(["--set", "advantage=rloo", "--set", "advantage.keep=2"])))
+
+
 def test_help_and_typos_in_options_need_no_torch():
     program = "import sys, benchmarks.run, benchmarks.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -522,7 +531,7 @@ def test_a_start_is_given_on_the_command_line(tmp_path):
     assert (spec.agent["id"], spec.iterations, spec.env["max_new_tokens"]) == ("sft", 3, 40)
     assert spec.agent["learning_rate"] != 1e-5  # what is set for the arms is not the start's
     changed = grid_of(parser().parse_args(["--preset", "smollm2", "--start-set", "problems=7"])).start
-    assert changed.set["problems"] == "7" and changed.set["schedule"] == "linear"
+    assert changed.set["problems"] == "7" and changed.set["gradient_steps"] == 8
 
 
 def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):
