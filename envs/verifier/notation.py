@@ -72,7 +72,7 @@ def normalise(text: str) -> str:
         .replace("$", "")
         .replace("...", "…")
     )
-    return _trim(_DOUBLED.sub(" ", text))
+    return _trim(_unwrap_emphasis(_DOUBLED.sub(" ", text)))  # once more: \_0_ is _0_ by now
 
 
 def _ascii_digit(character: str) -> str:

@@ -152,7 +152,7 @@ def test_verdicts_do_not_depend_on_order(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [shuffled[order.index(n)] for n in range(len(pairs))] == expected
 
 
-@pytest.mark.parametrize("text", ["**42**.", "_42_:", '"42", ', "$**42**$.", "`42`;", "*42.*", "42\\,"])
+@pytest.mark.parametrize("text", ["**42**.", "_42_:", '"42", ', "$**42**$.", "`42`;", "*42.*", "42\\,", "\\_42_"])
 def test_emphasis_and_punctuation_come_off_in_any_order(text: str) -> None:
     assert normalise(text) == "42"
 
