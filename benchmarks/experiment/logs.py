@@ -11,13 +11,14 @@ from typing import Any
 from agents.writers import WRITERS, Completions
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import scalars
-from benchmarks.measuring.durable import storage_errors, write_whole
+from benchmarks.measuring.durable import read_rows, storage_errors, write_whole
 
+METRICS = "metrics.jsonl"
 LOGGED = "logged.json"
 
 
 class RunLog:
-    """Context; ``write`` takes the run's rows so far.
+    """Context; ``write`` takes the run's rows as they are written.
 
     A run that goes on does the rows after its last checkpoint again, with the same numbers: those that a tracker has
     are left out. How many these are it says itself where it can; ``logged.json`` in the run's folder says what is
@@ -42,18 +43,19 @@ class RunLog:
             writer.close()
         self._note(self.writers)
 
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Log those of the rows that are new."""
+    def write(self, row: dict[str, Any], written: int) -> None:
+        """Log the last of the ``written`` rows, and what a tracker lacks of those before it."""
         for name in self.names:
-            if self.had.get(name, 0) < len(rows):
-                self._log(name, rows)
+            if self.had.get(name, 0) < written:
+                self._log(name, row, written)
 
-    def _log(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    def _log(self, name: str, row: dict[str, Any], written: int) -> None:
         is_new = name not in self.writers
         writer = self._open(name) if is_new else self.writers[name]
-        for row in rows[self.had.get(name, 0) :]:
-            writer.write(*_values(row), step=row["timesteps"])
-        self.had[name] = max(self.had.get(name, 0), len(rows))
+        rows = read_rows(self.folder / METRICS)[0][self.had.get(name, 0) : written] if is_new else [row]
+        for one in rows:
+            writer.write(*_values(one), step=one["timesteps"])
+        self.had[name] = max(self.had.get(name, 0), written)
         if is_new:
             writer.replace_earlier()
         if writer.stored is None:

@@ -25,7 +25,7 @@ from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
 from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.held_out import SLOTS
-from benchmarks.experiment.logs import RunLog
+from benchmarks.experiment.logs import METRICS, RunLog
 from benchmarks.experiment.progress import RunProgress
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
@@ -35,7 +35,6 @@ from policies.pretrained.fingerprint import fingerprint
 from policies.pretrained.load import load_config
 from registry import UsageError
 
-METRICS = "metrics.jsonl"
 RESULT = "result.json"
 AVERAGED = "model-averaged"  # of a run with ema_decay, whose accuracy is of that
 FINISHED = -1
@@ -45,14 +44,25 @@ class Training:
     """Iterating over it trains; each item is a row of metrics.jsonl as it is written.
 
     A run is a function of its spec: what an interruption leaves half-done (rows after the last checkpoint, partial
-    files) is dropped and done again.
+    files) is dropped and done again. Rows live on disk alone, so that memory does not grow with a run's length.
+
+    Attributes:
+        written: how many rows there are.
+        seconds: of training so far, evaluations left out.
+        result: of the finished run; of processes that do not lead, empty.
     """
 
     def __init__(self, spec: RunSpec, folder: Path) -> None:
         self.spec = spec
         self.folder = folder
-        self.rows: list[dict[str, Any]] = []
+        self.written = 0
+        self.seconds = 0.0
         self.result: dict[str, Any] = {}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Those of metrics.jsonl."""
+        return read_rows(self.folder / METRICS)[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.ranks = self._ranks()
@@ -66,7 +76,8 @@ class Training:
             if iteration == FINISHED:
                 self.result = json.loads((self.folder / RESULT).read_text())
                 return
-            self.rows, _ = read_rows(self.folder / METRICS)
+            rows = self.rows
+            self.written, self.seconds = len(rows), seconds_spent(rows)
             agent = self._agent(iteration)
             with storage_errors(self.folder):
                 self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open(
@@ -145,7 +156,7 @@ class Training:
         if slots < wanted:
             _tell_of_slots("evaluations", max(1, slots), wanted)
         self.evaluator = Evaluator(task, chosen, self.ranks, max(1, slots))  # one has been found to fit
-        if not self.rows:
+        if not self.written:
             yield self._evaluate(agent, whole=True)
         # What imports have left lives as long as the process: to look through it again and again takes up to a fifth of
         # a small model's rollouts.
@@ -170,7 +181,7 @@ class Training:
     def _spent(self) -> Spent:
         """What share of its budget the run has spent with some iterations and tokens, at the moment it is asked in an
         iteration that begins now; by the leader's clock."""
-        before, began = seconds_spent(self.rows), time.perf_counter()
+        before, began = self.seconds, time.perf_counter()
 
         def spent(iterations: int, tokens: int) -> float:
             seconds = before + time.perf_counter() - began
@@ -181,7 +192,7 @@ class Training:
 
     def _over(self, agent: Any) -> bool:
         """Whether a budget is used up; by the leader's clock."""
-        used = self.spec.used(agent.iteration, agent.num_timesteps, seconds_spent(self.rows))
+        used = self.spec.used(agent.iteration, agent.num_timesteps, self.seconds)
         return bool(self.ranks.agree(used >= 1))
 
     def _evaluate(self, agent: Any, whole: bool) -> dict[str, Any]:
@@ -200,14 +211,15 @@ class Training:
         with storage_errors(self.folder):
             self._file.write(json_text(row) + "\n")
             self._file.flush()
-        self.rows.append(row)
+        self.written += 1
+        self.seconds += row.get("time/iteration", 0.0)
         return row
 
     def _finish(self, agent: Any) -> None:
         """Save the model, then the result: a folder with a result is a finished run."""
-        self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak_bytes()})
         if not self.ranks.leader:
             return
+        self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak_bytes()})
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
             if getattr(agent, "average", None) is not None:
@@ -308,7 +320,7 @@ def run(
     with RunProgress(spec, quiet or follows()) as progress, RunLog(spec, folder, () if follows() else log) as trackers:
         for row in training:
             progress.show(row)
-            trackers.write(training.rows)
+            trackers.write(row, training.written)
             if parent is not None and os.getppid() != parent:
                 raise KeyboardInterrupt
     return training.result
@@ -318,4 +330,5 @@ def log_finished(spec: RunSpec, folder: Path, log: Sequence[str]) -> None:
     """Give a finished run's rows to the trackers that have not had them."""
     if log and not follows():
         with RunLog(spec, folder, log) as trackers:
-            trackers.write(read_rows(folder / METRICS)[0])
+            rows, _ = read_rows(folder / METRICS)
+            trackers.write(rows[-1], len(rows))

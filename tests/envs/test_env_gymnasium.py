@@ -53,9 +53,9 @@ def test_gymnasiums_checks_and_determinism(env: gym.Env) -> None:
 def test_a_pickled_env_is_the_same_env(env: gym.Env) -> None:
     """Gymnasium's ``test_pickle_env``."""
     again = pickle.loads(pickle.dumps(env))
-    data_equivalence(env.reset(seed=1), again.reset(seed=1))
+    assert data_equivalence(env.reset(seed=1), again.reset(seed=1))
     action = env.action_space.sample()
-    data_equivalence(env.step(action), again.step(action))
+    assert data_equivalence(env.step(action), again.step(action))
     env.close()
     again.close()
 
