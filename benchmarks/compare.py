@@ -200,9 +200,10 @@ def grid_of(given: argparse.Namespace) -> Grid:
     grid, published = preset(given.preset), recipe(given.recipe)
     own: dict[str, Any] = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
     own |= dict(assignment(text) for text in given.set)
-    settings: dict[str, Any] = {**without_replaced(grid.set, {**published, **own}), **published}
+    of_preset = without_replaced(grid.set, {**published, **own})
     if given.agents is not None:
-        settings = without_missed(settings, given.agents)
+        of_preset = without_missed(of_preset, given.agents)
+    settings: dict[str, Any] = {**of_preset, **published}
     if set(BUDGETS) & set(own):  # whoever gives a budget means that one, not the preset's
         settings = {name: value for name, value in settings.items() if name not in BUDGETS}
     settings |= own

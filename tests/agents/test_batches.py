@@ -47,6 +47,13 @@ def same_completions(first: Rollout, second: Rollout) -> bool:
     ) and all(torch.equal(a, b) for a, b in zip(first.prompts, second.prompts, strict=True))
 
 
+OF_AGENTS = pytest.mark.parametrize(
+    "arguments",
+    [{}, {**NESTED, "minibatches": 2}, {"sampler": "fixed", "correction": "defensive", "target_written": 1}],
+    ids=["reft", "nested", "defensive"],
+)
+
+
 @pytest.mark.parametrize(
     "batch",
     [
@@ -58,11 +65,7 @@ def same_completions(first: Rollout, second: Rollout) -> bool:
     ],
     ids=["fresh", "batch", "group", "stale", "mixture"],
 )
-@pytest.mark.parametrize(
-    "arguments",
-    [{}, {**NESTED, "minibatches": 2}, {"sampler": "fixed", "correction": "defensive", "target_written": 1}],
-    ids=["reft", "nested", "defensive"],
-)
+@OF_AGENTS
 def test_with_nothing_recalled_the_agent_is_the_plain_one_to_the_bit(
     folder: str, batch: Any, arguments: dict[str, Any]
 ) -> None:
@@ -74,11 +77,7 @@ def test_with_nothing_recalled_the_agent_is_the_plain_one_to_the_bit(
 
 
 @pytest.mark.parametrize("batch", ["contrast", "contrast*fresh"])
-@pytest.mark.parametrize(
-    "arguments",
-    [{}, {**NESTED, "minibatches": 2}, {"sampler": "fixed", "correction": "defensive", "target_written": 1}],
-    ids=["reft", "nested", "defensive"],
-)
+@OF_AGENTS
 def test_contrast_that_never_finds_a_group_is_the_plain_agent_to_the_bit(
     folder: str, batch: str, arguments: dict[str, Any]
 ) -> None:

@@ -222,8 +222,12 @@ def test_a_preset_does_not_stand_in_the_way_of_what_is_chosen():
     assert arm.missed == () and arm.specs[0].agent["learning_rate"] == 1e-4
     compared = arms(grid_of(parser().parse_args(["--set", "advantage=rloo"])))  # has no field `keep`
     assert {arm.specs[0].agent["advantage"]["id"] for arm in compared} == {"rloo"}
-    with pytest.raises(UsageError, match="keep"):
-        arms(grid_of(parser().parse_args(["--set", "advantage=rloo", "--set", "advantage.keep=2"])))
+    for asked in (
+        ["--set", "advantage=rloo", "--set", "advantage.keep=2"],
+        ["--agents", "sb3-ppo", "--recipe", "dapo-qwen2.5-32b"],
+    ):
+        with pytest.raises(UsageError, match=r"keep|field"):
+            arms(grid_of(parser().parse_args(asked)))
 
 
 def test_help_and_typos_in_options_need_no_torch():

@@ -78,9 +78,9 @@ def test_spec_file_repeats_the_run(whole, tmp_path):
 def test_rows_do_not_stay_in_memory(tmp_path):
     """Else memory grows with a run's length: 45 MB in 3,600 iterations were seen."""
     spec, kept = small(iterations=6), []
-    for row in Training(spec, tmp_path):
+    for _ in Training(spec, tmp_path):
         kept.append(sum(isinstance(one, dict) and "time/cpu" in one and "layers" in one for one in gc.get_objects()))
-    assert row["iteration"] == 6 and max(kept) <= 2, kept
+    assert len(kept) > 6 and max(kept) <= 2, kept
 
 
 def test_finished_run_is_not_done_again(whole, monkeypatch):

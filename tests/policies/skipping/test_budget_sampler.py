@@ -28,21 +28,23 @@ class World:
     def kl(self, skipped: list[int]) -> float:
         return float(len(skipped) ** self.gamma * self.costs[skipped].sum())
 
+    def truth(self, skipped: list[int]) -> float:
+        """D."""
+        return self.kl(skipped) * TOKENS if skipped else 0.0
+
+    def measured(self, skipped: list[int]) -> dict[str, float]:
+        return {name: self.kl(skipped) * np.exp(self.noise * self.rng.normal()) for name in ("kl_k1", "kl_k3")}
+
     def run(self, sampler, batches: range) -> list[tuple[list[int], float]]:
-        """Each batch's skipped layers and true D."""
-        found = []
+        """Each batch's skipped layers and their ``truth``."""
+        drawn = []
         for batch in batches:
             kept = sampler.sample(LAYERS, np.random.default_rng([1, batch]))
             skipped = [n for n in range(LAYERS) if n not in kept]
-            measured = {"mean_length": TOKENS}
-            if skipped:
-                kl = self.kl(skipped)
-                measured |= {"kl_k1": kl * np.exp(self.noise * self.rng.normal())}
-                measured |= {"kl_k3": kl * np.exp(self.noise * self.rng.normal())}
-            sampler.observe(kept, measured)
-            found.append((skipped, self.kl(skipped) * TOKENS if skipped else 0.0))
+            sampler.observe(kept, {"mean_length": TOKENS, **(self.measured(skipped) if skipped else {})})
+            drawn.append((skipped, self.truth(skipped)))
             self.costs *= np.exp(self.trend)
-        return found
+        return drawn
 
 
 def test_a_batch_of_few_tokens_moves_the_belief_less() -> None:
@@ -169,22 +171,13 @@ class TailedWorld(World):
         super().__init__(**given)
         self.c = c
 
-    def overlap(self, skipped: list[int]) -> float:
-        return 1 - min(1.0, np.sqrt(self.c * self.kl(skipped)))
+    def truth(self, skipped: list[int]) -> float:
+        """Overlap of the worst completions."""
+        return 1 - min(1.0, np.sqrt(self.c * self.kl(skipped))) if skipped else 1.0
 
-    def run(self, sampler, batches: range) -> list[tuple[list[int], float]]:
-        found = []
-        for batch in batches:
-            kept = sampler.sample(LAYERS, np.random.default_rng([1, batch]))
-            skipped = [n for n in range(LAYERS) if n not in kept]
-            measured = {"mean_length": TOKENS}
-            if skipped:
-                lost = (1 - self.overlap(skipped)) * np.exp(0.05 * self.rng.normal())
-                kl = {name: self.kl(skipped) * np.exp(self.noise * self.rng.normal()) for name in ("kl_k1", "kl_k3")}
-                measured |= {**kl, "overlap_q05": 1 - lost}
-            sampler.observe(kept, measured)
-            found.append((skipped, self.overlap(skipped) if skipped else 1.0))
-        return found
+    def measured(self, skipped: list[int]) -> dict[str, float]:
+        lost = (1 - self.truth(skipped)) * np.exp(0.05 * self.rng.normal())
+        return {**super().measured(skipped), "overlap_q05": 1 - lost}
 
 
 @pytest.mark.parametrize("c", [0.5, 2.0, 6.0])
@@ -197,7 +190,7 @@ def test_the_tail_is_held_whatever_it_is_to_the_mean(c: float) -> None:
     overlap = np.array([value for _, value in late])
     assert (overlap >= 0.94 - 0.015).mean() > 0.9
     skipped = np.mean([len(s) for s, _ in late])
-    best = max(n for n in range(LAYERS // 2) if world.overlap(list(range(1, n + 1))) >= 0.94)
+    best = max(n for n in range(LAYERS // 2) if world.truth(list(range(1, n + 1))) >= 0.94)
     assert best - 2 <= skipped <= best, "as many as it allows, nearly"
     assert sampler.metrics()["sampler/predicted_overlap"] == pytest.approx(overlap[-1], abs=0.02)
     free = skip_samplers.make("budget", budget=5.0, explore=0.0)
