@@ -83,7 +83,7 @@ def test_products_equal_those_of_the_rounded_operands(path, dtype, inner, outer,
 
 
 def extreme_bytes(count: int, k: int) -> torch.Tensor:
-    """[count, k] float32 integers to 127, one of those in each row: all alike, alternating, of two values, or random."""
+    """[count, k] float32 integers to 127, one of those in each row: all alike, alternating, of two values or random."""
     generator = torch.Generator().manual_seed(count + k)
     signs = torch.where(torch.arange(k) % 2 == 0, 1.0, -1.0)
     two_valued = torch.randint(0, 2, (count, k), generator=generator) * 2.0 - 1
