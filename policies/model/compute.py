@@ -62,7 +62,7 @@ def drawing_head_kernels(head: torch.nn.Linear, dtype: torch.dtype) -> Kernels |
         return None
     if dtype == torch.bfloat16:
         return kernels if kernels.bf16_head and head.in_features % 2 == 0 else None
-    return kernels if head.weight.numel() <= _SMALL_HEAD else None
+    return kernels if head.in_features * head.out_features <= _SMALL_HEAD else None
 
 
 def scoring_head_kernels(device: torch.device, dtype: torch.dtype, width: int) -> Kernels | None:
