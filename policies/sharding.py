@@ -11,6 +11,7 @@ What gathers is a collective: all processes must do it equally often and in one 
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,6 +66,14 @@ def split_matrices(model: nn.Module, device: torch.device) -> None:
                     made[id(parameter)] = split(parameter, device)
                 module._parameters[name] = made[id(parameter)]
     model.to(device)
+    _return_free_memory()
+
+
+def _return_free_memory() -> None:
+    """Give the system what held whole matrices; the compiled kernels tell the allocator to keep what is freed."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
 
 
 def whole_shape(weight: Tensor) -> torch.Size | None:
