@@ -215,7 +215,7 @@ class Policy:
     def save(self, folder: str | Path) -> None:
         """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes. Of a sharded policy the
         first process writes, from its host's memory."""
-        model = whole_copy(self.model) if self.sharded else self.model
+        model: Any = whole_copy(self.model) if self.sharded else self.model
         if self.sharded and not leads():
             return
         model = merged_copy(model) if self.adapter_rank else model

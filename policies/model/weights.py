@@ -197,7 +197,7 @@ class RolloutHead:
     def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
-        self._kernels = drawing_head_kernels(module, dtype)
+        self._kernels = drawing_head_kernels(module.weight.device, module.out_features, module.in_features, dtype)
         self.refresh()
 
     @property

@@ -55,7 +55,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "defensive": {"sampler": "fixed", "correction": "defensive", "minibatches": 2, "target_written": 2},
     "one-group": {"problems_per_batch": 1, "group_size": 8, "entropy_bonus": 0.01},  # one process has no group
     "micro": {"microbatch_tokens": 24, "correction": "ess-adaptive", "sampler": "uniform"},  # of unequal numbers
-    "patched": {"sampler": "fixed", "patch": "heal", "rollout_dtype": "int8"},
+    "patched": {"sampler": "fixed", "patch": "heal"},
+    "bytes": {"sampler": "fixed", "rollout_dtype": "int8"},
     "measured": {"sampler": "lowest-kl", "correction": "retrace", "batch": "stale"},
     "adapters": {"lora_rank": 4, "gradient_checkpointing": True, "minibatches": 2},
     "anchored": {"anchor": "kl", "gradient_checkpointing": True, "batch": "replay"},
