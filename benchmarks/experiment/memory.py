@@ -69,7 +69,7 @@ def memory_table(size: ModelSize, prompt: int, completion: int, tokens: int) -> 
     for count in PROCESSES:
         one = plan(replace(size, processes=count), 0, prompt, completion, tokens)
         numbers = (one.weights, one.gradients, one.moments, one.copy, one.update, one.total)
-        row = [str(count), *(f"{number / GB:#.3g}" for number in numbers)]
+        row = [str(count), *(f"{number / GB:.3g}" for number in numbers)]
         for card in cards:
             free = card * GB - CONTEXT
             room = free - one.weights - one.gradients - one.moments - one.copy
