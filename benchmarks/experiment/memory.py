@@ -73,7 +73,7 @@ def memory_table(size: ModelSize, prompt: int, completion: int, tokens: int) -> 
         for card in cards:
             free = card * GB - CONTEXT
             room = free - one.weights - one.gradients - one.moments - one.copy
-            row.append(f"{room / slot:.0f}" if one.total <= free and room >= slot else "none")
+            row.append(f"{room // slot:.0f}" if one.total <= free and room >= slot else "none")
         rows.append(row)
     heads = ["split over", "weights", "gradients", "moments", "rollout copy", "update", "most"]
     heads += [f"slots in {card} GB" for card in cards]

@@ -30,7 +30,8 @@ def node(spec: Path, runs: Path, port: int, out: Path) -> subprocess.Popen[bytes
     command = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=run", "--local-addr=127.0.0.1"]
     command += ["-m", "benchmarks.run", "--spec", str(spec), "--runs", str(runs), "--quiet", "--threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # With a shared store torch 2.13's launcher that is started anew waits for an address that only the first round has.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(
         [sys.executable, *command], stdout=out.open("ab"), stderr=subprocess.STDOUT, env=environment
     )
