@@ -67,6 +67,7 @@ from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
+from policies.policy import settle_dtype
 from policies.sharding import most
 from registry import (
     UsageError,
@@ -146,7 +147,8 @@ class ReFT(LanguageModelAlgorithm):
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
         slots: env slots, when ``env`` does not say; by default as many as an iteration has episodes, up to 256, and as
             memory holds. They change no numbers.
-        dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
+        dtype: of the matrix products, ``float32`` or ``bfloat16``; the weights stay float32. By default that of the two
+            which the device is fast in, and for the built-in model float32.
         lora_rank: r, the rank of low-rank adapters (LoRA, arXiv 2106.09685; needs peft) of every layer's projections,
             with alpha = 2 r, that are trained instead of the weights; rollouts and saved models have them merged in. 0,
             the default, trains the weights themselves.
@@ -209,7 +211,7 @@ class ReFT(LanguageModelAlgorithm):
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
         slots: int | None = None,
-        dtype: str | None = None,
+        dtype: str | None = "auto",
         rollout_dtype: str | None = None,
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
@@ -316,6 +318,8 @@ class ReFT(LanguageModelAlgorithm):
             return target, total
 
         sharded = self.shard and self.ranks.size > 1
+        if sharded and not isinstance(given, Policy):
+            dtype = settle_dtype(dtype, given, device)  # by where it computes, not by where it is loaded
         target, total = self.ranks.in_turn(load) if sharded else load()
         self.ranks.require_equal(self.seed or 0, total)
         return target

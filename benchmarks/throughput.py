@@ -29,6 +29,7 @@ from benchmarks.speed.ours import Engine, Parts
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.work import Work, kept_layers, make_work
 from policies import Policy, with_int8
+from policies.policy import settle_dtype
 from registry import UsageError
 from registry.command import command
 
@@ -45,7 +46,12 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
     options.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
-    options.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default float32)")
+    options.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the products (default: what is fast here)",
+    )
     options.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
     options.add_argument("--split", default="train", help="of the problems (default train)")
     options.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
@@ -273,6 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
     torch.set_num_threads(options.threads or torch.get_num_threads())
+    options.dtype = settle_dtype(options.dtype, options.policy, options.device)
     policy = Policy.load(options.policy, options.device, options.dtype)
     options.skips = chosen_skips(options, policy.num_layers)
     rows = record_rows(all_rows(policy, options), options.json)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from policies.engine.ahead import Ahead
 from policies.engine.behavior import Behavior
 from policies.engine.decoder import CachedDecoder, Clock, UncachedDecoder
 from policies.engine.sampling import SamplingSpec
+from policies.model.compute import fast_dtype
 from policies.model.head import TrainableHead
 from policies.model.int8 import Int8Head, Int8Linear
 from policies.model.layers import GATES, LayerWeights, kept_weights, rms_norm, rotary_table
@@ -41,7 +44,7 @@ from policies.pretrained.adapters import (
     merged_copy,
 )
 from policies.pretrained.architecture import read_architecture
-from policies.pretrained.load import check_finite, load_checkpoint
+from policies.pretrained.load import BUILT_IN, check_finite, load_checkpoint
 from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
 from policies.sharding import leads, most, split_matrices, whole_copy, whole_shape
@@ -52,6 +55,7 @@ _version = attrgetter("_version")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (prompt, tokens, mask): what a process computes where others have more to do, since gathering a weight takes all.
 _ONE_TOKEN = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1).bool()
+AUTO = "auto"
 
 
 class Policy:
@@ -151,19 +155,16 @@ class Policy:
         Args:
             name_or_path: of a Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3 or Gemma 3 checkpoint in safetensors.
             device: such as ``cpu`` or ``cuda``.
-            dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
+            dtype: of the matrix products, ``float32`` (the default), ``bfloat16`` or ``auto`` (``settle_dtype``); the
+                weights stay float32.
 
         Raises:
             UsageError: no such folder, hub unreachable, unsupported architecture, unknown dtype or device.
         """
-        _compute_dtype(dtype)
-        try:
-            target = torch.device(device)
-            if target.type == "cuda" and not torch.cuda.is_available():
-                raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
-        except RuntimeError as error:
-            raise UsageError(f"device={device!r} is not a torch device: use 'cpu' or 'cuda'") from error
-        return cls(load_checkpoint(name_or_path).to(target), dtype)
+        chosen, target = settle_dtype(dtype, name_or_path, device), _device(device)
+        if target.type == "cuda" and not torch.cuda.is_available():
+            raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
+        return cls(load_checkpoint(name_or_path).to(target), chosen)
 
     @property
     def num_layers(self) -> int:
@@ -465,7 +466,44 @@ class Policy:
             )
 
 
+def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> str | None:
+    """``dtype`` as it is given; for ``auto`` the one that ``device`` is fastest in, which is told once on stderr. The
+    built-in model stays as it is by default, float32 (None), so that its numbers do not depend on the machine.
+
+    Raises:
+        UsageError: an unknown dtype, a device that is none.
+    """
+    if dtype != AUTO:
+        _compute_dtype(dtype)
+        return dtype
+    target = _device(device)
+    if name_or_path in BUILT_IN:
+        return None
+    _tell_dtype(*fast_dtype(target))
+    return fast_dtype(target)[0]
+
+
+@cache
+def _tell_dtype(dtype: str, why: str) -> None:
+    other = next(name for name in DTYPES if name != dtype)
+    print(f"dtype={dtype}: {why}; dtype={other} is the other choice", file=sys.stderr)
+
+
+def _device(name: str) -> torch.device:
+    """Raises ``UsageError`` for what is neither a CPU nor an NVIDIA or AMD card: nothing was compared on others."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name!r} is not a torch device: use 'cpu' or 'cuda'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"device={name!r} is not supported: no computation here was compared with a processor's on such a device. "
+            "Use 'cpu', where the compiled kernels run, or 'cuda'"
+        )
+    return device
+
+
 def _compute_dtype(name: str | None) -> torch.dtype:
     if name not in (None, *DTYPES):
-        raise UsageError(f"dtype={name!r} is unknown: use one of {', '.join(DTYPES)}")
+        raise UsageError(f"dtype={name!r} is unknown: use one of {', '.join((AUTO, *DTYPES))}")
     return DTYPES[name or "float32"]

@@ -86,6 +86,19 @@ def calls_onednn(device: torch.device) -> bool:
     )
 
 
+def fast_dtype(device: torch.device) -> tuple[str, str]:
+    """The dtype of products that ``device`` is fastest in without bytes, and why, as the end of a sentence."""
+    if device.type == "cuda":
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "this card multiplies it") if able else ("float32", "this card has no bfloat16 products")
+    able = torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    if able:
+        return "bfloat16", "this processor multiplies it"
+    return "float32", "this processor has no bfloat16 products (AVX-512 bf16, AMX)"
+
+
 @cache
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """What operands of ``dtype`` are multiplied in on ``device``: float32 for the bfloat16 ones of a processor that has
