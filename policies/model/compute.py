@@ -55,14 +55,14 @@ def takes_whole_steps(kernels: Kernels, architecture: Architecture, dtype: torch
     return (dtype == torch.float32 or kernels.bf16_head) and size <= _WHOLE_STEP_BYTES
 
 
-def drawing_head_kernels(head: torch.nn.Linear, dtype: torch.dtype) -> Kernels | None:
+def drawing_head_kernels(device: torch.device, vocabulary: int, width: int, dtype: torch.dtype) -> Kernels | None:
     """For a rollout's head that projects and draws in one call: bfloat16 heads of any size, small float32 ones."""
-    kernels = kernels_for(head.weight.device)
+    kernels = kernels_for(device)
     if kernels is None:
         return None
     if dtype == torch.bfloat16:
-        return kernels if kernels.bf16_head and head.in_features % 2 == 0 else None
-    return kernels if head.weight.numel() <= _SMALL_HEAD else None
+        return kernels if kernels.bf16_head and width % 2 == 0 else None
+    return kernels if vocabulary * width <= _SMALL_HEAD else None
 
 
 def scoring_head_kernels(device: torch.device, dtype: torch.dtype, width: int) -> Kernels | None:
