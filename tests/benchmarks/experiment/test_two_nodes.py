@@ -25,10 +25,12 @@ pytestmark = [
 ]
 
 
-def node(spec: Path, runs: Path, port: int, out: Path) -> subprocess.Popen[bytes]:
-    """A launcher as it is called on each machine of a cluster; both addresses are this machine's."""
+def node(spec: Path, runs: Path, port: int, out: Path, hosts: bool) -> subprocess.Popen[bytes]:
+    """A launcher as it is called on each machine of a cluster. Both addresses are this machine's, so it has to be told
+    whether it is the one that ``hosts`` the meeting."""
     command = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=run", "--local-addr=127.0.0.1"]
+    command += [f"--rdzv-conf=is_host={str(hosts).lower()}"]
     command += ["-m", "benchmarks.run", "--spec", str(spec), "--runs", str(runs), "--quiet", "--threads", "1"]
     # With a shared store torch 2.13's launcher that is started anew waits for an address that only the first round has.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -65,28 +67,29 @@ def free_port() -> int:
 
 def test_a_node_that_dies_and_comes_back_changes_no_numbers(tmp_path: Path) -> None:
     spec = small()
-    spec = replace(spec, iterations=16, agent={**spec.agent, "shard": True})
+    spec = replace(spec, iterations=10, agent={**spec.agent, "shard": True})
     spec.write(tmp_path / "spec.json")
     launchers: list[subprocess.Popen[bytes]] = []
 
-    def start(runs: str, port: int, out: str) -> subprocess.Popen[bytes]:
-        launchers.append(node(tmp_path / "spec.json", tmp_path / runs, port, tmp_path / out))
+    def start(runs: str, port: int, number: int) -> subprocess.Popen[bytes]:
+        out = tmp_path / f"{runs}.{number}.log"
+        launchers.append(node(tmp_path / "spec.json", tmp_path / runs, port, out, hosts=not number))
         return launchers[-1]
 
     try:
         port, folder = free_port(), tmp_path / "killed" / spec.hash
-        first, second = start("killed", port, "0.log"), start("killed", port, "1.log")
+        first, second = (start("killed", port, number) for number in range(2))
         while not (folder / "checkpoint").is_dir():
-            assert first.poll() is None and second.poll() is None, (tmp_path / "0.log").read_text()
+            assert first.poll() is None and second.poll() is None, (tmp_path / "killed.0.log").read_text()
             time.sleep(0.1)
         kill(second)
         reached = len(read_rows(folder / "metrics.jsonl")[0])
         assert not (folder / "result.json").exists()
-        second = start("killed", port, "1.log")
-        assert [first.wait(), second.wait()] == [0, 0], (tmp_path / "0.log").read_text()
+        second = start("killed", port, 1)
+        assert [first.wait(), second.wait()] == [0, 0], (tmp_path / "killed.0.log").read_text()
         port = free_port()
-        whole = [start("whole", port, f"{n}.whole.log") for n in range(2)]
-        assert [launcher.wait() for launcher in whole] == [0, 0], (tmp_path / "0.whole.log").read_text()
+        whole = [start("whole", port, number) for number in range(2)]
+        assert [launcher.wait() for launcher in whole] == [0, 0], (tmp_path / "whole.0.log").read_text()
     finally:
         for launcher in launchers:
             if launcher.poll() is None:
