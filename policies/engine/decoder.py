@@ -65,6 +65,13 @@ class CachedDecoder:
         with self.clock("layers"):
             return self.cache.step(ids[:, : self.longest], length, start, active)
 
+    def extend(
+        self, ids: np.ndarray, first: np.ndarray, last: np.ndarray, start: np.ndarray, slots: np.ndarray
+    ) -> Tensor:
+        """As ``kv_cache.KVCache.extend``."""
+        with self.clock("layers"):
+            return self.cache.extend(ids[:, : self.longest], first, last, start, slots)
+
     def plan(self, active: np.ndarray, position: np.ndarray) -> None:
         """What ``follow`` will do: further steps of the ``active`` slots of the last ``hidden``, whose tokens stand at
         ``position`` [m, n]."""
@@ -108,6 +115,18 @@ class UncachedDecoder:
         prefix = torch.from_numpy(ids[active, : size.max()]).to(device)
         hidden = reference_hidden(self.model, prefix, self.layers, self.windows)
         return hidden[torch.arange(len(size), device=device), torch.from_numpy(size - 1).to(device)].float()
+
+    def extend(
+        self, ids: np.ndarray, first: np.ndarray, last: np.ndarray, start: np.ndarray, slots: np.ndarray
+    ) -> Tensor:
+        """As ``CachedDecoder.extend``."""
+        device = self.model.lm_head.weight.device
+        prefix = torch.from_numpy(ids[slots, : last.max()]).to(device)
+        hidden = reference_hidden(self.model, prefix, self.layers, self.windows)
+        count = last - first + 1
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first - 1, count)
+        row = np.repeat(np.arange(len(slots)), count)
+        return hidden[torch.from_numpy(row).to(device), torch.from_numpy(place).to(device)].float()
 
     def products(self, rows: int) -> None:
         """Not apart from the rest."""
