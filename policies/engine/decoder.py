@@ -17,6 +17,7 @@ from policies.engine.sampling import draw
 from policies.engine.torch_store import TorchStore
 from policies.engine.whole_steps import WholeStepStore
 from policies.model.compute import decode_kernels, takes_whole_steps
+from policies.model.head import logp_of
 from policies.model.nested_model import NestedModel
 from policies.nested import LayerSubset
 from policies.pretrained.architecture import Architecture
@@ -94,6 +95,11 @@ class CachedDecoder:
                 return head.draw(hidden, uniform, temperature)
             return draw(head.logits(hidden), uniform, temperature)
 
+    def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
+        """[n] float32 log-probabilities of ``token`` [n] after final hidden states."""
+        with self.clock("head"):
+            return self.model.head.logp(hidden, token, temperature)
+
     def products(self, rows: int) -> None:
         """The layers' matrix products of a step of ``rows`` rows and nothing else: what a step takes at the least."""
         self.cache.store.products(rows)
@@ -135,3 +141,7 @@ class UncachedDecoder:
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """As ``CachedDecoder.draw``."""
         return draw(self.model.lm_head(hidden).float(), uniform, temperature)
+
+    def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
+        """As ``CachedDecoder.logp``."""
+        return logp_of(lambda rows: self.model.lm_head(rows).float(), hidden, token, temperature)
