@@ -1,20 +1,20 @@
 """Drafts: tokens proposed before they are drawn, all judged in one forward.
 
 A token is a function of its seed, episode, position and distribution alone: x_t = F_t^-1(u_t), where u_t is the
-position's uniform number (``sampling.uniforms``) and F_t the writer's distribution after x_1 .. x_{t-1}. One forward over
-a draft y_1 .. y_k gives the writer's distribution after each of its prefixes, and at every place the writer draws its own
-x_t by the number that it would draw it with anyway. Where x_t = y_t, the next distribution is that after the text written.
-The first x_t that differs is written in place of y_t, and what was drafted after it is dropped.
+position's uniform number (``sampling.uniforms``) and F_t the writer's distribution after x_1 .. x_{t-1}. One forward
+over a draft y_1 .. y_k gives the writer's distribution after each of its prefixes, and at every place the writer draws
+its own x_t by the number that it would draw it with anyway. Where x_t = y_t, the next distribution is that after the
+text written. The first x_t that differs is written in place of y_t, and what was drafted after it is dropped.
 
 So what is written, with its log mu, is what one step a token writes, whoever drafts, for every draft and every u: law,
-independence of other episodes, and reproducibility are those of plain decoding (up to rounding where a store's pass over
-many tokens sums in another order than its steps). A draft decides only how many tokens a forward is worth.
+independence of other episodes, and reproducibility are those of plain decoding (up to rounding where a store's pass
+over many tokens sums in another order than its steps). A draft decides only how many tokens a forward is worth.
 
-A draft that knows nothing of u_t, such as a stored completion, is right at t with probability pi(y_t); one that is drawn
-by u_t from another distribution, as a layer subset does, with the mass on which both inverse distribution functions
-agree, which is at most 1 - TV(pi, mu). Speculative sampling (arXiv 2211.17192) reaches 1 - TV by accepting with
-min(1, pi / mu) and drawing from the residual; its tokens then depend on which of them were drafted, and so on the other
-slots, which here they must not.
+A draft that knows nothing of u_t, such as a stored completion, is right at t with probability pi(y_t); one that is
+drawn by u_t from another distribution, as a layer subset does, with the mass on which both inverse distribution
+functions agree, which is at most 1 - TV(pi, mu). Speculative sampling (arXiv 2211.17192) reaches 1 - TV by accepting
+with min(1, pi / mu) and drawing from the residual; its tokens then depend on which of them were drafted, and so on the
+other slots, which here they must not.
 
 Shape letters: S slots, n of them, N tokens to judge, k tokens of a draft.
 """
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.engine.graphs import upload
 from policies.engine.sampling import SamplingSpec, uniforms
 from policies.nested import Nested
 from registry import UsageError
@@ -59,15 +60,16 @@ class Extends(Protocol):
 class Lenience:
     """Which stored tokens are kept although the writer draws others.
 
-    ``draw``: y is kept with probability a = min(1, e^lenience pi(y)), else another token is drawn from pi without y. What
-    is written then has exactly the law nu(y) = a, nu(x) = (1 - a) pi(x) / (1 - pi(y)), given all that went before, and
-    log nu is its log mu. At lenience 0, nu = pi.
+    ``draw``: y is kept with probability a = min(1, e^lenience pi(y)), else another token is drawn from pi without y.
+    What is written then has exactly the law nu(y) = a, nu(x) = (1 - a) pi(x) / (1 - pi(y)), given all that went
+    before, and log nu is its log mu. At lenience 0, nu = pi.
 
     ``ratio``: y is kept with probability min(1, e^lenience pi(y) / mu(y)), mu what wrote it, and from the first token
-    that is not the writer goes on by itself: SPEC-RL (arXiv 2509.23232, with e^lenience as its l). log mu is given as log
-    pi, as the paper has it, which is the law of nothing: with R = 1 - sum_v min(mu, e^lenience pi) a token's law, over
-    draws of y from mu, is min(mu, e^lenience pi) + R pi. It is at most (e^lenience + R) pi, and at lenience 0 its total
-    variation from pi is at most R (1 - R); given y itself, which the target has been trained on, it is not pi either.
+    that is not the writer goes on by itself: SPEC-RL (arXiv 2509.23232, with e^lenience as its l). log mu is given as
+    log pi, as the paper has it, which is the law of nothing: with R = 1 - sum_v min(mu, e^lenience pi) a token's law,
+    over draws of y from mu, is min(mu, e^lenience pi) + R pi. It is at most (e^lenience + R) pi, and at lenience 0 its
+    total variation from pi is at most R (1 - R); given y itself, which the target has been trained on, it is not pi
+    either.
     """
 
     rule: str = "draw"
@@ -85,7 +87,13 @@ class Lenience:
         return self.rule == "draw" and not self.nats
 
     def judge(
-        self, drawn: np.ndarray, drawn_logp: np.ndarray, draft: np.ndarray, logp: np.ndarray, mu: np.ndarray, v: np.ndarray
+        self,
+        drawn: np.ndarray,
+        drawn_logp: np.ndarray,
+        draft: np.ndarray,
+        logp: np.ndarray,
+        mu: np.ndarray,
+        v: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which of N drafted tokens are kept, and log mu of what is written at each place: of the token, or of the one
         drawn in its place.
@@ -139,8 +147,8 @@ class Proposes(Protocol):
         slots: np.ndarray,
         live: int,
     ) -> list[Draft | None]:
-        """One draft, or none, for each of ``slots`` [n]; the other arguments are of all S slots, as of ``Behavior.act``,
-        and ``live`` is how many of them are not idle."""
+        """One draft, or none, for each of ``slots`` [n]; the other arguments are of all S slots, as of
+        ``Behavior.act``, and ``live`` is how many of them are not idle."""
         ...
 
 
@@ -184,6 +192,13 @@ class Drafter:
     layers: Nested
     tokens: int = 4
     rows: int = 8
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.rows < 1:
+            raise UsageError(
+                f"a drafter of tokens={self.tokens} up to rows={self.rows} drafts nothing: give 1 or more of both, or "
+                "let no layers draft (sampler=full)"
+            )
 
 
 class LayerDrafts:
@@ -280,6 +295,11 @@ class Drafting:
         self.accepted += int(self.drafted[active, size].sum())
         return self.ids[active, size], self.logp[active, size]
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """``judged``, ``proposed`` and ``accepted``."""
+        return self.judged, self.proposed, self.accepted
+
     def _drafts(
         self,
         ids: np.ndarray,
@@ -302,43 +322,39 @@ class Drafting:
         """Judge the drafts of some slots, and write one token where a slot has none."""
         slots = np.array(list(drafts), dtype=np.int64)
         first, last = length[slots], length[slots].copy()
+        sizes = np.zeros_like(first)
         for n, (slot, draft) in enumerate(drafts.items()):
             if draft is not None:
-                tokens = draft.tokens[: self.decoder.longest + 1 - first[n]]
-                self.ids[slot, first[n] : first[n] + len(tokens)] = tokens
-                last[n] = min(first[n] + len(tokens) - (not draft.goes_on), self.decoder.longest)
+                sizes[n] = min(len(draft.tokens), self.decoder.longest + 1 - first[n])
+                self.ids[slot, first[n] : first[n] + sizes[n]] = draft.tokens[: sizes[n]]
+                last[n] = min(first[n] + sizes[n] - (not draft.goes_on), self.decoder.longest)
         hidden = self.decoder.extend(self.ids, first, last, start, slots)
         count = last - first + 1
-        slot = np.repeat(slots, count)
-        place = np.arange(len(slot)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
+        begin = np.cumsum(count) - count
+        slot, nth = np.repeat(slots, count), np.arange(count.sum()) - np.repeat(begin, count)
+        place = nth + np.repeat(first, count)
+        drafted = nth < np.repeat(sizes, count)
         token, logp = self._draw(hidden, uniforms(self.sampling.seed, self.episode[slot], place))
-        ends = np.cumsum(count).tolist()
-        for n, (s, draft) in enumerate(drafts.items()):
-            part = slice(ends[n] - int(count[n]), ends[n])
-            self._keep(s, int(first[n]), draft, hidden[part], token[part], logp[part])
-
-    def _keep(
-        self, slot: int, size: int, draft: Draft | None, hidden: Tensor, token: np.ndarray, logp: np.ndarray
-    ) -> None:
-        """Write what comes after the first ``size`` tokens of a slot: its draft as far as it is right, then one token
-        drawn, of the ``token`` [N] drawn at all places."""
-        k = 0 if draft is None else min(len(draft.tokens), len(token))
-        kept = np.zeros(len(token), bool)
-        if draft is not None:
-            kept[:k] = token[:k] == draft.tokens[:k]
-            if draft.lenience is not None:
-                assert draft.mu is not None
-                own = self._logp(hidden[:k], draft.tokens[:k])
-                v = uniforms(self.sampling.seed + SALT, np.full(k, self.episode[slot]), size + np.arange(k))
-                kept[:k], logp[:k] = draft.lenience.judge(token[:k], logp[:k], draft.tokens[:k], own, draft.mu[:k], v)
-            token[:k] = np.where(kept[:k], draft.tokens[:k], token[:k])
-            self.judged, self.proposed = self.judged + 1, self.proposed + k
-        right = len(kept) if kept.all() else int(kept.argmin())
-        written = slice(size, size + min(right + 1, len(token)))
-        self.ids[slot, written] = token[: right + 1]
-        self.logp[slot, written] = logp[: right + 1]
-        self.drafted[slot, written] = kept[: right + 1]
-        self.known[slot] = written.stop
+        proposed = self.ids[slot, place]
+        kept = drafted & (token == proposed)
+        lenient = [draft is not None and draft.lenience is not None for draft in drafts.values()]
+        at = np.flatnonzero(drafted & np.repeat(lenient, count))
+        if len(at):
+            own = self._logp(hidden[upload(at, hidden.device)], proposed[at])
+            mu = np.concatenate(
+                [one.mu[:n] for one, n in zip(drafts.values(), sizes, strict=True) if one and one.lenience]
+            )
+            v = uniforms(self.sampling.seed + SALT, self.episode[slot[at]], place[at])
+            (rule,) = {one.lenience for one in drafts.values() if one and one.lenience}
+            kept[at], logp[at] = rule.judge(token[at], logp[at], proposed[at], own, mu, v)
+        right = np.minimum.reduceat(np.where(kept, len(nth), nth), begin)
+        written = nth <= np.repeat(right, count)
+        where = slot[written], place[written]
+        self.ids[where] = np.where(kept, proposed, token)[written]
+        self.logp[where], self.drafted[where] = logp[written], kept[written]
+        self.known[slots] = first + np.minimum(right + 1, count)
+        self.judged += int((sizes > 0).sum())
+        self.proposed += int(drafted.sum())
 
     def _draw(self, hidden: Tensor, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[N] tokens and [N] log-probabilities."""

@@ -44,8 +44,8 @@ class Store(Protocol):
         ...
 
     def extend(self, row: np.ndarray, token: np.ndarray, position: np.ndarray) -> Tensor:
-        """As ``decode``, of several tokens of some rows: ``token`` [N] at ``position`` [N] of ``row`` [N]. The tokens of
-        a row are neighbours and in order, and each sees those before it."""
+        """As ``decode``, of several tokens of some rows: ``token`` [N] at ``position`` [N] of ``row`` [N]. The tokens
+        of a row are neighbours and in order, and each sees those before it."""
         ...
 
     def products(self, rows: int) -> None:

@@ -153,7 +153,8 @@ class NativeStore:
         return call.add_norm(x, delta, model.norm, eps, dtype).float()
 
     def extend(self, row: np.ndarray, token: np.ndarray, position: np.ndarray) -> Tensor:
-        """As ``kv_cache.Store.extend``: products of all tokens together, attention of one token of each row at a time."""
+        """As ``kv_cache.Store.extend``: products of all tokens together, attention of one token of each row at a
+        time."""
         model, call = self.model, self.kernels
         eps, dtype = model.architecture.eps, model.dtype
         parts = [self._tokens(row[at], token[at], position[at], at) for at in _one_of_each_row(row)]

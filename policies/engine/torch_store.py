@@ -65,7 +65,8 @@ class TorchStore:
         distance = where[:, None, :, None] - np.arange(size)  # from a token back to a key
         seen = {w: upload((distance >= 0) & (distance < (w or size)), self.device) for w in kinds}
         ids, at, flat, rows, padded = (
-            upload(x, self.device) for x in (token, position, row * self.longest + position, row[begin], of * most + place)
+            upload(x, self.device)
+            for x in (token, position, row * self.longest + position, row[begin], of * most + place)
         )
         rotary = (self.rotary[0][at], self.rotary[1][at])
         stores = iter(self.kv)
