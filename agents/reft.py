@@ -5,7 +5,7 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     problems ~ problem_sampler                      the same for every agent with the same seed
     stored   = batch.recall()                       groups of earlier iterations in place of fresh ones, if any
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
-    mu       = policy.behavior(nested)              the same weights, fewer layers; or those of earlier iterations
+    mu       = policy.behavior(nested)              the same weights, fewer layers; or earlier ones; drafts judged
     rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
     rollout  = batch(rollout, stored)               those, and stored completions that join a fresh group
     R        = reward(rollout)                      as the environment gave it, or what the agent makes of that
@@ -432,11 +432,13 @@ class ReFT(LanguageModelAlgorithm):
         """Groups of completions of ``problems`` by ``nested``, numbered from ``first_group``; of defensive groups the
         target writes some."""
         drafts = self.batching.drafts(problems, first_group, self.iteration)
-        writers = [self.behavior(nested, seed, drafts, self.nesting.drafter(self.target))]
-        mu: Acts = writers[0]
+        own = self.behavior(nested, seed, drafts, self.nesting.drafter(self.target))
+        writers = [own]
+        mu: Acts = own
         if self.target_written:
-            writers.append(self.behavior(self.all_layers, seed, drafts))
-            mu = GroupMixture(*writers, self.group_size, self.target_written)
+            whole = self.behavior(self.all_layers, seed, drafts)
+            writers.append(whole)
+            mu = GroupMixture(own, whole, self.group_size, self.target_written)
 
         def write(problems: Sequence[int], first: int) -> Rollout:
             on_step = count_steps(self, hooks)

@@ -65,10 +65,11 @@ class SpecRL(ReFT):
 
 @agents.register("nested-draft", fixed={"correction": "ppo-clip", "sampler": "nested-draft"})
 class SelfDrafting(ReFT):
-    """Self-speculative decoding: some layers draft, all judge, where few rows are live (arXiv 2309.08168, 2606.18967).
+    """Self-speculative decoding where few rows are live: some layers draft, and all judge (arXiv 2309.08168).
 
-    The papers': skipped layers as the draft model; drafting switched by the number of rows. Ours: how a draft is
-    judged, so that the completions are those of ``reft`` (``policies.skipping.samplers.NestedDraft``).
+    The papers' (the second is arXiv 2606.18967): skipped layers as the draft model; drafting switched by the number of
+    rows. Ours: how a draft is judged, so that the completions are those of ``reft``
+    (``policies.skipping.samplers.NestedDraft``).
 
     Use: where steps of few rows cost as much as those of many.
     """

@@ -286,7 +286,7 @@ class Drafting:
         lacking = active[~known | differs.any(1)]
         if len(lacking):
             drafts = self._drafts(ids, length, start, episode, lacking, len(active))
-            if len(lacking) == len(active) and not any(drafts):
+            if len(lacking) == len(active) and not drafts:
                 return self.plain(ids, length, start, episode, active)
             self.episode[lacking] = episode[lacking]
             self.ids[lacking, :width] = ids[lacking, :width]
@@ -331,27 +331,25 @@ class Drafting:
         hidden = self.decoder.extend(self.ids, first, last, start, slots)
         count = last - first + 1
         begin = np.cumsum(count) - count
-        slot, nth = np.repeat(slots, count), np.arange(count.sum()) - np.repeat(begin, count)
+        row, nth = np.repeat(slots, count), np.arange(count.sum()) - np.repeat(begin, count)
         place = nth + np.repeat(first, count)
         drafted = nth < np.repeat(sizes, count)
-        token, logp = self._draw(hidden, uniforms(self.sampling.seed, self.episode[slot], place))
-        proposed = self.ids[slot, place]
+        token, logp = self._draw(hidden, uniforms(self.sampling.seed, self.episode[row], place))
+        proposed = self.ids[row, place]
         kept = drafted & (token == proposed)
-        lenient = [draft is not None and draft.lenience is not None for draft in drafts.values()]
-        at = np.flatnonzero(drafted & np.repeat(lenient, count))
-        if len(at):
+        for lenience in {draft.lenience for draft in drafts.values() if draft is not None and draft.lenience}:
+            mine = [draft is not None and draft.lenience == lenience for draft in drafts.values()]
+            mus = [draft.mu for draft in drafts.values() if draft is not None and draft.lenience == lenience]
+            at = np.flatnonzero(drafted & np.repeat(mine, count))
+            mu = np.concatenate([one[:n] for one, n in zip(mus, sizes[mine], strict=True) if one is not None])
             own = self._logp(hidden[upload(at, hidden.device)], proposed[at])
-            mu = np.concatenate(
-                [one.mu[:n] for one, n in zip(drafts.values(), sizes, strict=True) if one and one.lenience]
-            )
-            v = uniforms(self.sampling.seed + SALT, self.episode[slot[at]], place[at])
-            (rule,) = {one.lenience for one in drafts.values() if one and one.lenience}
-            kept[at], logp[at] = rule.judge(token[at], logp[at], proposed[at], own, mu, v)
+            v = uniforms(self.sampling.seed + SALT, self.episode[row[at]], place[at])
+            kept[at], logp[at] = lenience.judge(token[at], logp[at], proposed[at], own, mu, v)
         right = np.minimum.reduceat(np.where(kept, len(nth), nth), begin)
         written = nth <= np.repeat(right, count)
-        where = slot[written], place[written]
-        self.ids[where] = np.where(kept, proposed, token)[written]
-        self.logp[where], self.drafted[where] = logp[written], kept[written]
+        self.ids[row[written], place[written]] = np.where(kept, proposed, token)[written]
+        self.logp[row[written], place[written]] = logp[written]
+        self.drafted[row[written], place[written]] = kept[written]
         self.known[slots] = first + np.minimum(right + 1, count)
         self.judged += int((sizes > 0).sum())
         self.proposed += int(drafted.sum())

@@ -274,6 +274,7 @@ def test_a_prefix_that_somebody_edits_is_answered_as_it_stands(policy: Policy, s
         expected, expected_logp = plain.act(observe([prefix]), np.array([start]), np.array([episode]))
         assert token[0] == expected[0] and logp[0] == pytest.approx(expected_logp[0], abs=1e-4)
         prefix, start = [*prefix, int(token[0])], False
+    assert behavior.drafting.proposed == 6  # of the only slot, which has the number 0
 
 
 def test_a_drafter_rests_where_many_slots_are_live(policy: Policy) -> None:
