@@ -217,17 +217,18 @@ class EarlyExit(SkipSampler):
 
 @skip_samplers.register("nested-draft")
 @dataclass(frozen=True)
-class NestedDraft(SkipSampler):
-    """Keeps every layer, and lets a subset of them draft where few completions are still being written:
-    self-speculative decoding by skipped layers (arXiv 2309.08168), switched by the number of rows as in
-    EfficientRollout (arXiv 2606.18967, which drafts by a quantised copy).
+class NestedDraft(FullDepth):
+    """Keeps every layer; where few completions are live, a subset of the layers drafts for all of them
+    (self-speculative decoding, arXiv 2309.08168), switched by the number of rows as in EfficientRollout, arXiv
+    2606.18967.
 
     The subset, ``even`` of ``draft_ratio``, writes ``tokens`` tokens, all layers judge them in one forward, and each
     draws its own token at every place, by the same uniform number: drafts are kept up to the first that differs, which
     is replaced. So the completions are those of ``full``, token by token and with its log mu, whatever the slots, the
-    processes and the drafts (``policies.engine.drafts``). That is our reading: the papers' rule, accept with min(1, pi
-    / mu) and draw from the residual, has the same law and keeps a few more drafts, but which tokens come then depends
-    on how many rows are live. The drafter has KV slots of its own.
+    processes and the drafts (``policies.engine.drafts``). EfficientRollout drafts by a quantised copy. Ours is how
+    drafts are judged: the papers' rule, accept with min(1, pi / mu) and draw from the residual, has the same law and
+    keeps as many drafts or more, but which tokens come then depends on how many rows are live. The drafter has KV
+    slots of its own.
 
     Use: with models whose step of few rows takes as long as one of many (weights read from memory), and completions of
     which a few are much longer than the rest. On the built-in model it is a loss (``benchmarks/results/drafts``).
@@ -242,10 +243,6 @@ class NestedDraft(SkipSampler):
     border: int = 1
     tokens: int = 4
     rows: int = 8
-
-    def sample(self, num_layers: int, rng: np.random.Generator) -> LayerSubset:
-        """All of ``num_layers``; draws nothing from ``rng``."""
-        return tuple(range(num_layers))
 
     def drafter(self, num_layers: int) -> Drafter:
         """As ``SkipSampler.drafter``."""
