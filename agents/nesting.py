@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from agents.distributed import Ranks
 from agents.rollout import Rollout
 from envs.task import Task
-from policies import LayerSubset, Length, Nested, PatchedSubset, Policy, Probe, SkipSampler, with_int8
+from policies import Drafter, LayerSubset, Length, Nested, PatchedSubset, Policy, Probe, SkipSampler, with_int8
 from policies.nested import Change, layers_of
 from policies.skipping.divergence import Text
 from registry import UsageError
@@ -68,6 +69,11 @@ class Nesting:
         self._patched = self.patcher(policy, self.sampler.sample(policy.num_layers, rng), iteration)
         self.layers = layers_of(self._patched)
         return with_int8(self._patched, self.int8)
+
+    def drafter(self, policy: Policy) -> Drafter | None:
+        """What drafts tokens for it."""
+        drafter = self.sampler.drafter(policy.num_layers)
+        return None if drafter is None else replace(drafter, layers=with_int8(drafter.layers, self.int8))
 
     def is_off_policy(self, policy: Policy) -> bool:
         """Whether the last draw computes anything else than the target."""

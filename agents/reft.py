@@ -5,7 +5,7 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     problems ~ problem_sampler                      the same for every agent with the same seed
     stored   = batch.recall()                       groups of earlier iterations in place of fresh ones, if any
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
-    mu       = policy.behavior(nested)              the same weights, fewer layers; or those of earlier iterations
+    mu       = policy.behavior(nested)              the same weights, fewer layers; or earlier ones; drafts judged
     rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
     rollout  = batch(rollout, stored)               those, and stored completions that join a fresh group
     R        = reward(rollout)                      as the environment gave it, or what the agent makes of that
@@ -56,7 +56,7 @@ from agents.corrections import traits
 from agents.distributed import join, local_device, total_weight
 from agents.memory import NotEnoughMemory, check_memory
 from agents.monitoring.diagnostics import SHARE, noise_floor, of_fresh
-from agents.monitoring.metrics import Laps, rollout_metrics, speed_metrics, success_rates
+from agents.monitoring.metrics import Laps, draft_metrics, rollout_metrics, speed_metrics, success_rates
 from agents.monitoring.watch import Watch, warn_stale
 from agents.nesting import Nesting
 from agents.objective.anchors import Anchoring
@@ -66,7 +66,7 @@ from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
 from envs.sb3 import SB3VecEnv
-from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
+from policies import Behavior, Drafter, LayerSubset, Nested, Policy, SkipSampler, StoredDrafts
 from policies.policy import settle_dtype
 from policies.sharding import most
 from registry import (
@@ -114,8 +114,9 @@ class ReFT(LanguageModelAlgorithm):
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
         anchor: what keeps the target near a reference policy, an id of ``registry.anchors``: ``kl`` for GRPO's penalty.
         batch: where the groups of a batch come from, an id of ``registry.batches``: ``replay`` for some stored ones,
-            ``stale`` where weights of earlier iterations write, ``contrast`` for stored completions that join groups
-            without signal, ``expert`` for worked solutions beside them; products as ``replay*expert``.
+            ``stale`` where weights of earlier iterations write, ``reuse`` for stored ones as drafts of fresh ones,
+            ``contrast`` for stored ones that join groups without signal, ``expert`` for worked solutions beside them;
+            products as ``replay*expert``.
         reward: what the agent makes of the environment's rewards, an id of ``registry.rewards``.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
@@ -285,10 +286,12 @@ class ReFT(LanguageModelAlgorithm):
         self.anchoring = Anchoring(self.anchor, self.target)
         self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
         self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
+        self.drafted = torch.zeros(3, dtype=torch.int64)  # of an iteration, as Drafting.counts
         self.average = WeightCopy(self.target) if self.ema_decay else None
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
+        behaviors += self.nesting.drafter(self.target) is not None
         self._fit_slots(behaviors)
         self.update = Update(
             self.target,
@@ -372,6 +375,7 @@ class ReFT(LanguageModelAlgorithm):
         if not self.nesting.sampler.ready:
             with laps("prepare"):
                 self.nesting.prepare(self.target, self.envs.unwrapped.task, self.seed or 0, self.ranks)
+        self.drafted.zero_()
         with laps("rollout"):
             problems = self._draw_problems(rng)
             seed = int(rng.integers(2**31))
@@ -389,7 +393,7 @@ class ReFT(LanguageModelAlgorithm):
                 unused = left_out(rollout, fresh)
                 self.experts.draw(self.iteration)
                 batch = self.batching(fresh, stored, self.update.score, self.iteration)
-                off_policy = self.nesting.is_off_policy(self.target) or batch.age is not None or self.batching.copies
+                off_policy = self.nesting.is_off_policy(self.target) or self.batching.is_off_policy(batch)
                 share = SHARE if off_policy else 0.0
                 batch, advantage = self._rated(batch)
                 diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
@@ -406,6 +410,7 @@ class ReFT(LanguageModelAlgorithm):
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
             **(refill_metrics(rollout, self.group_size, lacking) if self.refill_tokens else {}),
+            **(draft_metrics(self.drafted, rollout) if self._drafts else {}),
             **self.batching.metrics(batch),
             **({"expert_weight": self.experts.weight} if self.experts.source else {}),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -457,9 +462,14 @@ class ReFT(LanguageModelAlgorithm):
     ) -> Rollout:
         """Groups of completions of ``problems`` by ``nested``, numbered from ``first_group``; of defensive groups the
         target writes some."""
-        mu: Acts = self.behavior(nested, seed)
+        drafts = self.batching.drafts(problems, first_group, self.iteration)
+        own = self.behavior(nested, seed, drafts, self.nesting.drafter(self.target))
+        writers = [own]
+        mu: Acts = own
         if self.target_written:
-            mu = GroupMixture(mu, self.behavior(self.all_layers, seed), self.group_size, self.target_written)
+            whole = self.behavior(self.all_layers, seed, drafts)
+            writers.append(whole)
+            mu = GroupMixture(own, whole, self.group_size, self.target_written)
 
         def write(problems: Sequence[int], first: int) -> Rollout:
             on_step = count_steps(self, hooks)
@@ -478,6 +488,9 @@ class ReFT(LanguageModelAlgorithm):
         before = self.num_timesteps
         rollout = self.ranks.rollout(write, problems)
         self.num_timesteps = before + int(rollout.mask.sum())
+        counts = [writer.drafting.counts for writer in writers if writer.drafting is not None]
+        if counts:  # in every process, or in none
+            self.drafted += self.ranks.sum(torch.tensor(counts).sum(0))
         ended = [
             {**final, "episode": {"r": reward, "l": length}}
             for final, reward, length in zip(
@@ -504,18 +517,26 @@ class ReFT(LanguageModelAlgorithm):
             return noise_floor(logp.to(rollout.tokens.device), rollout)
 
         measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
-        if self.nesting.is_off_policy(self.target):
+        if self.nesting.is_off_policy(self.target) and not self.batching.is_lenient:
             first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
             own = replace(written.select(first_nested), by_target=None)
             with self.batching.writing(self.iteration):
                 measured |= {f"behavior_{name}": value for name, value in floor(own, nested).items()}
         return measured
 
-    def behavior(self, layers: Nested, seed: int) -> Behavior:
-        """What writes completions through ``layers``, one KV slot an env slot."""
+    def behavior(
+        self, layers: Nested, seed: int, stored: StoredDrafts | None = None, drafter: Drafter | None = None
+    ) -> Behavior:
+        """What writes completions through ``layers``, one KV slot an env slot; ``stored`` ones, and a ``drafter``,
+        draft its tokens."""
         assert self.env is not None
         length = self.envs.unwrapped.task.max_length
-        return self.target.behavior(layers, self.env.num_envs, length, seed=seed)
+        return self.target.behavior(layers, self.env.num_envs, length, seed=seed, stored=stored, drafter=drafter)
+
+    @property
+    def _drafts(self) -> bool:
+        """Whether anything may be a draft of what is written."""
+        return bool(self.batching.drafting) or self.nesting.drafter(self.target) is not None
 
     def _follow(self, *_: object) -> None:
         """Of the average, after an optimizer step."""

@@ -48,6 +48,33 @@ class ReMix(ReFT):
     """
 
 
+@agents.register(
+    "spec-rl",
+    fixed={"correction": "ppo-clip", "batch": {"id": "reuse", "rule": "ratio", "lenience": 0.5, "memory": 32}},
+)
+class SpecRL(ReFT):
+    """SPEC-RL: a problem's last completions are kept as far as the target all but agrees (arXiv 2509.23232).
+
+    The paper's: acceptance with min(1, l pi / mu), l = e^.5, the rest written by the target from the first rejection
+    on, and no correction for what that does to the law. Reading: 32 iterations for its one epoch. ``batch=reuse``
+    alone is lossless; ``agents.batches.sources.Reuse`` says in what this is not.
+
+    Use: to hold ``batch=reuse`` against what the paper keeps.
+    """
+
+
+@agents.register("nested-draft", fixed={"correction": "ppo-clip", "sampler": "nested-draft"})
+class SelfDrafting(ReFT):
+    """Self-speculative decoding where few rows are live: some layers draft, and all judge (arXiv 2309.08168).
+
+    The papers' (the second is arXiv 2606.18967): skipped layers as the draft model; drafting switched by the number of
+    rows. Ours: how a draft is judged, so that the completions are those of ``reft``
+    (``policies.skipping.samplers.NestedDraft``).
+
+    Use: where steps of few rows cost as much as those of many.
+    """
+
+
 @agents.register("chord", fixed={"correction": "truncated-is*ppo-clip", "batch": {"id": "expert", "weight": 0.1}})
 class CHORD(ReFT):
     """CHORD-phi: a tenth of the loss is of worked solutions, by p (1 - p) of each token (arXiv 2508.11408).

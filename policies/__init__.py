@@ -10,6 +10,7 @@ Importing this package registers the skip samplers; transformers is imported onl
 """
 
 from policies.engine.behavior import Behavior
+from policies.engine.drafts import Drafter, Lenience, StoredDrafts
 from policies.nested import LayerSubset, Nested, PatchedSubset, check_subset, with_int8
 from policies.policy import Policy
 from policies.skipping.budget import BudgetAllowsNothing, BudgetSkip
@@ -23,6 +24,7 @@ from policies.skipping.samplers import (
     FixedSkip,
     FullDepth,
     MiddleSkip,
+    NestedDraft,
     SkipSampler,
     UniformSkip,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "BlockInfluence",
     "BudgetAllowsNothing",
     "BudgetSkip",
+    "Drafter",
     "EarlyExit",
     "EvenSkip",
     "FixedSkip",
@@ -41,16 +44,19 @@ __all__ = [
     "Heal",
     "LayerSubset",
     "Length",
+    "Lenience",
     "LowestKL",
     "MLPOnly",
     "MiddleSkip",
     "Nested",
+    "NestedDraft",
     "NoPatch",
     "PatchedSubset",
     "Policy",
     "Probe",
     "SkipSampler",
     "SoftmaxSkip",
+    "StoredDrafts",
     "UniformSkip",
     "check_subset",
     "with_int8",

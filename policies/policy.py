@@ -17,6 +17,7 @@ from torch import Tensor
 from policies.engine.ahead import Ahead
 from policies.engine.behavior import Behavior
 from policies.engine.decoder import CachedDecoder, Clock, UncachedDecoder
+from policies.engine.drafts import Drafter, LayerDrafts, Proposes, StoredDrafts
 from policies.engine.sampling import SamplingSpec
 from policies.model.compute import fast_dtype
 from policies.model.head import TrainableHead
@@ -262,6 +263,9 @@ class Policy:
         temperature: float | None = None,
         seed: int = 0,
         clock: Clock | None = None,
+        *,
+        stored: StoredDrafts | None = None,
+        drafter: Drafter | None = None,
     ) -> Behavior:
         """The behaviour policy of the same weights through ``layers`` only.
 
@@ -273,6 +277,8 @@ class Policy:
             temperature: the policy's own by default; 0 is greedy.
             seed: of what it draws.
             clock: measures layers and head apart (``engine.decoder``).
+            stored: completions that may come again, by episode (``engine.drafts``).
+            drafter: drafts tokens where few slots are live; has KV slots of its own.
 
         Raises:
             UsageError: layers, slots or length that cannot be.
@@ -284,14 +290,14 @@ class Policy:
             raise UsageError(f"slots={slots} and max_length={max_length} must both be at least 1")
         self.check_length(max_length, warn=False)
         self._require_fresh()
-        decoder: CachedDecoder | UncachedDecoder
+        decoder = self._decoder(nested, slots, max_length, clock)
         ahead = None
-        if self.functional:
-            decoder = CachedDecoder(self.rollout_model(nested, max_length), slots, clock)
-            if self.device.type == "cuda":
-                ahead = Ahead(decoder, slots, sampling, _AHEAD)
-        else:
-            decoder = UncachedDecoder(self.model, self.architecture, layers_of(nested), max_length)
+        if isinstance(decoder, CachedDecoder) and self.device.type == "cuda":
+            ahead = Ahead(decoder, slots, sampling, _AHEAD)
+        proposers: list[Proposes] = [] if stored is None else [stored]
+        if drafter is not None:
+            few = self._decoder(self._checked(drafter.layers), slots, max_length)
+            proposers.append(LayerDrafts(few, slots, sampling, drafter))
         made = self.version
 
         def current() -> None:
@@ -302,7 +308,14 @@ class Policy:
                     "make a new one with policy.behavior"
                 )
 
-        return Behavior(decoder, layers_of(nested), slots, sampling, current, ahead)
+        return Behavior(decoder, layers_of(nested), slots, sampling, current, ahead, proposers)
+
+    def _decoder(
+        self, nested: Nested, slots: int, longest: int, clock: Clock | None = None
+    ) -> CachedDecoder | UncachedDecoder:
+        if self.functional:
+            return CachedDecoder(self.rollout_model(nested, longest), slots, clock)
+        return UncachedDecoder(self.model, self.architecture, layers_of(nested), longest)
 
     def logprobs(
         self,

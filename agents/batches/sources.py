@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from policies import Lenience
 from registry import UsageError, batches
 
 UNITS = ("batch", "group")
@@ -23,8 +24,10 @@ UNITS = ("batch", "group")
 class BatchSource(Protocol):
     """A registered batch source.
 
-    Two more things may be declared: ``until``, the iterations after which a source recalls nothing any more, and
-    ``join`` and ``scale``, by which stored completions join fresh groups, as in ``Contrast``.
+    More may be declared: ``until``, the iterations after which a source recalls nothing any more; ``join`` and
+    ``scale``, by which stored completions join fresh groups, as in ``Contrast``; ``judge``, by which they are drafts
+    of fresh ones, as in ``Reuse``; and ``is_off_policy``, whether a batch is of anything but what writes now, by
+    default where anything is kept or lags.
 
     Attributes:
         keeps: for how many iterations written groups are kept; 0 for none.
@@ -211,6 +214,64 @@ class Contrast(Fresh):
         return others[np.argsort(age[others], kind="stable")][: self.answers]
 
 
+@batches.register("reuse")
+@dataclass(frozen=True)
+class Reuse(Fresh):
+    """Where a problem comes again, what was written of it last time is a draft: what writes now judges it in one
+    forward, keeps it up to the first token that it would not write, and goes on from there. Every group is fresh.
+
+    By the rule ``draw``, ours, what writes draws its own token at every place by the number that it would draw it with
+    anyway, and keeps the stored one where both are the same: x_t = F_t^-1(u_t), F_t its distribution after what is
+    written and u_t new and uniform. So its law is that of writing afresh, given the stored completion and all that was
+    learnt from it, log mu is what writes' own, and the ratios of an on-policy batch are 1. The tokens are those of an
+    agent without ``reuse``, up to rounding. A token is kept with probability pi(y).
+
+    SPEC-RL (arXiv 2509.23232), the rule ``ratio``, keeps y with min(1, e^lenience pi(y) / mu(y)), mu what wrote it:
+    more is kept, and the law is not pi's even at lenience 0, for two reasons. What comes in place of a rejected token
+    is drawn from pi in the paper (the residual of pi - mu, which would be exact for a mu apart from pi, takes the
+    weights of every iteration in the store); and the target has been trained on y, so that, given y, the same y again
+    is no draw from it. log mu is given as log pi there, as in the paper; ``policies.engine.drafts.Lenience`` has the
+    bounds.
+
+    ``lenience`` in nats with ``draw`` keeps y with a = min(1, e^lenience pi(y)); others share 1 - a in proportion to
+    pi. That is an exact law again, its log mu is given, and it is off-policy: corrections apply.
+
+    A problem's k-th group in a batch has the k-th youngest stored group as its drafts, completion by completion. The
+    store is that of ``replay``: memory * B * T * 13 bytes at most, beside prompts and verdicts.
+
+    Use: with a finite set of problems, where a token costs much more to write than to score: long completions of large
+    models. On the built-in model on a CPU, whose kernels score a token for what they write it for, it saves tokens and
+    no time (``benchmarks/results/drafts``).
+
+    Attributes:
+        rule: ``draw`` or ``ratio``.
+        lenience: in nats; the paper's l is e^lenience, e^.5 by default there.
+        memory: iterations that a completion is kept for.
+    """
+
+    rule: str = "draw"
+    lenience: float = 0.0
+    memory: int = 32
+
+    def __post_init__(self) -> None:
+        Lenience(self.rule, self.lenience)  # refuses what is no rule
+        if self.memory < 1:
+            raise UsageError(f"reuse: memory={self.memory} iterations must be at least 1; batch=fresh stores nothing")
+
+    @property
+    def judge(self) -> Lenience:
+        """Which drafts are kept."""
+        return Lenience(self.rule, self.lenience)
+
+    @property
+    def keeps(self) -> int:  # type: ignore[override]
+        return self.memory
+
+    @property
+    def is_off_policy(self) -> bool:
+        return self.rule == "draw" and self.lenience > 0
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Several batch sources in one: what an id such as ``replay*expert`` makes. Each recalls from what it would keep by
@@ -240,11 +301,20 @@ class Mixture:
     def lag(self) -> int:
         return max(factor.lag for factor in self.factors)
 
+    @property
+    def is_off_policy(self) -> bool:
+        return any(is_off_policy(factor) for factor in self.factors)
+
 
 @batches.combine_with
 def mixture(factors: tuple[Any, ...]) -> Mixture:
     """``a*b`` of the registry."""
     return Mixture(factors)
+
+
+def is_off_policy(source: Any) -> bool:
+    """Whether some of its batches are of anything but what writes now."""
+    return bool(getattr(source, "is_off_policy", source.keeps or source.lag))
 
 
 def factors_of(source: Any) -> tuple[Any, ...]:

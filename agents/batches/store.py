@@ -18,7 +18,7 @@ from agents.batches.sources import Fresh, factors_of
 from agents.batches.weight_copy import WeightCopy
 from agents.monitoring.metrics import unshaped_rewards
 from agents.rollout import Rollout, joined
-from policies import Policy
+from policies import Policy, StoredDrafts
 from registry import UsageError
 
 
@@ -45,6 +45,12 @@ class Batching:
         self.source = source
         self.recalling = [one for one in factors_of(source) if type(one).recall is not Fresh.recall]
         self.joining = [one for one in factors_of(source) if hasattr(one, "join")]
+        self.drafting = [one for one in factors_of(source) if hasattr(one, "judge")]
+        if target_written and any(not one.judge.is_exact for one in self.drafting):
+            raise UsageError(
+                f"defensive groups (target_written={target_written}) take what the target writes for its own draws: "
+                "give reuse rule=draw and lenience=0, or a correction without them"
+            )
         self.group_size = group_size
         self.target_written = target_written
         self.seed = seed
@@ -81,6 +87,40 @@ class Batching:
             return None
         rows = (torch.as_tensor(chosen)[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
         return replace(whole.select(rows), group=torch.arange(len(rows)) // self.group_size)
+
+    def drafts(self, problems: Sequence[int], first_group: int, iteration: int) -> StoredDrafts | None:
+        """What is stored of ``problems``, the groups of a deck from ``first_group`` on, by the episodes that it is a
+        draft of; None where there is nothing."""
+        if not self.drafting:
+            return None
+        (source,) = self.drafting
+        known: dict[int, list[tuple[int, int]]] = {}  # by problem, youngest first: iteration and first row
+        for n in sorted(self.kept, reverse=True):
+            if 0 < iteration - n <= source.keeps:
+                for row in range(0, len(self.kept[n]), self.group_size):
+                    known.setdefault(int(self.kept[n].episodes[row]["problem_index"]), []).append((n, row))
+        drafts = {}
+        for group, problem in enumerate(problems, first_group):
+            if not known.get(problem):
+                continue
+            n, first = known[problem].pop(0)
+            for member in range(self.group_size):
+                row, stored = first + member, self.kept[n]
+                size = int(stored.mask[row].sum())
+                drafts[group * self.group_size + member] = (
+                    stored.tokens[row, :size].numpy(),
+                    stored.behavior_logp[row, :size].numpy(),
+                )
+        return StoredDrafts(drafts, source.judge) if drafts else None
+
+    @property
+    def is_lenient(self) -> bool:
+        """Whether what writes keeps tokens that it would not draw, with their own log mu."""
+        return any(one.is_off_policy for one in self.drafting)
+
+    def is_off_policy(self, batch: Rollout) -> bool:
+        """Whether present weights would not have written all of a batch as it is."""
+        return batch.age is not None or bool(self.copies) or self.is_lenient
 
     def _stored(self, iteration: int, sources: Sequence[Any]) -> Rollout | None:
         """All that is kept for one of some sources, with its age; None where that is nothing."""

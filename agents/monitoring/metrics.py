@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.rollout import Rollout
 
@@ -45,6 +46,23 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
         "entropy": rollout.entropy,
         **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
         **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
+    }
+
+
+def draft_metrics(drafted: Tensor, rollout: Rollout) -> dict[str, float]:
+    """Of the drafts of a rollout: ``draft/proposed`` and ``draft/accepted`` tokens, which cost a score instead of a
+    step each; the accepted ones' ``draft/share`` of all tokens; ``draft/length``, those accepted of a draft.
+
+    Args:
+        drafted: [3], drafts, their tokens, and the tokens accepted.
+    """
+    drafts, proposed, accepted = drafted.tolist()
+    share, length = accepted / max(int(rollout.mask.sum()), 1), accepted / max(drafts, 1)
+    return {
+        "draft/proposed": proposed,
+        "draft/accepted": accepted,
+        "draft/share": share,
+        "draft/length": length,
     }
 
 

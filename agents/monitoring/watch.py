@@ -114,7 +114,7 @@ def warn_stale(correction: Any, steps: int, batch: Any) -> None:
             StaleData,
             stacklevel=3,
         )
-    if (batch.keeps or batch.lag) and not traits(correction).corrects_mu:
+    if getattr(batch, "is_off_policy", batch.keeps or batch.lag) and not traits(correction).corrects_mu:
         warnings.warn(
             f"batch={batch!r} trains on completions of older weights, and correction={correction!r} knows nothing of "
             "the ratio pi / mu to them: take token-is, truncated-is or retrace, or a product such as "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,22 +10,17 @@ import torch
 from torch import Tensor
 
 from policies.engine.ahead import Ahead
+from policies.engine.drafts import Drafting, Extends, Proposes
 from policies.engine.sampling import SamplingSpec, uniforms
 from policies.nested import LayerSubset
 from registry import UsageError
 
 
-class Decoder(Protocol):
+class Decoder(Extends, Protocol):
     """What turns prefixes into next-token logits."""
-
-    longest: int
 
     def hidden(self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, active: np.ndarray) -> Tensor:
         """[n, width] float32, the final hidden states of the ``active`` slots' prefixes."""
-        ...
-
-    def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Tokens [n] int64 and log-probabilities [n] float32 from ``hidden``, at ``uniform`` [n] float64."""
         ...
 
     def products(self, rows: int) -> None:
@@ -41,6 +36,7 @@ class Behavior:
         slots: S.
         sampling: how it draws tokens.
         decoder: what turns prefixes into hidden states and those into tokens.
+        drafting: judges what is proposed to it; None where nothing is.
     """
 
     def __init__(
@@ -51,13 +47,16 @@ class Behavior:
         sampling: SamplingSpec,
         current: Callable[[], None],
         ahead: Ahead | None = None,
+        proposers: Sequence[Proposes] = (),
     ) -> None:
         self.layers = layers
         self.slots = slots
         self.sampling = sampling
         self.decoder = decoder
         self._current = current
-        self._ahead = ahead
+        self._plain = self._step if ahead is None else ahead.next
+        self.drafting = Drafting(decoder, slots, sampling, proposers, self._plain) if proposers else None
+        self._next = self._plain if self.drafting is None else self.drafting.next
 
     @torch.inference_mode()
     def act(
@@ -80,14 +79,18 @@ class Behavior:
         ids, length = self._prefixes(obs, start, episode)
         tokens, logp = np.zeros(self.slots, np.int64), np.zeros(self.slots, np.float32)
         active = np.flatnonzero(length > 0)
-        if len(active) and self._ahead is not None:
-            tokens[active], logp[active] = self._ahead.next(ids, length, np.asarray(start, bool), episode, active)
-        elif len(active):
-            hidden = self.decoder.hidden(ids, length, np.asarray(start, bool), active)
-            uniform = torch.from_numpy(uniforms(self.sampling.seed, episode[active], length[active])).to(hidden.device)
-            token, chosen = self.decoder.draw(hidden, uniform, self.sampling.temperature)
-            tokens[active], logp[active] = token.cpu().numpy(), chosen.cpu().numpy()
+        if len(active):
+            tokens[active], logp[active] = self._next(ids, length, np.asarray(start, bool), episode, active)
         return tokens, logp
+
+    def _step(
+        self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, episode: np.ndarray, active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [n] and log-probabilities [n] of the ``active`` slots, by one token each."""
+        hidden = self.decoder.hidden(ids, length, start, active)
+        uniform = torch.from_numpy(uniforms(self.sampling.seed, episode[active], length[active])).to(hidden.device)
+        token, logp = self.decoder.draw(hidden, uniform, self.sampling.temperature)
+        return token.cpu().numpy(), logp.cpu().numpy()
 
     @torch.inference_mode()
     def states(self, obs: Mapping[str, np.ndarray]) -> Tensor:

@@ -17,6 +17,7 @@ from policies.engine.sampling import draw
 from policies.engine.torch_store import TorchStore
 from policies.engine.whole_steps import WholeStepStore
 from policies.model.compute import decode_kernels, takes_whole_steps
+from policies.model.head import logp_of
 from policies.model.nested_model import NestedModel
 from policies.nested import LayerSubset
 from policies.pretrained.architecture import Architecture
@@ -65,6 +66,13 @@ class CachedDecoder:
         with self.clock("layers"):
             return self.cache.step(ids[:, : self.longest], length, start, active)
 
+    def extend(
+        self, ids: np.ndarray, first: np.ndarray, last: np.ndarray, start: np.ndarray, slots: np.ndarray
+    ) -> Tensor:
+        """As ``kv_cache.KVCache.extend``."""
+        with self.clock("layers"):
+            return self.cache.extend(ids[:, : self.longest], first, last, start, slots)
+
     def plan(self, active: np.ndarray, position: np.ndarray) -> None:
         """What ``follow`` will do: further steps of the ``active`` slots of the last ``hidden``, whose tokens stand at
         ``position`` [m, n]."""
@@ -86,6 +94,11 @@ class CachedDecoder:
             if head.draws:
                 return head.draw(hidden, uniform, temperature)
             return draw(head.logits(hidden), uniform, temperature)
+
+    def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
+        """[n] float32 log-probabilities of ``token`` [n] after final hidden states."""
+        with self.clock("head"):
+            return self.model.head.logp(hidden, token, temperature)
 
     def products(self, rows: int) -> None:
         """The layers' matrix products of a step of ``rows`` rows and nothing else: what a step takes at the least."""
@@ -109,6 +122,18 @@ class UncachedDecoder:
         hidden = reference_hidden(self.model, prefix, self.layers, self.windows)
         return hidden[torch.arange(len(size), device=device), torch.from_numpy(size - 1).to(device)].float()
 
+    def extend(
+        self, ids: np.ndarray, first: np.ndarray, last: np.ndarray, start: np.ndarray, slots: np.ndarray
+    ) -> Tensor:
+        """As ``CachedDecoder.extend``."""
+        device = self.model.lm_head.weight.device
+        prefix = torch.from_numpy(ids[slots, : last.max()]).to(device)
+        hidden = reference_hidden(self.model, prefix, self.layers, self.windows)
+        count = last - first + 1
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first - 1, count)
+        row = np.repeat(np.arange(len(slots)), count)
+        return hidden[torch.from_numpy(row).to(device), torch.from_numpy(place).to(device)].float()
+
     def products(self, rows: int) -> None:
         """Not apart from the rest."""
         raise UsageError("this checkpoint runs on transformers' own layers, whose products are not measured apart")
@@ -116,3 +141,7 @@ class UncachedDecoder:
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """As ``CachedDecoder.draw``."""
         return draw(self.model.lm_head(hidden).float(), uniform, temperature)
+
+    def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
+        """As ``CachedDecoder.logp``."""
+        return logp_of(lambda rows: self.model.lm_head(rows).float(), hidden, token, temperature)

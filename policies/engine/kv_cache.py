@@ -43,6 +43,11 @@ class Store(Protocol):
         values are stored on the way."""
         ...
 
+    def extend(self, row: np.ndarray, token: np.ndarray, position: np.ndarray) -> Tensor:
+        """As ``decode``, of several tokens of some rows: ``token`` [N] at ``position`` [N] of ``row`` [N]. The tokens
+        of a row are neighbours and in order, and each sees those before it."""
+        ...
+
     def products(self, rows: int) -> None:
         """The matrix products of a step of ``rows`` rows and nothing else, for whoever wants to know their time."""
         ...
@@ -85,11 +90,7 @@ class KVCache:
         self._compact(active)
         rows = self.row_of[active]
         before = length[active] - 1
-        width = min(ids.shape[1], int(before.max()))
-        # The observation, not the memo, is the truth: a row whose tokens differ from it is filled anew; what
-        # it holds beyond the observation is overwritten in time.
-        differs = (self.held[rows, :width] != ids[active, :width]) & (np.arange(width) < before[:, None])
-        stale = start[active] | (self.filled[rows] < before) | (self.begun[rows] > before) | differs.any(1)
+        stale = self._differs(ids, before, start, active) | (self.filled[rows] < before)
         if stale.any():
             self._fill(ids[active[stale]], before[stale], rows[stale])
         token = ids[active, before]
@@ -100,6 +101,45 @@ class KVCache:
         if np.array_equal(rows, np.arange(len(rows))):
             return hidden
         return hidden[upload(rows, self.store.device)]
+
+    def extend(
+        self, ids: np.ndarray, first: np.ndarray, last: np.ndarray, start: np.ndarray, slots: np.ndarray
+    ) -> Tensor:
+        """Final hidden states [N, width] at the end of the prefixes of ``first`` [n] to ``last`` [n] tokens of some
+        ``slots`` [n], slot by slot, in one pass over the tokens that their rows lack.
+
+        Args:
+            ids: [S, >= max last] int64, the prefixes.
+            first: at least 1.
+            last: at least ``first``.
+            start: [S] bool, slots whose prefix is new.
+            slots: [n], any of them, each once. Other slots keep what they hold.
+        """
+        rows, before = self.row_of[slots], first - 1
+        stale = self._differs(ids, before, start, slots) | (self.filled[rows] == 0)
+        if stale.any():
+            self._fill(ids[slots[stale]], before[stale], rows[stale])
+            self.filled[rows[stale]] = before[stale]
+        begin = np.minimum(self.filled[rows], before)
+        count = last - begin
+        row, end = np.repeat(rows, count), np.cumsum(count)
+        position = np.arange(len(row)) - np.repeat(end - count, count) + np.repeat(begin, count)
+        token = ids[np.repeat(slots, count), position]
+        self.held[row, position] = token
+        self.filled[rows] = last
+        hidden = self.store.extend(row, token, position)
+        wanted = position >= np.repeat(before, count)
+        return hidden if wanted.all() else hidden[upload(np.flatnonzero(wanted), self.store.device)]
+
+    def _differs(self, ids: np.ndarray, before: np.ndarray, start: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """[n] bool, the slots whose rows hold other tokens than the first ``before`` [n] of ``ids``."""
+        # The observation, not the memo, is the truth: a row whose tokens differ from it is filled anew; what
+        # it holds beyond the observation is overwritten in time.
+        rows = self.row_of[slots]
+        width = min(ids.shape[1], int(before.max()))
+        held = np.arange(width) < np.minimum(before, self.filled[rows])[:, None]
+        differs = (self.held[rows, :width] != ids[slots, :width]) & held
+        return start[slots] | (self.begun[rows] > before) | differs.any(1)
 
     def plan(self, active: np.ndarray, position: np.ndarray) -> Callable[[int, Tensor], Tensor]:
         """Further steps of the slots of the last ``step``, which feed tokens at ``position`` [m, n]: a function of a

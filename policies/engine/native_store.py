@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,21 @@ class SharedPrompt:
         self.store = store
         self.tokens = tokens
         self.stride = stride
+
+
+class Tokens(NamedTuple):
+    """A step of some tokens of any rows: where they lie among others, its description, and the memory it points to."""
+
+    at: Tensor
+    step: DecodeStep
+    memory: tuple[np.ndarray, ...]
+
+
+def _one_of_each_row(row: np.ndarray) -> list[np.ndarray]:
+    """The first tokens of the rows of ``row`` [N], then the second ones, and so on."""
+    begin = np.flatnonzero(np.diff(row, prepend=-1))
+    place = np.arange(len(row)) - np.repeat(begin, np.diff(begin, append=len(row)))
+    return [np.flatnonzero(place == n) for n in range(int(place.max()) + 1)]
 
 
 class NativeStore:
@@ -136,6 +151,37 @@ class NativeStore:
             if w.transforms:
                 delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, eps, dtype))))
         return call.add_norm(x, delta, model.norm, eps, dtype).float()
+
+    def extend(self, row: np.ndarray, token: np.ndarray, position: np.ndarray) -> Tensor:
+        """As ``kv_cache.Store.extend``: products of all tokens together, attention of one token of each row at a
+        time."""
+        model, call = self.model, self.kernels
+        eps, dtype = model.architecture.eps, model.dtype
+        parts = [self._tokens(row[at], token[at], position[at], at) for at in _one_of_each_row(row)]
+        x = F.embedding(torch.from_numpy(token), model.embedding).float()
+        delta = None
+        for w, entry in zip(model.layers, self.table, strict=True):
+            if w.attends:
+                qkv = w.qkv(call.add_norm(x, delta, w.attention_norm, eps, dtype))
+                mixed = qkv.new_empty(len(qkv), model.architecture.query_heads * model.architecture.head_dim)
+                for part in parts:
+                    mixed[part.at] = call.decode_attention(part.step, entry, qkv[part.at].contiguous())
+                delta = w.out(mixed)
+            if w.transforms:
+                delta = w.down(call.silu_mul(w.gate_up(call.add_norm(x, delta, w.mlp_norm, eps, dtype))))
+        return call.add_norm(x, delta, model.norm, eps, dtype).float()
+
+    def _tokens(self, row: np.ndarray, token: np.ndarray, position: np.ndarray, at: np.ndarray) -> Tokens:
+        """The description of a step of ``token`` [N] at ``position`` [N] in ``row`` [N], in that order."""
+        own, tokens, blocks, prompt = (
+            x[row] for x in (self.offsets, self.prompt_tokens, self.prompt_blocks, self.prompt_at)
+        )
+        order = np.arange(len(row), dtype=np.int32)
+        token, position = np.ascontiguousarray(token), np.ascontiguousarray(position)
+        step = self._step(order, token, position)
+        step.own, step.prompt = own.ctypes.data, prompt.ctypes.data
+        step.prompt_tokens, step.prompt_blocks = tokens.ctypes.data, blocks.ctypes.data
+        return Tokens(torch.from_numpy(at), step, (own, tokens, blocks, prompt, order, token, position))
 
     def products(self, rows: int) -> None:
         """As ``kv_cache.Store.products``."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policies.engine.graphs import LENGTH, ROWS, Replays, bucket, upload
-from policies.model.attention import SlotAttention
+from policies.model.attention import SlotAttention, masked_attention
 from policies.model.layers import layer, rotated
 from policies.model.nested_model import NestedModel
 from policies.model.unpadded import UnpaddedSlots
@@ -51,6 +51,41 @@ class TorchStore:
         inputs, sizes = self._inputs(position[None])
         inputs[0, 0, : len(token)] = token
         return self._run(upload(inputs[0], self.device), sizes[0])[: len(token)]
+
+    def extend(self, row: np.ndarray, token: np.ndarray, position: np.ndarray) -> Tensor:
+        """As ``kv_cache.Store.extend``, of padded rows."""
+        model, a = self.model, self.model.architecture
+        begin = np.flatnonzero(np.diff(row, prepend=-1))
+        count, size = np.diff(begin, append=len(row)), int(position.max()) + 1
+        most, kinds = int(count.max()), {w.window for w in model.layers if w.attends}
+        of = np.repeat(np.arange(len(begin)), count)
+        place = np.arange(len(row)) - begin[of]
+        where = np.zeros((len(begin), most), dtype=np.int64)
+        where[of, place] = position
+        distance = where[:, None, :, None] - np.arange(size)  # from a token back to a key
+        seen = {w: upload((distance >= 0) & (distance < (w or size)), self.device) for w in kinds}
+        ids, at, flat, rows, padded = (
+            upload(x, self.device)
+            for x in (token, position, row * self.longest + position, row[begin], of * most + place)
+        )
+        rotary = (self.rotary[0][at], self.rotary[1][at])
+        stores = iter(self.kv)
+
+        def attend(heads: Tensor, window: int | None) -> Tensor:
+            query, key, value = rotated(heads, a, rotary, window)
+            kv = next(stores)
+            kv.index_copy_(0, flat, torch.cat((key, value), dim=1).view(len(ids), a.kv_width))
+            past = kv.view(-1, self.longest, 2, a.key_heads, a.head_dim)[:, :size].index_select(0, rows)
+            wide = query.new_zeros(len(begin) * most, *query.shape[1:]).index_copy(0, padded, query)
+            wide = wide.view(len(begin), most, *query.shape[1:]).transpose(1, 2)
+            keys, values = past.permute(2, 0, 3, 1, 4)
+            mixed = masked_attention(wide, keys, values, seen[window], a.scale)
+            return mixed.transpose(1, 2).reshape(len(begin) * most, -1).index_select(0, padded)
+
+        x = model.embed(ids)
+        for weights in model.layers:
+            x = layer(x, weights, a, attend)
+        return F.rms_norm(x, (a.width,), model.final_gain, a.eps)
 
     def products(self, rows: int) -> None:
         """As ``kv_cache.Store.products``."""

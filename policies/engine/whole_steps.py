@@ -68,6 +68,22 @@ class WholeStepStore(NativeStore):
         self._run(self._step(self._order(len(token)), token, position), self.table, _bounds(len(token)), hidden)
         return hidden
 
+    def extend(self, row: np.ndarray, token: np.ndarray, position: np.ndarray) -> Tensor:
+        """As ``kv_cache.Store.extend``: a row's tokens go one after the other through one thread."""
+        begin = np.flatnonzero(np.diff(row, prepend=-1))
+        ends = np.append(begin[1:], len(row))
+        by_prompt = np.argsort(self.prompt_at[row[begin]], kind="stable")
+        order = np.concatenate([np.arange(begin[n], ends[n]) for n in by_prompt])
+        cuts = np.concatenate(([0], np.cumsum((ends - begin)[by_prompt])))  # where a thread's tokens may end
+        parts = min(len(begin), torch.get_num_threads())
+        bounds = cuts[np.searchsorted(cuts, np.arange(parts + 1) * len(row) / parts)]
+        hidden = torch.empty(len(row), self.model.architecture.width)
+        tokens = self._tokens(row[order], token[order], position[order], order)
+        self._run(tokens.step, self.table, bounds, hidden)
+        back = torch.empty_like(hidden)
+        back[tokens.at] = hidden
+        return back
+
     def products(self, rows: int) -> None:
         """As ``kv_cache.Store.products``."""
         zeros = np.zeros(rows, dtype=np.int64)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from policies.engine.drafts import Drafter
 from policies.nested import LayerSubset, without
 from registry import UsageError, skip_samplers
 
@@ -31,9 +32,14 @@ class SkipSampler:
         """The layers *kept* of ``num_layers``, increasing: drawn once per rollout (the paper redraws per batch)."""
         raise NotImplementedError
 
+    def drafter(self, num_layers: int) -> Drafter | None:
+        """What drafts tokens for the layers kept; by default nothing."""
+        return None
+
     def check(self, num_layers: int) -> None:
         """Raise ``UsageError`` for settings that cannot work with ``num_layers``, before anything is measured."""
         self.sample(num_layers, np.random.default_rng(0))
+        self.drafter(num_layers)
 
     def prepare(self, probe: Probe) -> None:
         """Measure scores of the layers on the target."""
@@ -207,3 +213,38 @@ class EarlyExit(SkipSampler):
         candidates = inner_layers(self.border, num_layers)
         count = skip_count(self.ratio, num_layers, len(candidates))
         return without(candidates[len(candidates) - count :].tolist(), num_layers)
+
+
+@skip_samplers.register("nested-draft")
+@dataclass(frozen=True)
+class NestedDraft(FullDepth):
+    """Keeps every layer; where few completions are live, a subset of the layers drafts for all of them
+    (self-speculative decoding, arXiv 2309.08168), switched by the number of rows as in EfficientRollout, arXiv
+    2606.18967.
+
+    The subset, ``even`` of ``draft_ratio``, writes ``tokens`` tokens, all layers judge them in one forward, and each
+    draws its own token at every place, by the same uniform number: drafts are kept up to the first that differs, which
+    is replaced. So the completions are those of ``full``, token by token and with its log mu, whatever the slots, the
+    processes and the drafts (``policies.engine.drafts``). EfficientRollout drafts by a quantised copy. Ours is how
+    drafts are judged: the papers' rule, accept with min(1, pi / mu) and draw from the residual, has the same law and
+    keeps as many drafts or more, but which tokens come then depends on how many rows are live. The drafter has KV
+    slots of its own.
+
+    Use: with models whose step of few rows takes as long as one of many (weights read from memory), and completions of
+    which a few are much longer than the rest. On the built-in model it is a loss (``benchmarks/results/drafts``).
+
+    Attributes:
+        draft_ratio: share of all layers that the drafter skips, in [0, 1); ``border`` as in ``uniform``.
+        tokens: of a draft.
+        rows: the most live completions at which it drafts.
+    """
+
+    draft_ratio: float = 0.334
+    border: int = 1
+    tokens: int = 4
+    rows: int = 8
+
+    def drafter(self, num_layers: int) -> Drafter:
+        """As ``SkipSampler.drafter``."""
+        layers = EvenSkip(self.draft_ratio, self.border).sample(num_layers, np.random.default_rng(0))
+        return Drafter(layers, self.tokens, self.rows)

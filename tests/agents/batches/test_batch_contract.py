@@ -28,6 +28,8 @@ ACTIVE: dict[str, dict[str, Any]] = {  # fields with which a source acts within 
     "replay*expert": {"share": 1.0, "window": 1, "weight": 0.3, "solutions": 4},
     "replay*stale": {"share": 0.5, "by": "group", "window": 2, "iterations": 2},
     "stale*contrast": {"scale": 0.5},
+    "reuse*stale": {"iterations": 2},
+    "replay*reuse*contrast": {"share": 0.4, "by": "group"},
     "replay*stale*contrast*expert": {"share": 0.4, "by": "group", "solutions": 4},
 }
 SOURCES = [*batches, *(id for id in ACTIVE if "*" in id)]

@@ -1,0 +1,38 @@
+"""``nested-draft`` in the ReFT loop: an agent's numbers are those without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agents import ReFT
+from envs.vector import MathReasonVector
+from registry import UsageError
+from tests.oracles.reft_agents import numbers, weights
+
+
+def room() -> MathReasonVector:
+    return MathReasonVector(num_envs=8, max_new_tokens=40, reward="random", problem_options={"limit": 6}, copy=False)
+
+
+@pytest.mark.parametrize("batch", ["fresh", "reuse"])
+def test_with_layers_that_draft_training_is_what_it_is_without(batch: str) -> None:
+    given = {"group_size": 2, "problems_per_batch": 5, "learning_rate": 1e-3, "seed": 3, "batch": batch}
+    plain = ReFT("tiny", room(), **given)
+    drafted = ReFT("tiny", room(), **given, sampler={"id": "nested-draft", "rows": 5, "tokens": 3})
+    accepted = 0
+    for _ in range(3):
+        expected, found = (numbers(agent.iterate()) for agent in (plain, drafted))
+        assert {k: v for k, v in found.items() if "draft/" not in k} == {
+            k: v for k, v in expected.items() if "draft/" not in k
+        }
+        accepted += found["draft/accepted"]
+        assert found["draft/accepted"] < found["draft/proposed"]
+    assert accepted > 30
+    assert torch.equal(weights(plain), weights(drafted))
+
+
+def test_a_drafter_that_drafts_nothing_is_refused() -> None:
+    for fields in ({"tokens": 0}, {"rows": 0}, {"draft_ratio": 1.0}):
+        with pytest.raises(UsageError):
+            ReFT("tiny", room(), sampler={"id": "nested-draft", **fields})
