@@ -1,18 +1,9 @@
 """The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler,
 schedule, anchor, batch source and reward."""
 
-from agents import (
-    advantages,
-    aggregation,
-    anchors,
-    batches,
-    corrections,
-    experts,
-    problem_samplers,
-    rewards,
-    rivals,
-    schedules,
-)
+from agents import corrections, rivals, schedules
+from agents.batches import experts, problem_samplers, sources
+from agents.objective import advantages, aggregation, anchors, rewards
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
@@ -28,7 +19,6 @@ __all__ = [
     "advantages",
     "aggregation",
     "anchors",
-    "batches",
     "collect",
     "corrections",
     "experts",
@@ -36,4 +26,5 @@ __all__ = [
     "rewards",
     "rivals",
     "schedules",
+    "sources",
 ]

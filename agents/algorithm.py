@@ -16,8 +16,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean
 
-import agents.checkpoint as checkpoint
-import agents.hub as hub
+import agents.saving.checkpoint as checkpoint
+import agents.saving.hub as hub
 from agents.arguments import (
     check_learning_rate,
     check_parameters,

@@ -39,7 +39,6 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor
 
 from agents.algorithm import LanguageModelAlgorithm
-from agents.anchors import Anchoring
 from agents.arguments import (
     check_adam,
     check_counts,
@@ -49,22 +48,23 @@ from agents.arguments import (
     slots_of,
     vector_env_of,
 )
-from agents.batches import Batching
-from agents.configuration import constructor_arguments
-from agents.consistency import Consistency
+from agents.batches.experts import Experts
+from agents.batches.refill import batch_of, left_out, refill, refill_metrics
+from agents.batches.store import Batching
+from agents.batches.weight_copy import WeightCopy
 from agents.corrections import traits
-from agents.diagnostics import SHARE, noise_floor, of_fresh
 from agents.distributed import join, local_device
-from agents.experts import Experts
 from agents.memory import NotEnoughMemory, check_memory
-from agents.metrics import Laps, rollout_metrics, speed_metrics, success_rates
+from agents.monitoring.diagnostics import SHARE, noise_floor, of_fresh
+from agents.monitoring.metrics import Laps, rollout_metrics, speed_metrics, success_rates
+from agents.monitoring.watch import Watch, warn_stale
 from agents.nesting import Nesting
-from agents.refill import batch_of, left_out, refill, refill_metrics
+from agents.objective.anchors import Anchoring
+from agents.objective.consistency import Consistency
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps
+from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
-from agents.watch import Watch, warn_stale
-from agents.weight_copy import WeightCopy
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
 from registry import (
@@ -127,7 +127,7 @@ class ReFT(LanguageModelAlgorithm):
             where the correction expects such groups, else 0.
         temperature: of sampling, and of log pi, so that both are of the same distribution.
         consistency: weight of an auxiliary loss that keeps the nested policy near the target; see
-            ``agents.consistency``. 0, the default, is off.
+            ``agents.objective.consistency``. 0, the default, is off.
         entropy_bonus: the loss is lowered by this times the exact entropy of every token's distribution, in nats, with
             the coefficients that the aggregation gives to tokens (A3C, arXiv 1602.01783, sec. 4). 0, the default, is
             off. With or without it the metric ``entropy`` is -mean log mu over the rollout's tokens: an unbiased

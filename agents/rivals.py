@@ -124,7 +124,8 @@ class ReVal(ReFT):
 class DRER(ReFT):
     """DRER: adds how much the reasoning raises the likelihood of the right answer (arXiv 2509.06024).
 
-    The paper's: the reward. Left out: its decay of advantages by length. Readings: ``agents.rewards.ReasoningGain``.
+    The paper's: the reward. Left out: its decay of advantages by length. Readings:
+    ``agents.objective.rewards.ReasoningGain``.
 
     Use: where solutions show their reasoning, and verdicts alone teach too little.
     """

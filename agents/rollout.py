@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
@@ -108,6 +109,22 @@ NOTHING = Rollout(
     reward=torch.zeros(0),
     group=torch.zeros(0, dtype=torch.int64),
 )
+
+
+def joined(first: Rollout, second: Rollout) -> Rollout:
+    """The completions of both, padded to the longer, with what is known of both."""
+    width = max(first.mask.shape[1], second.mask.shape[1])
+    parts: dict[str, Any] = {}
+    for field in fields(Rollout):
+        ours, theirs = getattr(first, field.name), getattr(second, field.name)
+        if ours is None or theirs is None:
+            continue
+        if isinstance(ours, Tensor):
+            pair = [F.pad(one, (0, width - one.shape[1])) if one.dim() == 2 else one for one in (ours, theirs)]
+            parts[field.name] = torch.cat(pair)
+        else:
+            parts[field.name] = (*ours, *theirs)
+    return Rollout(**parts)
 
 
 class Acts(Protocol):

@@ -42,14 +42,14 @@ from agents.arguments import (
     slots_of,
     vector_env_of,
 )
-from agents.configuration import constructor_arguments
 from agents.memory import check_memory
-from agents.metrics import episode_metrics
+from agents.monitoring.metrics import episode_metrics
+from agents.monitoring.watch import Watch
 from agents.rollout import Interrupted
+from agents.saving.configuration import constructor_arguments
 from agents.sb3_policy import target_of
 from agents.schedules import Spent
 from agents.update import NotFinite, refuse_broken_step
-from agents.watch import Watch
 from envs.sb3 import SB3VecEnv
 from policies import Policy
 from registry import UsageError, agents

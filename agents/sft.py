@@ -25,8 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
 from agents.arguments import check_lora_rank, slots_of
-from agents.configuration import constructor_arguments
 from agents.memory import check_memory
+from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
 from agents.supervised import Batch, Batches, clipped_step
 from agents.update import microbatch_budget

@@ -20,11 +20,11 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
 from agents.arguments import check_counts, slots_of
-from agents.configuration import constructor_arguments
-from agents.metrics import episode_metrics
-from agents.problem_samplers import UniformProblems
+from agents.batches.problem_samplers import UniformProblems
+from agents.monitoring.metrics import episode_metrics
+from agents.monitoring.watch import Watch
+from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
-from agents.watch import Watch
 from envs.task import start_info
 from policies import Policy
 from registry import UsageError, agents, schedules

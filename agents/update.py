@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.anchors import Anchoring
-from agents.consistency import Consistency
+from agents.batches.experts import Experts
 from agents.corrections import traits, weigh
-from agents.diagnostics import by_kind, by_length, design_weights, diagnostics, weight_diagnostics
 from agents.distributed import ALONE, Ranks
-from agents.experts import Experts
-from agents.refill import joined
-from agents.rollout import Rollout
+from agents.monitoring.diagnostics import by_kind, by_length, design_weights, diagnostics, weight_diagnostics
+from agents.objective.anchors import Anchoring
+from agents.objective.consistency import Consistency
+from agents.rollout import Rollout, joined
 from policies import Nested, Policy
 from registry import UsageError
 

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUNS",
         help="compare what is there: run folders, folders of them, JSON files of outcomes (CONTRIBUTING.md)",
     )
-    parser.add_argument("--preset", default="smoke", help="smoke, wallclock, samplers, paper, ... or a TOML file")
+    parser.add_argument("--preset", help="smoke (the default), wallclock, samplers, paper, ... or a TOML file")
     parser.add_argument("--agents", nargs="+", metavar="ID", help="agent ids or quoted patterns of them")
     parser.add_argument("--seeds", help="how many (5), or which (0,3,7; one seed alone as '3,')")
     parser.add_argument("--policy", nargs="+", help="tiny (built in), Hugging Face folders or hub ids")
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def compare(given: argparse.Namespace) -> int:
     """Run what the arguments ask for and write the report."""
-    from agents.writers import check_writers
+    from agents.monitoring.writers import check_writers
 
     if given.stored:
         return _compare_stored(given)
@@ -197,7 +197,7 @@ def grid_of(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
     from benchmarks.comparison.grid import agent_ids, preset, recipe, without_missed, without_replaced
 
-    grid, published = preset(given.preset), recipe(given.recipe)
+    grid, published = preset(given.preset or "smoke"), recipe(given.recipe)
     own: dict[str, Any] = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
     own |= dict(assignment(text) for text in given.set)
     of_preset = without_replaced(grid.set, {**published, **own})
@@ -217,7 +217,9 @@ def grid_of(given: argparse.Namespace) -> Grid:
     ]
     changes["variants"] = tuple(one if one.set else replace(one, name="") for one in kept)
     if given.agents is not None:
-        changes |= {"variants": (), "title": "Comparison"}
+        changes["title"] = "Comparison"
+        if given.preset is None:  # whoever names a preset wants its arms of these agents; else the agents as they are
+            changes["variants"] = ()
     if given.seeds is not None:
         changes["seeds"] = _seeds(given.seeds)
     changes["start"] = _start(grid.start, given)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agents.hub import base_name, model_card, upload
 from agents.rollout import collect
+from agents.saving.hub import base_name, model_card, upload
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import read_result
 from benchmarks.experiment.training import AVERAGED, RESULT

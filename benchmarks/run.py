@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         # After the arguments: --help and typos in options need no torch.
-        from agents.writers import check_writers
+        from agents.monitoring.writers import check_writers
         from benchmarks.experiment.training import run
 
         spec = _spec(given)

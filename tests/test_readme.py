@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.configuration import COMPONENTS
+from agents.saving.configuration import COMPONENTS
 from benchmarks.comparison.catalogue import components
 from envs.codec import load_tokenizer
 

@@ -8,7 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from agents.configuration import COMPONENTS
+from agents.saving.configuration import COMPONENTS
 from benchmarks.comparison.grid import PRESETS, preset, preset_names
 from benchmarks.measuring.table import Table
 from envs.problems import list_sources

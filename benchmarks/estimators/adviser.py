@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.diagnostics import BySubset, of_fresh
+from agents.monitoring.diagnostics import BySubset, of_fresh
 from benchmarks.estimators.report import CANNOT_TELL, group_equal, rank, relative_efficiency
 from benchmarks.estimators.sweep import Row, Sweep, cell_rows, noisy_cell
 from benchmarks.measuring.table import Table

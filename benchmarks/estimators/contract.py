@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.advantages import Reinforce
 from agents.corrections import ZeroWeights, traits, weigh
+from agents.objective.advantages import Reinforce
 from agents.rollout import Rollout
 from benchmarks.estimators.mdp import Cell, random_reward, random_target, tree
 from benchmarks.estimators.moments import Grouping, all_groups, enumerate_moments, separable

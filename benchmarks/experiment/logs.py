@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agents.writers import WRITERS, Completions
+from agents.monitoring.writers import WRITERS, Completions
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import scalars
 from benchmarks.measuring.durable import read_rows, storage_errors, write_whole

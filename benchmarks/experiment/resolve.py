@@ -9,7 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from agents.configuration import COMPONENTS
+from agents.saving.configuration import COMPONENTS
 from benchmarks.experiment import BUDGETS
 from benchmarks.experiment.spec import OWN_FIELDS, EvaluationSpec, RunSpec, check_names
 from envs import check_id

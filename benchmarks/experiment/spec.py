@@ -13,7 +13,7 @@ from typing import Any
 
 import agents  # noqa: F401 (registers the agents)
 import envs  # noqa: F401 (registers the env ids)
-from agents.configuration import COMPONENTS
+from agents.saving.configuration import COMPONENTS
 from benchmarks.experiment import BUDGETS
 from benchmarks.measuring.durable import json_text, write_whole
 from envs.task import TaskSpec
@@ -55,6 +55,9 @@ class EvaluationSpec:
     problem_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, least in (("problems", 1), ("samples", 1), ("every", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"evaluation.{name}={value} must be at least {least}")
         others = [name for name in (self.source, *self.sets) if name is not None]
         for name in self.problem_options:
             if name not in others:

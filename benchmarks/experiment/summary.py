@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.watch import SILENT, explain_silence, longest_silence
+from agents.monitoring.watch import SILENT, explain_silence, longest_silence
 from benchmarks.experiment.spec import RunSpec
 from registry import UsageError
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from agents import ReFT, checkpoint
+from agents import ReFT
 from agents.distributed import Ranks, join
 from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
+from agents.saving import checkpoint
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
 from benchmarks.experiment.evaluation import Evaluator
@@ -302,7 +303,7 @@ def run(
     """Train ``spec``'s agent in ``runs/<hash>``, going on from its checkpoint if there is one; returns the result.
 
     ``parent`` is the process whose end also ends this run, after the iteration it is in. ``log`` names the trackers
-    (``agents.writers.WRITERS``) that get its rows; they get those of a finished run, too.
+    (``agents.monitoring.writers.WRITERS``) that get its rows; they get those of a finished run, too.
     """
     folder = runs / spec.hash
     finished = folder / "result.json"

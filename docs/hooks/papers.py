@@ -13,7 +13,7 @@ import docstrings
 from components import KINDS, by_class, path_of
 from components import registry as components
 
-from agents.configuration import COMPONENTS
+from agents.saving.configuration import COMPONENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("agents", "benchmarks", "envs", "policies")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agents import ReFT
-from agents.refill import left_out
+from agents.batches.refill import left_out
 from agents.rollout import Rollout
 from tests.oracles.reft_agents import SKIP, make, weights, write_batch
 

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import agents  # noqa: F401 (registers)
 from agents import ReFT, collect
+from agents.monitoring.watch import StaleData
 from agents.rollout import GroupMixture, Rollout
-from agents.watch import StaleData
 from envs.vector import MathReasonVector
 from policies import Policy
 from registry import UsageError, advantages, corrections

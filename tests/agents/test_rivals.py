@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from agents import ReFT, rivals
-from agents.rewards import EntropyRank, ReasoningGain
+from agents.batches.weight_copy import WeightCopy
+from agents.monitoring.watch import StaleData
+from agents.objective.rewards import EntropyRank, ReasoningGain
 from agents.rollout import Rollout
-from agents.watch import StaleData
-from agents.weight_copy import WeightCopy
 from envs.vector import MathReasonVector
 from registry import UsageError, rewards
 from registry import agents as agent_registry
-from tests.agents.test_refill import seen_by_update
+from tests.agents.batches.test_refill import seen_by_update
 from tests.oracles.reft_agents import gradient_of, make, numbers, weights
 
 RIVALS = [name for name in agent_registry if agent_registry.get(name).__module__ == rivals.__name__]

@@ -19,7 +19,7 @@ from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
-from benchmarks.comparison.grid import PRESETS, Grid, Variant, agent_ids, arms, preset, recipe, start_arms
+from benchmarks.comparison.grid import PRESETS, Arm, Grid, Variant, agent_ids, arms, preset, recipe, start_arms
 from benchmarks.comparison.launch import Launcher, Watched
 from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.comparison.resolution import seeds_needed
@@ -228,6 +228,19 @@ def test_a_preset_does_not_stand_in_the_way_of_what_is_chosen():
     ):
         with pytest.raises(UsageError, match=r"keep|field"):
             arms(grid_of(parser().parse_args(asked)))
+
+
+def test_agents_chosen_of_a_named_preset_keep_what_it_sets_for_them():
+    def chosen(*asked: str) -> list[Arm]:
+        return arms(grid_of(parser().parse_args([*asked])))
+
+    (whole,) = [arm for arm in chosen("--preset", "smollm2") if arm.label == "reft"]
+    (alone,) = [arm for arm in chosen("--preset", "smollm2", "--agents", "reft") if arm.control is None]
+    assert alone == whole and alone.specs[0].agent["lora_rank"] == 16
+    ids = ["nested-reft/even/truncated-is", "nested-reft/uniform/truncated-is"]
+    named = chosen("--preset", "smoke", "--agents", *ids)
+    assert [arm.label for arm in named] == [f"{ids[0]} 4 of 12", f"{ids[1]} 6 of 12"]
+    assert [arm.label for arm in chosen("--agents", *ids)] == ids  # of the preset that nobody named, no variants
 
 
 def test_help_and_typos_in_options_need_no_torch():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agents.writers import WRITERS
+from agents.monitoring.writers import WRITERS
 from benchmarks.comparison.grid import Grid, arms
 from benchmarks.experiment.logs import LOGGED, RunLog, run_name
 from benchmarks.run import main

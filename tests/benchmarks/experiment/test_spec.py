@@ -129,6 +129,9 @@ def test_seed_does_not_reach_into_the_agent():
         ("iteration=3", UnknownField, "did you mean 'iterations'"),
         ("iterations=-1", UsageError, "must be positive"),
         ("tokens=0", UsageError, "must be positive"),
+        ("evaluation.samples=0", UsageError, "evaluation.samples=0 must be at least 1"),
+        ("evaluation.problems=0", UsageError, "evaluation.problems=0 must be at least 1"),
+        ("evaluation.every=-1", UsageError, "evaluation.every=-1 must be at least 0"),
         ("group_size", UsageError, "no assignment"),
     ],
 )

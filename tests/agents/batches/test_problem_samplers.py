@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import agents  # noqa: F401 (registers)
-from agents.metrics import success_rates
+from agents.monitoring.metrics import success_rates
 from agents.rollout import Rollout
 from registry import UsageError, problem_samplers
 

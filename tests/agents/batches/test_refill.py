@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents import ReFT
-from agents.refill import batch_of, has_signal
+from agents.batches.refill import batch_of, has_signal
 from agents.rollout import Rollout
 from envs.vector import MathReasonVector
 from registry import UsageError

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agents.checkpoint import ADAPTERS, AVERAGE, BATCHES, CRITIC, OPTIMIZER, PATCHES, REFERENCES, STATE
-from agents.configuration import stored_arguments
+from agents.saving.checkpoint import ADAPTERS, AVERAGE, BATCHES, CRITIC, OPTIMIZER, PATCHES, REFERENCES, STATE
+from agents.saving.configuration import stored_arguments
 from registry import UsageError, fields_of
 
 NOT_OF_THE_MODEL = {STATE, OPTIMIZER, ADAPTERS, PATCHES, REFERENCES, BATCHES, AVERAGE, CRITIC, "README.md"}

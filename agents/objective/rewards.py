@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from agents.metrics import unshaped_rewards
+from agents.monitoring.metrics import unshaped_rewards
 from agents.rollout import Rollout
 from envs.task import Task
 from registry import UsageError, rewards

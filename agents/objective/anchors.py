@@ -25,9 +25,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from agents.batches.weight_copy import WeightCopy
 from agents.corrections.correction import MAX_LOG_WEIGHT, sampled_logp
 from agents.rollout import Rollout
-from agents.weight_copy import WeightCopy
 from policies import Policy
 from registry import UsageError, anchors
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents import ReFT
-from agents.consistency import CAP, Consistency
+from agents.objective.consistency import CAP, Consistency
 from agents.rollout import Rollout
 from policies import Policy
 from registry import UsageError

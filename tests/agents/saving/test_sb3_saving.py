@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from transformers import AutoModelForCausalLM
 
 from agents import SB3PPO, ReFT
-from agents.configuration import COMPONENTS, describe
+from agents.saving.configuration import COMPONENTS, describe
 from envs.shaping import ShapedRewardVector
 from policies import Policy
 from registry import UsageError, corrections

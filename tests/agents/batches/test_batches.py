@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from agents import ReFT
-from agents.batches import Contrast, Mixture, Replay
+from agents.batches.sources import Contrast, Mixture, Replay
+from agents.batches.weight_copy import WeightCopy
+from agents.monitoring.watch import StaleData
 from agents.rollout import Rollout
-from agents.watch import StaleData
-from agents.weight_copy import WeightCopy
 from envs.vector import MathReasonVector
 from policies import Policy
 from registry import UsageError, batches
+from tests.agents.batches.test_refill import pairs, seen_by_update
 from tests.agents.test_distributed import in_processes, trained
-from tests.agents.test_refill import pairs, seen_by_update
 from tests.oracles.reft_agents import CoinFlips, gradient_of, make, numbers, weights
 
 GROUPS = {"id": "replay", "share": 0.5, "by": "group", "window": 3}
@@ -544,6 +544,6 @@ def test_a_correction_that_knows_nothing_of_mu_is_named(folder: str, batch: str)
         make(folder, batch=batch, correction="ppo-clip")
 
 
-@pytest.mark.filterwarnings("error::agents.watch.StaleData")
+@pytest.mark.filterwarnings("error::agents.monitoring.watch.StaleData")
 def test_a_correction_of_mu_is_not(folder: str) -> None:
     make(folder, batch="replay", correction="truncated-is*ppo-clip")

@@ -17,8 +17,8 @@ from agents import ReFT
 from agents.rollout import Rollout
 from envs.vector import MathReasonVector
 from registry import batches
+from tests.agents.batches.test_refill import seen_by_update
 from tests.agents.test_distributed import in_processes
-from tests.agents.test_refill import seen_by_update
 from tests.oracles.reft_agents import gradient_of, numbers, weights
 
 ACTIVE: dict[str, dict[str, Any]] = {  # fields with which a source acts within a few iterations; else its defaults

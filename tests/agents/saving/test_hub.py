@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.hub import base_name, model_card
+from agents.saving.hub import base_name, model_card
 from tests.oracles.hub import TOKEN, hub
 
 ROOT = Path(__file__).parents[2]

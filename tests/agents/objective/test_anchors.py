@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from agents import ReFT
-from agents.anchors import KL, KLConvex
+from agents.batches.weight_copy import WeightCopy
+from agents.objective.anchors import KL, KLConvex
 from agents.rollout import Rollout
-from agents.weight_copy import WeightCopy
 from registry import UsageError, anchors
+from tests.agents.batches.test_refill import seen_by_update
 from tests.agents.test_distributed import in_processes, trained
-from tests.agents.test_refill import seen_by_update
 from tests.oracles.reft_agents import CoinFlips, gradient_of, make, numbers, weights, write_batch
 
 K3 = {"id": "kl", "beta": 0.3}

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.advantages import DownSampled, DrGRPO
 from agents.corrections import weigh
-from agents.diagnostics import (
+from agents.monitoring.diagnostics import (
     BySubset,
     CollapsedRatios,
     by_length,
@@ -24,6 +23,7 @@ from agents.diagnostics import (
     warn_collapse,
     weight_diagnostics,
 )
+from agents.objective.advantages import DownSampled, DrGRPO
 from agents.rollout import Rollout
 from registry import corrections
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.corrections import traits
-from agents.diagnostics import warn_collapse
+from agents.monitoring.diagnostics import warn_collapse
 
 SILENT = 3  # iterations in a row without a gradient that are more than bad luck
 MOST = 0.5  # share of completions from which on one cause is the cause
@@ -28,7 +28,7 @@ class StaleData(UserWarning):
 @dataclass
 class Watch:
     """Hears every iteration's metrics and says, once each, that too few completions carry the update
-    (``agents.diagnostics.collapse``) and that none does (``explain_silence``)."""
+    (``agents.monitoring.diagnostics.collapse``) and that none does (``explain_silence``)."""
 
     silent: list[Mapping[str, float]] = field(default_factory=list)
     said_collapse: bool = False

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.batches import Fresh, factors_of
+from agents.batches.sources import Fresh, factors_of
 from agents.rollout import Rollout
 from agents.supervised import Batches
 from envs.task import Task

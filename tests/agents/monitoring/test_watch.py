@@ -12,15 +12,15 @@ import torch
 
 from agents import SB3PPO, ReFT
 from agents.arguments import UnusualLearningRate, check_learning_rate
-from agents.rollout import Rollout
-from agents.update import NotFinite
-from agents.watch import (
+from agents.monitoring.watch import (
     SILENT,
     NoGradient,
     Watch,
     explain_silence,
     longest_silence,
 )
+from agents.rollout import Rollout
+from agents.update import NotFinite
 from envs.vector import MathReasonVector
 from registry import UsageError
 from tests.oracles.reft_agents import make, weights, write_batch

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from agents.metrics import success_rates
-from agents.rollout import Rollout
+from agents.monitoring.metrics import success_rates
+from agents.rollout import Rollout, joined
 
 
 def refill(rollout: Rollout, group_size: int, tokens: int, write: Callable[[int], Rollout]) -> Rollout:
@@ -52,19 +49,3 @@ def refill_metrics(rollout: Rollout, group_size: int, groups: int) -> dict[str, 
     """How many groups and tokens came after the first ``groups`` groups."""
     further = rollout.mask[groups * group_size :]
     return {"refill_groups": len(further) / group_size, "refill_tokens": float(further.sum())}
-
-
-def joined(first: Rollout, second: Rollout) -> Rollout:
-    """The completions of both, padded to the longer, with what is known of both."""
-    width = max(first.mask.shape[1], second.mask.shape[1])
-    parts: dict[str, Any] = {}
-    for field in fields(Rollout):
-        ours, theirs = getattr(first, field.name), getattr(second, field.name)
-        if ours is None or theirs is None:
-            continue
-        if isinstance(ours, Tensor):
-            pair = [F.pad(one, (0, width - one.shape[1])) if one.dim() == 2 else one for one in (ours, theirs)]
-            parts[field.name] = torch.cat(pair)
-        else:
-            parts[field.name] = (*ours, *theirs)
-    return Rollout(**parts)

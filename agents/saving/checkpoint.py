@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
-from agents.configuration import restored_arguments, restored_env, stored_arguments, stored_env
+from agents.saving.configuration import restored_arguments, restored_env, stored_arguments, stored_env
 from policies.pretrained.load import damage_of, weights_fault
 from registry import UsageError, problem_samplers, skip_samplers
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from agents import ReFT
-from agents.experts import Expert
-from agents.weight_copy import WeightCopy
+from agents.batches.experts import Expert
+from agents.batches.weight_copy import WeightCopy
 from envs.vector import MathReasonVector
 from registry import UsageError
+from tests.agents.batches.test_refill import seen_by_update
 from tests.agents.test_distributed import in_processes
-from tests.agents.test_refill import seen_by_update
 from tests.oracles.reft_agents import gradient_of, numbers, weights
 
 CHORD = {"id": "expert", "weight": 0.3, "solutions": 6}

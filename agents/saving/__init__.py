@@ -1,0 +1,1 @@
+"""Folders and files: checkpoints, configurations, the hub."""
