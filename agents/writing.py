@@ -174,7 +174,7 @@ class VLLMWriting:
             max_tokens=task.spec.max_new_tokens,
             stop_token_ids=sorted(task.stop_token_ids),
         )
-        tokens, logp = self._engine(nested, deck).write(request)
+        tokens, logp = self._engine(nested, deck).write(request) if numbers else ([], [])
         total = len(deck.problems) * deck.group_size
         written = Written(
             first=first,
@@ -186,7 +186,7 @@ class VLLMWriting:
         for number, ids, logps in zip(numbers, tokens, logp, strict=True):
             written.length[number] = len(ids)
             written.tokens[number, : len(ids)], written.logp[number, : len(ids)] = ids, logps
-        if not self.writer.quantization:
+        if numbers and not self.writer.quantization:
             self._require_same_model(nested, prompts, written, numbers[:COMPARED], deck.group_size)
         return written
 

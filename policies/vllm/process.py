@@ -64,10 +64,11 @@ def _leave() -> None:
 def _engine(folder: str, dtype: str, longest: int, slots: int, cache_bytes: int, quantization: str) -> Any:
     """A vLLM engine of the model in ``folder``, with a cache of ``cache_bytes`` for ``slots`` sequences at a time."""
     import vllm
+    from vllm.platforms import current_platform
 
     if tuple(int(part) for part in vllm.__version__.split(".")[:2]) < LOWEST:
         raise ImportError(f"vLLM is {vllm.__version__}")
-    on_cpu = vllm.platforms.current_platform.is_cpu()
+    on_cpu = current_platform.is_cpu()
     return vllm.LLM(
         model=folder,
         skip_tokenizer_init=True,
