@@ -239,8 +239,7 @@ class ReFT(LanguageModelAlgorithm):
         self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
-        self.group_size = group_size
-        self.problems_per_batch = problems_per_batch
+        self.group_size, self.problems_per_batch = group_size, problems_per_batch
         self.refill_tokens = refill_tokens
         self.minibatches = minibatches
         self.epochs = epochs

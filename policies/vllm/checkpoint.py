@@ -101,12 +101,16 @@ def config(policy: Policy, shape: Shape) -> dict[str, Any]:
     given = json.loads(policy.config.to_json_string(use_diff=False))
     given["num_hidden_layers"] = len(shape.windows)
     given["dtype"] = str(policy.dtype).removeprefix("torch.")
+    given["tie_word_embeddings"] = False  # a reload leaves the packed copy that a tied head has as it is
     if given.get("layer_types"):
         given["layer_types"] = ["sliding_attention" if window else "full_attention" for window in shape.windows]
     channels, own = head_channels(policy), policy.architecture.head_dim
     if channels != own:  # channel n of a half turns by theta ** (-2 n / channels)
         rope = given["rope_parameters"]
-        given |= {"head_dim": channels, "rope_parameters": {**rope, "rope_theta": rope["rope_theta"] ** (channels / own)}}
+        given |= {
+            "head_dim": channels,
+            "rope_parameters": {**rope, "rope_theta": rope["rope_theta"] ** (channels / own)},
+        }
     if shape.biases:
         given |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
         given |= {"attention_bias": True, "mlp_bias": True}
@@ -131,8 +135,7 @@ def weights(policy: Policy, nested: Nested, shape: Shape) -> Iterator[tuple[str,
         for name, value in _layer(policy, nested, block, shape.biases).items():
             yield f"model.layers.{place}.{name}", value.to(dtype, copy=place not in kept)  # a file shares no memory
     yield "model.norm.weight", model.model.norm.weight.to(dtype)
-    if not getattr(policy.config, "tie_word_embeddings", False):
-        yield "lm_head.weight", model.lm_head.weight.to(dtype)
+    yield "lm_head.weight", model.lm_head.weight.to(dtype, copy=True)
 
 
 def _layer(policy: Policy, nested: Nested, block: KeptBlock, biases: bool) -> dict[str, Tensor]:

