@@ -17,16 +17,17 @@ LOWEST = (0, 32)  # reload_weights takes an iterator, and packs again what a CPU
 
 
 def main() -> None:
-    """Answer requests until standard input closes, or the process that asks ends; then drop the working folder."""
+    """Answer requests until standard input closes, or the process that asks ends; then drop the model's folder."""
     sys.path.pop(0)  # this file's own folder
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing that a library prints may mix with the replies
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent, settings = os.getppid(), json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with, args=(parent, settings["folder"]), daemon=True).start()
 
     def reply(**said: Any) -> None:
         replies.write(json.dumps(said) + "\n")
 
-    llm = _refused(lambda: _engine(**json.loads(sys.stdin.readline())), reply)
+    llm = _refused(lambda: _engine(**settings), reply)
     if llm is not None:
         reply(ready=True)
         for line in sys.stdin:
@@ -34,7 +35,7 @@ def main() -> None:
             done = _refused(lambda request=request: (_load if "weights" in request else _write)(llm, **request), reply)
             if done is not None:
                 reply(**done)
-    _leave()
+    _leave(settings["folder"])
 
 
 def _refused(act: Callable[[], Any], reply: Callable[..., None]) -> Any:
@@ -49,15 +50,15 @@ def _refused(act: Callable[[], Any], reply: Callable[..., None]) -> Any:
         return None
 
 
-def _end_with(parent: int) -> None:
+def _end_with(parent: int, folder: str) -> None:
     """Leave as soon as the process that asks is gone, in the middle of a request, too."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    _leave()
+    _leave(folder)
 
 
-def _leave() -> None:
-    shutil.rmtree(os.getcwd(), ignore_errors=True)
+def _leave(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # vLLM's own end takes seconds, and has nothing left to save
 
 
