@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 LOWEST = (0, 32)  # reload_weights takes an iterator, and packs again what a CPU's kernels read
@@ -27,12 +28,12 @@ def main() -> None:
     def reply(**said: Any) -> None:
         replies.write(json.dumps(said) + "\n")
 
-    llm = _refused(lambda: _engine(**settings), reply)
+    llm = _refused(partial(_engine, **settings), reply)
     if llm is not None:
         reply(ready=True)
         for line in sys.stdin:
             request = json.loads(line)
-            done = _refused(lambda request=request: (_load if "weights" in request else _write)(llm, **request), reply)
+            done = _refused(partial(_load if "weights" in request else _write, llm, **request), reply)
             if done is not None:
                 reply(**done)
     _leave(settings["folder"])
