@@ -31,6 +31,7 @@ from agents.sb3_policy import LanguageModelPolicy, target_of
 from agents.schedules import Spent
 from envs.sb3 import SB3VecEnv
 from policies import Policy
+from policies.sharding import shape_of
 from registry import UsageError
 
 
@@ -150,20 +151,12 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
     def _make_target(self, given: str | Policy, dtype: str | None) -> None:
         """Load ``target``, and make what trains it: ``policy``, ``optimizer``, ``lr_schedule``; a silent logger, as
         stable-baselines3 makes in ``learn()``, serves ``iterate()`` alone."""
-        self.target = target_of(
-            given,
-            self.action_space,
-            str(self.device),
-            dtype,
-            lora_rank=self.lora_rank,
-            gradient_checkpointing=self.gradient_checkpointing,
-            seed=self.seed or 0,
-            longest=self.envs.unwrapped.task.max_length,
-        )
+        self.target = self._load_target(given, dtype, str(self.device))
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.lr_schedule = FloatSchedule(self.learning_rate)
         trained = [p for p in self.target.parameters() if p.requires_grad]
-        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else sum(p.numel() for p in trained))
+        count = sum(shape_of(p).numel() for p in trained)
+        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else count)
         self.optimizer = torch.optim.AdamW(
             trained,
             lr=self.lr_schedule(1.0),
@@ -174,6 +167,18 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         )
         self.policy.optimizer = self.optimizer  # where SB3's algorithms have theirs
         self._logger = Logger(None, [])
+
+    def _load_target(self, given: str | Policy, dtype: str | None, device: str) -> Policy:
+        return target_of(
+            given,
+            self.action_space,
+            device,
+            dtype,
+            lora_rank=self.lora_rank,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=self.seed or 0,
+            longest=self.envs.unwrapped.task.max_length,
+        )
 
     def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
         """One iteration; returns its metrics."""

@@ -3,25 +3,28 @@
 Rollouts are shared out by whole groups and gathered, so that advantages, aggregation coefficients, corrections of any
 scope and diagnostics see exactly what one process would see; what costs time (decoding, verdicts, forward and backward)
 is done once. Gradients are summed. Randomness is keyed by episode, so the number of processes changes the order of sums
-and nothing else. Everything that processes exchange is a sum of tensors in which each fills its own part.
+and nothing else. Everything that processes exchange is a sum of tensors in which each fills its own part, but for split
+weights (``policies.sharding``).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from agents.arguments import check_device
 from agents.rollout import Interrupted, Rollout
+from policies.sharding import most, peers, whole_shape
 from registry import UsageError
 
+T = TypeVar("T")
 Write = Callable[[list[int], int], Rollout]  # (problems, number of the first group) -> whole groups
 
 
@@ -51,18 +54,30 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """``tensor``, in place, summed over the processes; a sum of parts that are 0 elsewhere gathers them."""
         if self.size > 1:
-            with _peers():
+            with peers():
                 distributed.all_reduce(tensor)
         return tensor
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Every process's gradients become the sum of all of them."""
+        """Every process's gradients become the sum of all of them; those of split matrices are summed already."""
         if self.size == 1:
             return
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            self.sum(parameter.grad)
+            if whole_shape(parameter) is None:
+                self.sum(parameter.grad)
+
+    def norm(self, parameters: Iterable[torch.nn.Parameter], of: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """The norm of all processes' gradients as of one vector, by ``of``, the norm of some tensors."""
+        given = [parameter for parameter in parameters if parameter.grad is not None]
+        parts = [p.grad for p in given if p.grad is not None and whole_shape(p) is not None]
+        rest = [p.grad for p in given if p.grad is not None and whole_shape(p) is None]
+        if not parts:
+            return of(rest)
+        mine = of(parts)
+        squares = self.sum(mine.double().square())
+        return (squares + of(rest).double().square() if rest else squares).sqrt().to(mine.dtype)
 
     def agree(self, value: int) -> int:
         """The leader's value, for every process."""
@@ -72,13 +87,23 @@ class Ranks:
         """The leader's text, for every process."""
         return text if self.size == 1 else self._texts(text)[0]
 
-    def require_equal(self, seed: int, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Raise UsageError unless all processes have the same seed and weights."""
+    def in_turn(self, act: Callable[[], T]) -> T:
+        """What ``act`` gives, done by one process of a machine after the other: it takes much memory for a while."""
+        turn = _whole_number("LOCAL_RANK", self.rank)
+        turns = most(_whole_number("LOCAL_WORLD_SIZE", self.size))
+        for _ in range(turn):
+            self.sum(torch.zeros(1))
+        made = act()
+        for _ in range(turn, turns):
+            self.sum(torch.zeros(1))
+        return made
+
+    def require_equal(self, seed: int, weights: float) -> None:
+        """Raise UsageError unless all processes have the same seed and the same ``weights`` (``total_weight``)."""
         if self.size == 1:
             return
-        total = sum(float(parameter.detach().abs().sum()) for parameter in parameters)
         values = torch.zeros(self.size, 2, dtype=torch.float64)
-        values[self.rank] = torch.tensor([seed, total])
+        values[self.rank] = torch.tensor([seed, weights])
         for what, column in zip(("seeds", "weights"), self.sum(values).unbind(1), strict=True):
             if len(column.unique()) > 1:
                 raise UsageError(f"the processes of this run have different {what}: start all of them with the same")
@@ -118,6 +143,15 @@ class Ranks:
             **gathered,
         )
 
+    def together(self, act: Callable[[], T]) -> T:
+        """What ``act`` gives in this process. Raises Interrupted in every process, if one of them was."""
+        made = None
+        with suppress(Interrupted):
+            made = act()
+        if self.sum(torch.tensor(int(made is None))) or made is None:
+            raise Interrupted
+        return made
+
     def _texts(self, text: str) -> list[str]:
         """Every process's text."""
         data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
@@ -131,6 +165,11 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def total_weight(parameters: Iterable[torch.nn.Parameter]) -> float:
+    """A number that tells one set of weights from another."""
+    return sum(float(parameter.detach().abs().sum()) for parameter in parameters)
 
 
 def _described(rollout: Rollout | None) -> dict[str, Any] | None:
@@ -154,7 +193,7 @@ def join(device: str = "cpu") -> Ranks:
         _whole_number("MASTER_PORT", 0)
         if _whole_number("RANK", 0) >= _whole_number("WORLD_SIZE", 1):
             raise UsageError(f"RANK={os.environ['RANK']} is not below WORLD_SIZE={os.environ['WORLD_SIZE']}")
-        with _peers():
+        with peers():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     if not (distributed.is_available() and distributed.is_initialized()):
         return Ranks()
@@ -173,15 +212,3 @@ def local_device(device: str) -> str:
     """``device``, or for a bare ``cuda`` under torchrun this process's own GPU; UsageError if there is none such."""
     check_device(device)
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and os.environ.get("LOCAL_RANK") else device
-
-
-@contextmanager
-def _peers() -> Iterator[None]:
-    """A lost process as a ``UsageError``; the processes of one run stand and fall together."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UsageError(
-            f"another process of this run has ended, or cannot be reached ({str(error).splitlines()[0]}): its own "
-            "message says why; the same command goes on from the last checkpoint"
-        ) from error

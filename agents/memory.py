@@ -3,20 +3,26 @@ without a word.
 
 Throughout there are copies of the weights for rollouts, gradients and AdamW's moments. Beside them come, in turn, a
 rollout (keys and values of the slots, and logits where no compiled kernel draws) and an update (what a micro-batch's
-layers keep for the backward, and the gradients of head and embedding before they are added up). A GPU has errors of its
-own; the plan is of the host's memory.
+layers keep for the backward, and the gradients of head and embedding before they are added up). Split over processes
+(``policies.sharding``), weights, gradients and moments are a part each, and the copy for rollouts is gone during an
+update. A GPU has errors of its own; what is checked is the host's memory.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import dataclass
 
 import torch
+from torch import distributed
 
 from envs.task import Task
 from policies import Policy
 from policies.model.compute import decode_kernels, drawing_head_kernels, product_dtype
 from policies.model.head import CHUNK_LOGITS, KEPT
+from policies.pretrained.architecture import Architecture
+from policies.sharding import shape_of
 from registry import UsageError
 from registry.memory import available_bytes
 
@@ -33,53 +39,172 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@dataclass(frozen=True)
+class ModelSize:
+    """What the memory of a run depends on, known before a weight is loaded.
+
+    Attributes:
+        architecture: shapes.
+        weights, trained: how many numbers all weights have, and those that get a gradient.
+        dtype: of the matrix products.
+        device: that computes.
+        gradient_checkpointing: whether an update keeps only each layer's input.
+        processes: how many the matrices are split over; 1 where each has all.
+        functional: whether the project's own layers are used.
+    """
+
+    architecture: Architecture
+    weights: int
+    trained: int
+    dtype: torch.dtype
+    device: torch.device
+    gradient_checkpointing: bool = False
+    processes: int = 1
+    functional: bool = True
+
+    @staticmethod
+    def of(policy: Policy) -> ModelSize:
+        """A policy's."""
+        return ModelSize(
+            policy.architecture,
+            sum(shape_of(parameter).numel() for parameter in policy.model.parameters()),
+            sum(shape_of(parameter).numel() for parameter in policy.parameters()),
+            policy.dtype,
+            policy.device,
+            policy.gradient_checkpointing,
+            distributed.get_world_size() if policy.sharded else 1,
+            policy.functional,
+        )
+
+    @property
+    def multiplied(self) -> int:
+        """Bytes of a weight as rollouts multiply by it: 4 for a bfloat16 one where the processor has no such
+        products."""
+        return max(self.dtype.itemsize, product_dtype(self.device, self.dtype).itemsize)
+
+    @property
+    def copy(self) -> int:
+        """Bytes of the weights as rollouts read them, whole in every process; beside the embedding of its own that a
+        split model's needs, in float32."""
+        embedding = self.architecture.vocabulary * self.architecture.width * 4 if self.processes > 1 else 0
+        return self.weights * self.multiplied + embedding
+
+    @property
+    def largest(self) -> int:
+        """Numbers of the largest map."""
+        a = self.architecture
+        return max(
+            a.vocabulary * a.width, 2 * a.inner * a.width, (a.query_heads + 2 * a.key_heads) * a.head_dim * a.width
+        )
+
+    @property
+    def adapted(self) -> bool:
+        """Whether low-rank adapters are trained, and not the weights."""
+        return self.trained < self.weights
+
+    def slot(self, prompt: int, completion: int) -> int:
+        """Bytes of one slot whose completion uses its whole budget. Prompts are remembered, one a slot; compiled
+        kernels read them where they are, the torch path copies them. A head that is not compiled to draw holds its
+        logits."""
+        a = self.architecture
+        copies = 1 if decode_kernels(a, self.device) is not None else 2
+        cache = a.layers * a.kv_width * (completion + copies * prompt) * self.dtype.itemsize if self.functional else 0
+        kernels = drawing_head_kernels(self.device, a.vocabulary, a.width, self.dtype)
+        return cache + (0 if self.functional and kernels is not None else LOGIT_COPIES * a.vocabulary * 4)
+
+    def update(self, tokens: int) -> int:
+        """Bytes of a forward and backward over ``tokens`` tokens, with the gradients that are not yet in their place,
+        and of a split model with the map in use, whole."""
+        a, size = self.architecture, self.dtype.itemsize
+        gemma = 1 if a.gemma else 0
+        kept = 4 * a.width * (2 + 2 * gemma)  # the residual stream, float32, as norms keep it
+        kept += size * (2 * a.width + 2 * (a.query_heads + a.key_heads) * a.head_dim + (3 + gemma) * a.inner)
+        whole = 1 if self.gradient_checkpointing else a.layers
+        layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
+        logits = tokens * a.vocabulary
+        head = 4 * CHUNK_COPIES * min(CHUNK_LOGITS, logits) + (size * min(KEPT, logits) if size < 4 else 0)
+        unplaced = 0 if self.adapted else 2 * a.vocabulary * a.width * 4
+        in_use = 4 * a.vocabulary * a.width + (4 + size) * self.largest if self.processes > 1 else 0
+        return layers + head + unplaced + in_use
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that one process of a run needs, by what needs them.
+
+    Attributes:
+        weights, gradients, moments: float32, this process's part of them.
+        copy: the weights as rollouts read them.
+        slots: keys, values and logits of all slots.
+        update: what a micro-batch takes for a while.
+        drops_copy: whether ``copy`` is gone before an update begins.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    copy: int
+    slots: int
+    update: int
+    drops_copy: bool = False
+
+    @property
+    def total(self) -> int:
+        """At the worst moment."""
+        lasting = self.weights + self.gradients + self.moments
+        if self.drops_copy:
+            return lasting + max(self.copy + self.slots, self.update)
+        return lasting + self.copy + max(self.slots, self.update)
+
+
+def plan(size: ModelSize, slots: int, prompt: int, completion: int, tokens: int) -> Plan:
+    """What a run needs whose ``slots`` write completions of ``completion`` tokens to prompts of ``prompt``, and whose
+    micro-batches have ``tokens`` tokens."""
+    part = -(-4 * size.weights // size.processes)
+    trained = 4 * size.trained if size.adapted else part  # adapters are not split
+    return Plan(
+        weights=part,
+        gradients=trained,
+        moments=2 * trained,
+        copy=size.copy,
+        slots=slots * size.slot(prompt, completion),
+        update=size.update(tokens),
+        drops_copy=size.processes > 1,
+    )
+
+
 def slot_bytes(policy: Policy, task: Task) -> int:
-    """Of one slot whose completion uses its whole budget. Prompts are remembered, one a slot; compiled kernels read
-    them where they are, the torch path copies them. A head that is not compiled to draw holds its logits."""
-    shape = policy.architecture
-    copies = 1 if decode_kernels(shape, policy.device) is not None else 2
-    tokens = task.spec.max_new_tokens + copies * task.spec.max_prompt_tokens
-    cache = shape.layers * shape.kv_width * tokens * policy.dtype.itemsize if policy.functional else 0
-    draws = policy.functional and drawing_head_kernels(policy.model.lm_head, policy.dtype) is not None
-    return cache + (0 if draws else LOGIT_COPIES * shape.vocabulary * 4)
+    """See ``ModelSize.slot``."""
+    return ModelSize.of(policy).slot(task.spec.max_prompt_tokens, task.spec.max_new_tokens)
 
 
 def update_bytes(policy: Policy, tokens: int) -> int:
-    """Of a forward and backward over ``tokens`` tokens, with the gradients that are not yet in their place."""
-    a, size = policy.architecture, policy.dtype.itemsize
-    gemma = 1 if a.gemma else 0
-    kept = 4 * a.width * (2 + 2 * gemma)  # the residual stream, float32, as norms keep it
-    kept += size * (2 * a.width + 2 * (a.query_heads + a.key_heads) * a.head_dim + (3 + gemma) * a.inner)
-    whole = 1 if policy.gradient_checkpointing else a.layers
-    layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
-    logits = tokens * a.vocabulary
-    head = 4 * CHUNK_COPIES * min(CHUNK_LOGITS, logits) + (size * min(KEPT, logits) if size < 4 else 0)
-    unplaced = 0 if policy.adapter_rank else 2 * a.vocabulary * a.width * 4
-    return layers + head + unplaced
+    """See ``ModelSize.update``."""
+    return ModelSize.of(policy).update(tokens)
 
 
 def lasting_bytes(policy: Policy, optimizer: torch.optim.Optimizer) -> int:
     """Of what is not there yet and will be throughout: the weights as rollouts read them, gradients, moments."""
-    weights = sum(parameter.numel() for parameter in policy.model.parameters())
     trained = sum(parameter.numel() for parameter in policy.parameters())
-    return weights * _multiplied_size(policy) + trained * 4 * (1 if optimizer.state else 3)
-
-
-def _multiplied_size(policy: Policy) -> int:
-    """Bytes of a weight as rollouts multiply by it: 4 for a bfloat16 one where the processor has no such products."""
-    return max(policy.dtype.itemsize, product_dtype(policy.device, policy.dtype).itemsize)
+    return ModelSize.of(policy).copy + trained * 4 * (1 if optimizer.state else 3)
 
 
 def layout_bytes(policy: Policy) -> int:
     """Of the largest map's weights in their plain order, while they are brought into the order of rollouts."""
-    a = policy.architecture
-    maps = (a.vocabulary * a.width, 2 * a.inner * a.width, (a.query_heads + 2 * a.key_heads) * a.head_dim * a.width)
-    return max(maps) * _multiplied_size(policy) if policy.functional else 0
+    size = ModelSize.of(policy)
+    return size.largest * size.multiplied if policy.functional else 0
+
+
+def _free_bytes() -> int | None:
+    """What the machine leaves to this process, of those of a run that are on it."""
+    free = available_bytes()
+    shared = distributed.is_available() and distributed.is_initialized()
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if free is not None and shared else free
 
 
 def fitting_slots(policy: Policy, task: Task, optimizer: torch.optim.Optimizer, wanted: int) -> int:
     """As many of ``wanted`` slots as memory holds; all of them on a GPU, or where the system tells nothing."""
-    free = available_bytes()
+    free = _free_bytes()
     if free is None or policy.device.type != "cpu":
         return wanted
     room = free - lasting_bytes(policy, optimizer) - layout_bytes(policy)
@@ -104,14 +229,14 @@ def check_memory(
 ) -> None:
     """Raise NotEnoughMemory where ``slots`` slots of each of ``behaviors``, or an update of ``microbatch_tokens``
     tokens, do not fit, before anything is killed for it."""
-    free = available_bytes()
+    free = _free_bytes()
     if free is None or policy.device.type != "cpu":
         return
     lasting = lasting_bytes(policy, optimizer)
     throughout = f"gradients, optimizer and the weights of rollouts need {lasting / GB:.3g} GB"
     tokens = max(microbatch_tokens, task.max_length)
     update = update_bytes(policy, tokens)
-    if lasting + update > free:
+    if lasting - (ModelSize.of(policy).copy if policy.sharded else 0) + update > free:
         smaller = "" if policy.gradient_checkpointing else "gradient_checkpointing=true, "
         fewer = f"microbatch_tokens={task.max_length}, " if tokens > task.max_length else ""
         raise NotEnoughMemory(

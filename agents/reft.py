@@ -53,7 +53,7 @@ from agents.batches.refill import batch_of, left_out, refill, refill_metrics
 from agents.batches.store import Batching
 from agents.batches.weight_copy import WeightCopy
 from agents.corrections import traits
-from agents.distributed import join, local_device
+from agents.distributed import join, local_device, total_weight
 from agents.memory import NotEnoughMemory, check_memory
 from agents.monitoring.diagnostics import SHARE, noise_floor, of_fresh
 from agents.monitoring.metrics import Laps, rollout_metrics, speed_metrics, success_rates
@@ -68,6 +68,8 @@ from agents.update import NotFinite, Update, microbatch_budget
 from agents.writing import Deck, OwnWriter
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, LayerSubset, Nested, Policy, SkipSampler
+from policies.policy import settle_dtype
+from policies.sharding import most
 from registry import (
     UsageError,
     advantages,
@@ -149,12 +151,18 @@ class ReFT(LanguageModelAlgorithm):
             2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
         slots: env slots, when ``env`` does not say; by default as many as an iteration has episodes, up to 256, and as
             memory holds. They change no numbers.
-        dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
+        dtype: of the matrix products, ``float32`` or ``bfloat16``; the weights stay float32. By default that of the two
+            which the device is fast in, and for the built-in model float32.
         lora_rank: r, the rank of low-rank adapters (LoRA, arXiv 2106.09685; needs peft) of every layer's projections,
             with alpha = 2 r, that are trained instead of the weights; rollouts and saved models have them merged in. 0,
             the default, trains the weights themselves.
         gradient_checkpointing: keep only each layer's input for the backward and compute the layer again: less memory,
             about a third more time for an update, the same numbers. Off by default.
+        shard: under torchrun, split the model's matrices, their gradients and the optimizer's moments over the
+            processes, each map whole only while it is used (ZeRO's third stage, arXiv 1910.02054); what rollouts read
+            is whole, in ``dtype``, until the update. The processes of a machine load the model one after the other, in
+            its host's memory. The same numbers up to the order of sums; a checkpoint goes on with any number of
+            processes, sharded or not. In one process nothing is split. Off by default.
         rollout_dtype: ``int8`` for rollouts by products on bytes (``policies.model.int8``): faster, and off-policy by a
             little, as a nested rollout is; what the full model writes for defensive groups stays in ``dtype``. KL and D
             are of what the byte model drew. Scored again, the byte model disagrees with its own draws (metric
@@ -174,7 +182,7 @@ class ReFT(LanguageModelAlgorithm):
     log_name = "reft"
     parallel = True  # several processes can share a run
 
-    def __init__(  # noqa: PLR0913 (stable-baselines3's habit: hyper-parameters are keyword arguments)
+    def __init__(  # noqa: PLR0913, PLR0915 (stable-baselines3's habit: hyper-parameters are keyword arguments)
         self,
         policy: str | Policy = "tiny",
         env: Any = "MathReason-v0",
@@ -208,10 +216,11 @@ class ReFT(LanguageModelAlgorithm):
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
         slots: int | None = None,
-        dtype: str | None = None,
+        dtype: str | None = "auto",
         rollout_dtype: str | None = None,
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
+        shard: bool = False,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         device: str = "cpu",
@@ -239,6 +248,7 @@ class ReFT(LanguageModelAlgorithm):
         self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
+        self.shard = shard
         self.group_size, self.problems_per_batch = group_size, problems_per_batch
         self.refill_tokens = refill_tokens
         self.minibatches = minibatches
@@ -303,21 +313,42 @@ class ReFT(LanguageModelAlgorithm):
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
-        self.ranks.require_equal(self.seed or 0, self.target.model.parameters())
+
+    def _load_target(self, given: str | Policy, dtype: str | None, device: str) -> Policy:
+        """The same in all processes; split over them where that is wanted."""
+
+        def load() -> tuple[Policy, float]:
+            target = super(ReFT, self)._load_target(given, dtype, "cpu" if sharded else device)
+            total = total_weight(target.model.parameters()) if self.ranks.size > 1 else 0.0
+            if sharded:
+                target.shard(device)
+            return target, total
+
+        sharded = self.shard and self.ranks.size > 1
+        if sharded and not isinstance(given, Policy):
+            dtype = settle_dtype(dtype, given, device)  # by where it computes, not by where it is loaded
+        target, total = self.ranks.in_turn(load) if sharded else load()
+        self.ranks.require_equal(self.seed or 0, total)
+        return target
 
     def _fit_slots(self, behaviors: int) -> None:
         """As many slots as memory holds where nobody has said how many; else what does not fit is refused."""
-        task = self.envs.unwrapped.task
+        task, refused = self.envs.unwrapped.task, None
         try:
             check_memory(self.target, task, self.optimizer, self.n_envs, behaviors, self.microbatch_tokens)
         except NotEnoughMemory as error:
-            if not error.slots or self._free_env is None:
-                raise
-            warnings.warn(
-                f"memory holds {error.slots} slots, not {self.n_envs}: slower, the same numbers", stacklevel=4
-            )
-            self.n_envs = error.slots
-            self.env = SB3VecEnv(vector_env_of(self._free_env, self.n_envs))
+            refused = error
+        if self.target.sharded:  # the processes gather weights together, so all of them start or none does
+            fewer = most(0 if refused is None else self.n_envs - refused.slots)
+            said = str(refused) if refused else "not enough memory: another process of this run says what it needs"
+            refused = NotEnoughMemory(said, self.n_envs - fewer) if fewer else None
+        if refused is None:
+            return
+        if not refused.slots or self._free_env is None:
+            raise refused
+        warnings.warn(f"memory holds {refused.slots} slots, not {self.n_envs}: slower, the same numbers", stacklevel=4)
+        self.n_envs = refused.slots
+        self.env = SB3VecEnv(vector_env_of(self._free_env, self.n_envs))
 
     @property
     def sampler(self) -> SkipSampler:
@@ -437,10 +468,15 @@ class ReFT(LanguageModelAlgorithm):
         def write(problems: Sequence[int], first: int) -> Rollout:
             mu = self._acting(nested, seed, problems, first_group + first)
             on_step = count_steps(self, hooks)
-            written = collect(
-                mu, self.envs, problems, self.group_size, on_step, first_group + first, defer=hooks is None
-            )
-            return mu.score(written, self.target, nested) if isinstance(mu, GroupMixture) else written
+
+            def act() -> Rollout:
+                return collect(
+                    mu, self.envs, problems, self.group_size, on_step, first_group + first, defer=hooks is None
+                )
+
+            if not isinstance(mu, GroupMixture):
+                return act()
+            return mu.score(self.ranks.together(act), self.target, nested)
 
         if hooks is not None:
             hooks.on_rollout_start()
@@ -518,7 +554,8 @@ class ReFT(LanguageModelAlgorithm):
         return nullcontext() if self.average is None else self.average.in_place()
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
-        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it.
+        """As ``SavesFolders.save``. Under torchrun one process writes, and the others do not wait for it; of a sharded
+        agent they must call it as well.
 
         Raises:
             UsageError: in the middle of a rollout that older weights write.
@@ -527,5 +564,5 @@ class ReFT(LanguageModelAlgorithm):
             raise UsageError(
                 f"batch={self.batch!r}: older weights are in place while a rollout is written; save between iterations"
             )
-        if self.ranks.leader:
+        if self.ranks.leader or self.target.sharded:
             super().save(path, exclude, include)

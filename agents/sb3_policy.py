@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from agents.saving.checkpoint import CRITIC, folder_of
 from policies import Behavior, Policy
+from policies.sharding import leads
 from registry import UsageError
 
 POLICY = "policy.json"
@@ -88,6 +89,8 @@ class PredictsWithSlots:
         what ``load`` takes. ``agent.save`` keeps the whole agent."""
         folder = folder_of(path)
         self.target.save(folder)
+        if self.target.sharded and not leads():
+            return
         if hasattr(self, "value_net"):
             save_file(self.value_net.state_dict(), folder / CRITIC)
         assert isinstance(self.observation_space, spaces.Dict)

@@ -81,7 +81,7 @@ class SFT(LanguageModelAlgorithm):
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
         slots: int | None = None,
-        dtype: str | None = None,
+        dtype: str | None = "auto",
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
         tensorboard_log: str | None = None,

@@ -77,7 +77,7 @@ class TRLGRPO(LanguageModelAlgorithm):
         max_grad_norm: float = 1.0,
         backward_size: int = 0,
         slots: int | None = None,
-        dtype: str | None = None,
+        dtype: str | None = "auto",
         tensorboard_log: str | None = None,
         verbose: int = 0,
         device: str = "cpu",

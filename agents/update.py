@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from agents.objective.anchors import Anchoring
 from agents.objective.consistency import Consistency
 from agents.rollout import Rollout, joined
 from policies import Nested, Policy
+from policies.sharding import most
 from registry import UsageError
 
 WIDE_SCOPES = ("group", "batch")  # a correction of such a scope must see more than one sequence at once
@@ -58,6 +60,10 @@ def _of_used(index: Tensor, weight: Tensor, logp: Tensor, rollout: Rollout) -> d
     used = rollout.select(index)
     width = used.mask.shape[1]
     return weight_diagnostics(weight[index, :width], logp[index, :width], used)
+
+
+def _wide_norm(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.stack([gradient.double().norm() for gradient in gradients]).norm()
 
 
 def _check_finite(rollout: Rollout, advantage: Tensor) -> None:
@@ -214,7 +220,10 @@ class Update:
             if micro.old_logp is None:
                 micro = replace(micro, old_logp=now)
             width = logp.shape[1]
-            weight = weigh(self.correction, now, micro, a) if weights is None else weights[index][:, :width]
+            if weights is not None:
+                weight = weights[index][:, :width]
+            else:
+                weight = weigh(self.correction, now, micro, a) if len(index) else now
             slope = -(coef[index][:, :width] * weight * a[:, None])
             if self.anchoring is not None and self.anchoring.in_loss:
                 slope = slope + coef[index][:, :width] * self.anchoring.anchor.slope(now, micro).float()
@@ -264,10 +273,9 @@ class Update:
     def _clip(self, largest_weight: float) -> float:
         """Clip the gradient; returns its norm before."""
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.ranks.norm(parameters, torch.nn.utils.get_total_norm)
         if not torch.isfinite(norm):  # the squares of large entries overflow first
-            norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
+            norm = self.ranks.norm(parameters, _wide_norm)
         if not torch.isfinite(norm):
             raise NotFinite(
                 f"the gradient's norm is {float(norm)} (largest weight W of the correction: {largest_weight:.2g})"
@@ -349,4 +357,6 @@ class Update:
                     room = self.microbatch_tokens - shared
                 runs[-1].append(i)
                 room -= tokens
-        return [torch.tensor(run) for run in runs]
+        if self.policy.sharded:  # every process gathers the weights as often as the one with most to do
+            runs += [[] for _ in range(most(len(runs)) - len(runs))]
+        return [torch.tensor(run, dtype=torch.int64) for run in runs]

@@ -133,6 +133,8 @@ class VLLMWriter:
 
     def check(self, policy: Policy, nesting: Nesting, target_written: int) -> None:
         """As ``Writer.check``."""
+        if policy.sharded:
+            raise UsageError("shard=true splits matrices that vLLM takes whole: leave it out, or use writer='own'")
         if nesting.int8:
             raise UsageError("rollout_dtype=int8 is of the project's own engine: leave it out, or use writer='own'")
         if self.quantization and target_written:

@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
     options.add_argument("--split", default="test", help="of the problems (default test)")
     options.add_argument("--template", default="plain", help="how a question becomes a prompt")
-    options.add_argument("--dtype", choices=("float32", "bfloat16"), help="default float32 for 'tiny', else bfloat16")
+    options.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the products (default: what is fast here)",
+    )
     options.add_argument("--samplers", nargs="+", metavar="ID[:FIELD=VALUE,...]", help="default: all that take a ratio")
     options.add_argument(
         "--patches",

@@ -72,7 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--label", help="what a comparison calls the model (default: the name of its folder)")
     parser.add_argument("--out", type=Path, help="folder of all files (default: runs/evaluate-<hash>)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of our engine (default float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of our engine (default: what is fast here)",
+    )
     parser.add_argument("--device", default="cpu", help="of our engine: cpu or cuda")
     parser.add_argument("--slots", type=int, default=256, help="completions of our engine at a time, at most")
     parser.add_argument("--threads", type=int, help="CPU threads of our engine (default: torch's)")
@@ -136,6 +141,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
     """The command line as settings. Raises ``UsageError`` for names that are not known."""
     from benchmarks.answers.server import model_name
     from benchmarks.answers.settings import Settings
+    from policies.policy import settle_dtype
     from policies.pretrained.fingerprint import fingerprint
     from registry import templates
 
@@ -157,7 +163,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         samples=given.samples,
         temperature=given.temperature,
         seed=given.seed,
-        dtype=given.dtype,
+        dtype=None if server else settle_dtype(given.dtype, model, given.device),
         body=body,
     )
 

@@ -39,6 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         spec = _spec(given)
         check_writers(given.log)
+        if given.dry_run:
+            from benchmarks.experiment.memory import memory_of
+            from benchmarks.measuring.table import console
+
+            console().print(memory_of(spec))
+            return 0
         result = run(spec, given.runs, given.quiet, given.threads, given.parent, given.log)
     except UsageError as error:
         if follows():
@@ -68,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "--log", action="append", default=[], choices=TRACKERS, help="a tracker that gets the rows as they are written"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what memory the run needs on 1 to 8 processes, by its shapes alone"
+    )
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser
 

@@ -29,6 +29,8 @@ from benchmarks.speed.ours import Engine, Parts
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.work import Work, kept_layers, make_work
 from policies import Policy, with_int8
+from policies.policy import settle_dtype
+from policies.pretrained.load import BUILT_IN
 from registry import UsageError
 from registry.command import command
 
@@ -45,13 +47,18 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n")[0])
     options.add_argument("--policy", default="tiny", help="a model folder, a hub id or 'tiny'")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
-    options.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matrix products (default float32)")
+    options.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the products (default: what is fast here)",
+    )
     options.add_argument("--problems", default="arithmetic", help="a known set, a file, a folder, a hub id")
     options.add_argument("--split", default="train", help="of the problems (default train)")
     options.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
-    options.add_argument("--prompts", type=int, default=32, help="problems a block")
+    options.add_argument("--prompts", type=int, help="problems a block (default 32; quick, a model of yours: 8)")
     options.add_argument("--group-size", type=int, default=8, help="completions a problem")
-    options.add_argument("--new-tokens", type=int, default=64, help="longest completion")
+    options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 24)")
     options.add_argument("--slots", type=int, default=64)
     options.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     options.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
@@ -59,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
     options.add_argument("--iteration", action="store_true", help="also a whole GRPO iteration")
     options.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
-    options.add_argument("--workload", choices=("forced", "natural", "both", "none"), default="both")
+    options.add_argument("--workload", choices=("forced", "natural", "both", "none"), help="lengths")
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
-    options.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2 and 4")
+    options.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2, 4, less work")
     options.add_argument("--json", type=Path, help="write the rows here")
     options.add_argument("--picture", type=Path, help="write a picture here (png, svg)")
     return options
@@ -75,6 +82,18 @@ def chosen_skips(options: argparse.Namespace, layers: int) -> tuple[int, ...]:
         if not 0 < skips < layers - 1:
             raise UsageError(f"--skips {skips}: give 1 to {layers - 2}, the first and the last layer are kept")
     return tuple(options.skips)
+
+
+def settle_work(options: argparse.Namespace) -> None:
+    """Set what the command line left open. A quick comparison of a model of the user's has one wave of short
+    completions a block, and forced length alone; pairs and their order are those of the others."""
+    small = options.quick and options.policy not in BUILT_IN
+    for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 24), ("workload", "both", "forced")):
+        if getattr(options, name) is None:
+            setattr(options, name, quick if small else usual)
+    if options.quick:
+        options.pairs = min(options.pairs, 3)
+        options.batch = options.batch or 64
 
 
 def ratio_row(name: str, workload: str, pairs: list[tuple[Block, Block]], against: str) -> dict[str, Any]:
@@ -101,7 +120,8 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         line = ratio_row("engine", workload, pairs, name)
         yield line | engine_figures(policy, work, full, line["tokens_per_second"])
         yield ratio_row(name, workload, [(theirs, ours) for ours, theirs in pairs], "engine")
-    yield from by_bytes(policy, work, workload, {"engine": full, generate: peers[generate]}, options.pairs)
+    beside = {"engine": full} if options.quick else {"engine": full, generate: peers[generate]}
+    yield from by_bytes(policy, work, workload, beside, options.pairs)
     share = full.parts.layers / full.parts.total
     for skips in options.skips:
         nested = Engine(policy, work, kept_layers(policy, skips))
@@ -266,13 +286,12 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 for bad input."""
     options = parser().parse_args(arguments)
-    if options.quick:
-        options.pairs = min(options.pairs, 3)
-        options.batch = options.batch or 64
+    settle_work(options)
     for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
     torch.set_num_threads(options.threads or torch.get_num_threads())
+    options.dtype = settle_dtype(options.dtype, options.policy, options.device)
     policy = Policy.load(options.policy, options.device, options.dtype)
     options.skips = chosen_skips(options, policy.num_layers)
     rows = record_rows(all_rows(policy, options), options.json)

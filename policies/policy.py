@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from policies.engine.ahead import Ahead
 from policies.engine.behavior import Behavior
 from policies.engine.decoder import CachedDecoder, Clock, UncachedDecoder
 from policies.engine.sampling import SamplingSpec
+from policies.model.compute import fast_dtype
 from policies.model.head import TrainableHead
 from policies.model.int8 import Int8Head, Int8Linear
 from policies.model.layers import GATES, LayerWeights, kept_weights, rms_norm, rotary_table
@@ -41,14 +44,18 @@ from policies.pretrained.adapters import (
     merged_copy,
 )
 from policies.pretrained.architecture import read_architecture
-from policies.pretrained.load import check_finite, load_checkpoint
+from policies.pretrained.load import BUILT_IN, check_finite, load_checkpoint
 from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
+from policies.sharding import leads, most, split_matrices, whole_copy, whole_shape
 from registry import UsageError
 
 _AHEAD = 16  # decode steps between two reads of a GPU, at most; on a CPU there is nothing to wait for
 _version = attrgetter("_version")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# (prompt, tokens, mask): what a process computes where others have more to do, since gathering a weight takes all.
+_ONE_TOKEN = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1).bool()
+AUTO = "auto"
 
 
 class Policy:
@@ -148,19 +155,16 @@ class Policy:
         Args:
             name_or_path: of a Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3 or Gemma 3 checkpoint in safetensors.
             device: such as ``cpu`` or ``cuda``.
-            dtype: of the matrix products, ``float32`` (the default) or ``bfloat16``; the weights stay float32.
+            dtype: of the matrix products, ``float32`` (the default), ``bfloat16`` or ``auto`` (``settle_dtype``); the
+                weights stay float32.
 
         Raises:
             UsageError: no such folder, hub unreachable, unsupported architecture, unknown dtype or device.
         """
-        _compute_dtype(dtype)
-        try:
-            target = torch.device(device)
-            if target.type == "cuda" and not torch.cuda.is_available():
-                raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
-        except RuntimeError as error:
-            raise UsageError(f"device={device!r} is not a torch device: use 'cpu' or 'cuda'") from error
-        return cls(load_checkpoint(name_or_path).to(target), dtype)
+        chosen, target = settle_dtype(dtype, name_or_path, device), _device(device)
+        if target.type == "cuda" and not torch.cuda.is_available():
+            raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
+        return cls(load_checkpoint(name_or_path).to(target), chosen)
 
     @property
     def num_layers(self) -> int:
@@ -185,9 +189,37 @@ class Policy:
         """The trainable weights."""
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
+    def shard(self, device: str = "cpu") -> None:
+        """Of every matrix keep this process's part alone, on ``device``; call in all processes of a run, before making
+        an optimizer. Updates then gather each map while it is used (``policies.sharding``), rollouts the whole in the
+        compute dtype until the next update begins. The other processes must call what computes, and ``save``, too.
+
+        Raises:
+            UsageError: the policy is on transformers' own layers.
+        """
+        if not self.functional:
+            raise UsageError(
+                "this checkpoint runs on transformers' own layers (the project's do not reproduce it), which take no "
+                "parts of weights: leave shard out"
+            )
+        split_matrices(self.model, torch.device(device))
+        self._parameters = tuple(self.model.parameters())
+        self._use(self.dtype)
+        self._tables, self._rollout_weights = None, {}
+        self.refresh()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process has a part of every matrix only."""
+        return whole_shape(self.model.lm_head.weight) is not None
+
     def save(self, folder: str | Path) -> None:
-        """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes."""
-        model = merged_copy(self.model) if self.adapter_rank else self.model
+        """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes. Of a sharded policy the
+        first process writes, from its host's memory."""
+        model: Any = whole_copy(self.model) if self.sharded else self.model
+        if self.sharded and not leads():
+            return
+        model = merged_copy(model) if self.adapter_rank else model
         model.save_pretrained(folder)
 
     @property
@@ -321,19 +353,27 @@ class Policy:
             raise UsageError("int8 log-probabilities have no gradient: ask for them under torch.no_grad()")
         tokens, mask = tokens.to(self.device), mask.to(self.device).bool()
         shape = (*mask.shape, 2) if entropy else mask.shape
-        if not mask.any():
+        batches = micro_batches(prompts, mask, self.token_limit) if mask.any() else []
+        rounds = most(len(batches)) if self.sharded else len(batches)
+        if not rounds:
             return torch.zeros(shape, device=self.device)
-        score = self._scorer(nested, max(map(len, prompts)) + tokens.shape[1], temperature, entropy)
+        score = self._scorer(nested, max(map(len, prompts), default=1) + tokens.shape[1], temperature, entropy)
+        first, one, scored = (tensor.to(self.device) for tensor in _ONE_TOKEN)
+        idle = [score([first], one, scored) for _ in range(rounds - len(batches))]
         parts, where = [], []
-        for batch in micro_batches(prompts, mask, self.token_limit):
+        for batch in batches:
             index = torch.tensor(batch, device=self.device)
             row, column = mask[index].nonzero(as_tuple=True)
             if len(row):
                 where.append((index[row], column))
                 parts.append(score([prompts[i] for i in batch], tokens[index], mask[index]))
         scores = torch.zeros(shape, device=self.device)
-        place = tuple(torch.cat(coordinates) for coordinates in zip(*where, strict=True))
-        return scores.index_put(place, torch.cat(parts))
+        if parts:
+            place = tuple(torch.cat(coordinates) for coordinates in zip(*where, strict=True))
+            scores = scores.index_put(place, torch.cat(parts))
+        for nothing in idle:
+            scores = scores + 0.0 * nothing.sum()
+        return scores
 
     def _scorer(
         self, nested: Nested, longest: int, temperature: float, entropy: bool = False
@@ -351,6 +391,8 @@ class Policy:
                 return apply(hidden, tokens[mask], temperature)
 
             return by_reference
+        if self.sharded and torch.is_grad_enabled():  # an update begins: what rollouts read is stale after it anyway
+            self._rollout_weights = {}
         model = self.rollout_model(nested, longest) if is_int8(nested) else self.trainable_model(nested, longest)
 
         def score(prompts: list[Tensor], tokens: Tensor, mask: Tensor) -> Tensor:
@@ -366,18 +408,19 @@ class Policy:
         tokens; only of a functional policy."""
         weights = self.rollout_weights(is_int8(nested)).with_changes(changes_of(nested))
         layers = kept_weights(weights.layers, layers_of(nested))
-        return self._nested_model(nested, longest, layers, weights.head)
+        return self._nested_model(nested, longest, layers, weights.embedding, weights.head)
 
     def trainable_model(self, nested: Nested, longest: int) -> NestedModel:
         """The same with gradients to the weights, for updates."""
         layers = changed_trainable(self._trainable, self.model, changes_of(nested), self.dtype)
-        head = TrainableHead(self.model.lm_head.weight, self.dtype)
-        return self._nested_model(nested, longest, kept_weights(layers, layers_of(nested)), head)
+        embedding, head = self.model.model.embed_tokens.weight, TrainableHead(self.model.lm_head.weight, self.dtype)
+        return self._nested_model(nested, longest, kept_weights(layers, layers_of(nested)), embedding, head)
 
-    def _nested_model(self, nested: Nested, longest: int, layers: list[LayerWeights], head: Any) -> NestedModel:
-        embedding, norm = self.model.model.embed_tokens.weight, self.model.model.norm.weight
+    def _nested_model(
+        self, nested: Nested, longest: int, layers: list[LayerWeights], embedding: Tensor, head: Any
+    ) -> NestedModel:
         cos, sin = self.rotary(longest)
-        rotary = (cos[:longest], sin[:longest])
+        rotary, norm = (cos[:longest], sin[:longest]), self.model.model.norm.weight
         return NestedModel(self.architecture, layers, embedding, norm, head, rotary, self.dtype, is_int8(nested))
 
     def _use(self, dtype: torch.dtype) -> None:
@@ -423,7 +466,44 @@ class Policy:
             )
 
 
+def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> str | None:
+    """``dtype`` as it is given; for ``auto`` the one that ``device`` is fastest in, which is told once on stderr. The
+    built-in model stays as it is by default, float32 (None), so that its numbers do not depend on the machine.
+
+    Raises:
+        UsageError: an unknown dtype, a device that is none.
+    """
+    if dtype != AUTO:
+        _compute_dtype(dtype)
+        return dtype
+    target = _device(device)
+    if name_or_path in BUILT_IN:
+        return None
+    _tell_dtype(*fast_dtype(target))
+    return fast_dtype(target)[0]
+
+
+@cache
+def _tell_dtype(dtype: str, why: str) -> None:
+    other = next(name for name in DTYPES if name != dtype)
+    print(f"dtype={dtype}: {why}; dtype={other} is the other choice", file=sys.stderr)
+
+
+def _device(name: str) -> torch.device:
+    """Raises ``UsageError`` for what is neither a CPU nor an NVIDIA or AMD card: nothing was compared on others."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name!r} is not a torch device: use 'cpu' or 'cuda'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"device={name!r} is not supported: no computation here was compared with a processor's on such a device. "
+            "Use 'cpu', where the compiled kernels run, or 'cuda'"
+        )
+    return device
+
+
 def _compute_dtype(name: str | None) -> torch.dtype:
     if name not in (None, *DTYPES):
-        raise UsageError(f"dtype={name!r} is unknown: use one of {', '.join(DTYPES)}")
+        raise UsageError(f"dtype={name!r} is unknown: use one of {', '.join((AUTO, *DTYPES))}")
     return DTYPES[name or "float32"]

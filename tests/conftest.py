@@ -11,6 +11,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests compute the same on every machine: what ``dtype="auto"`` makes of a machine has tests of its own."""
+    monkeypatch.setattr("policies.policy.fast_dtype", lambda device: ("float32", "tests"))
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Optional data beside the checkout (public data sets in their original formats, reward cases, model scripts)."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from policies import Policy
+from policies.sharding import collected, placed
 from registry import UsageError
 
 
@@ -57,13 +58,15 @@ class WeightCopy:
         return ((copy, trained[name].data) for name, copy in self._weights.items())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """By the parameter's name."""
-        return dict(self._weights)
+        """By the parameter's name; of a split one, see ``policies.sharding.collected``."""
+        trained = dict(self._policy.model.named_parameters())
+        return {name: collected(trained[name], copy) for name, copy in self._weights.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """What ``state_dict`` gave. Raises UsageError for weights of another model."""
         if state.keys() != self._weights.keys():
             raise UsageError("the saved copy of the weights is of another model: start anew from the weights")
+        trained = dict(self._policy.model.named_parameters())
         for name, copy in self._weights.items():
-            copy.copy_(state[name])
+            copy.copy_(placed(trained[name], state[name]))

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
 from agents.saving.configuration import restored_arguments, restored_env, stored_arguments, stored_env
 from policies.pretrained.load import damage_of, weights_fault
+from policies.sharding import collected, leads, placed
 from registry import UsageError, problem_samplers, skip_samplers
 
 STATE = "agent.json"
@@ -48,6 +50,8 @@ def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> N
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "agent"
         _save_folder(agent, folder)
+        if not _writes(agent):
+            return
         with zipfile.ZipFile(target, "w") as archive:
             for file in sorted(folder.iterdir()):
                 archive.write(file, file.name)
@@ -87,31 +91,17 @@ def _unpack(archive: Any) -> Path:
 
 
 def _save_folder(agent: Any, path: Path) -> None:
-    """Write ``path`` whole or not at all: into a folder beside it, then renamed."""
+    """Write ``path`` whole or not at all: into a folder beside it, then renamed. Of a sharded agent's processes one
+    writes what all of them gather."""
     scratch = path.with_name(path.name + f".partial-{os.getpid()}")
+    if not _writes(agent):
+        _save_tensors(agent, scratch)
+        return
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
-    agent.target.save(scratch)
+    kept = _save_tensors(agent, scratch)
     agent.envs.unwrapped.task.codec.save(scratch)
-    if agent.target.adapter_rank:  # the folder's weights have them merged in
-        save_file(agent.target.adapter_state_dict(), scratch / ADAPTERS)
-    tensors, scalars = _optimizer_state(agent.optimizer)
-    save_file(tensors, scratch / OPTIMIZER)
-    if hasattr(agent, "critic"):
-        save_file(agent.critic.state_dict(), scratch / CRITIC)
-    patches, patched = agent.nesting.patcher.state_dict() if agent.nesting else ({}, {})
-    if patches:
-        save_file(patches, scratch / PATCHES)
-    references = agent.anchoring.state_dict() if hasattr(agent, "anchoring") else {}
-    if references:
-        save_file(references, scratch / REFERENCES)
-    average = getattr(agent, "average", None)
-    if average is not None:
-        save_file(average.state_dict(), scratch / AVERAGE)
-    tensors, batches = agent.batching.state_dict() if hasattr(agent, "batching") else ({}, {})
-    if tensors:
-        save_file(tensors, scratch / BATCHES)
     arguments, left_out = stored_arguments(agent)
     state = {
         "agent": type(agent).__name__,
@@ -121,13 +111,9 @@ def _save_folder(agent: Any, path: Path) -> None:
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
         "lora_rank": agent.target.adapter_rank,
-        "optimizer": scalars,
         "sampler": agent.nesting.sampler.state_dict() if agent.nesting else {},
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
-        "patches": patched,
-        "references": bool(references),
-        "average": average is not None,
-        "batches": batches,
+        **kept,
     }
     (scratch / STATE).write_text(json.dumps(state))
     old = path.with_name(path.name + f".old-{os.getpid()}")
@@ -138,6 +124,45 @@ def _save_folder(agent: Any, path: Path) -> None:
         shutil.rmtree(old)
     else:
         old.unlink(missing_ok=True)
+
+
+def _save_tensors(agent: Any, folder: Path) -> dict[str, Any]:
+    """Write the model and the tensors beside it; returns what the state says of them."""
+
+    def write(tensors: dict[str, torch.Tensor], name: str) -> None:
+        if tensors and _writes(agent):
+            save_file(tensors, folder / name)
+
+    agent.target.save(folder)
+    if agent.target.adapter_rank:  # the folder's weights have them merged in
+        write(agent.target.adapter_state_dict(), ADAPTERS)
+    tensors, optimizer = _optimizer_state(agent.optimizer)
+    if _writes(agent):
+        save_file(tensors, folder / OPTIMIZER)  # an empty one, too: of an agent that has made no step
+    del tensors
+    if hasattr(agent, "critic"):
+        write(agent.critic.state_dict(), CRITIC)
+    patches, patched = agent.nesting.patcher.state_dict() if agent.nesting else ({}, {})
+    write(patches, PATCHES)
+    references = agent.anchoring.state_dict() if hasattr(agent, "anchoring") else {}
+    write(references, REFERENCES)
+    average = getattr(agent, "average", None)
+    if average is not None:
+        write(average.state_dict(), AVERAGE)
+    stored, batches = agent.batching.state_dict() if hasattr(agent, "batching") else ({}, {})
+    write(stored, BATCHES)
+    return {
+        "optimizer": optimizer,
+        "patches": patched,
+        "references": bool(references),
+        "average": average is not None,
+        "batches": batches,
+    }
+
+
+def _writes(agent: Any) -> bool:
+    """Whether this process is the one that writes, of those of a sharded agent."""
+    return not agent.target.sharded or leads()
 
 
 def clear_partial(path: Path) -> None:
@@ -256,7 +281,7 @@ def restore(agent: Any, path: Path) -> None:
         agent.target.load_adapter_state_dict(load_file(path / ADAPTERS))
     agent.num_timesteps = state["num_timesteps"]
     agent.iteration = state["iteration"]
-    _load_optimizer_state(agent.optimizer, load_file(path / OPTIMIZER), state["optimizer"])
+    _load_optimizer_state(agent.optimizer, path / OPTIMIZER, state["optimizer"])
     if hasattr(agent, "critic"):
         agent.critic.load_state_dict(load_file(path / CRITIC))
     for group in agent.optimizer.param_groups:
@@ -313,22 +338,28 @@ def _no_taker(path: Path, name: str, taker: Any) -> UsageError:
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    packed = optimizer.state_dict()
+    packed, parameters = optimizer.state_dict(), _parameters(optimizer)
     tensors = {
-        f"{parameter}.{name}": value.contiguous()
-        for parameter, values in packed["state"].items()
+        f"{number}.{name}": collected(parameters[number], value) if value.dim() else value
+        for number, values in packed["state"].items()
         for name, value in values.items()
         if isinstance(value, torch.Tensor)
     }
-    return tensors, packed["param_groups"]
+    return {name: value.contiguous() for name, value in tensors.items()}, packed["param_groups"]
 
 
-def _load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]
-) -> None:
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    """In the order in which an optimizer's state numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _load_optimizer_state(optimizer: torch.optim.Optimizer, path: Path, groups: list[dict[str, Any]]) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
+    parameters = _parameters(optimizer)
+    with safe_open(path, "pt") as tensors:  # one at a time: a process may keep a part of each alone
+        for key in tensors.keys():  # noqa: SIM118 (not a dict)
+            number, name = key.split(".", 1)
+            value = tensors.get_tensor(key)
+            state.setdefault(int(number), {})[name] = placed(parameters[int(number)], value) if value.dim() else value
     groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else group for group in groups]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -10,6 +10,7 @@ from typing import Any
 
 from agents.saving.checkpoint import ADAPTERS, AVERAGE, BATCHES, CRITIC, OPTIMIZER, PATCHES, REFERENCES, STATE
 from agents.saving.configuration import stored_arguments
+from policies.sharding import leads
 from registry import UsageError, fields_of
 
 NOT_OF_THE_MODEL = {STATE, OPTIMIZER, ADAPTERS, PATCHES, REFERENCES, BATCHES, AVERAGE, CRITIC, "README.md"}
@@ -25,6 +26,8 @@ def push(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         agent.target.save(folder)
+        if agent.target.sharded and not leads():
+            return repo_id
         agent.envs.unwrapped.task.codec.save(folder)
         return upload(folder, repo_id, card or agent_card(agent, repo_id), private, token, commit_message)
 

@@ -33,7 +33,7 @@ class Settings:
         samples: k, sampled completions a problem; 0 for greedy ones alone.
         temperature: of the sampled ones.
         seed: of everything drawn.
-        dtype: of our engine; None for its default.
+        dtype: of our engine, settled; None for float32 (the built-in model), and for a server.
         body: further fields of a server's requests, such as ``{"top_p": 0.95}``; None leaves a field out.
     """
 

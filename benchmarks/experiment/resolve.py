@@ -15,6 +15,7 @@ from benchmarks.experiment.spec import OWN_FIELDS, EvaluationSpec, RunSpec, chec
 from envs import check_id
 from envs.shaping import whole_parts
 from envs.task import TaskSpec
+from policies.policy import AUTO, settle_dtype
 from policies.pretrained.fingerprint import fingerprint
 from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
 from registry import agents as agent_registry
@@ -155,6 +156,9 @@ class _Draft:
             # A product's factors may share a field's name, so only what was set is kept.
             defaults = {} if "*" in id else {field: f.default for field, f in registry.fields(id).items()}
             self.values[name] = {"id": id, **defaults, **chosen}
+        if self.values.get("dtype") == AUTO:  # settled here, so that a repeat on another machine computes the same
+            policy, device = (self.run.get(name, getattr(RunSpec, name)) for name in ("policy", "device"))
+            self.values["dtype"] = settle_dtype(AUTO, policy, device)
         EvaluationSpec(**self.evaluation)  # refuses options of sets that are not measured
         agent = {"id": self.id, **self.values}
         # Lists for tuples, as a file gives them back, so that a spec equals itself read again.

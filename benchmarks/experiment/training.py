@@ -218,14 +218,18 @@ class Training:
 
     def _finish(self, agent: Any) -> None:
         """Save the model, then the result: a folder with a result is a finished run."""
-        if not self.ranks.leader:
+        if not (self.ranks.leader or agent.target.sharded):
             return
-        self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak_bytes()})
+        averaged = getattr(agent, "average", None) is not None
         with storage_errors(self.folder):
             agent.save(self.folder / "model")
-            if getattr(agent, "average", None) is not None:
+            if averaged:
                 with agent.averaged():
                     agent.target.save(self.folder / AVERAGED)
+            if not self.ranks.leader:
+                return
+            self.result = strict({**summarise(self.spec, self.rows), "peak_bytes": peak_bytes()})
+            if averaged:
                 agent.envs.unwrapped.task.codec.save(self.folder / AVERAGED)
             write_whole(self.folder / RESULT, json_text(self.result, indent=2) + "\n")
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)

@@ -146,8 +146,7 @@ def prompts_of(task: Task, count: int, seed: int) -> list[torch.Tensor]:
 
 def make_bench(options: argparse.Namespace) -> Bench:
     """Load the policy and three disjoint sets of prompts."""
-    dtype = options.dtype or ("float32" if options.policy == "tiny" else "bfloat16")
-    policy = Policy.load(options.policy, dtype=dtype)
+    policy = Policy.load(options.policy, dtype=options.dtype)
     tokenizer = "builtin" if options.policy == "tiny" else options.policy
     tasks = {
         split: Task(

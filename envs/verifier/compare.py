@@ -24,7 +24,7 @@ _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 _CHOICE = re.compile(r"\(?(?:\\text\{\s*\(?)?([A-J])\)?\s*\}?\)?")
 _CHOSEN = re.compile(r"(?:\\text\{\s*)?\(?(?:\\text\{\s*)?\(?([A-J])\}?\s*[).:]\}?(?P<what>.*[0-9A-Za-z].*)", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])|\b(?:or|and|not)\b")
-
+_UNORDERED = ("list", "set", "either")
 
 MAX_CHAIN = 8
 """Longer chains of equalities are no answers."""
@@ -141,10 +141,6 @@ class Comparer:
         return isinstance(answer, Expression) and words(answer.text) == gold.words
 
     def _matrix(self, gold: Matrix, answer: Node) -> bool:
-        if isinstance(answer, Collection):  # [[1,2],[3,4]]
-            rows = [item for item in answer.items if isinstance(item, Collection) and item.ends == "[]"]
-            if answer.ends == "[]" and len(rows) == len(answer.items):
-                answer = Matrix(tuple(row.items for row in rows))
         if not isinstance(answer, Matrix) or [len(r) for r in gold.rows] != [len(r) for r in answer.rows]:
             return False
         return all(self._pairwise(g, a) for g, a in zip(gold.rows, answer.rows, strict=True))
@@ -168,15 +164,16 @@ class Comparer:
         if _assignment(gold) or _assignment(answer):
             return self._assignments(gold, answer)
         answer = _value(answer)
-        if gold.kind in ("list", "set"):
+        if _is_union(gold) and _is_union(answer):
+            assert isinstance(answer, Collection)
+            return self._unordered(gold.items, answer.items)
+        if gold.kind in _UNORDERED:
             expected, given = _alternatives(gold), _alternatives(answer)
             if given is None and gold.kind == "set" and len(gold.items) == 1:
                 given = (answer,)
             return expected is not None and given is not None and self._unordered(expected, given)
         if not isinstance(answer, Collection):
             return False
-        if gold.kind == "union":
-            return answer.kind == "union" and self._unordered(gold.items, answer.items)
         if gold.kind == "bracket" and gold.ends == "()" and answer.kind == "list":
             return self._pairwise(gold.items, answer.items)
         return gold.kind == answer.kind and gold.ends == answer.ends and self._pairwise(gold.items, answer.items)
@@ -270,6 +267,13 @@ def _value(node: Node) -> Node:
     return node.value if isinstance(node, Named) else node
 
 
+def _is_union(node: Node) -> bool:
+    """Whether a node is a union, or intervals joined by "or", which may be one."""
+    return isinstance(node, Collection) and (
+        node.kind == "union" or (node.kind == "either" and all(isinstance(item, Collection) for item in node.items))
+    )
+
+
 def _assignment(node: Node) -> dict[str, Node] | None:
     """The values of several names (``a = 5, b = 7`` or ``(a, b) = (5, 7)``) by name; None for anything else."""
     if isinstance(node, Collection) and node.kind == "list":
@@ -285,7 +289,7 @@ def _assignment(node: Node) -> dict[str, Node] | None:
 def _alternatives(node: Node) -> tuple[Node, ...] | None:
     """The values of a list or set, with ``±`` written out; None for a single value or another structure."""
     node = _value(node)
-    if isinstance(node, Collection) and node.kind in ("list", "set"):
+    if isinstance(node, Collection) and node.kind in _UNORDERED:
         written_out = ((_alternatives(item) if _has_sign_choice(item) else None) or (item,) for item in node.items)
         return tuple(value for values in written_out for value in values)
     if _has_sign_choice(node):

@@ -1,5 +1,5 @@
-"""Rational literals: integers, decimals (``1.5 million`` too), fractions, mixed numbers, percentages and scientific
-notation, read exactly.
+"""Rational literals: integers, decimals, fractions, mixed numbers (``1.5 million``, ``1/2 dozen`` too), percentages and
+scientific notation, read exactly.
 
 A literal is a *finished* number. ``6 \\times 7``, ``4!`` and ``2^{10}`` are expressions still to be worked out and are
 not literals, whatever their value.
@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+
+from envs.verifier.units import SCALES
 
 MAX_DIGITS = 4000
 """Longer digit runs are not read: CPython refuses to convert more than 4300 digits."""
@@ -66,8 +68,9 @@ _PERCENT = re.compile(
     r"\s*(?:%|\\text\{\s*(?:%|percent|percentage|per cent|pct)\s*\}|(?:percent(?:age)?|per cent|pct)\b)"
 )
 _CURRENCY = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
-_SCALE = re.compile(r"\s*(?:\\text\{\s*)?(thousand|million|billion|trillion)\b(?:\s*\})?", re.IGNORECASE)
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(
+    rf"\s*(?P<open>\\text\{{\s*)?(?P<word>{'|'.join(SCALES)})s?\b(?:\s+of\b)?\s*(?P<close>\}})?", re.IGNORECASE
+)
 _SECONDS = re.compile(r"\^\s*\{?\s*'")
 _INTEGRAL = re.compile(r"[-+]?[0-9]{1,18}")
 
@@ -94,16 +97,23 @@ def parse_literal(text: str) -> tuple[Literal, str] | None:
         rest = text[match.end() :]
         if rest[:1] and rest[0] in "0123456789.^!_" and not _SECONDS.match(rest):
             return None
-        scale = _SCALE.match(rest) if form == "decimal" else None
-        if scale:
-            rest, value = rest[scale.end() :], literal.value * _SCALES[scale[1].lower()]
-            literal = Literal(value, "integer" if value.denominator == 1 else "decimal", digits=literal.digits)
+        if rest and form in ("decimal", "fraction", "mixed") and _SCALE.match(rest):
+            literal, rest = _scaled(literal, rest)
         percent = _PERCENT.match(rest)
         if percent:
             rest = rest[percent.end() :]
             literal = Literal(literal.value, literal.form, True, literal.digits)
         return literal, rest.strip()
     return None
+
+
+def _scaled(literal: Literal, rest: str) -> tuple[Literal, str]:
+    """A literal times the scale words that begin ``rest``, and what follows them."""
+    value = literal.value
+    while (scale := _SCALE.match(rest)) and (scale["open"] or not scale["close"]):
+        value *= SCALES[scale["word"].lower()]
+        rest = ("\\text{" if scale["open"] and not scale["close"] else "") + rest[scale.end() :]
+    return Literal(value, "integer" if value.denominator == 1 else literal.form, digits=literal.digits), rest
 
 
 def _integer(text: str) -> int:

@@ -28,8 +28,9 @@ class Based:
 
 @dataclass(frozen=True)
 class Collection:
-    """Several values. ``kind``: ``list`` and ``set`` (unordered), ``bracket`` (tuple or interval, with its two ends in
-    ``ends``), ``ratio`` (3:4), ``union`` (unordered), ``intersection``, ``difference``."""
+    """Several values. ``kind``: ``list`` and ``set`` (unordered), ``either`` (a list joined by "or", of which no two
+    hold at once), ``bracket`` (tuple or interval, with its two ends in ``ends``), ``ratio`` (3:4), ``union``
+    (unordered), ``intersection``, ``difference``."""
 
     kind: str
     items: tuple[Node, ...]

@@ -99,7 +99,7 @@ def _words(match: re.Match[str]) -> str:
     if bare in FUNCTION_WORDS:
         return f"\\{bare} "
     if not bare or bare.strip("$\\ .,") == "":
-        return " "
+        return ", " if "," in bare else " "
     if re.search(r"[A-Za-z]{2}", bare) and re.fullmatch(r"[^\\$^_=<>+]*", bare):
         return f"\x01{content}\x02"
     return f"\x01{content}\x02" if bare.strip("() ").isalpha() else content

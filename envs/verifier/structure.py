@@ -35,6 +35,9 @@ FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠
 _BASED = re.compile(r"\(?\s*([0-9A-Fa-f]+)\s*\)?\s*_\s*\{?\s*([0-9]{1,2})\s*\}?")
 _GRID = r"\{(?:[pbB]?matrix|smallmatrix|array)\}"
 _MATRIX = re.compile(rf"([^\\]|\\frac|\\sqrt)*?\\begin{_GRID}(.*)\\end{_GRID}", re.DOTALL)
+_TRANSPOSED = re.compile(
+    r"(.*[)\]}])\s*\^\s*\{?\s*(?:T|\\top|\\intercal|\\text\{\s*T\s*\}|\\mathsf\s*\{?T\}?)\s*\}?", re.DOTALL
+)
 _COLUMNS = re.compile(r"\s*\{[lcr|]+\}")
 _HALF_OPEN = re.compile(r"([A-Za-z])\s*(\([^()\[\]]*\]|\[[^()\[\]]*\))")
 _BUILDER = re.compile(r"([^|:∈]{1,12})(?:∈[^|:]{1,12})?[|:](.+)", re.DOTALL)
@@ -116,6 +119,9 @@ def _parts(text: str, depth: int) -> Node | None:
     if separators:
         return _list(text, separators, depth)
     relations = [m for m in marks if m[2] in FLIPPED or m[2] in "≈∈"]
+    unions = [m for m in marks if m[2] == "∪"] if relations else []
+    if unions and all(any(m[2] in piece for m in relations) for piece in cut(text, unions)):
+        return _list(text, [(start, end, "or") for start, end, _ in unions], depth)  # x < 1 ∪ x > 3
     if relations:
         return _relation(text, relations, depth)
     for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
@@ -124,6 +130,9 @@ def _parts(text: str, depth: int) -> Node | None:
             return _set_operation(kind, _read_all(cut(text, operators), depth))
     if text == "\\mathbb{R}":
         return EVERYTHING
+    transposed = _TRANSPOSED.fullmatch(text) if text[-1] in "T}p" and "^" in text else None
+    if transposed and (column := _transpose(read(transposed[1], depth + 1))):
+        return column
     matrix = _MATRIX.fullmatch(text)
     if matrix and "\\begin" not in matrix[2]:
         return _matrix(text[: text.index("\\begin")].strip("·× "), matrix[2], depth)
@@ -143,8 +152,11 @@ def _read_all(pieces: list[str], depth: int) -> tuple[Node, ...]:
 
 
 def _set_operation(kind: str, items: tuple[Node, ...]) -> Node:
-    if kind == "union" and all(isinstance(item, Collection) and item.kind == "set" for item in items):
-        return Collection("set", tuple(value for item in items if isinstance(item, Collection) for value in item.items))
+    if kind == "union":
+        sets = [item for item in items if isinstance(item, Collection) and item.kind == "set"]
+        points = Collection("set", tuple(value for item in sets for value in item.items))
+        others = tuple(item for item in items if item not in sets)
+        return Collection("union", (points, *others) if sets else others) if others else points
     first, *others = items
     if kind == "difference" and first == EVERYTHING and len(others) == 1 and isinstance(others[0], Collection):
         return _puncture(others[0]) or Collection(kind, items)
@@ -169,33 +181,50 @@ def _list(text: str, separators: list[Mark], depth: int) -> Node:
     if len(pieces) == 1:
         return read(pieces[0], depth + 1)
     items = _read_all(pieces, depth)
+    words = {"or" if "or" in conjunction else "and" for conjunction in conjunctions}
+    joined = _either(items) if words == {"or"} else _both(items) if words == {"and"} else None
+    kind = "either" if words == {"or"} else "list"
+    return joined or _named_list(items, kind) or Collection(kind, items)
+
+
+def _either(items: tuple[Node, ...]) -> Node | None:
+    """Intervals, or intervals and values of one unknown, joined by "or"; None for anything else."""
+    named = [item.interval if isinstance(item, Relation) else item for item in items]
+    unknowns = {item.name for item in named if isinstance(item, Named)}
+    if len(unknowns) != 1 or not all(isinstance(item, Named) for item in named):
+        return None
+    values = tuple(item.value for item in named if isinstance(item, Named))
+    parts = [value if isinstance(value, Collection) else Collection("set", (value,)) for value in values]
+    if not any(part.kind in ("bracket", "union") for part in parts):
+        return None
+    return Named(unknowns.pop(), _set_operation("union", tuple(parts)))
+
+
+def _both(items: tuple[Node, ...]) -> Node | None:
+    """Two half-lines of one variable joined by "and": an interval."""
     intervals = [item.interval for item in items if isinstance(item, Relation) and item.interval]
-    if len(intervals) == len(items) and conjunctions and len({interval.name for interval in intervals}) == 1:
-        joined = _join([interval.value for interval in intervals], either="or" in conjunctions[0])
-        if joined:
-            return Named(intervals[0].name, joined)
-    return _named_list(items) or Collection("list", items)
-
-
-def _join(intervals: list[Node], either: bool) -> Node | None:
-    """Intervals of one variable joined by "or", or two half-lines by "and"."""
-    if either:
-        return Collection("union", tuple(intervals))
+    if len(items) != 2 or len(intervals) != 2 or intervals[0].name != intervals[1].name:
+        return None
     infinite = (Expression("-∞"), Expression("∞"))
-    for low, high in (intervals, intervals[::-1]) if len(intervals) == 2 else ():
-        if isinstance(low, Collection) and isinstance(high, Collection) and (high.items[0], low.items[1]) == infinite:
-            return Collection("bracket", (low.items[0], high.items[1]), low.ends[0] + high.ends[1])
+    for low, high in (intervals, intervals[::-1]):
+        if (
+            isinstance(low.value, Collection)
+            and isinstance(high.value, Collection)
+            and (high.value.items[0], low.value.items[1]) == infinite
+        ):
+            ends = low.value.ends[0] + high.value.ends[1]
+            return Named(low.name, Collection("bracket", (low.value.items[0], high.value.items[1]), ends))
     return None
 
 
-def _named_list(items: tuple[Node, ...]) -> Node | None:
+def _named_list(items: tuple[Node, ...], kind: str) -> Node | None:
     """``x = 1, 2``, ``x = 1, x = 2`` and ``x_1 = 1, x_2 = 2`` name the values of one unknown."""
     if isinstance(items[0], Named) and not any(isinstance(item, Named | Relation) for item in items[1:]):
-        return Named(items[0].name, Collection("list", (items[0].value, *items[1:])))
+        return Named(items[0].name, Collection(kind, (items[0].value, *items[1:])))
     named = [item for item in items if isinstance(item, Named)]
     stems = {item.name.partition("_")[0] for item in named}
     if len(named) == len(items) and len(stems) == 1:
-        return Named(stems.pop(), Collection("list", tuple(item.value for item in named)))
+        return Named(stems.pop(), Collection(kind, tuple(item.value for item in named)))
     return None
 
 
@@ -216,7 +245,14 @@ def _relation(text: str, marks: list[Mark], depth: int) -> Node:
 
 
 def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | None:
-    """``a < x ≤ b`` as x in (a, b], ``x ≥ a`` as x in [a, ∞); None for other relations."""
+    """``a < x ≤ b`` as x in (a, b], ``x ≥ a`` as x in [a, ∞), ``x ≠ a`` as x in (-∞, a) ∪ (a, ∞); None for other
+    relations."""
+    if ops == ("≠",):
+        name, hole = designator(sides[0]), sides[1]
+        if name is None:
+            name, hole = designator(sides[1]), sides[0]
+        line = _puncture(Collection("set", (read(hole, depth + 1),))) if name else None
+        return Named(name, line) if name and line else None
     if ops[0] in ">≥":
         ops, sides = tuple(FLIPPED[op] for op in reversed(ops)), sides[::-1]
     if not set(ops) <= set("<≤") or len(sides) > 3:
@@ -250,6 +286,28 @@ def _matrix(factor: str, body: str, depth: int) -> Node | None:
     return Matrix(tuple(tuple(_scale(scale, cell) for cell in row) for row in cells))
 
 
+def _matrix_of_rows(rows: list[str], depth: int) -> Matrix | None:
+    """``[1,2]`` and ``[3,4]`` as the rows of a matrix; None unless each is in brackets, and for a single number."""
+    if not all(len(row) > 2 and row[0] == "[" and row[-1] == "]" for row in rows):
+        return None
+    try:
+        cells = [cut(row[1:-1], [mark for mark in top_level(row[1:-1]) if mark[2] == ","]) for row in rows]
+    except Unreadable:
+        return None  # the brackets belong to different pairs
+    if len(rows) == len(cells[0]) == 1:
+        return None
+    return Matrix(tuple(_read_all(row, depth + 1) for row in cells))
+
+
+def _transpose(node: Node) -> Matrix | None:
+    """A matrix transposed, a tuple as a column; None for anything else."""
+    if isinstance(node, Matrix) and len({len(row) for row in node.rows}) == 1:
+        return Matrix(tuple(zip(*node.rows, strict=True)))
+    if isinstance(node, Collection) and node.ends in ("()", "[]"):
+        return Matrix(tuple((item,) for item in node.items))
+    return None
+
+
 def _scale(scale: Literal, cell: Node) -> Node:
     if isinstance(cell, Literal):
         value = scale.value * cell.value
@@ -267,7 +325,7 @@ def _read_bracketed(text: str, depth: int) -> Node | None:
         return None
     if (opener == "{") != (closer == "}") or (opener == "\\{") != (closer == "\\}"):
         return None
-    inner = text[len(opener) : len(text) - len(closer)]
+    inner = text[len(opener) : len(text) - len(closer)].strip()
     try:
         separators = [m for m in top_level(inner) if m[2] in (",", ";")]
     except Unreadable:
@@ -279,6 +337,10 @@ def _read_bracketed(text: str, depth: int) -> Node | None:
         if builder and designator(builder[1].strip()):
             return read(builder[2], depth + 1)
         return Collection("set", _read_all(cut(inner, separators), depth) if inner.strip() else ())
+    if opener == inner[:1] == "[" and closer == inner[-1:] == "]":
+        matrix = _matrix_of_rows(cut(inner, separators), depth)
+        if matrix:
+            return matrix
     if separators:
         return Collection("bracket", _read_all(cut(inner, separators), depth), opener + closer)
     return read(inner, depth + 1) if opener + closer in ("()", "[]") else None

@@ -32,6 +32,8 @@ _UNIFORM: dict[str, str | int | None] = {
     **{chr(space): " " for space in range(0x2000, 0x200B)},
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
     **dict.fromkeys("€£¥₹₩₽₪฿", ""),
+    "∨": "\\text{or}",
+    "∧": "\\text{and}",
     **{sign: "\\frac{{{}}}{{{}}}".format(*quotient.split("/")) for sign, quotient in _pairs(_VULGAR).items()},
     **_pairs(_SAME),
 }

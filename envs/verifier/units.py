@@ -1,4 +1,5 @@
-"""Unit words after a number: dropped, as 12 apples is 12. Hedges and arithmetic in words are not units."""
+"""Unit words after a number: dropped, as 12 apples is 12. Hedges, arithmetic in words and words that multiply
+(12 dozen is 144, three fifths are no three) are not units."""
 
 from __future__ import annotations
 
@@ -7,6 +8,12 @@ import re
 from envs.verifier.symbols import word_set
 
 MAX_WORDS = 6
+_LATIN = ("m", "b", "tr", "quadr", "quint", "sext", "sept", "oct", "non", "dec")
+SCALES = {
+    **{"dozen": 12, "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "crore": 10**7},
+    **{f"{stem}illion": 10 ** (3 * n) for n, stem in enumerate(_LATIN, 2)},
+}
+"""The words that multiply the number before them."""
 _TOKEN = re.compile(
     r"\s+|°\s?[CFK](?![A-Za-z])|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?"
     r"|\^?\{?\s*'\s?'?\s*\}?|\(([A-Za-z ]+)\)"
@@ -29,25 +36,40 @@ _LETTER_UNIT = re.compile(r"(.*[0-9}])(?: [msghL]|L)", re.DOTALL)
 _PHYSICAL = re.compile(
     r"m\s*\^\s*\{?[23]\}?|(?:k?m|[cm]m|k?g|[JNCL])\s*/\s*(?:h|s|min|k?g|[cm]?m|L)(?:\s*\^\s*\{?[23]\}?)?"
 )
-_NOT_UNITS = word_set("""
+_ORDINALS = word_set("""
+third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth
+seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth
+""") | {scale + "th" for scale in SCALES}
+_POWER_WORDS = word_set("squared cubed")
+_NOT_UNITS = (
+    frozenset(SCALES)
+    | {word + "s" for word in {*SCALES, *_ORDINALS}}
+    | word_set("""
 or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
-else infinity undefined hundred thousand million billion trillion percent pct point half third quarter both between
+else infinity undefined percent pct point half quarter both between
 through until without except more less sqrt pi log ln sin cos tan exp factorial where with for when
+gross score scores myriad googol mil mill bil doubled tripled quadrupled halved twice thrice inverse reciprocal modulo
+below beneath under zero negative recurring repeating repeated
 alpha beta gamma delta theta phi omega lambda sigma
 """)
+)
 
 
 def is_unit(text: str) -> bool:
     """Whether ``text``, which follows a number, is a unit or the thing counted."""
     if _PHYSICAL.fullmatch(text):
         return True
-    position, count = 0, 0
+    position, count, last = 0, 0, ""
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None or match.end() == position or (count == 0 and _POWER.fullmatch(match[0])):
             return False  # a power needs a unit before it
         quoted, bare, bracketed = match.groups()
         words = re.findall(r"[A-Za-z]+", quoted or bracketed or bare or "")
+        if words:
+            if count == 0 and words[0].lower() in _POWER_WORDS:
+                return False
+            last = words[-1]
         count += len(words)
         if count > MAX_WORDS or any(word.lower() in _NOT_UNITS for word in words):
             return False
@@ -58,7 +80,7 @@ def is_unit(text: str) -> bool:
         if bare and not _is_word(bare):
             return False
         position = match.end()
-    return True
+    return last.lower() not in _ORDINALS  # a fifth is no one, but 12 fifth graders are 12
 
 
 def _is_word(bare: str) -> bool:

@@ -55,14 +55,14 @@ def takes_whole_steps(kernels: Kernels, architecture: Architecture, dtype: torch
     return (dtype == torch.float32 or kernels.bf16_head) and size <= _WHOLE_STEP_BYTES
 
 
-def drawing_head_kernels(head: torch.nn.Linear, dtype: torch.dtype) -> Kernels | None:
+def drawing_head_kernels(device: torch.device, vocabulary: int, width: int, dtype: torch.dtype) -> Kernels | None:
     """For a rollout's head that projects and draws in one call: bfloat16 heads of any size, small float32 ones."""
-    kernels = kernels_for(head.weight.device)
+    kernels = kernels_for(device)
     if kernels is None:
         return None
     if dtype == torch.bfloat16:
-        return kernels if kernels.bf16_head and head.in_features % 2 == 0 else None
-    return kernels if head.weight.numel() <= _SMALL_HEAD else None
+        return kernels if kernels.bf16_head and width % 2 == 0 else None
+    return kernels if vocabulary * width <= _SMALL_HEAD else None
 
 
 def scoring_head_kernels(device: torch.device, dtype: torch.dtype, width: int) -> Kernels | None:
@@ -84,6 +84,19 @@ def calls_onednn(device: torch.device) -> bool:
     return (
         device.type == "cpu" and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def fast_dtype(device: torch.device) -> tuple[str, str]:
+    """The dtype of products that ``device`` is fastest in without bytes, and why, as the end of a sentence."""
+    if device.type == "cuda":
+        able = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "this card multiplies it") if able else ("float32", "this card has no bfloat16 products")
+    able = torch.ops.mkldnn._is_mkldnn_bf16_supported() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    if able:
+        return "bfloat16", "this processor multiplies it"
+    return "float32", "this processor has no bfloat16 products (AVX-512 bf16, AMX)"
 
 
 @cache

@@ -17,6 +17,7 @@ from policies.model.compute import scoring_head_kernels
 from policies.model.entropy import chunked_entropy
 from policies.model.products import float_product, operand, outer_product, product
 from policies.native import PANEL, Kernels
+from policies.sharding import trainable
 
 CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
 KEPT = 2**27  # most exponentials kept for the backward of one micro-batch: 256 MB
@@ -154,11 +155,11 @@ class TrainableHead:
 
     def logp(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
         """[N] float32, see ``chunked_logp``."""
-        return chunked_logp(hidden, self.weight, token, temperature, self.dtype)
+        return chunked_logp(hidden, trainable(self.weight), token, temperature, self.dtype)
 
     def logp_and_entropy(self, hidden: Tensor, token: Tensor, temperature: float) -> Tensor:
         """[N, 2] float32, see ``entropy.chunked_entropy``."""
-        return torch.stack(chunked_entropy(hidden, self.weight, token, temperature, self.dtype), 1)
+        return torch.stack(chunked_entropy(hidden, trainable(self.weight), token, temperature, self.dtype), 1)
 
 
 def logp_of(project: Callable[[Tensor], Tensor], hidden: Tensor, token: Tensor, temperature: float) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from policies.model.compute import byte_kernels
 from policies.model.weights import RolloutHead, RolloutLinear
 from policies.nested import Change
+from policies.sharding import whole, whole_shape
 from registry import UsageError
 
 _BLOCKS = (64, 32, 16)  # channels rotated together
@@ -99,8 +100,11 @@ class Int8Head(RolloutHead):
     def refresh(self) -> None:
         """Copy the module's present weights."""
         self._plain = None
+        weight = whole(self.module.weight)
+        if whole_shape(self.module.weight):
+            self.gathered, self._plain = weight, Int8Linear([self.module], torch.float32)
         if self._byte_kernels is not None:
-            self._bytes = self._byte_kernels.pack(self.module.weight.detach().float(), self.block, whole=True)
+            self._bytes = self._byte_kernels.pack(weight.float(), self.block, whole=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """As ``RolloutHead.logits``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from policies.model.layers import LayerWeights, embed, gain
 from policies.pretrained.architecture import Architecture
+from policies.sharding import trainable
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,4 @@ class NestedModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """The residual stream [N, width] float32 of ``ids`` [N] before the first block."""
-        return embed(ids, self.embedding, self.architecture)
+        return embed(ids, trainable(self.embedding), self.architecture)

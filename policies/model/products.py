@@ -21,6 +21,7 @@ from torch import Tensor
 
 from policies.model.compute import calls_onednn, elementwise_kernels, product_dtype
 from policies.native.sizes import LANES
+from policies.sharding import gather, sum_parts, whole_shape
 
 _SMALL = 2**17  # weights that stay in the second cache
 
@@ -61,8 +62,8 @@ class _Linear(torch.autograd.Function):
         biases = weights[len(weights) // 2 :] if biased else ()
         weights = weights[: len(weights) - len(biases)]
         ctx.save_for_backward(x, *weights)
-        ctx.biased = biased
-        y = product(x, _side_by_side(weights, x.dtype))
+        ctx.biased, ctx.shapes = biased, [whole_shape(weight) for weight in weights]
+        y = product(x, _side_by_side(weights, ctx.shapes, x.dtype))
         return y.add_(torch.cat(biases)) if biased else y
 
     @staticmethod
@@ -70,11 +71,14 @@ class _Linear(torch.autograd.Function):
         x, *weights = ctx.saved_tensors
         grad = grads[0].contiguous()
         need_x, _, *need = ctx.needs_input_grad
-        sizes = [len(weight) for weight in weights]
-        slopes: list[Tensor | None] = [product(grad, _side_by_side(weights, x.dtype).t()) if need_x else None, None]
+        sizes = [_rows(weight, shape) for weight, shape in zip(weights, ctx.shapes, strict=True)]
+        slopes: list[Tensor | None] = [
+            product(grad, _side_by_side(weights, ctx.shapes, x.dtype).t()) if need_x else None,
+            None,
+        ]
         if any(need[: len(weights)]):
-            parts = outer_product(grad, x).split(sizes)
-            slopes += [part.to(w.dtype) for part, w in zip(parts, weights, strict=True)]
+            for part, w, shape in zip(outer_product(grad, x).split(sizes), weights, ctx.shapes, strict=True):
+                slopes.append(part.to(w.dtype) if shape is None else sum_parts(part.to(w.dtype), shape))
         else:
             slopes += [None] * len(weights)
         if ctx.biased:
@@ -82,20 +86,25 @@ class _Linear(torch.autograd.Function):
         return tuple(slopes)
 
 
-def _side_by_side(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def _rows(weight: Tensor, shape: torch.Size | None) -> int:
+    return len(weight) if shape is None else shape[0]
+
+
+def _side_by_side(weights: Sequence[Tensor], shapes: Sequence[torch.Size | None], dtype: torch.dtype) -> Tensor:
     if len(weights) == 1:
-        return weights[0].to(dtype)
-    fused = torch.empty(
-        sum(len(weight) for weight in weights), weights[0].shape[1], dtype=dtype, device=weights[0].device
-    )
-    for part, weight in zip(fused.split([len(weight) for weight in weights]), weights, strict=True):
-        part.copy_(weight)
+        return weights[0].to(dtype) if shapes[0] is None else gather(weights[0], shapes[0], dtype)
+    sizes = [_rows(weight, shape) for weight, shape in zip(weights, shapes, strict=True)]
+    width = (shapes[0] or weights[0].shape)[1]
+    fused = torch.empty(sum(sizes), width, dtype=dtype, device=weights[0].device)
+    for part, weight, shape in zip(fused.split(sizes), weights, shapes, strict=True):
+        part.copy_(weight if shape is None else gather(weight, shape, dtype))
     return fused
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> Tensor:
     """[N, M] in the dtype of ``x`` [N, K]: x @ weight.T of each of the ``weights`` [M_i, K], next to each other, plus
-    ``biases`` (one [M_i] for each, or none); their gradients are in their own dtype (float32)."""
+    ``biases`` (one [M_i] for each, or none); their gradients are in their own dtype (float32). Split weights
+    (``policies.sharding``) are whole during a product."""
     return _Linear.apply(x, bool(biases), *weights, *biases)
 
 

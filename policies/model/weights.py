@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.model.compute import calls_onednn, drawing_head_kernels, product_dtype
+from policies.model.compute import calls_onednn, drawing_head_kernels, kernels_for, product_dtype, takes_whole_steps
 from policies.model.head import logp_of
 from policies.model.layers import LayerWeights, Linear
 from policies.model.products import float_product, linear, operand
@@ -25,6 +25,7 @@ from policies.native.step import Panels
 from policies.nested import Change
 from policies.pretrained.adapters import factors, merged_weight
 from policies.pretrained.architecture import Architecture
+from policies.sharding import trainable, whole, whole_shape
 
 _ROWS_HINT = 128  # oneDNN picks a blocked layout for about this many rows; other numbers work with it, too
 
@@ -34,6 +35,8 @@ class RolloutLinear:
 
     Calling it maps [N, in] of any float dtype to [N, out] in the compute dtype.
     """
+
+    _gathered: Tensor | None = None  # split weights in plain order, where others are made of them
 
     def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, change: Change | None = None) -> None:
         self.modules = modules
@@ -52,6 +55,8 @@ class RolloutLinear:
         self.product_dtype = product_dtype(device, self.dtype)
         if not self.by_onednn:
             self.weight = self._concatenated(self.dtype)
+        elif any(whole_shape(module.weight) for module in self.modules):
+            self._gathered = self._concatenated(self.dtype)  # by all processes now, not by each when it first asks
         bias = self._bias()
         self.bias = None if bias is None else bias.to(self.dtype)
 
@@ -69,15 +74,24 @@ class RolloutLinear:
     def blocked(self) -> Tensor:
         """The weights in oneDNN's layout, made when first asked for."""
         if self._blocked is None:
-            weight = self._concatenated(self.dtype).to(self.product_dtype)
+            weight = self._plain().to(self.product_dtype)
             self._blocked = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         return self._blocked
+
+    def _plain(self) -> Tensor:
+        return self._concatenated(self.dtype) if self._gathered is None else self._gathered
+
+    def reorder(self) -> None:
+        """Keep split weights in oneDNN's layout alone."""
+        if self._gathered is not None:
+            self.blocked()
+            self._gathered = None
 
     @torch.no_grad()
     def panels(self, kernels: Kernels, gated: bool) -> Panels:
         """The same map for whole steps (``Panels``), made when first asked for."""
         if self._panels is None:
-            self._panels = kernels.steps.pack(self._concatenated(self.dtype), self.bias, gated)
+            self._panels = kernels.steps.pack(self._plain(), self.bias, gated)
         return self._panels
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -100,7 +114,7 @@ def _map(x: Tensor, module: nn.Linear, change: Change | None = None) -> Tensor:
         y = linear(x, [module.weight], _biases([module]))
     else:
         bias = (module.bias if module.bias is not None else 0) + change.bias
-        y = linear(x, [module.weight + change.weight], [bias])
+        y = linear(x, [trainable(module.weight) + change.weight], [bias])
     adapter = factors(module)
     if adapter is None:
         return y
@@ -173,12 +187,17 @@ class RolloutHead:
 
     bfloat16 logits are 0.125 apart at 16 to 32, too coarse for ratios of probabilities. So bfloat16 weights go either
     through the compiled head, which accumulates and keeps float32, or through ``wide.float_product``.
+
+    Attributes:
+        gathered: [V, width] float32, of a split projection; None of others.
     """
+
+    gathered: Tensor | None = None
 
     def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
         self.module = module
         self.dtype = dtype
-        self._kernels = drawing_head_kernels(module, dtype)
+        self._kernels = drawing_head_kernels(module.weight.device, module.out_features, module.in_features, dtype)
         self.refresh()
 
     @property
@@ -189,8 +208,11 @@ class RolloutHead:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the module's present weights."""
-        weight = self.module.weight.detach()
+        weight = whole(self.module.weight)
         self._plain: Linear | None = None
+        if whole_shape(self.module.weight):
+            self.gathered = weight
+            self._plain = self._product(weight) if self._kernels is None else None
         if self._kernels is not None:
             self._prepared: Tensor | Panels = (
                 self._kernels.steps.pack(weight)
@@ -201,11 +223,11 @@ class RolloutHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, V] float32 from ``hidden`` [n, width] float32."""
         if self._plain is None:
-            self._plain = self._product()
+            self._plain = self._product(self.module.weight)
         return self._plain(hidden.to(self.dtype))
 
-    def _product(self) -> Linear:
-        weight = operand(self.module.weight, self.dtype)
+    def _product(self, weight: Tensor) -> Linear:
+        weight = operand(weight, self.dtype)
         if weight.dtype != torch.float32:
             return partial(float_product, weight=weight)
         rounded = nn.Linear(self.module.in_features, self.module.out_features, bias=False, device="meta")
@@ -239,14 +261,16 @@ class RolloutWeights:
         self.version = 0  # of the policy's weights that these are of
         self.dtype = dtype
         self.linear = linear
+        self.architecture = architecture
         self._linears: list[RolloutLinear] = []
-        self.embedding = model.model.embed_tokens.weight
+        self._embedding = model.model.embed_tokens.weight
         self.norm = model.model.norm.weight
         self.layers = [
             _layer_weights(block, window, self._pack, dtype)
             for block, window in zip(model.model.layers, architecture.windows, strict=True)
         ]
         self.head = head(model.lm_head, dtype)
+        self._settle()
 
     def with_changes(self, changes: Mapping[int, Change]) -> RolloutWeights:
         """These weights with ``changes`` (by half layer) added to their output maps; all others are shared. The changed
@@ -273,3 +297,15 @@ class RolloutWeights:
         for packed in self._linears:
             packed.refresh()
         self.head.refresh()
+        self._settle()
+
+    def _settle(self) -> None:
+        """What is split is gathered now; its maps stay in plain order only where whole steps make panels of them."""
+        tied = self.head.module.weight is self._embedding
+        shared = self.head.gathered if tied else None
+        self.embedding = whole(self._embedding) if shared is None else shared
+        self.head.gathered = None
+        kernels = kernels_for(self._embedding.device)
+        if kernels is None or not takes_whole_steps(kernels, self.architecture, self.dtype):
+            for packed in self._linears:
+                packed.reorder()

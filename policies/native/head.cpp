@@ -13,9 +13,22 @@
 #include "int8.h"
 #include "pick.h"
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
+#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2)
 
+namespace {
+
+// The same of bytes; the columns' scales are padded to whole panels.
+struct ByteOperands {
+    ByteRows rows;
+    const uint32_t* weights;
+    const float* column_scale;
+    float scale;
+};
+
+}  // namespace
+#endif
+
+#ifdef __AVX512BF16__
 namespace {
 
 inline __m512 exp512(__m512 x) {
@@ -37,13 +50,6 @@ inline __m512 exp512(__m512 x) {
 struct HalfOperands {
     const uint32_t *rows, *weights;
     int64_t pairs;
-    float scale;
-};
-
-struct ByteOperands {
-    ByteRows rows;
-    const uint32_t* weights;
-    const float* column_scale;
     float scale;
 };
 
@@ -77,7 +83,7 @@ inline void project(const ByteOperands& o, int64_t row, int64_t number, int vali
     for (int r = 0; r < R; ++r) {
         const __m512 scale = _mm512_set1_ps(o.rows.scale[row + r] * o.scale);
         for (int half = 0; half < 2; ++half) {
-            const __m512 column = _mm512_loadu_ps(o.column_scale + number * kPanel + 16 * half);  // padded to whole panels
+            const __m512 column = _mm512_loadu_ps(o.column_scale + number * kPanel + 16 * half);
             z[r][half] = _mm512_mul_ps(_mm512_mul_ps(byte_sums(sums, o.rows, row, r, half), scale), column);
         }
     }
@@ -129,6 +135,72 @@ void reduce_panel(const O& o, int64_t row, int64_t number, int valid, float* pea
     }
 }
 
+// sums relative to the largest logit of all panels instead of their own
+inline void panel_masses(const float* tops, const float* sums, int64_t panels, float top, float* mass) {
+    for (int64_t p = 0; p < panels; p += 16) {
+        const __mmask16 valid = panels - p >= 16 ? 0xffff : static_cast<__mmask16>((1u << (panels - p)) - 1);
+        const __m512 e = exp512(_mm512_sub_ps(_mm512_maskz_loadu_ps(valid, tops + p), _mm512_set1_ps(top)));
+        _mm512_mask_storeu_ps(mass + p, valid, _mm512_mul_ps(e, _mm512_maskz_loadu_ps(valid, sums + p)));
+    }
+}
+
+// the logits of one row with one panel
+template <typename O>
+inline void row_logits(const O& o, int64_t row, int64_t number, int valid, float* logits) {
+    __m512 z[1][2];
+    project<1>(o, row, number, valid, z);
+    _mm512_store_ps(logits, z[0][0]);
+    _mm512_store_ps(logits + 16, z[0][1]);
+}
+
+}  // namespace
+
+#elif defined(BYTES_BY_AVX2)
+
+namespace {
+
+// As above, of bytes alone.
+template <int R>
+inline void project(const ByteOperands& o, int64_t row, int64_t number, int valid, Lanes (&z)[R][2]) {
+    ByteSums<R> sums;
+    multiply_bytes<R>(o.rows, row, o.weights + number * o.rows.words * kPanel, &sums);
+    for (int half = 0; half < 2; ++half) {
+        const Lanes column = load_lanes(o.column_scale + number * kPanel + 16 * half);
+        const Lanes none = Lanes{} - std::numeric_limits<float>::infinity();
+        const Integers inside = counted() < Integers{} + (valid - 16 * half);
+        for (int r = 0; r < R; ++r)
+            z[r][half] = choose(inside, byte_sums(sums, o.rows, row, r, half) * (o.rows.scale[row + r] * o.scale) * column, none);
+    }
+}
+
+template <int R>
+void reduce_panel(const ByteOperands& o, int64_t row, int64_t number, int valid, float* peak, float* sum, int64_t stride, uint16_t*) {
+    Lanes z[R][2];
+    project<R>(o, row, number, valid, z);
+    for (int r = 0; r < R; ++r) {
+        const float top = peak[r * stride] = largest_lane(larger(z[r][0], z[r][1]));
+        sum[r * stride] = sum_lanes(exponential(z[r][0] - top) + exponential(z[r][1] - top));
+    }
+}
+
+inline void panel_masses(const float* tops, const float* sums, int64_t panels, float top, float* mass) {
+    for (int64_t p = 0; p < panels; ++p) mass[p] = exponential(tops[p] - top) * sums[p];
+}
+
+inline void row_logits(const ByteOperands& o, int64_t row, int64_t number, int valid, float* logits) {
+    Lanes z[1][2];
+    project<1>(o, row, number, valid, z);
+    save_lanes(logits, z[0][0]);
+    save_lanes(logits + 16, z[0][1]);
+}
+
+}  // namespace
+#endif
+
+#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2) || defined(__AVX512BF16__)
+
+namespace {
+
 // maximum and sum of every panel [n][panels]; `kept` [kept_panels][n][32] of the first panels
 template <typename O>
 void reduce_all(const O& o, int64_t n, int64_t vocabulary, float* peak, float* sum, uint16_t* kept = nullptr,
@@ -142,15 +214,6 @@ void reduce_all(const O& o, int64_t n, int64_t vocabulary, float* peak, float* s
             reduce_panel<decltype(count)::value>(o, i, p, valid, peak + i * panels + p, sum + i * panels + p, panels,
                                                  keep ? keep + i * kPanel : nullptr);
         });
-    }
-}
-
-// sums relative to the largest logit of all panels instead of their own
-inline void panel_masses(const float* tops, const float* sums, int64_t panels, float top, float* mass) {
-    for (int64_t p = 0; p < panels; p += 16) {
-        const __mmask16 valid = panels - p >= 16 ? 0xffff : static_cast<__mmask16>((1u << (panels - p)) - 1);
-        const __m512 e = exp512(_mm512_sub_ps(_mm512_maskz_loadu_ps(valid, tops + p), _mm512_set1_ps(top)));
-        _mm512_mask_storeu_ps(mass + p, valid, _mm512_mul_ps(e, _mm512_maskz_loadu_ps(valid, sums + p)));
     }
 }
 
@@ -178,11 +241,8 @@ void draw(const O& o, int64_t n, int64_t vocabulary, float temperature, const do
             for (int64_t p = 0; p < panels; ++p) total += mass[p];
             const double target = uniform[i] * total;
             if (temperature > 0.0f) chosen = pick(panels, target, reached, [&](int64_t p) { return mass[p]; });
-            __m512 z[1][2];
             alignas(64) float logits[kPanel];
-            project<1>(o, i, chosen, valid(chosen), z);
-            _mm512_store_ps(logits, z[0][0]);
-            _mm512_store_ps(logits + 16, z[0][1]);
+            row_logits(o, i, chosen, valid(chosen), logits);
             const int64_t column = temperature > 0.0f
                 ? pick(valid(chosen), target, reached, [&](int64_t c) { return std::exp(logits[c] - top); })
                 : std::max_element(logits, logits + valid(chosen)) - logits;
@@ -193,9 +253,11 @@ void draw(const O& o, int64_t n, int64_t vocabulary, float temperature, const do
 }
 
 }  // namespace
+#endif
 
 extern "C" {
 
+#ifdef __AVX512BF16__
 int nr_head_available() { return 1; }
 
 // [vocabulary][width] bfloat16 -> panels [ceil(vocabulary / 32)][width / 2][32][2].
@@ -227,11 +289,8 @@ void nr_head_logp(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t 
         double total = 0.0;
         for (int64_t p = 0; p < panels; ++p) total += sums[p] * std::exp(tops[p] - top);
         const int64_t chosen = token[i] / kPanel;
-        __m512 z[1][2];
         alignas(64) float logits[kPanel];
-        project<1>(o, i, chosen, kPanel, z);
-        _mm512_store_ps(logits, z[0][0]);
-        _mm512_store_ps(logits + 16, z[0][1]);
+        row_logits(o, i, chosen, kPanel, logits);
         normaliser[i] = static_cast<float>(top + std::log(total));
         logp[i] = static_cast<float>(static_cast<double>(logits[token[i] % kPanel]) - top - std::log(total));
     }
@@ -271,17 +330,7 @@ void nr_head_draw(const uint16_t* x, const uint16_t* packed, int64_t n, int64_t 
          n, vocabulary, temperature, uniform, token, logp, peak, sum);
 }
 
-// The same of rows of bytes with a head of bytes (int8.cpp); column_scale is padded to whole panels.
-void nr_int8_head_draw(const int8_t* x, const float* row_scale, const int32_t* row_sum, const uint32_t* packed,
-                       const float* column_scale, int64_t n, int64_t vocabulary, int64_t width, float temperature,
-                       const double* uniform, int64_t* token, float* logp, float* peak, float* sum) {
-    const ByteRows rows{reinterpret_cast<const uint32_t*>(x), row_scale, row_sum, width / 4};
-    draw(ByteOperands{rows, packed, column_scale, scale_of(temperature)}, n, vocabulary, temperature, uniform, token, logp,
-         peak, sum);
-}
-}
 #else
-extern "C" {
 int nr_head_available() { return 0; }
 void nr_pack_head(const uint16_t*, uint16_t*, int64_t, int64_t) {}
 void nr_head_logp(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const int64_t*, float*, float*, float*,
@@ -290,7 +339,19 @@ void nr_head_slope(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, 
                    const uint16_t*, int64_t, const float*, int64_t) {}
 void nr_head_draw(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, float, const double*, int64_t*, float*, float*,
                   float*) {}
-void nr_int8_head_draw(const int8_t*, const float*, const int32_t*, const uint32_t*, const float*, int64_t, int64_t, int64_t,
-                       float, const double*, int64_t*, float*, float*, float*) {}
-}
 #endif
+
+#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2)
+// As nr_head_draw, of rows of bytes with a head of bytes (int8.cpp); column_scale is padded to whole panels.
+void nr_int8_head_draw(const int8_t* x, const float* row_scale, const int32_t* row_sum, const Apart* apart, const uint32_t* packed,
+                       const float* column_scale, int64_t n, int64_t vocabulary, int64_t width, float temperature,
+                       const double* uniform, int64_t* token, float* logp, float* peak, float* sum) {
+    const ByteRows rows{reinterpret_cast<const uint32_t*>(x), row_scale, row_sum, width / 4, apart};
+    draw(ByteOperands{rows, packed, column_scale, scale_of(temperature)}, n, vocabulary, temperature, uniform, token, logp,
+         peak, sum);
+}
+#else
+void nr_int8_head_draw(const int8_t*, const float*, const int32_t*, const void*, const uint32_t*, const float*, int64_t, int64_t,
+                       int64_t, float, const double*, int64_t*, float*, float*, float*) {}
+#endif
+}

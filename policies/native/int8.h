@@ -7,15 +7,35 @@
 #include "products.h"
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#define BYTES_BY_AVX512
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define BYTES_BY_AVX2
+#endif
+
+#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2)
 
 namespace {
 
-// Rows [n][words] of four bytes, the factor that makes a row's sums real, and the sum of its bytes.
+// Four bytes of a row that are multiplied with one word of a panel apart from the others.
+struct Apart {
+    int32_t word;
+    uint32_t bytes;
+};
+
+// Rows [n][words] of four bytes, the factor that makes a row's sums real, and the sum of its bytes; of AVX2's rows [n][1 + words]
+// also how many words have a part that is multiplied apart, and these parts.
 struct ByteRows {
     const uint32_t* at;
     const float* scale;
     const int32_t* sum;
     int64_t words;
+    const Apart* apart;
+};
+
+// A weight's scales and biases.
+struct Columns {
+    const float *scale, *bias;  // the bias may be null
+    int64_t count;
 };
 
 template <int R>
@@ -24,13 +44,30 @@ using ByteSums = Sums<int8_t, R>;
 template <int R>
 inline void multiply_bytes(const ByteRows& x, int64_t row, const uint32_t* panel, ByteSums<R>* to) {
     product_sums<int8_t, R>(x.at + row * x.words, x.words, x.words, panel, to);
+#ifdef BYTES_BY_AVX2
+    for (int r = 0; r < R; ++r) {
+        const Apart* part = x.apart + (row + r) * (1 + x.words);
+        for (const Apart* end = part + 1 + part->word; ++part < end;)
+            for (int half = 0; half < 2; ++half)
+                to->of[r][half] = multiply_add<int8_t>(to->of[r][half], part->bytes,
+                                                       load_words(panel + part->word * kPanel + kLanes * half));
+    }
+#endif
 }
 
 // What a row's sums stand for, but for the scales.
+#ifdef BYTES_BY_AVX512
 template <int R>
 inline __m512 byte_sums(const ByteSums<R>& sums, const ByteRows& x, int64_t row, int r, int half) {
     return _mm512_cvtepi32_ps((__m512i)(sums.of[r][half] - 128 * x.sum[row + r]));
 }
+#else
+template <int R>
+inline Lanes byte_sums(const ByteSums<R>& sums, const ByteRows& x, int64_t row, int r, int half) {
+    const Integers exact = sums.of[r][half] - 128 * x.sum[row + r];
+    return {__builtin_convertvector(exact.low, Eight), __builtin_convertvector(exact.high, Eight)};
+}
+#endif
 
 }  // namespace
 #endif

@@ -13,9 +13,9 @@ from policies.native.sizes import PANEL
 
 _SIGNATURES: dict[str, list[Any]] = {
     "nr_int8_pack": [Memory, INT, INT, INT, Memory, Memory],
-    "nr_int8_round": [Memory, INT, INT, INT] + [Memory] * 3,
-    "nr_int8_linear": [Memory, INT, INT, INT] + [Memory] * 3 + [INT] + [Memory] * 4 + [FLAG],
-    "nr_int8_head_draw": [Memory] * 5 + [INT] * 3 + [FLOAT] + [Memory] * 5,
+    "nr_int8_round": [Memory, INT, INT, INT] + [Memory] * 4,
+    "nr_int8_linear": [Memory, INT, INT, INT] + [Memory] * 3 + [INT] + [Memory] * 5 + [FLAG],
+    "nr_int8_head_draw": [Memory] * 6 + [INT] * 3 + [FLOAT] + [Memory] * 5,
 }
 
 
@@ -67,6 +67,7 @@ class Int8Kernels:
         return token, logp
 
 
-def _rows(n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for rows of bytes, their scales and their sums."""
-    return torch.empty(n, k, dtype=torch.int8), torch.empty(n), torch.empty(n, dtype=torch.int32)
+def _rows(n: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for rows of bytes, their scales, their sums and their parts that are multiplied apart."""
+    apart = torch.empty(n, 1 + k // 4, 2, dtype=torch.int32)
+    return torch.empty(n, k, dtype=torch.int8), torch.empty(n), torch.empty(n, dtype=torch.int32), apart

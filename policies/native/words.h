@@ -34,6 +34,21 @@ template <>
 inline Integers multiply_add<int8_t>(Integers sum, uint32_t a, Words b) {  // the bytes of b are unsigned
     return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, _mm512_set1_epi32(static_cast<int>(a)));
 }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+inline EightIntegers multiply_add_half(EightIntegers sum, __m256i a, EightWords b) {
+#ifdef __AVXVNNI__
+    return (EightIntegers)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)b, a);
+#else  // the first of two instructions adds two products in 16 bits: int8.h sees to it that they have room there
+    sum += (EightIntegers)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)b, a), _mm256_set1_epi16(1));
+    asm("" : "+x"(sum));  // the compiler would add in another order, for which the registers are too few
+    return sum;
+#endif
+}
+template <>
+inline Integers multiply_add<int8_t>(Integers sum, uint32_t a, Words b) {
+    const __m256i factor = _mm256_set1_epi32(static_cast<int>(a));
+    return {multiply_add_half(sum.low, factor, b.low), multiply_add_half(sum.high, factor, b.high)};
+}
 #endif
 
 }  // namespace

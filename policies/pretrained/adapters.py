@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policies.sharding import collected, placed, whole
 from registry import UsageError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -54,7 +55,7 @@ def adapter_state_dict(model: Any) -> dict[str, Tensor]:
         if adapter is not None:
             state[f"{name}.lora_A"], state[f"{name}.lora_B"] = adapter[0].detach(), adapter[1].detach()
             state[f"{name}.scaling"] = torch.tensor(adapter[2], dtype=torch.float64)
-            state[f"{name}.base"] = module.weight.detach()
+            state[f"{name}.base"] = collected(module.weight)
     return state
 
 
@@ -67,14 +68,14 @@ def load_adapter_state_dict(model: Any, state: Mapping[str, Tensor]) -> None:
             adapter[0].copy_(state[f"{name}.lora_A"])
             adapter[1].copy_(state[f"{name}.lora_B"])
             module.scaling[_NAME] = float(state[f"{name}.scaling"])
-            module.weight.copy_(state[f"{name}.base"])
+            module.weight.copy_(placed(module.weight, state[f"{name}.base"]))
 
 
 @torch.no_grad()
 def merged_weight(module: Any) -> Tensor:
     """The [out, in] weight that a projection amounts to, its adapter included; no gradient."""
     adapter = factors(module)
-    weight = module.weight.detach()
+    weight = whole(module.weight)
     if adapter is None:
         return weight
     down, up, scale = adapter

@@ -26,6 +26,7 @@ from policies.model.products import float_product, operand
 from policies.model.scoring import first_stream, score_hidden
 from policies.nested import HALVES, LayerSubset, Nested
 from policies.policy import Policy
+from policies.sharding import whole
 from registry import UsageError
 
 _CHUNK = 2**24  # logits held at a time, of each of the two policies
@@ -216,7 +217,7 @@ def compare(policy: Policy, target: Tensor, behaviors: Sequence[Tensor], int8: b
         behaviors: those of one or several mu, [M, width] each, after the same prefixes.
         int8: whether the products of every mu are on bytes; so is its head then.
     """
-    weight = operand(policy.model.lm_head.weight, policy.dtype)
+    weight = operand(whole(policy.model.lm_head.weight), policy.dtype)
     rows = max(1, _CHUNK // len(weight))
     gaps = torch.zeros(len(behaviors), 3, len(target), device=target.device)
 

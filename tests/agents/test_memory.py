@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,3 +174,67 @@ def test_the_plan_is_near_what_a_run_takes(name: str, slots: int, tokens: int, d
     print(f"planned {planned / 1e6:.0f} MB, measured {measured / 1e6:.0f}")
     assert measured < 1.3 * planned + 50e6  # the interpreter's own, and what the allocator leaves between
     assert planned < 2 * measured + 50e6
+
+
+SPLIT = """
+import json, sys
+import gymnasium as gym
+from agents import ReFT
+def held(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+policy, slots, vocabulary = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+env = gym.make_vec("MathReason-v0", num_envs=slots, copy=False, reward="random", vocab_size=vocabulary)
+agent = ReFT(policy, env, group_size=4, problems_per_batch=2, microbatch_tokens=512, learning_rate=1e-5, shard=True)
+start = held("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
+agent.iterate(), agent.iterate()
+parameters = list(agent.target.model.parameters())
+tensors = {
+    "weights": parameters,
+    "gradients": [p.grad for p in parameters if p.grad is not None],
+    "moments": [value for state in agent.optimizer.state.values() for value in state.values() if value.dim()],
+}
+said = {name: sum(tensor.nbytes for tensor in those) for name, those in tensors.items()}
+print(json.dumps({**said, "resident": held("VmHWM") - start}))
+"""
+
+
+def split_over(size: int, policy: str, vocabulary: int) -> list[dict[str, int]]:
+    """Bytes that each of ``size`` processes of one run held, as its tensors and as the system say."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if size > 1 else {}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPLIT, policy, str(8 // size), str(vocabulary)],
+            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    assert not any(process.returncode for process in processes)
+    return [json.loads(text.splitlines()[-1]) for text in said]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_is_split_falls_with_the_number_of_processes_as_planned(tmp_path: Path) -> None:
+    """61 M random weights; the parts by their bytes, and resident memory against the plan."""
+    shape = {"vocab_size": 8192, "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 12}
+    policy = llama(tmp_path, **shape)
+    target, task = Policy.load(policy), Task(TaskSpec())
+    whole = memory.ModelSize.of(target)
+    del target
+    lengths = task.spec.max_prompt_tokens, task.spec.max_new_tokens
+    for size in (1, 2, 4):
+        planned = memory.plan(replace(whole, processes=size), 8 // size, *lengths, 512)
+        for said in split_over(size, policy, shape["vocab_size"]):
+            print(f"\n{size} processes: {said}, planned {planned.total - planned.weights} beside the weights", end="")
+            for name in ("weights", "gradients", "moments"):
+                assert 0 <= said[name] - getattr(planned, name) < 0.001 * 8 * whole.weights, name  # norms are whole
+            assert said["resident"] < 1.3 * (planned.total - planned.weights) + 50e6
+            assert planned.total - planned.weights < 2 * said["resident"] + 50e6

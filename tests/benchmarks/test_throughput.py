@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from benchmarks.measuring.pairing import Block, abba, median_ratio
 from benchmarks.speed import limits
 from benchmarks.speed.iteration import OurIteration
 from benchmarks.speed.limits import update_seconds
-from benchmarks.speed.ours import Engine
+from benchmarks.speed.ours import Engine, Parts
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.trl import TrlIteration, TrlProcess
 from policies import Policy
@@ -120,6 +121,54 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["workload"] == "forced"
     assert picture.stat().st_size > 1000
     assert "2 of 12 skipped" in capsys.readouterr().out
+
+
+def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
+    """At 500 tokens a second by the engine and 100 by generate, both slow, under three minutes of writing."""
+    written = {"engine": 0, "generate": 0}
+
+    class Counted:
+        def __init__(self, policy, work, *_):
+            self.work, self.parts = work, Parts()
+
+        def __call__(self):
+            self.parts.total, self.parts.layers = 1.0, 0.5
+            tokens = len(self.work.problems) * self.work.group_size * self.work.new_tokens
+            written["engine"] += tokens
+            return Block(tokens, 1.0)
+
+    class CountedGenerate(Counted):
+        def __call__(self):
+            tokens = 64 * self.work.new_tokens
+            written["generate"] += tokens
+            return Block(tokens, 4.0)
+
+    monkeypatch.setattr(throughput, "Engine", Counted)
+    monkeypatch.setattr(throughput, "Generate", CountedGenerate)
+    monkeypatch.setattr(throughput, "engine_figures", lambda *_, **__: {})
+    given = throughput.parser().parse_args(["--quick", "--policy", "a/model"])
+    throughput.settle_work(given)
+    policy = SimpleNamespace(num_layers=30, vocab_size=512)
+    work = SimpleNamespace(
+        problems=range(given.prompts), group_size=given.group_size, new_tokens=given.new_tokens, env=SimpleNamespace()
+    )
+    work.env.num_envs = given.slots
+    given.skips = throughput.chosen_skips(given, policy.num_layers)
+    rows = list(throughput.measure(policy, work, "forced", given))
+    assert [row["against"] for row in rows] == ["engine", "generate (batch 64)", "engine", "engine", "engine", "engine"]
+    assert given.workload == "forced" and given.pairs == 3 and given.prompts * given.group_size == given.slots
+    assert written["engine"] / 500 + written["generate"] / 100 < 180
+
+
+def test_what_is_given_stays_in_a_quick_comparison():
+    given = throughput.parser().parse_args(
+        ["--quick", "--policy", "a/model", "--prompts", "3", "--workload", "natural"]
+    )
+    throughput.settle_work(given)
+    assert (given.prompts, given.new_tokens, given.workload) == (3, 24, "natural")
+    whole = throughput.parser().parse_args(["--policy", "a/model"])
+    throughput.settle_work(whole)
+    assert (whole.prompts, whole.new_tokens, whole.workload, whole.pairs) == (32, 64, "both", 8)
 
 
 @pytest.mark.parametrize(

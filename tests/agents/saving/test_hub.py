@@ -15,7 +15,7 @@ import yaml
 from agents.saving.hub import base_name, model_card
 from tests.oracles.hub import TOKEN, hub
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PUSH = """
 import json, sys
 from pathlib import Path

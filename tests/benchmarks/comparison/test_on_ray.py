@@ -1,4 +1,4 @@
-"""Runs on a local Ray cluster of two worker processes, one of them killed in mid-run."""
+"""Runs on a Ray cluster of two nodes with a processor each, their workers killed in mid-run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ CLOCKED = ("seconds", "time", "peak_bytes", "per_second", "means", "curve")
 
 @pytest.fixture(scope="module")
 def cluster():
+    from ray.cluster_utils import Cluster
+
     from benchmarks.comparison.on_ray import connect
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    connect()  # joins the one that is there
-    yield
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", nodes.address)
+        connect()
+        yield
     ray.shutdown()
+    nodes.shutdown()
 
 
 def workers() -> list[int]:
@@ -59,6 +65,7 @@ def test_a_killed_worker_is_replaced_and_the_numbers_stay(cluster, tmp_path):
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.5)
     assert killed and most == 2
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 2  # with one processor each: a run on either
     assert [watched.phase for watched in launcher.watched] == ["finished", "finished"], launcher.watched
     for spec in specs:
         alone = run(spec, tmp_path / "alone", threads=1)

@@ -107,7 +107,7 @@ def test_the_fused_head_draws_what_the_plain_draw_does(native, vocabulary, tempe
     uniform = torch.from_numpy(uniforms(0, np.arange(rows), np.arange(rows)))
     token, logp = native.head_draw(hidden, native.pack_head(weight), vocabulary, temperature, uniform)
     logits = hidden.float() @ weight.float().t()
-    expected, expected_logp = draw(logits, uniform, temperature, 1.0, 0)
+    expected, expected_logp = draw(logits, uniform, temperature)
     assert torch.equal(token, expected)
     torch.testing.assert_close(logp, expected_logp, atol=1e-4, rtol=1e-4)
     alone, alone_logp = native.head_draw(hidden[:1], native.pack_head(weight), vocabulary, temperature, uniform[:1])

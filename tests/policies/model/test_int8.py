@@ -82,6 +82,32 @@ def test_products_equal_those_of_the_rounded_operands(path, dtype, inner, outer,
     torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 2**-7)
 
 
+def extreme_bytes(count: int, k: int) -> torch.Tensor:
+    """[count, k] float32 integers to 127, one of those in each row: all alike, alternating, of two values or random."""
+    generator = torch.Generator().manual_seed(count + k)
+    signs = torch.where(torch.arange(k) % 2 == 0, 1.0, -1.0)
+    two_valued = torch.randint(0, 2, (count, k), generator=generator) * 2.0 - 1
+    uniform = torch.randint(-127, 128, (count, k), generator=generator).float()
+    normal = (torch.randn(count, k, generator=generator) * 36).round().clamp(-127, 127)
+    kinds = [torch.ones(count, k) * 127, torch.ones(count, k) * -127, 127 * signs.expand(count, k), 127 * two_valued]
+    rows = torch.stack([*kinds, uniform, normal])[torch.arange(count) % 6, torch.arange(count)]
+    rows[:, k // 2] = 127
+    return rows
+
+
+@pytest.mark.parametrize("inner, outer", [(16, 1), (48, 33), (576, 70), (1536, 47)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 13, 24])
+def test_integers_are_exact_at_the_ends_of_their_range(path, inner, outer, rows):
+    block = rotation_block(inner)
+    a, b = extreme_bytes(rows, inner), extreme_bytes(outer, inner)
+    module = nn.Linear(inner, outer, bias=False)
+    module.weight = nn.Parameter(hadamard(b, block) / block)  # which is rotated back to b
+    x = hadamard(a, block) / block
+    assert torch.equal(to_bytes(x, block)[0].float(), a)
+    exact = a.double() @ b.double().t()
+    assert torch.equal(Int8Linear([module], torch.float32)(x) * block, exact.float())
+
+
 @torch.no_grad()
 def test_products_are_near_the_true_ones_even_with_outliers(path):
     module = random_linear(576, 128)
@@ -122,7 +148,7 @@ def test_the_head_draws_from_its_own_logits(compiled, vocabulary, temperature):
     hidden = 8 * torch.randn(17, 64, generator=torch.Generator().manual_seed(0))
     uniform = torch.from_numpy(uniforms(0, np.arange(17), np.arange(17)))
     token, logp = head.draw(hidden, uniform, temperature)
-    expected, expected_logp = draw(head.logits(hidden), uniform, temperature, 1.0, 0)
+    expected, expected_logp = draw(head.logits(hidden), uniform, temperature)
     assert torch.equal(token, expected)
     torch.testing.assert_close(logp, expected_logp, atol=1e-5, rtol=1e-5)
     assert head.draws

@@ -55,10 +55,12 @@ def test_errors_of_a_new_user(tmp_path, monkeypatch):
     random_model().config.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"model.safetensors"):
         Policy.load(str(tmp_path))
-    with pytest.raises(UsageError, match="dtype='float16' is unknown: use one of float32, bfloat16"):
+    with pytest.raises(UsageError, match="dtype='float16' is unknown: use one of auto, float32, bfloat16"):
         Policy.load("tiny", dtype="float16")
     with pytest.raises(UsageError, match="not a torch device"):
         Policy.load("tiny", device="abacus")
+    with pytest.raises(UsageError, match="device='mps' is not supported"):
+        Policy.load("tiny", device="mps")
 
 
 def test_an_unreachable_hub_is_named(monkeypatch):

@@ -1,0 +1,85 @@
+"""What memory a run needs in each of its processes, from its model's shapes alone: no weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from agents.memory import GB, ModelSize, plan
+from agents.update import microbatch_budget
+from benchmarks.experiment.spec import RunSpec, agent_arguments
+from benchmarks.measuring.table import Table
+from envs.task import TaskSpec
+from policies.policy import DTYPES
+from policies.pretrained.architecture import read_architecture
+from policies.pretrained.load import load_config
+
+PROCESSES = (1, 2, 4, 8)
+CARDS = (24, 80)  # GB of a GPU
+CONTEXT = 1.5e9  # bytes of a GPU that no plan has: CUDA's own, and what its allocator leaves between
+
+
+def memory_of(spec: RunSpec) -> Table:
+    """``memory_table`` of a run's settings."""
+    _, agent = agent_arguments(spec.agent)
+    task = {"max_prompt_tokens": TaskSpec.max_prompt_tokens, "max_new_tokens": TaskSpec.max_new_tokens} | spec.env
+    size = size_of(
+        load_config(spec.policy),
+        dtype=DTYPES[agent.get("dtype") or "float32"],
+        device=torch.device(spec.device),
+        lora_rank=agent.get("lora_rank") or 0,
+        gradient_checkpointing=bool(agent.get("gradient_checkpointing")),
+    )
+    tokens = microbatch_budget(agent.get("microbatch_tokens"), spec.device)
+    lengths = task["max_prompt_tokens"], task["max_new_tokens"]
+    return memory_table(size, *lengths, max(tokens, sum(lengths)))
+
+
+def size_of(
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    lora_rank: int = 0,
+    gradient_checkpointing: bool = False,
+) -> ModelSize:
+    """Of the model that a transformers config describes; norms are counted, biases are too few to matter."""
+    a = read_architecture(config)
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    weights = a.layers * a.layer_weights + (1 if tied else 2) * a.vocabulary * a.width + (2 * a.layers + 1) * a.width
+    queries, keys = a.query_heads * a.head_dim, a.key_heads * a.head_dim
+    both_sides = 2 * (a.width + queries) + 2 * (a.width + keys) + 3 * (a.width + a.inner)  # of a layer's seven maps
+    trained = a.layers * lora_rank * both_sides if lora_rank else weights
+    return ModelSize(a, weights + (trained if lora_rank else 0), trained, dtype, device, gradient_checkpointing)
+
+
+def memory_table(size: ModelSize, prompt: int, completion: int, tokens: int) -> Table:
+    """A row for each number of processes that the weights are split over: GB of one process by what needs them, and for
+    GPUs how many slots fit beside that. The row of one process is that of all where weights are whole.
+
+    Args:
+        size: of the model, not split.
+        prompt, completion: the longest, in tokens.
+        tokens: of a micro-batch.
+    """
+    slot = size.slot(prompt, completion)
+    cards = CARDS if size.device.type == "cuda" else ()
+    rows = []
+    for count in PROCESSES:
+        one = plan(replace(size, processes=count), 0, prompt, completion, tokens)
+        numbers = (one.weights, one.gradients, one.moments, one.copy, one.update, one.total)
+        row = [str(count), *(f"{number / GB:.3g}" for number in numbers)]
+        for card in cards:
+            free = card * GB - CONTEXT
+            room = free - one.weights - one.gradients - one.moments - one.copy
+            row.append(f"{room // slot:.0f}" if one.total <= free and room >= slot else "none")
+        rows.append(row)
+    heads = ["split over", "weights", "gradients", "moments", "rollout copy", "update", "most"]
+    heads += [f"slots in {card} GB" for card in cards]
+    title = f"GB of one process: {size.weights / 1e9:.3g} G weights, products in {str(size.dtype).partition('.')[2]}"
+    note = (
+        f"A slot of {prompt} + {completion} tokens takes {slot / 1e6:.3g} MB; an update is of {tokens} tokens"
+        f"{', with gradient checkpointing' if size.gradient_checkpointing else ''}."
+    )
+    return Table(heads, rows, title=title, note=note)

@@ -1,0 +1,123 @@
+// Rounding to bytes, and real numbers from their products, by AVX2.
+#pragma once
+
+#include "int8.h"
+
+#ifdef BYTES_BY_AVX2
+
+namespace {
+
+// Eight numbers times the Hadamard matrix of that size: a + b in the lower and a - b in the higher of each pair of places
+inline Eight hadamard_of_eight(Eight a) {
+    a = (Eight)_mm256_permute_ps((__m256)a, 0xb1) + a * Eight{1, -1, 1, -1, 1, -1, 1, -1};
+    a = (Eight)_mm256_permute_ps((__m256)a, 0x4e) + a * Eight{1, 1, -1, -1, 1, 1, -1, -1};
+    return (Eight)_mm256_permute2f128_ps((__m256)a, (__m256)a, 1) + a * Eight{1, 1, 1, 1, -1, -1, -1, -1};
+}
+
+// Count * 16 numbers times the Hadamard matrix of that size, whose entries are 1 and -1.
+template <int Count, typename T>
+inline void hadamard(const T* x, Lanes (&v)[Count]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Count; ++i) {
+        const Lanes a = load_lanes(x + 16 * i);
+        const Eight low = hadamard_of_eight(a.low), high = hadamard_of_eight(a.high);
+        v[i] = {low + high, low - high};
+    }
+#pragma GCC unroll 4
+    for (int step = 1; step < Count; step *= 2)
+#pragma GCC unroll 4
+        for (int i = 0; i < Count; ++i)
+            if (!(i & step)) {
+                const Lanes a = v[i], b = v[i + step];
+                v[i] = a + b, v[i + step] = a - b;
+            }
+}
+
+// Halves the words of a row of bytes [k] whose products could exceed 16 bits; their other halves and number into `apart`.
+//
+// Two neighbours are multiplied with up to 255 each and added in 16 bits. Bytes that are at most 128 together where they are
+// positive, and no less than -128 where they are negative, stay within 255 * 128 = 32,640 of 0; halves always do.
+inline void set_apart(int8_t* bytes, int64_t k, Apart* apart) {
+    int32_t count = 0;
+#ifndef __AVXVNNI__
+    const __m128i none = _mm_setzero_si128(), one = _mm_set1_epi8(1), most = _mm_set1_epi16(128);
+    for (int64_t j = 0; j < k; j += 16) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + j));
+        const __m128i above = _mm_maddubs_epi16(_mm_max_epi8(x, none), one);
+        const __m128i below = _mm_maddubs_epi16(_mm_max_epi8(_mm_sub_epi8(none, x), none), one);
+        const __m128i beyond = _mm_or_si128(_mm_cmpgt_epi16(above, most), _mm_cmpgt_epi16(below, most));
+        if (_mm_testz_si128(beyond, beyond)) continue;
+        const int words = _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(beyond, none)));  // a bit for each that fits
+        for (int w = 0; w < 4; ++w) {
+            if (words >> w & 1) continue;
+            int8_t *at = bytes + j + 4 * w, rest[4];
+            for (int i = 0; i < 4; ++i) rest[i] = static_cast<int8_t>(at[i] - at[i] / 2), at[i] /= 2;
+            Apart& to = apart[++count];
+            to.word = static_cast<int32_t>(j / 4 + w);
+            std::memcpy(&to.bytes, rest, 4);
+        }
+    }
+#endif
+    apart->word = count;
+}
+
+// A row [k] in blocks of Count * 16 numbers; `turned` [k] is scratch.
+template <int Count, typename T>
+void round_row(const T* x, int64_t k, float* turned, int8_t* to, float* scale, int32_t* sum) {
+    Lanes top = {};
+    for (int64_t begin = 0; begin < k; begin += 16 * Count) {
+        Lanes v[Count];
+        hadamard<Count>(x + begin, v);
+        for (int i = 0; i < Count; ++i) {
+            top = larger(top, larger(v[i], -v[i]));
+            save_lanes(turned + begin + 16 * i, v[i]);
+        }
+    }
+    const float largest = largest_lane(top), factor = largest > 0.0f ? 127.0f / largest : 0.0f;
+    EightIntegers total = {};
+    for (int64_t j = 0; j < k; j += 16) {
+        const Lanes real = load_lanes(turned + j) * factor;
+        const __m256i low = _mm256_cvtps_epi32((__m256)real.low), high = _mm256_cvtps_epi32((__m256)real.high);  // to nearest even
+        total += (EightIntegers)low + (EightIntegers)high;
+        const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + j), bytes);
+    }
+    *scale = largest / 127.0f / (16 * Count);
+    *sum = 0;
+    for (int i = 0; i < 8; ++i) *sum += total[i];
+}
+
+// The first `count` numbers at x, zeros after them.
+inline Lanes load_first(const float* x, int64_t count) {
+    if (count >= kLanes) return load_lanes(x);
+    float first[kLanes] = {};
+    std::memcpy(first, x, count * sizeof(float));
+    return load_lanes(first);
+}
+
+template <typename T>
+inline void save_first(T* to, Lanes x, int64_t count) {
+    if (count >= kLanes) return save_lanes(to, x);
+    T first[kLanes];
+    save_lanes(first, x);
+    std::memcpy(to, first, count * sizeof(T));
+}
+
+template <typename T, int R>
+void byte_tile(const ByteRows& x, int64_t row, const uint32_t* panel, int64_t first, const Columns& columns, T* out) {
+    ByteSums<R> sums;
+    multiply_bytes<R>(x, row, panel, &sums);
+    for (int half = 0; half < 2; ++half) {
+        const int64_t at = first + 16 * half, left = columns.count - at;
+        if (left <= 0) return;
+        const Lanes scale = load_first(columns.scale + at, left);
+        const Lanes bias = columns.bias ? load_first(columns.bias + at, left) : Lanes{};
+        for (int r = 0; r < R; ++r)
+            save_first(out + (row + r) * columns.count + at,
+                       byte_sums(sums, x, row, r, half) * x.scale[row + r] * scale + bias, left);
+    }
+}
+
+}  // namespace
+#endif
