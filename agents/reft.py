@@ -5,7 +5,7 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     problems ~ problem_sampler                      the same for every agent with the same seed
     stored   = batch.recall()                       groups of earlier iterations in place of fresh ones, if any
     nested   ~ nesting                              layers by the skip sampler, patched, perhaps on bytes
-    mu       = policy.behavior(nested)              the same weights, fewer layers; or earlier ones; drafts judged
+    mu       = writing.behavior(nested)             the same weights, fewer layers; or earlier ones; drafts judged
     rollout  = collect(mu, envs, problems, G)       completions, log mu, verdicts; refilled, if wanted
     rollout  = batch(rollout, stored)               those, and stored completions that join a fresh group
     R        = reward(rollout)                      as the environment gave it, or what the agent makes of that
@@ -65,6 +65,7 @@ from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_
 from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update, microbatch_budget
+from agents.writing import Deck, OwnWriter
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, Drafter, LayerSubset, Nested, Policy, SkipSampler, StoredDrafts
 from policies.policy import settle_dtype
@@ -82,6 +83,7 @@ from registry import (
     rewards,
     schedules,
     skip_samplers,
+    writers,
 )
 
 NOISE_EVERY = 10  # iterations between measurements of the noise floor
@@ -118,6 +120,8 @@ class ReFT(LanguageModelAlgorithm):
             ``contrast`` for stored ones that join groups without signal, ``expert`` for worked solutions beside them;
             products as ``replay*expert``.
         reward: what the agent makes of the environment's rewards, an id of ``registry.rewards``.
+        writer: whose kernels write completions, an id of ``registry.writers``: ``own``, the project's engine, or
+            ``vllm``.
         group_size: G, completions per problem.
         problems_per_batch: problems per iteration; an iteration writes problems_per_batch * G completions.
         refill_tokens: how many further tokens an iteration may write to replace groups whose completions are all right
@@ -195,6 +199,7 @@ class ReFT(LanguageModelAlgorithm):
         anchor: Component = "none",
         batch: Component = "fresh",
         reward: Component = "given",
+        writer: Component = "own",
         group_size: int = 8,
         problems_per_batch: int = 32,
         refill_tokens: int = 0,
@@ -234,6 +239,7 @@ class ReFT(LanguageModelAlgorithm):
         self.anchor = anchors.build(anchor)
         self.batch = batches.build(batch)
         self.reward = rewards.build(reward)
+        self.writer = writers.build(writer)
         self.target_written = int(traits(self.correction).mixed) if target_written is None else target_written
         check_counts(
             group_size, problems_per_batch, refill_tokens, minibatches, epochs, self.target_written, temperature
@@ -244,8 +250,7 @@ class ReFT(LanguageModelAlgorithm):
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
         self.shard = shard
-        self.group_size = group_size
-        self.problems_per_batch = problems_per_batch
+        self.group_size, self.problems_per_batch = group_size, problems_per_batch
         self.refill_tokens = refill_tokens
         self.minibatches = minibatches
         self.epochs = epochs
@@ -281,10 +286,17 @@ class ReFT(LanguageModelAlgorithm):
         self.target.temperature = self.temperature
         self.all_layers = tuple(range(self.target.num_layers))
         self.nesting.check(self.target)
+        self.writer.check(self.target, self.nesting, self.target_written)
+        self.writing = self.writer.open(self.target)
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self.anchoring = Anchoring(self.anchor, self.target)
         self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
+        if self._drafts and not isinstance(self.writer, OwnWriter):
+            raise UsageError(
+                "drafts (batch=reuse, a sampler that drafts) are judged by the project's own engine: leave them out, "
+                "or use writer='own'"
+            )
         self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
         self.drafted = torch.zeros(3, dtype=torch.int64)  # of an iteration, as Drafting.counts
         self.average = WeightCopy(self.target) if self.ema_decay else None
@@ -393,7 +405,7 @@ class ReFT(LanguageModelAlgorithm):
                 unused = left_out(rollout, fresh)
                 self.experts.draw(self.iteration)
                 batch = self.batching(fresh, stored, self.update.score, self.iteration)
-                off_policy = self.nesting.is_off_policy(self.target) or self.batching.is_off_policy(batch)
+                off_policy = self._is_off_policy() or self.batching.is_off_policy(batch)
                 share = SHARE if off_policy else 0.0
                 batch, advantage = self._rated(batch)
                 diagnostics = self.update(batch, advantage, rng, self.nesting.trainable(self.target), share, unused)
@@ -463,15 +475,11 @@ class ReFT(LanguageModelAlgorithm):
         """Groups of completions of ``problems`` by ``nested``, numbered from ``first_group``; of defensive groups the
         target writes some."""
         drafts = self.batching.drafts(problems, first_group, self.iteration)
-        own = self.behavior(nested, seed, drafts, self.nesting.drafter(self.target))
-        writers = [own]
-        mu: Acts = own
-        if self.target_written:
-            whole = self.behavior(self.all_layers, seed, drafts)
-            writers.append(whole)
-            mu = GroupMixture(own, whole, self.group_size, self.target_written)
+        acting: list[Acts] = []
 
         def write(problems: Sequence[int], first: int) -> Rollout:
+            mu = self._acting(nested, seed, problems, first_group + first, drafts)
+            acting.extend((mu.nested, mu.target) if isinstance(mu, GroupMixture) else (mu,))
             on_step = count_steps(self, hooks)
 
             def act() -> Rollout:
@@ -488,9 +496,9 @@ class ReFT(LanguageModelAlgorithm):
         before = self.num_timesteps
         rollout = self.ranks.rollout(write, problems)
         self.num_timesteps = before + int(rollout.mask.sum())
-        counts = [writer.drafting.counts for writer in writers if writer.drafting is not None]
-        if counts:  # in every process, or in none
-            self.drafted += self.ranks.sum(torch.tensor(counts).sum(0))
+        if self._drafts:
+            counts = [one.drafting.counts for one in acting if isinstance(one, Behavior) and one.drafting is not None]
+            self.drafted += self.ranks.sum(torch.tensor([(0, 0, 0), *counts]).sum(0))
         ended = [
             {**final, "episode": {"r": reward, "l": length}}
             for final, reward, length in zip(
@@ -503,11 +511,36 @@ class ReFT(LanguageModelAlgorithm):
             hooks.on_rollout_end()
         return rollout
 
+    def _acting(
+        self, nested: Nested, seed: int, problems: Sequence[int], first_group: int, stored: StoredDrafts | None
+    ) -> Acts:
+        """What acts in a deck of this process's problems."""
+        size, drafter = self.group_size, self.nesting.drafter(self.target)
+        deck = Deck(
+            self.envs.unwrapped.task,
+            self.n_envs,
+            problems,
+            size,
+            first_group,
+            range(size),
+            stored=stored,
+            drafter=drafter,
+        )
+        if not self.target_written:
+            return self.writing.behavior(nested, seed, deck)
+        nested_part, target_part = deck.shared(self.target_written)
+        return GroupMixture(
+            self.writing.behavior(nested, seed, nested_part),
+            self.writing.behavior(self.all_layers, seed, target_part),
+            size,
+            self.target_written,
+        )
+
     @torch.no_grad()
     def _noise(self, problems: Sequence[int], written: Rollout, nested: Nested) -> dict[str, float]:
         """What engine and trainer disagree by, scoring again what a behaviour wrote: the target's own tokens, and with
-        ``behavior_`` before the names those that ``nested`` has ``written``, if that is another."""
-        mu = self.behavior(self.all_layers, self.iteration)
+        ``behavior_`` before the names those that ``nested`` has ``written``, if that is another. Of another writer than
+        the project's engine only what it has written is scored."""
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
             return collect(mu, self.envs, problems, 1, first_group=first_group)
@@ -516,13 +549,21 @@ class ReFT(LanguageModelAlgorithm):
             logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=layers)
             return noise_floor(logp.to(rollout.tokens.device), rollout)
 
-        measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
-        if self.nesting.is_off_policy(self.target) and not self.batching.is_lenient:
+        measured, is_own = {}, isinstance(self.writer, OwnWriter)
+        if is_own:
+            mu = self.behavior(self.all_layers, self.iteration)
+            measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
+        if (self._is_off_policy() or not is_own) and not self.batching.is_lenient:
+            prefix = "behavior_" if self._is_off_policy() else ""
             first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
             own = replace(written.select(first_nested), by_target=None)
             with self.batching.writing(self.iteration):
-                measured |= {f"behavior_{name}": value for name, value in floor(own, nested).items()}
+                measured |= {f"{prefix}{name}": value for name, value in floor(own, nested).items()}
         return measured
+
+    def _is_off_policy(self) -> bool:
+        """Whether the last draw, as it is written, computes anything else than the target."""
+        return self.nesting.is_off_policy(self.target) or bool(self.writer.quantization)
 
     def behavior(
         self, layers: Nested, seed: int, stored: StoredDrafts | None = None, drafter: Drafter | None = None

@@ -112,7 +112,7 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
     yield ratio_row("engine, again (A/A)", workload, abba(full, full, options.pairs), "engine")
     batch = options.batch or fastest_batch(policy, work)
     generate = f"generate (batch {batch})"
-    peers = {generate: Generate(policy, work, batch)}
+    peers: dict[str, Callable[[], Block]] = {generate: Generate(policy, work, batch)}
     if options.continuous:
         peers[f"continuous batching ({batch})"] = ContinuousBatching(policy, work, batch)
     for name, peer in peers.items():
@@ -120,7 +120,9 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         line = ratio_row("engine", workload, pairs, name)
         yield line | engine_figures(policy, work, full, line["tokens_per_second"])
         yield ratio_row(name, workload, [(theirs, ours) for ours, theirs in pairs], "engine")
-    beside = {"engine": full} if options.quick else {"engine": full, generate: peers[generate]}
+    beside: dict[str, Callable[[], Block]] = (
+        {"engine": full} if options.quick else {"engine": full, generate: peers[generate]}
+    )
     yield from by_bytes(policy, work, workload, beside, options.pairs)
     share = full.parts.layers / full.parts.total
     for skips in options.skips:

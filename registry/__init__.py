@@ -33,6 +33,7 @@ anchors: Registry = Registry("anchor")
 batches: Registry = Registry("batch source", product=True)
 rewards: Registry = Registry("reward")
 schedules: Registry = Registry("learning-rate schedule")
+writers: Registry = Registry("rollout writer")
 agents: Registry = Registry("agent")
 problem_sources: Registry = Registry("problem source")
 templates: Registry = Registry("template")
@@ -62,4 +63,5 @@ __all__ = [
     "schedules",
     "skip_samplers",
     "templates",
+    "writers",
 ]

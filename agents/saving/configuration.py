@@ -25,6 +25,7 @@ from registry import (
     rewards,
     schedules,
     skip_samplers,
+    writers,
 )
 
 COMPONENTS: dict[str, Registry] = {
@@ -38,6 +39,7 @@ COMPONENTS: dict[str, Registry] = {
     "anchor": anchors,
     "batch": batches,
     "reward": rewards,
+    "writer": writers,
 }
 """Arguments that name a component, and the registry of each."""
 APART = ("policy", "env")

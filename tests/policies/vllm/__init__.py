@@ -1,0 +1,1 @@
+"""Tests of skip samplers, divergences and patches."""
