@@ -15,7 +15,7 @@ from benchmarks.experiment.training import run
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = {"iterations": 8, "checkpoint_every": 2, "problems_per_batch": 2, "group_size": 2, "env.max_new_tokens": 8}
 SMALL |= {"env.reward": "random", "evaluation.problems": 4, "evaluation.every": 2, "evaluation.samples": 1}
