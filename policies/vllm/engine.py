@@ -99,8 +99,7 @@ class Engine:
             shutil.rmtree(folder)
             raise UsageError(f"writer.python={python!r} cannot be started ({error.strerror}): name a Python") from None
         self.close = weakref.finalize(self, _end, self._process, folder)
-        settings: dict[str, str | int] = {"quantization": quantization}
-        settings |= {"dtype": str(policy.dtype).removeprefix("torch.")}
+        settings: dict[str, Any] = {"dtype": str(policy.dtype).removeprefix("torch."), "quantization": quantization}
         settings |= {"folder": str(folder), "longest": longest, "slots": slots, "cache_bytes": self._cache_bytes()}
         self._ask(settings)
 
