@@ -84,7 +84,7 @@ def test_a_baseline_is_named_by_what_its_label_begins_with(tmp_path):
     assert Comparison.of_stored(stored, "", "reft env.reward=random", 0.02, "").groups[0].baseline.endswith("random")
     finished(tmp_path / "more", seeds=(0, 1), learning_rate=1e-5)
     several = read([tmp_path / "runs", tmp_path / "more"])
-    with pytest.raises(UsageError, match="is one of 'reft .*give that label whole"):
+    with pytest.raises(UsageError, match=r"is one of 'reft .*give that label whole"):
         Comparison.of_stored(several, "Comparison", "reft", 0.02, "command")
     with pytest.raises(UsageError, match="not compared"):
         Comparison.of_stored(several, "Comparison", "ref", 0.02, "command")
