@@ -23,6 +23,7 @@ from agents.arguments import (
     check_parameters,
     check_seed,
     number_or_schedule,
+    scheduled,
     slots_of,
     vector_env_of,
 )
@@ -50,6 +51,14 @@ class SavesFolders:
         """``get_parameters``' weights and optimizer; rollouts then see them."""
         check_parameters(load_path_or_dict, type(self))
         super().set_parameters(load_path_or_dict, exact_match, device)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """An agent is neither copied nor pickled: parts of it would be shared with the first one, or be lost."""
+        name = type(self).__name__
+        raise UsageError(
+            f"{name} cannot be copied or pickled: agent.save(folder) writes all of it, and {name}.load(folder) makes a "
+            "second one that goes on from there"
+        )
 
     def save(self, path: Any, exclude: Any = None, include: Any = None) -> None:
         """Write a Hugging Face folder that ``from_pretrained`` takes, the optimizer and the constructor's arguments
@@ -139,7 +148,7 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         super().__init__(
             policy=LanguageModelPolicy,
             env=SB3VecEnv(vector_env_of(env, slots)),
-            learning_rate=number_or_schedule(learning_rate),
+            learning_rate=number_or_schedule(learning_rate, "learning_rate"),
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
@@ -155,11 +164,11 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
         self.lr_schedule = FloatSchedule(self.learning_rate)
         trained = [p for p in self.target.parameters() if p.requires_grad]
-        count = sum(shape_of(p).numel() for p in trained)
-        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else count)
+        rate = scheduled(self.lr_schedule, 1.0, "learning_rate")
+        check_learning_rate(rate, 0 if self.lora_rank else sum(shape_of(p).numel() for p in trained))
         self.optimizer = torch.optim.AdamW(
             trained,
-            lr=self.lr_schedule(1.0),
+            lr=rate,
             weight_decay=self.weight_decay,
             betas=self.adam_betas,
             eps=self.adam_eps,
@@ -187,7 +196,7 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
     def _rate(self, begun: float, ended: float) -> float:
         """The learning rate of an iteration that begins and ends where these shares of the run are spent. Raises
         UsageError for one that no step should be taken with."""
-        rate = self.lr_schedule(1.0 - begun) * self.schedule(self.iteration, begun, ended)
+        rate = scheduled(self.lr_schedule, 1.0 - begun, "learning_rate") * self.schedule(self.iteration, begun, ended)
         if not 0 <= rate < float("inf"):
             raise UsageError(
                 f"iteration {self.iteration + 1}: the schedule gives the learning rate {rate}, which must be a finite "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from numbers import Real
 from typing import Any
@@ -23,7 +23,7 @@ from envs.math_reason import MathReason
 from envs.sb3 import SB3VecEnv
 from envs.shaping import ShapedReward, ShapedRewardVector
 from envs.vector import MathReasonVector
-from registry import UsageError
+from registry import UsageError, check_number, fields_of
 
 PRETRAINED = 10_000_000  # trainable weights from which on a model is taken for a pretrained one
 HIGHEST_RATE, LOWEST_RATE = 1e-4, 1e-8  # of AdamW on all weights of such a model; published runs lie far within
@@ -43,6 +43,50 @@ def check_device(device: str) -> None:
         raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
 
 
+RANGES = {
+    **dict.fromkeys(("weight_decay", "consistency", "entropy_bonus", "adam_eps"), (0, math.inf)),
+    **dict.fromkeys(("ent_coef", "vf_coef", "beta", "epsilon"), (0, math.inf)),
+    **dict.fromkeys(("gamma", "gae_lambda"), (0, 1)),
+}
+"""What some numbers must lie between; an infinite one is none of them."""
+LARGEST = 10**9
+
+
+def check_numbers(cls: type, scope: Mapping[str, Any]) -> None:
+    """Raise UsageError for the first argument of ``cls`` in ``scope`` that is no such number as its annotation says, or
+    beyond its range."""
+    for name, field in fields_of(cls).items():
+        check_number(scope[name], field.type, name)
+        if name != "seed" and field.type in (int, int | None) and (scope[name] or 0) > LARGEST:
+            raise UsageError(f"{name}={scope[name]} must be at most {LARGEST}")
+        if name == "max_grad_norm":
+            check_grad_norm(scope[name])
+        low, high = RANGES.get(name, (-math.inf, math.inf))
+        if name in RANGES and not (low <= scope[name] <= high and abs(scope[name]) < math.inf):
+            limit = f"a finite number of at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise UsageError(f"{name}={scope[name]!r} must be {limit}")
+
+
+def scheduled(schedule: Callable[[float], Any], remaining: float, name: str) -> float:
+    """What a schedule of stable-baselines3 gives where ``remaining`` of the run is left, 1 to 0.
+
+    Raises:
+        UsageError: it gives no finite number of at least 0.
+    """
+    try:
+        value = float(schedule(remaining))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the schedule of {name} gives no number at progress_remaining={remaining:g}: {error}"
+        ) from error
+    if not 0 <= value < math.inf:
+        raise UsageError(
+            f"the schedule of {name} gives {value} where {remaining:g} of the run remain; it must give a finite number "
+            "of at least 0"
+        )
+    return value
+
+
 def check_counts(
     group_size: int,
     problems_per_batch: int,
@@ -56,8 +100,7 @@ def check_counts(
     counts = {"group_size": group_size, "problems_per_batch": problems_per_batch, "refill_tokens": refill_tokens}
     counts |= {"minibatches": minibatches, "epochs": epochs, "target_written": target_written}
     for name, value in counts.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise UsageError(f"{name}={value!r} must be a whole number")
+        check_number(value, int, name)
     for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
         if value < 1:
             raise UsageError(f"{name}={value} must be at least 1")
@@ -102,13 +145,21 @@ def check_seed(seed: Any) -> int | None:
     return None if seed is None else int(seed)
 
 
-def number_or_schedule(learning_rate: Any) -> Any:
-    """A learning rate as a float of Python's, or the function that gives one. Raises UsageError for anything else."""
-    if not isinstance(learning_rate, Real) and not callable(learning_rate):
-        raise UsageError(
-            f"learning_rate={learning_rate!r} must be a number, or a function from the progress remaining to one"
-        )
-    return float(learning_rate) if isinstance(learning_rate, Real) else learning_rate
+def check_grad_norm(limit: float) -> None:
+    """Raise UsageError for a gradient norm that no gradient may have; an infinite one clips nothing."""
+    if not limit > 0:
+        raise UsageError(f"max_grad_norm={limit} must be above 0: no step would move a weight")
+
+
+def number_or_schedule(given: Any, name: str) -> Any:
+    """A float of Python's, or the function that gives one. Raises UsageError for anything else."""
+    if callable(given):
+        return given
+    if not isinstance(given, Real) or isinstance(given, bool):
+        raise UsageError(f"{name}={given!r} must be a number, or a function from the progress remaining to one")
+    if not 0 <= float(given) < math.inf:
+        raise UsageError(f"{name}={given} must be a finite number of at least 0")
+    return float(given)
 
 
 def check_adam(betas: Any, eps: float) -> tuple[tuple[float, float], float]:
@@ -156,6 +207,7 @@ def check_parameters(given: Any, cls: type) -> None:
 ENTRY_POINT = "envs.vector:MathReasonVector"
 CHECKS = (PassiveEnvChecker, OrderEnforcing, Monitor)
 """Wrappers of a single environment that change nothing of what an agent sees."""
+SLOT_LIMIT = 2**16
 MOST_SLOTS = 256  # beyond this a step's products no longer gain from more rows on a CPU
 
 
@@ -164,8 +216,8 @@ def slots_of(env: Any, slots: int | None, episodes: int) -> int:
     own = getattr(env, "num_envs", None)
     if own is not None and slots is not None and own != slots:
         raise UsageError(f"slots={slots}, but the environment given has {own}; leave slots out")
-    if slots is not None and slots < 1:
-        raise UsageError(f"slots={slots} must be at least 1")
+    if slots is not None and not 1 <= slots <= SLOT_LIMIT:
+        raise UsageError(f"slots={slots} must be from 1 to {SLOT_LIMIT}")
     return own or slots or min(episodes, MOST_SLOTS)
 
 

@@ -39,6 +39,11 @@ def target_of(
             ``longest``, it has adapters already, or gradient checkpointing is wanted of transformers' own layers.
     """
     target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
+    if dtype is not None and dtype != str(target.dtype).removeprefix("torch."):
+        raise UsageError(
+            f"dtype={dtype!r}, but the policy given computes in {target.dtype}: leave dtype out, or make the policy "
+            "with Policy.load(..., dtype=...)"
+        )
     count = int(actions.n) if isinstance(actions, spaces.Discrete) else None
     if target.vocab_size != count:
         folder = repr("builtin" if given == "tiny" else given) if isinstance(given, str) else "its folder"

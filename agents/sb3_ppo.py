@@ -16,6 +16,7 @@ model: SB3's PPO has none.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import nn
@@ -39,6 +41,7 @@ from agents.arguments import (
     check_lora_rank,
     check_seed,
     number_or_schedule,
+    scheduled,
     slots_of,
     vector_env_of,
 )
@@ -109,7 +112,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         n_epochs: passes over one rollout.
         gamma: discount; 1, since the reward comes once, at the end.
         gae_lambda: of generalised advantage estimation.
-        clip_range: of the probability ratio.
+        clip_range: of the probability ratio; a number or an SB3 schedule.
         ent_coef, vf_coef: weights of entropy bonus and value loss.
         detached_critic: the value loss trains its linear head alone, not the language model.
         normalize_advantage: to mean 0 and deviation 1 per minibatch.
@@ -131,7 +134,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         n_epochs: int = 2,
         gamma: float = 1.0,
         gae_lambda: float = 0.95,
-        clip_range: float = 0.2,
+        clip_range: float | Schedule = 0.2,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         detached_critic: bool = True,
@@ -153,6 +156,10 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
             raise UsageError(
                 f"batch_size={batch_size} must be a multiple of n_steps={n_steps}: minibatches are whole slots"
             )
+        if n_epochs < 1:
+            raise UsageError(f"n_epochs={n_epochs} must be at least 1")
+        if target_kl is not None and not 0 < target_kl < math.inf:
+            raise UsageError(f"target_kl={target_kl} must be a finite number above 0, or None")
         check_lora_rank(lora_rank)
         self.lora_rank = lora_rank
         self.iteration = 0
@@ -165,13 +172,13 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         super().__init__(
             policy=LanguageModelActorCritic,
             env=venv,
-            learning_rate=number_or_schedule(learning_rate),
+            learning_rate=number_or_schedule(learning_rate, "learning_rate"),
             n_steps=n_steps,
             batch_size=batch_size,
             n_epochs=n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            clip_range=clip_range,
+            clip_range=number_or_schedule(clip_range, "clip_range"),
             normalize_advantage=normalize_advantage,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
@@ -195,10 +202,11 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
             seed=self.seed or 0,
             longest=self.envs.unwrapped.task.max_length,
         )
+        scheduled(FloatSchedule(self.learning_rate), 1.0, "learning_rate")  # before an optimizer is made with it
         self.policy_kwargs = {"target": self.target, "detached_critic": self._detached_critic}
         super()._setup_model()
         trained = sum(p.numel() for p in self.target.parameters() if p.requires_grad)
-        check_learning_rate(self.lr_schedule(1.0), 0 if self.lora_rank else trained)
+        check_learning_rate(self._scheduled(), 0 if self.lora_rank else trained)
         check_memory(self.target, self.envs.unwrapped.task, self.optimizer, self.n_envs)
         self.optimizer.register_step_pre_hook(refuse_broken_step)
         self.layers = tuple(range(self.target.num_layers))
@@ -206,6 +214,13 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         self._logger = Logger(None, [])
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+
+    def _scheduled(self) -> float:
+        """The learning rate of now. Raises UsageError where a schedule gives none, or no clip."""
+        remaining = self._current_progress_remaining
+        if not scheduled(self.clip_range, remaining, "clip_range") > 0:  # type: ignore[arg-type]
+            raise UsageError("clip_range is 0, with which no step would move a weight")
+        return scheduled(self.lr_schedule, remaining, "learning_rate")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -258,6 +273,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
     def train(self) -> None:
         """SB3's updates; rollouts then see the new weights."""
         began = time.perf_counter()
+        self._scheduled()
         try:
             super().train()
         except NotFinite as error:

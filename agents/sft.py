@@ -34,6 +34,7 @@ from policies import Policy
 from policies.model.packing import micro_batches
 from registry import UsageError, agents, schedules
 
+MOST_PROBLEMS = 1_000_000
 Component = str | dict[str, Any] | Any  # an id, {"id": ..., field: value}, or a component itself
 
 
@@ -98,10 +99,10 @@ class SFT(LanguageModelAlgorithm):
         ):
             if value < least:
                 raise UsageError(f"{name}={value} must be at least {least}")
+        if problems > MOST_PROBLEMS:
+            raise UsageError(f"problems={problems} must be at most {MOST_PROBLEMS}: all of them are kept in memory")
         if not 0 <= skip <= 1:
             raise UsageError(f"skip={skip} must be a chance, 0 to 1")
-        if not max_grad_norm > 0:
-            raise UsageError(f"max_grad_norm={max_grad_norm} must be above 0: no step would move a weight")
         check_lora_rank(lora_rank)
         self.schedule = schedules.build(schedule)
         self.batch_size = batch_size

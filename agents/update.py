@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.arguments import check_grad_norm
 from agents.batches.experts import Experts
 from agents.corrections import traits, weigh
 from agents.distributed import ALONE, Ranks
@@ -116,8 +117,7 @@ class Update:
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
-        if not self.max_grad_norm > 0:
-            raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0: no step would move a weight")
+        check_grad_norm(self.max_grad_norm)
         if not 0 <= self.entropy_bonus < float("inf"):
             raise UsageError(f"entropy_bonus={self.entropy_bonus} must be a finite number of at least 0")
 

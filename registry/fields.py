@@ -9,6 +9,8 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import isnan
+from numbers import Integral, Real
 from typing import Any
 
 from registry.errors import UsageError
@@ -36,6 +38,45 @@ def fields_of(component: Callable[..., Any]) -> dict[str, Field]:
             continue
         fields[name] = Field(name, hints.get(name, Any), parameter.default)
     return fields
+
+
+def check_number(value: Any, kind: Any, where: str) -> None:
+    """Raise ``UsageError`` unless ``value`` is such a number (truth value, None, tuple of numbers) as ``kind``, the
+    annotation of a field, says. Fields of other kinds are not looked at."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and args and args[0] in _NUMBERS:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise UsageError(f"{where}={value!r} must be a tuple, {_NUMBERS[args[0]][0]} each")
+        for item in value:
+            check_number(item, args[0], where)
+        return
+    options = args if origin in (typing.Union, types.UnionType) else (kind,)
+    if not all(option in _NUMBERS for option in options) or any(_NUMBERS[option][1](value) for option in options):
+        return
+    raise UsageError(f"{where}={value!r} must be {' or '.join(_NUMBERS[option][0] for option in options)}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= MOST
+
+
+def _is_real(value: Any) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return not isnan(value)
+    except OverflowError:
+        return False
+
+
+MOST = 2**63 - 1
+_NUMBERS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    int: ("a whole number", _is_whole),
+    float: ("a number", _is_real),
+    bool: ("True or False", lambda value: isinstance(value, bool) or type(value).__name__ == "bool"),
+    types.NoneType: ("None", lambda value: value is None),
+}
+"""Of each kind of field: what its values are called, and whether a value is one."""
 
 
 def parse_value(value: Any, kind: Any, where: str) -> Any:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from registry.errors import UnknownField, UnknownName, UsageError
-from registry.fields import fields_of
+from registry.fields import check_number, fields_of
 
 ENTRY_POINT_GROUP = "nested_reft"
 _PLUGINS_LOADED = False
@@ -140,9 +140,10 @@ class Registry:
         if len(factors) == 1:
             component, fixed = self.resolve(id)
             known = fields_of(component)
-            for field in fields:
+            for field, value in fields.items():
                 if field not in known:
                     raise UnknownField(f"{self.kind} {id!r}", field, known)
+                check_number(value, known[field].type, f"{self.kind} {id!r}: {field}")
             return component(*args, **{**fixed, **fields})
         shares: list[dict[str, Any]] = [{} for _ in factors]
         for field, value in fields.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
@@ -40,12 +40,17 @@ def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> N
     """Write the agent to the folder that ``target`` names, or a zip of that folder into the binary file ``target``.
 
     Raises:
-        UsageError: ``exclude`` or ``include`` is given: a saved agent is whole.
+        UsageError: ``exclude`` or ``include`` is given: a saved agent is whole; or nothing can be written there.
     """
     if exclude is not None or include is not None:
         raise UsageError(f"exclude={exclude!r}, include={include!r}: a saved agent is whole; leave both out")
     if not hasattr(target, "write"):
-        _save_folder(agent, folder_of(target))
+        folder = _free_folder(target)
+        try:
+            _save_folder(agent, folder)
+        except (OSError, ValueError, SafetensorError) as error:
+            shutil.rmtree(_scratch(folder), ignore_errors=True)
+            raise UsageError(f"the agent cannot be saved as {folder}: {error}; name another folder") from error
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "agent"
@@ -55,6 +60,28 @@ def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> N
         with zipfile.ZipFile(target, "w") as archive:
             for file in sorted(folder.iterdir()):
                 archive.write(file, file.name)
+
+
+def _free_folder(target: Any) -> Path:
+    """The folder that ``target`` names, if an agent may be written there.
+
+    Raises:
+        UsageError: it is no name, or a folder of other things, which would be lost.
+    """
+    try:
+        folder = folder_of(target)
+        if not folder.name or folder.name == "..":
+            raise ValueError("it names no folder of its own")
+        holds = folder.is_dir() and any(folder.iterdir())
+    except (TypeError, ValueError, OSError) as error:
+        raise UsageError(
+            f"the agent cannot be saved as {target!r}: {error}; name a new folder, or a saved agent"
+        ) from None
+    if holds and not any((folder / name).is_file() for name in (STATE, "config.json")):
+        raise UsageError(
+            f"the agent cannot be saved as {folder}: that folder holds other files, which would be lost; name a new one"
+        )
+    return folder
 
 
 def folder_of(target: Any) -> Path:
@@ -93,7 +120,7 @@ def _unpack(archive: Any) -> Path:
 def _save_folder(agent: Any, path: Path) -> None:
     """Write ``path`` whole or not at all: into a folder beside it, then renamed. Of a sharded agent's processes one
     writes what all of them gather."""
-    scratch = path.with_name(path.name + f".partial-{os.getpid()}")
+    scratch = _scratch(path)
     if not _writes(agent):
         _save_tensors(agent, scratch)
         return
@@ -163,6 +190,11 @@ def _save_tensors(agent: Any, folder: Path) -> dict[str, Any]:
 def _writes(agent: Any) -> bool:
     """Whether this process is the one that writes, of those of a sharded agent."""
     return not agent.target.sharded or leads()
+
+
+def _scratch(path: Path) -> Path:
+    """Where ``path`` is written before it has its name."""
+    return path.with_name(path.name + f".partial-{os.getpid()}")
 
 
 def clear_partial(path: Path) -> None:

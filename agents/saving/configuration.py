@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.arguments import check_numbers
 from envs.vector import MathReasonVector
 from registry import (
     Registry,
@@ -52,7 +53,9 @@ class NotStorable(Exception):
 
 
 def constructor_arguments(cls: type, scope: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``cls`` as its constructor was given them; ``scope`` is the constructor's ``locals()``."""
+    """The arguments of ``cls`` as its constructor was given them; ``scope`` is the constructor's ``locals()``. Raises
+    UsageError for one that is no such number as its annotation says."""
+    check_numbers(cls, scope)
     return {name: scope[name] for name in fields_of(cls) if name not in APART}
 
 

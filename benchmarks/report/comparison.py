@@ -111,13 +111,29 @@ class Comparison:
     def of_stored(stored: Stored, title: str, baseline: str | None, margin: float, command: str) -> Comparison:
         """What finished runs and files of outcomes say. Raises UsageError where the baseline is none of their arms."""
         labels = {arm.label: arm for arm in stored.arms}
-        chosen = baseline or stored.baseline or "reft"
-        if chosen not in labels:
-            raise UsageError(f"--baseline {chosen!r} is not compared: {did_you_mean(chosen, labels)}")
+        chosen = _full_label(baseline or stored.baseline or "reft", list(labels))
         rivals = [(labels[one], labels[other]) for one, other in stored.rivals]
         arms = [labels[chosen], *(arm for arm in stored.arms if arm.label != chosen)]
         group = group_of(stored.task, arms, labels[chosen], rivals, margin)
         return Comparison(title, "", (group,), (), command)
+
+
+def _full_label(given: str, labels: list[str]) -> str:
+    """The one label that is ``given``, or begins with it and goes on with settings, of which a random reward makes no
+    baseline.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    if given in labels:
+        return given
+    begun = [label for label in labels if label.startswith(f"{given} ")]
+    rewarded = [label for label in begun if "env.reward=random" not in label.split()]
+    if len(rewarded) == 1:
+        return rewarded[0]
+    if begun:
+        raise UsageError(f"--baseline {given!r} is one of {', '.join(map(repr, begun))}: give that label whole")
+    raise UsageError(f"--baseline {given!r} is not compared: {did_you_mean(given, labels)}")
 
 
 def _group(name: str, grid: Grid, members: list[tuple[Arm, ArmOutcome]]) -> Group:

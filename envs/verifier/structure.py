@@ -155,11 +155,11 @@ def _set_operation(kind: str, items: tuple[Node, ...]) -> Node:
     if kind == "union":
         sets = [item for item in items if isinstance(item, Collection) and item.kind == "set"]
         points = Collection("set", tuple(value for item in sets for value in item.items))
-        others = tuple(item for item in items if item not in sets)
-        return Collection("union", (points, *others) if sets else others) if others else points
-    first, *removed = items
-    if kind == "difference" and first == EVERYTHING and len(removed) == 1 and isinstance(removed[0], Collection):
-        return _puncture(removed[0]) or Collection(kind, items)
+        intervals = tuple(item for item in items if item not in sets)
+        return Collection("union", (points, *intervals) if sets else intervals) if intervals else points
+    first, *others = items
+    if kind == "difference" and first == EVERYTHING and len(others) == 1 and isinstance(others[0], Collection):
+        return _puncture(others[0]) or Collection(kind, items)
     return Collection(kind, items)
 
 

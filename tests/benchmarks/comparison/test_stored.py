@@ -73,6 +73,23 @@ def test_run_folders_are_compared_as_they_are(tmp_path):
     assert len(labels) == 4 and "reft learning_rate=1e-05" in labels
 
 
+def test_a_baseline_is_named_by_what_its_label_begins_with(tmp_path):
+    finished(tmp_path / "runs", seeds=(0, 1), controls=("random-reward",))
+    stored = read([tmp_path / "runs"])
+    labels = {arm.label for arm in stored.arms}
+    assert {"reft env.reward=verified", "reft env.reward=random"} < labels
+    for given in (None, "reft", "reft env.reward=verified"):
+        compared = Comparison.of_stored(stored, "Comparison", given, 0.02, "command").groups[0]
+        assert compared.baseline == "reft env.reward=verified"
+    assert Comparison.of_stored(stored, "", "reft env.reward=random", 0.02, "").groups[0].baseline.endswith("random")
+    finished(tmp_path / "more", seeds=(0, 1), learning_rate=1e-5)
+    several = read([tmp_path / "runs", tmp_path / "more"])
+    with pytest.raises(UsageError, match=r"is one of 'reft .*give that label whole"):
+        Comparison.of_stored(several, "Comparison", "reft", 0.02, "command")
+    with pytest.raises(UsageError, match="not compared"):
+        Comparison.of_stored(several, "Comparison", "ref", 0.02, "command")
+
+
 def write_outcomes(path, table: dict[str, list[list[float]]], **more) -> str:
     """Arms by their label, [S][Q] outcomes each, of one evaluation."""
     listed = [

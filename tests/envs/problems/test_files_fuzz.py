@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,8 +28,10 @@ from envs.problems.columns import QUESTIONS
 from envs.task import Task, TaskSpec
 from registry import UsageError
 
+TIMES = int(os.environ.get("FUZZ", "1"))
+pytestmark = pytest.mark.timeout(600 * TIMES)
 BUDGET = settings(
-    max_examples=120 * int(os.environ.get("FUZZ", "1")),
+    max_examples=120 * TIMES,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
