@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from benchmarks.comparison.outcomes import END
 from benchmarks.measuring.plots import COLOURS, literal, style
@@ -30,6 +30,8 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
         panel.plot(x, 100 * mean, label=literal(arm.label), linewidth=2, markersize=5, **how)
     if axis == END:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axis == "tokens":
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 125k: whole numbers of tokens run into each other
     panel.set_xlabel(AXIS_LABELS[axis])
     panel.set_ylabel("held-out accuracy, %")
     panel.grid(alpha=0.3)
