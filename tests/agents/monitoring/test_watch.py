@@ -69,7 +69,7 @@ def test_rewards_that_are_all_infinite_are_not_taken_for_equal_ones(folder: str,
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
 def test_a_schedule_s_rate_that_is_none_stops_the_run_before_the_step(folder: str, rate: float) -> None:
     agent = make(folder, learning_rate=lambda remaining: 1e-3 if remaining == 1 else rate)
-    with pytest.raises(UsageError, match=rf"iteration 2: the schedule gives the learning rate {rate}"):
+    with pytest.raises(UsageError, match=rf"the schedule of learning_rate gives {rate}"):
         agent.learn(10**6)
     assert agent.iteration == 1 and torch.isfinite(weights(agent)).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def test_trackio_has_what_the_logger_records(tmp_path: Path) -> None:
 
 def test_wandb_has_what_the_logger_records(offline: Path) -> None:
     record(WandbWriter("mine", project="recorded", group="g", config={"lr": 1e-3}, id="abc"), offline)
+    deadline = time.monotonic() + 60
+    while len(wandb_points(offline)) < 2 and time.monotonic() < deadline:  # W&B's own process may still be writing
+        time.sleep(0.5)
     first, second = wandb_points(offline)
     assert (first["timesteps"], first["train/loss"], first["train/share"]) == (10, 0.5, 0.25)
     assert first["note"] == "x < y" and "hidden" not in first
