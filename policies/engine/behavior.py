@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -54,9 +55,10 @@ class Behavior:
         self.sampling = sampling
         self.decoder = decoder
         self._current = current
-        self._plain = self._step if ahead is None else ahead.next
-        self.drafting = Drafting(decoder, slots, sampling, proposers, self._plain) if proposers else None
-        self._next = self._plain if self.drafting is None else self.drafting.next
+        # No method of its own: a circle would keep the store, gigabytes on a GPU, until the next collection.
+        plain = partial(_step, decoder, sampling) if ahead is None else ahead.next
+        self.drafting = Drafting(decoder, slots, sampling, proposers, plain) if proposers else None
+        self._next = plain if self.drafting is None else self.drafting.next
 
     @torch.inference_mode()
     def act(
@@ -82,15 +84,6 @@ class Behavior:
         if len(active):
             tokens[active], logp[active] = self._next(ids, length, np.asarray(start, bool), episode, active)
         return tokens, logp
-
-    def _step(
-        self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, episode: np.ndarray, active: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [n] and log-probabilities [n] of the ``active`` slots, by one token each."""
-        hidden = self.decoder.hidden(ids, length, start, active)
-        uniform = torch.from_numpy(uniforms(self.sampling.seed, episode[active], length[active])).to(hidden.device)
-        token, logp = self.decoder.draw(hidden, uniform, self.sampling.temperature)
-        return token.cpu().numpy(), logp.cpu().numpy()
 
     @torch.inference_mode()
     def states(self, obs: Mapping[str, np.ndarray]) -> Tensor:
@@ -124,3 +117,19 @@ class Behavior:
                 "make the behaviour with a larger max_length"
             )
         return ids, length
+
+
+def _step(
+    decoder: Decoder,
+    sampling: SamplingSpec,
+    ids: np.ndarray,
+    length: np.ndarray,
+    start: np.ndarray,
+    episode: np.ndarray,
+    active: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [n] and log-probabilities [n] of the ``active`` slots, by one token each."""
+    hidden = decoder.hidden(ids, length, start, active)
+    uniform = torch.from_numpy(uniforms(sampling.seed, episode[active], length[active])).to(hidden.device)
+    token, logp = decoder.draw(hidden, uniform, sampling.temperature)
+    return token.cpu().numpy(), logp.cpu().numpy()

@@ -24,7 +24,7 @@ def add_adapters(model: Any, rank: int, alpha: int, seed: int) -> None:
     what it did. Raises ``UsageError`` without peft or for a rank below 1."""
     if rank < 1:
         raise UsageError(f"rank={rank}: a low-rank adapter needs a rank of at least 1")
-    width = model.config.hidden_size
+    width = max(model.config.hidden_size, model.config.intermediate_size)
     if rank > width:
         raise UsageError(f"rank={rank}: the model's projections have a rank of {width} at most; 8 or 16 is usual")
     if any(factors(module) for module in model.modules()):

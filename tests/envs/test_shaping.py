@@ -164,7 +164,7 @@ def test_without_parts_nothing_changes() -> None:
         (("formt",), "did you mean 'format'"),
         (({"id": "format", "wieght": 1.0},), "did you mean 'weight'"),
         (({"weight": 1.0},), "has no 'id'"),
-        (({"id": "format", "weight": float("nan")},), "finite number"),
+        (({"id": "format", "weight": float("nan")},), "weight=nan must be a number"),
         ("format", "tuple of ids"),
         ((FormatReward(),), "ShapedReward"),
         (({"id": "format", "name": "status"},), "would hide 'status'"),

@@ -20,7 +20,7 @@ DECK = [[4, 5, 6], [4, 5, 6], [9], list(range(11)), list(range(11)), [1, 2]]
 
 def let_ahead(behavior: Behavior, most: int) -> Ahead:
     ahead = Ahead(behavior.decoder, behavior.slots, behavior.sampling, most, patience=1)
-    behavior._ahead = ahead
+    behavior._next = ahead.next
     return ahead
 
 

@@ -105,7 +105,7 @@ def test_an_iteration_by_all_of_it_is_that_of_a_cpu(folder, monkeypatch):
         made = replayed(patch, recompute)
         begin, windows = Behavior.__init__, []
 
-        def ahead(self, decoder, layers, slots, sampling, current, ahead=None):
+        def ahead(self, decoder, layers, slots, sampling, current, ahead=None, proposers=()):
             windows.append(Ahead(decoder, slots, sampling, 16, patience=2))
             begin(self, decoder, layers, slots, sampling, current, windows[-1])
 
