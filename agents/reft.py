@@ -286,17 +286,12 @@ class ReFT(LanguageModelAlgorithm):
         self.target.temperature = self.temperature
         self.all_layers = tuple(range(self.target.num_layers))
         self.nesting.check(self.target)
-        self.writer.check(self.target, self.nesting, self.target_written)
-        self.writing = self.writer.open(self.target)
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)  # as SB3 makes in learn(), for iterate() alone
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         self.anchoring = Anchoring(self.anchor, self.target)
         self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
-        if self._drafts and not isinstance(self.writer, OwnWriter):
-            raise UsageError(
-                "drafts (batch=reuse, a sampler that drafts) are judged by the project's own engine: leave them out, "
-                "or use writer='own'"
-            )
+        self.writer.check(self.target, self.nesting, self.target_written, self._drafts)
+        self.writing = self.writer.open(self.target)
         self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
         self.drafted = torch.zeros(3, dtype=torch.int64)  # of an iteration, as Drafting.counts
         self.average = WeightCopy(self.target) if self.ema_decay else None

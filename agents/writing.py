@@ -77,8 +77,8 @@ class Writer(Protocol):
     @property
     def quantization(self) -> str: ...
 
-    def check(self, policy: Policy, nesting: Nesting, target_written: int) -> None:
-        """Raise ``UsageError`` for what it cannot write."""
+    def check(self, policy: Policy, nesting: Nesting, target_written: int, drafts: bool) -> None:
+        """Raise ``UsageError`` for what it cannot write; ``drafts``, whether any are proposed to it."""
         ...
 
     def open(self, policy: Policy) -> Writing:
@@ -96,7 +96,7 @@ class OwnWriter:
 
     quantization = ""
 
-    def check(self, policy: Policy, nesting: Nesting, target_written: int) -> None:
+    def check(self, policy: Policy, nesting: Nesting, target_written: int, drafts: bool) -> None:
         """It writes whatever a policy computes."""
 
     def open(self, policy: Policy) -> Writing:
@@ -137,10 +137,15 @@ class VLLMWriter:
     python: str = ""
     quantization: str = ""
 
-    def check(self, policy: Policy, nesting: Nesting, target_written: int) -> None:
+    def check(self, policy: Policy, nesting: Nesting, target_written: int, drafts: bool) -> None:
         """As ``Writer.check``."""
         if policy.sharded:
             raise UsageError("shard=true splits matrices that vLLM takes whole: leave it out, or use writer='own'")
+        if drafts:
+            raise UsageError(
+                "drafts (batch=reuse, a sampler that drafts) are judged by the project's own engine: leave them out, or "
+                "use writer='own'"
+            )
         if nesting.int8:
             raise UsageError("rollout_dtype=int8 is of the project's own engine: leave it out, or use writer='own'")
         if self.quantization and target_written:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
@@ -45,12 +45,7 @@ def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> N
     if exclude is not None or include is not None:
         raise UsageError(f"exclude={exclude!r}, include={include!r}: a saved agent is whole; leave both out")
     if not hasattr(target, "write"):
-        folder = _free_folder(target)
-        try:
-            _save_folder(agent, folder)
-        except (OSError, ValueError, SafetensorError) as error:
-            shutil.rmtree(_scratch(folder), ignore_errors=True)
-            raise UsageError(f"the agent cannot be saved as {folder}: {error}; name another folder") from error
+        _save_folder(agent, _free_folder(target))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "agent"
@@ -63,24 +58,24 @@ def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> N
 
 
 def _free_folder(target: Any) -> Path:
-    """The folder that ``target`` names, if an agent may be written there.
+    """The folder that ``target`` names, if an agent may be written there; its parents are made.
 
     Raises:
-        UsageError: it is no name, or a folder of other things, which would be lost.
+        UsageError: it is no name, nothing can be made there, or it is a folder of other things, which would be lost.
     """
     try:
         folder = folder_of(target)
         if not folder.name or folder.name == "..":
             raise ValueError("it names no folder of its own")
-        holds = folder.is_dir() and any(folder.iterdir())
+        if folder.is_dir() and any(folder.iterdir()):
+            if not any((folder / name).is_file() for name in (STATE, "config.json")):
+                raise ValueError("that folder holds other files, which would be lost")
+        else:
+            _scratch(folder).mkdir(parents=True, exist_ok=True)
     except (TypeError, ValueError, OSError) as error:
         raise UsageError(
             f"the agent cannot be saved as {target!r}: {error}; name a new folder, or a saved agent"
         ) from None
-    if holds and not any((folder / name).is_file() for name in (STATE, "config.json")):
-        raise UsageError(
-            f"the agent cannot be saved as {folder}: that folder holds other files, which would be lost; name a new one"
-        )
     return folder
 
 

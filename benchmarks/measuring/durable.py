@@ -69,11 +69,8 @@ def storage_errors(folder: Path) -> Iterator[None]:
     """A failing disk (full, read-only, over a quota) as a ``UsageError`` that says that nothing is lost."""
     try:
         yield
-    except (OSError, SafetensorError, UsageError) as error:
-        cause = error.__cause__ if isinstance(error, UsageError) else error  # an agent's ``save`` says it in its words
-        if not isinstance(cause, OSError | SafetensorError):
-            raise
-        reason = getattr(cause, "strerror", None) or str(cause)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
             f"run folder {str(folder)!r} cannot be written ({reason}): free some space, or choose another --runs "
             "folder; the same command goes on from the last checkpoint"
