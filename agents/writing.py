@@ -143,8 +143,8 @@ class VLLMWriter:
             raise UsageError("shard=true splits matrices that vLLM takes whole: leave it out, or use writer='own'")
         if drafts:
             raise UsageError(
-                "drafts (batch=reuse, a sampler that drafts) are judged by the project's own engine: leave them out, or "
-                "use writer='own'"
+                "drafts (batch=reuse, a sampler that drafts) are judged by the project's own engine: leave them out, "
+                "or use writer='own'"
             )
         if nesting.int8:
             raise UsageError("rollout_dtype=int8 is of the project's own engine: leave it out, or use writer='own'")
