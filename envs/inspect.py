@@ -85,6 +85,8 @@ def repetition_lines(
 ) -> list[str]:
     """Lines on duplicates and on the overlap with another split (or, as ``name:split``, with another set)."""
     if problems.size is None:
+        if against:
+            raise UsageError(f"--against {against!r}: {name} has no end, so that its questions cannot all be compared")
         return []
     lines = [repetition_line(problems, duplicates(problems), problems, "repeated questions")]
     other_name, _, other_split = against.rpartition("@") if against and "@" in against else (name, "", against)
@@ -113,7 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     """Show a problem set: rows, prompts, token lengths, repeated questions. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.inspect", description=main.__doc__)
     parser.add_argument("problems", help="a name, file, folder or hub id, as for envs.problems.load_problems")
-    parser.add_argument("options", nargs="*", metavar="name=value", help="options of load_problems, such as limit=100")
+    parser.add_argument(
+        "options", nargs="*", default=[], metavar="name=value", help="options of load_problems, such as limit=100"
+    )
     parser.add_argument("--split", default="train")
     parser.add_argument(
         "--against", help="split (or set@split) to search for the same questions; default the other one"

@@ -97,8 +97,12 @@ class MathReason(gym.Env[Observation, np.int64]):
         """Append one token."""
         if self._length == 0 or self._verdict is not None:
             raise gym.error.ResetNeeded("the episode is over (or none has begun): call reset() before step()")
-        if not 0 <= int(action) < self.task.vocab_size:
-            raise UsageError(f"action={action} is not a token: the action space is {self.action_space}")
+        try:
+            is_token = 0 <= operator.index(action) < self.task.vocab_size
+        except TypeError:
+            is_token = False
+        if not is_token:
+            raise UsageError(f"action={action!r} is not a token: the action space is {self.action_space}")
         self._ids[self._length] = action
         self._length += 1
         completion = self._ids[self._info["prompt_len"] : self._length]

@@ -14,13 +14,15 @@ import gymnasium as gym
 
 from envs import check_id
 from envs.math_reason import MathReason
+from registry import UsageError
 from registry.command import command
 
 
 def play(env: gym.Env, seed: int | None = None, problem: int | None = None, read: Callable[[], str] = input) -> float:
     """One episode with lines from ``read`` (EOFError at its end); returns its reward."""
     game = env.unwrapped
-    assert isinstance(game, MathReason)
+    if not isinstance(game, MathReason):
+        raise UsageError(f"{type(game).__name__} takes no tokens of text: play MathReason-v0 or MathReason/...-v0")
     env.reset(seed=seed, options=None if problem is None else {"problem_index": problem})
     print("Type your solution and end it with an empty line.", env.render(), sep="\n\n", end="", flush=True)
     lead, over, reward = game.task.template.gap, False, 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,6 +77,18 @@ class TaskSpec:
     reward_parts: tuple[str | dict[str, Any], ...] = ()
 
 
+def named_problems(problems: str, split: str, options: Mapping[str, Any]) -> Problems:
+    """``load_problems`` of what an environment takes. Raises UsageError for what JSON could not hold."""
+    if not isinstance(problems, str):
+        raise UsageError(
+            f"problems={str(problems)[:60]!r} is {type(problems).__name__}, and an environment takes only JSON: give a "
+            "name or a path as text, or 'module:function', which returns rows in memory"
+        )
+    if not isinstance(options, Mapping):
+        raise UsageError(f"problem_options={options!r} is no mapping: give names and values, such as {{'limit': 100}}")
+    return load_problems(problems, split, **options)
+
+
 class Task:
     """A loaded ``TaskSpec``. ``V`` is the number of actions, ``max_length`` the longest prefix, in tokens."""
 
@@ -92,12 +105,7 @@ class Task:
         self.vocab_size = self.codec.vocab_size
         self.stop_token_ids = self.codec.stop_token_ids
         self.pad_token_id = self.codec.pad_token_id
-        if not isinstance(spec.problems, str):
-            raise UsageError(
-                f"problems={str(spec.problems)[:60]!r} is {type(spec.problems).__name__}, and an environment takes "
-                "only JSON: give a name or a path as text, or 'module:function', which returns rows in memory"
-            )
-        self.problems: Problems = load_problems(spec.problems, split=spec.split, **spec.problem_options)
+        self.problems: Problems = named_problems(spec.problems, spec.split, spec.problem_options)
         self.max_length = spec.max_prompt_tokens + spec.max_new_tokens
         self._prompts: dict[int, NDArray[np.int64]] = {}
         self._connect()

@@ -10,10 +10,9 @@ from gymnasium import spaces
 
 from envs.math_reason import plain_seed, reset_index
 from envs.problem import Problem, Problems
-from envs.problems import load_problems
-from envs.task import UNLIMITED
+from envs.task import UNLIMITED, named_problems
 from envs.text import opens_thought, prompt_of, submit
-from registry import UsageError, templates
+from registry import UnknownField, UsageError, fields_of, templates
 
 LONGEST_GENERATED = 4096  # characters of a prompt of a source without an end
 _RANGES = ((0xA0, 0x180), (0x370, 0x400), (0x2000, 0x2070), (0x2070, 0x20D0), (0x2100, 0x2300), (0x25A0, 0x2600))
@@ -58,17 +57,15 @@ class TextMathReason(gym.Env[str, str]):
         template: str = "plain",
         max_characters: int = 65536,
         render_mode: str | None = None,
+        **unknown: Any,
     ) -> None:
+        for name in unknown:
+            raise UnknownField("TextMathReason", name, fields_of(TextMathReason))
         if not isinstance(max_characters, int) or max_characters < 1:
             raise UsageError(f"max_characters={max_characters!r} must be an integer of at least 1")
-        if not isinstance(problems, str):
-            raise UsageError(
-                f"problems={str(problems)[:60]!r} is {type(problems).__name__}: give a name or a path as text, or "
-                "'module:function', which returns rows in memory"
-            )
         self.render_mode = render_mode
         self.max_characters = max_characters
-        self.problems: Problems = load_problems(problems, split, **(problem_options or {}))
+        self.problems: Problems = named_problems(problems, split, {} if problem_options is None else problem_options)
         self.template_name = template
         self.template = templates.make(template)
         self._opened = opens_thought(self.template)

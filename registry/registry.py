@@ -186,6 +186,8 @@ class Registry:
         return [id for id in every if fnmatchcase(id, pattern)]
 
     def _factors(self, id: str) -> list[str]:
+        if not isinstance(id, str):
+            raise UsageError(f"{self.kind} {id!r} is {type(id).__name__}: give a name, one of {', '.join(self)}")
         return id.split("*") if self.product else [id]
 
     def _entry(self, name: str) -> Registered:

@@ -229,8 +229,8 @@ def source_of(name: str, options: Mapping[str, Any] | None = None) -> ProblemSou
             return problem_sources.make(name, **options)
         if not _exists(path):
             raise UsageError(
-                f"unknown problem set {name!r}: {did_you_mean(name, problem_sources)} Or give a file, or a hub id of "
-                "the form 'owner/name'"
+                f"unknown problem set {name!r}, which is no file and no hub id of the form 'owner/name' either: "
+                + did_you_mean(name, problem_sources)
             )
     if is_path or _exists(path) or name.count("/") > 1:
         return _configure(PathSource, name, options, path=name)

@@ -313,7 +313,7 @@ def read_hub(id: str, split: str, config: str | None = None) -> list[Row]:
 
     client.HF_HUB_OFFLINE = client.HF_HUB_OFFLINE or hub_unreachable()  # then only its cache is looked through
     remedy = (
-        "Offline, give a file or folder by its path, or data_dir=... (or NESTED_REFT_DATA) for the published sets; "
+        "offline, give a file or folder by its path, or data_dir=... (or NESTED_REFT_DATA) for the published sets; "
         "'arithmetic' needs no data"
     )
     with unreadable(f"problem set {id!r}, split {split!r}, could not be loaded from the hub", remedy):

@@ -28,6 +28,9 @@ IN_THE_CONSTRUCTOR = {
     "slots of another type": ({"num_envs": 2.5}, "integer"),
     "unknown argument": ({"max_new_token": 5}, "max_new_tokens"),
     "unknown template": ({"template": "plian"}, "plain"),
+    "a template of another type": ({"template": 3}, "template 3 is int: give a name.*plain"),
+    "problems of another type": ({"problems": ["a", "b"]}, "is list.*path as text"),
+    "options of another type": ({"problem_options": ["level"]}, "is no mapping"),
     "prompt over budget": ({"max_prompt_tokens": 3}, "raise"),
     "no file": ({"problems": "no/such/file.jsonl"}, "no/such/file.jsonl"),
     "no tokenizer": ({"tokenizer": "./no-such-folder"}, "builtin"),
@@ -82,8 +85,9 @@ def test_errors_of_step(venv: MathReasonVector) -> None:
             venv.step(actions)
     single = MathReason()
     single.reset(seed=0)
-    with pytest.raises(UsageError, match="action=-1"):
-        single.step(np.int64(-1))
+    for action, needle in ((np.int64(-1), "-1"), (10**9, "1000000000"), (1.5, "1.5"), ("7", "'7'"), (None, "None")):
+        with pytest.raises(UsageError, match=f"action=.*{needle}.* is not a token"):
+            single.step(action)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="problem_index"):
         single.reset(options={"problem": 3})
 
@@ -106,7 +110,11 @@ def test_a_person_plays_an_episode(typed: str, shown: str) -> None:
     assert problem.question in done.stdout and shown in done.stdout.splitlines()[-1]
 
 
-def test_play_says_what_is_wrong_without_a_traceback() -> None:
-    command = [sys.executable, "-m", "envs.play", "--problem", "-1"]
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--problem", "-1"], "problem_index=-1"), (["--env", "CartPole-v1"], "CartPoleEnv takes no tokens")],
+)
+def test_play_says_what_is_wrong_without_a_traceback(arguments: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "envs.play", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.startswith("error: problem_index=-1") and "Trace" not in done.stderr
+    assert done.returncode == 2 and f"error: {said}" in done.stderr and "Trace" not in done.stderr

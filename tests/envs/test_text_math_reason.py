@@ -136,6 +136,8 @@ def test_an_episode_is_one_step() -> None:
     [
         ({"max_characters": 0}, "max_characters=0"),
         ({"problems": ["a"]}, "'module:function'"),
+        ({"problem_options": ["level"]}, "is no mapping"),
+        ({"tmeplate": "chat"}, "did you mean 'template'"),
         ({"template": "plane"}, "did you mean 'plain'"),
     ],
 )

@@ -72,6 +72,12 @@ def test_commands_exit_without_a_traceback() -> None:
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
+def test_inspect_needs_problems_and_no_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        inspect_command.main(["--rows", "2"])
+    assert capsys.readouterr().err.rstrip().endswith("the following arguments are required: problems")
+
+
 def test_inspect_compares_a_set_with_another_split_and_never_with_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +86,8 @@ def test_inspect_compares_a_set_with_another_split_and_never_with_itself(
     assert "questions also in" not in capsys.readouterr().out
     assert inspect_command.main([path, "--against", "test"]) == 2
     assert "has no splits; give another set" in capsys.readouterr().err
+    assert inspect_command.main(["arithmetic", "--against", "tset"]) == 2
+    assert "--against 'tset': arithmetic has no end" in capsys.readouterr().err
     folder = tmp_path / "folder"
     folder.mkdir()
     write(folder, ROWS).rename(folder / "train.jsonl")
