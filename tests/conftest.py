@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +53,21 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(name, value)
     yield tmp_path
     wandb.teardown()  # it has read these variables
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium; tests of pages are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    quiet = ("no-sandbox", "disable-background-networking", "disable-component-update", "disable-sync")
+    with playwright.sync_playwright() as driver:
+        try:
+            chromium = driver.chromium.launch(
+                executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+                args=[f"--{one}" for one in quiet],
+            )
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        playwright.expect.set_options(timeout=60_000)  # of a busy machine
+        yield chromium
+        chromium.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +14,10 @@ from benchmarks.report.files import write
 from benchmarks.report.live import LivePage
 from tests.benchmarks.report.test_live import half_done
 from tests.benchmarks.report.test_page import AGENTS, HOSTILE, compared, sample
+from tests.oracles import browser as browsing
+from tests.oracles.browser import SCHEMES, WIDTHS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-WIDTHS = {"desktop": 1280, "phone": 390}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        try:
-            chromium = driver.chromium.launch(
-                executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=QUIET
-            )
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
-        playwright.expect.set_options(timeout=60_000)  # of a busy machine
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +32,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def opened(browser: Any, report: Path, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
-    """The page; at the end nothing was said on the console, asked of the network, or run."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: said.append(dialog.message))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(report.as_uri())
-    yield page
-    assert said == [] and [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
-    assert page.evaluate("window.harmed") is None
-    context.close()
+    """The page; at the end it has asked for nothing but itself, and nothing of the completions has run."""
+    with browsing.opened(browser, report, width, scheme) as (page, asked):
+        yield page
+        assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+        assert page.evaluate("window.harmed") is None
 
 
 CONTRAST = """() => {
@@ -93,7 +68,7 @@ def luminance(rgba: list[int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_it_reads_at_every_width_in_both_themes(browser, report, width, scheme):
     with opened(browser, report, width, scheme) as page:
