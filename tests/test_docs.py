@@ -17,7 +17,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 PROGRAMS = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
 COMMANDS = sorted(
     {
-        " ".join(line.split("#")[0].removeprefix("PYTHONPATH=. ").split())
+        " ".join(line.split("#")[0].split())
         for page in PAGES
         for block in re.findall(r"```bash\n(.*?)```", page.read_text().replace("\\\n", " "), re.DOTALL)
         for line in block.splitlines()
