@@ -88,6 +88,14 @@ def scheduled(schedule: Callable[[float], Any], remaining: float, name: str) -> 
     return value
 
 
+def check_groups(group_size: int, problems_per_batch: int) -> None:
+    """Raise UsageError for a batch that has no groups, or groups that have no completions."""
+    for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
+        check_number(value, int, name)
+        if value < 1:
+            raise UsageError(f"{name}={value} must be at least 1")
+
+
 def check_counts(
     group_size: int,
     problems_per_batch: int,
@@ -98,13 +106,10 @@ def check_counts(
     temperature: float,
 ) -> None:
     """Raise UsageError for the first argument that is no number, or out of its range."""
-    counts = {"group_size": group_size, "problems_per_batch": problems_per_batch, "refill_tokens": refill_tokens}
-    counts |= {"minibatches": minibatches, "epochs": epochs, "target_written": target_written}
-    for name, value in counts.items():
+    counts = {"refill_tokens": refill_tokens, "minibatches": minibatches, "epochs": epochs}
+    for name, value in (counts | {"target_written": target_written}).items():
         check_number(value, int, name)
-    for name, value in (("group_size", group_size), ("problems_per_batch", problems_per_batch)):
-        if value < 1:
-            raise UsageError(f"{name}={value} must be at least 1")
+    check_groups(group_size, problems_per_batch)
     if not 1 <= minibatches <= problems_per_batch or epochs < 1:
         raise UsageError(
             f"minibatches={minibatches} must be 1..problems_per_batch={problems_per_batch} (whole groups), "

@@ -244,6 +244,8 @@ class ReFT(LanguageModelAlgorithm):
         check_counts(
             group_size, problems_per_batch, refill_tokens, minibatches, epochs, self.target_written, temperature
         )
+        if group_size == 1:
+            self.advantage(torch.zeros(1), torch.zeros(1, dtype=torch.int64))  # one of groups refuses groups of one
         warn_stale(self.correction, minibatches * epochs, self.batch)
         check_lora_rank(lora_rank)
         self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)

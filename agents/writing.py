@@ -20,7 +20,7 @@ from agents.rollout import Acts
 from envs.task import Task
 from policies import Drafter, Nested, Policy, StoredDrafts
 from policies.vllm.checkpoint import check_biases, head_channels, shape_of
-from policies.vllm.engine import Engine, Request
+from policies.vllm.engine import Engine, Request, check_vllm
 from registry import UsageError, writers
 
 SAME_MODEL = 0.1  # nats a token, mean of |log pi - log mu|, that kernels never differ by on one model and layers do
@@ -158,7 +158,8 @@ class VLLMWriter:
             check_biases(policy)
 
     def open(self, policy: Policy) -> Writing:
-        """As ``Writer.open``; an engine is started when there is something to write."""
+        """As ``Writer.open``; an engine is started when there is something to write. Raises UsageError without vLLM."""
+        check_vllm(self.python, policy.device)
         return VLLMWriting(policy, self)
 
 

@@ -222,8 +222,11 @@ def main(arguments: list[str] | None = None) -> int:
     check(options)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     bench = make_bench(options)
-    for spec in options.samplers or ():
-        sampler_of(spec, max(options.skips) / bench.policy.num_layers, options.border)
+    most, layers = max(options.skips), bench.policy.num_layers
+    if most >= layers:
+        raise UsageError(f"--skips {most}: the model has {layers} layers, and one has to stay")
+    for spec in options.samplers or default_samplers():
+        sampler_of(spec, most / layers, options.border).check(layers)
     leave_out_patches(bench)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from benchmarks.answers.summary import SetResult
     from envs.problem import Problems
 
+NEW_TOKENS = 512
 SECONDS_BETWEEN_LINES = 10
 
 
@@ -61,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--template", help="how a question becomes a prompt (default plain; chat with --server)")
     parser.add_argument("--samples", type=int, default=4, help="k of avg@k and pass@k; 0 for greedy alone (default 4)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the sampled completions (default 1)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="budget of a completion (default 512)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="budget of a completion (default 512, or half of a shorter context)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
     parser.add_argument(
         "--set",
@@ -159,13 +162,21 @@ def settings_of(given: argparse.Namespace) -> Settings:
         limit=given.limit,
         problem_options=options,
         template=template,
-        max_new_tokens=given.max_new_tokens,
+        max_new_tokens=given.max_new_tokens or _budget(None if server else model),
         samples=given.samples,
         temperature=given.temperature,
         seed=given.seed,
         dtype=None if server else settle_dtype(given.dtype, model, given.device),
         body=body,
     )
+
+
+def _budget(policy: str | None) -> int:
+    """Of a completion, in tokens: half of the context of a policy that has less than ``2 * NEW_TOKENS``."""
+    from policies.pretrained.load import load_config
+
+    positions = getattr(load_config(policy), "max_position_embeddings", None) if policy else None
+    return min(NEW_TOKENS, positions // 2) if positions else NEW_TOKENS
 
 
 def _assigned(given: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

@@ -155,7 +155,8 @@ class Groups:
         _, self.member, self.size = torch.unique(group, return_inverse=True, return_counts=True)
         if len(group) and int(self.size.min()) < 2:
             raise UsageError(
-                "a group-relative advantage needs at least 2 completions per problem: raise the group size"
+                "a group-relative advantage needs at least 2 completions per problem: raise group_size, or take "
+                "advantage=reinforce"
             )
 
     def centred(self, values: Tensor) -> Tensor:

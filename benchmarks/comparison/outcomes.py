@@ -48,7 +48,7 @@ class Outcome:
     def read(folder: Path) -> Outcome:
         """Raises UsageError where a file of the folder is missing or damaged."""
         if not (folder / RESULT).is_file():
-            raise UsageError(f"{folder} has no {RESULT}: the run is not finished")
+            raise UsageError(f"{folder} has no {RESULT}: finish the run, or move it elsewhere")
         result = read_result(folder / RESULT)
         rows, damaged = read_rows(folder / METRICS)
         if damaged is not None or len(evaluation_rows(rows)) != len(result["curve"]):

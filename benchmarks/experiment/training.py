@@ -70,23 +70,30 @@ class Training:
         # The same numbers again, on several threads too. CUDA lacks some deterministic kernels: there it warns.
         torch.use_deterministic_algorithms(True, warn_only=self.spec.device != "cpu")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        is_new = not self.folder.exists()
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder) if self.ranks.leader else nullcontext():
-            iteration = self.ranks.agree(self._prepare() if self.ranks.leader else 0)
-            if iteration == FINISHED:
-                self.result = json.loads((self.folder / RESULT).read_text())
-                return
-            rows = self.rows
-            self.written, self.seconds = len(rows), seconds_spent(rows)
-            agent = self._agent(iteration)
-            with storage_errors(self.folder):
-                self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open(
-                    "a", encoding="utf-8"
-                )
-            with self._file:
-                yield from self._train(agent)
-            self._finish(agent)
+            try:
+                yield from self._run()
+            except UsageError:
+                if is_new and self.ranks.leader and not self.written:  # what is refused before its first row is no run
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                raise
+
+    def _run(self) -> Iterator[dict[str, Any]]:
+        iteration = self.ranks.agree(self._prepare() if self.ranks.leader else 0)
+        if iteration == FINISHED:
+            self.result = json.loads((self.folder / RESULT).read_text())
+            return
+        rows = self.rows
+        self.written, self.seconds = len(rows), seconds_spent(rows)
+        agent = self._agent(iteration)
+        with storage_errors(self.folder):
+            self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open("a", encoding="utf-8")
+        with self._file:
+            yield from self._train(agent)
+        self._finish(agent)
 
     def _ranks(self) -> Ranks:
         ranks = join(self.spec.device)
@@ -267,11 +274,13 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """The vector env of a spec's ``env``, with as many slots as the agent wants."""
     import gymnasium as gym
 
-    from agents.arguments import slots_of
+    from agents.arguments import check_groups, slots_of
 
     env = dict(env)
     id = env.pop("id")
-    episodes = arguments.get("group_size", 1) * -(-arguments.get("problems_per_batch", 64) // join().size)
+    group_size, problems = arguments.get("group_size", 1), arguments.get("problems_per_batch", 64)
+    check_groups(group_size, problems)
+    episodes = group_size * -(-problems // join().size)
     return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)
 
 

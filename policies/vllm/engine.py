@@ -59,6 +59,19 @@ class Request:
     stop_token_ids: Sequence[int]
 
 
+def check_vllm(python: str, device: torch.device) -> None:
+    """Raise UsageError unless ``python`` is an interpreter whose environment has vLLM, which is not imported yet."""
+    look = [_interpreter(python), "-c", "import importlib.util; print(importlib.util.find_spec('vllm') is not None)"]
+    try:
+        done = subprocess.run(look, env=_environment(device, is_ours=not python), capture_output=True)
+    except OSError as error:
+        raise _no_python(python, error.strerror) from None
+    if done.stdout.strip() not in (b"True", b"False"):
+        raise _no_python(python, f"status {done.returncode}")
+    if done.stdout.strip() == b"False":
+        raise _no_vllm(python, "No module named 'vllm'")
+
+
 class Engine:
     """A process with a model of ``shape``; started with ``nested`` in it.
 
@@ -83,11 +96,10 @@ class Engine:
         folder = Path(tempfile.mkdtemp(prefix="nested-reft-vllm-"))
         self._folder, self._log = folder, folder / "log"
         checkpoint.save(policy, nested, self.shape, folder)
-        interpreter = str(Path(python).absolute()) if os.sep in python else python or sys.executable
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [interpreter, str(Path(__file__).with_name("process.py"))],
+                    [_interpreter(python), str(Path(__file__).with_name("process.py"))],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -97,7 +109,7 @@ class Engine:
                 )
         except OSError as error:
             shutil.rmtree(folder)
-            raise UsageError(f"writer.python={python!r} cannot be started ({error.strerror}): name a Python") from None
+            raise _no_python(python, error.strerror) from None
         self.close = weakref.finalize(self, _end, self._process, folder)
         settings: dict[str, Any] = {"dtype": str(policy.dtype).removeprefix("torch."), "quantization": quantization}
         settings |= {"folder": str(folder), "longest": longest, "slots": slots, "cache_bytes": self._cache_bytes()}
@@ -157,7 +169,7 @@ class Engine:
     def _explained(self, kind: str, error: str) -> str:
         said = " ".join(error.split())[:_WORDS]
         if kind in ("ImportError", "ModuleNotFoundError"):
-            return f"writer=vllm needs vLLM 0.32 or newer in {self._process.args[0]!r} ({said}): {INSTALL}"  # type: ignore[index]
+            return str(_no_vllm(self._process.args[0], said))  # type: ignore[index]
         if kind == "died":
             return f"the vLLM process has ended ({said}): the same command goes on from the last checkpoint"
         if kind in ("OutOfMemoryError", "MemoryError") or "memory" in said.lower():
@@ -166,6 +178,18 @@ class Engine:
                 f"({self._cache_bytes() / 1e9:.3g} GB; {said}): take fewer slots, or lower max_new_tokens"
             )
         return f"vLLM refuses ({kind}: {said}): use writer='own', or another model, dtype or writer.quantization"
+
+
+def _interpreter(python: str) -> str:
+    return str(Path(python).absolute()) if os.sep in python else python or sys.executable
+
+
+def _no_python(python: str, why: str | None) -> UsageError:
+    return UsageError(f"writer.python={python!r} cannot be started ({why}): name a Python")
+
+
+def _no_vllm(python: str, said: str) -> UsageError:
+    return UsageError(f"writer=vllm needs vLLM 0.32 or newer in {_interpreter(python)!r} ({said}): {INSTALL}")
 
 
 def _environment(device: torch.device, is_ours: bool) -> dict[str, str]:

@@ -154,7 +154,7 @@ def test_what_fails_is_one_line(
     ("python", "message"),
     [
         ("no/such/python", r"writer.python='no/such/python' cannot be started \(No such file or directory\)"),
-        ("/bin/false", r"the vLLM process has ended \(status 1\)"),
+        ("/bin/false", r"writer.python='/bin/false' cannot be started \(status 1\)"),
         (sys.executable, r"writer=vllm needs vLLM 0.32 or newer in .*No module named 'vllm'"),
     ],
 )
@@ -162,7 +162,7 @@ def test_an_interpreter_without_vllm_is_named(python: str, message: str, folder:
     if python == sys.executable and subprocess.run([python, "-c", "import vllm"], capture_output=True).returncode == 0:
         pytest.skip("this environment has vLLM")
     with pytest.raises(UsageError, match=message):
-        make(folder, writer={"id": "vllm", "python": python}, **FEW).iterate()
+        make(folder, writer={"id": "vllm", "python": python}, **FEW)
 
 
 @pytest.mark.parametrize(

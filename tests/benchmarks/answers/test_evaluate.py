@@ -54,6 +54,12 @@ def ask(*arguments: str, folder: Path, **served: Any) -> int:
 
 
 class TestEngine:
+    def test_without_arguments_the_built_in_model_has_half_of_its_context_for_answers(self, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        assert ask("--limit", "2", "--samples", "0", folder=out) == 0
+        assert json.loads((out / "settings.json").read_text())["max_new_tokens"] == 256  # of 512
+        assert len(rows_of(out / "arithmetic" / "completions.jsonl")) == 2
+
     def test_figures_are_those_of_a_run_and_every_completion_is_there(self, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert ask("--limit", "12", "--samples", "4", "--max-new-tokens", "40", folder=out) == 0

@@ -194,7 +194,7 @@ def test_bad_files_and_folders_exit_2(tmp_path, capsys):
         (["broken.json"], "is not JSON"),
         (["nowhere.json"], "cannot be read"),
         (["empty"], "is no run folder"),
-        (["runs"], "the run is not finished"),
+        (["runs"], "finish the run, or move it elsewhere"),
         (["mixed"], "evaluation.problems is"),
         (["other.json", "another.json"], "one task at a time"),
         (["few.json"], "arm 'b' has no run of seed 1: add it or take those that all have, --seeds 0"),

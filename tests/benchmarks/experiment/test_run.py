@@ -329,6 +329,10 @@ def test_write_whole_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch
         (["--set", "learning_rate"], "no assignment"),
         (["--set", "learning_rate=fast"], "not a valid float"),
         (["--set", "evaluation.problem=3"], "did you mean 'problems'"),
+        (["--set", "evaluation.sets=gms8k"], "did you mean 'gsm8k'"),
+        (["--set", "problems_per_batch=0"], "problems_per_batch=0 must be at least 1"),
+        (["--set", "group_size=1"], "raise group_size"),
+        (["--set", "writer=vllm", "--set", "writer.python=/no/python"], "writer.python='/no/python' cannot be started"),
         (["--env", "MathReason/swamp-v0"], "MathReason"),
         (["--policy", "/nowhere"], "/nowhere"),
         (["--iterations", "0"], "must be positive"),
@@ -338,10 +342,11 @@ def test_write_whole_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch
         (["--spec", "/nowhere.json", "--seed", "1"], "leave out"),
     ],
 )
-def test_bad_input_exits_2_and_says_what_to_do(tmp_path, capsys, arguments, message):
+def test_bad_input_exits_2_says_what_to_do_and_leaves_no_run(tmp_path, capsys, arguments, message):
     assert main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error and "held-out accuracy" not in error
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 @pytest.mark.slow

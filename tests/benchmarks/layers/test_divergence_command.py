@@ -164,6 +164,13 @@ def test_every_sampler_with_a_ratio_is_compared() -> None:
     assert sampler_of("softmax:score=influence,temperature=2", 0.25, 2).temperature == 2.0
 
 
+@pytest.mark.parametrize(("skips", "words"), [("11", "largest possible"), ("12", "12 layers, and one has to stay")])
+def test_too_many_layers_are_refused_before_anything_is_measured(skips, words, capsys) -> None:
+    assert main([*SMALL, "--skips", "2", skips]) == 2
+    error = capsys.readouterr().err
+    assert words in error and "nats per token" not in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -172,7 +179,6 @@ def test_every_sampler_with_a_ratio_is_compared() -> None:
         (["--samplers", "unifrom"], "uniform"),
         (["--samplers", "full"], "has no ratio"),
         (["--samplers", "softmax:temprature=2"], "temprature"),
-        (["--skips", "11"], "largest possible"),
         (["--skips", "0"], "--skips 0"),
         (["--patches", "hael"], "heal"),
         (["--prompts", "0"], "--prompts 0"),
