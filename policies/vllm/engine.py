@@ -92,6 +92,7 @@ class Engine:
     ) -> None:
         self.policy, self.shape = policy, shape_of(policy, nested)
         self.slots, self.longest = slots, longest
+        self._interpreter = _interpreter(python)
         self._held: tuple[int, Nested] = (policy.version, nested)
         folder = Path(tempfile.mkdtemp(prefix="nested-reft-vllm-"))
         self._folder, self._log = folder, folder / "log"
@@ -99,7 +100,7 @@ class Engine:
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    [_interpreter(python), str(Path(__file__).with_name("process.py"))],
+                    [self._interpreter, str(Path(__file__).with_name("process.py"))],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -169,7 +170,7 @@ class Engine:
     def _explained(self, kind: str, error: str) -> str:
         said = " ".join(error.split())[:_WORDS]
         if kind in ("ImportError", "ModuleNotFoundError"):
-            return str(_no_vllm(self._process.args[0], said))  # type: ignore[index]
+            return str(_no_vllm(self._interpreter, said))
         if kind == "died":
             return f"the vLLM process has ended ({said}): the same command goes on from the last checkpoint"
         if kind in ("OutOfMemoryError", "MemoryError") or "memory" in said.lower():
