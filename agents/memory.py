@@ -202,6 +202,20 @@ def _free_bytes() -> int | None:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if free is not None and shared else free
 
 
+MOST_TOKENS = 65_536  # of a micro-batch: launches are a small part of its time by then
+
+
+def fitting_tokens(policy: Policy, least: int) -> int:
+    """Tokens of a micro-batch where nobody has said how many: ``least``, and on a GPU, which waits for the host while
+    they are few, twice as many as long as a quarter of its free memory holds them."""
+    tokens = least
+    if policy.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(policy.device)
+        while tokens < MOST_TOKENS and update_bytes(policy, 2 * tokens) <= free // 4:
+            tokens *= 2
+    return tokens
+
+
 def fitting_slots(policy: Policy, task: Task, optimizer: torch.optim.Optimizer, wanted: int) -> int:
     """As many of ``wanted`` slots as memory holds; all of them on a GPU, or where the system tells nothing."""
     free = _free_bytes()
