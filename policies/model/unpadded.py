@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +98,7 @@ def flash_attention(
         )[0]
     from torch.nn.attention.varlen import varlen_attn
 
-    whole = {} if used is None else {"seqused_k": used, "num_splits": 1}
+    whole: dict[str, Any] = {} if used is None else {"seqused_k": used, "num_splits": 1}
     out = varlen_attn(
         *heads, spans.queries, spans.keys, *spans.longest, scale=scale, window_size=seen, enable_gqa=True, **whole
     )
