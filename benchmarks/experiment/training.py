@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import ReFT
 from agents.distributed import Ranks, join
-from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
+from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes, return_freed
 from agents.saving import checkpoint
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
@@ -178,6 +178,7 @@ class Training:
             if not last and agent.iteration % self.spec.checkpoint_every == 0:
                 with storage_errors(self.folder):
                     agent.save(self.folder / "checkpoint")
+                return_freed()
 
     def _spent(self) -> Spent:
         """What share of its budget the run has spent with some iterations and tokens, at the moment it is asked in an
