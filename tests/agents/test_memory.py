@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import registry.memory
 from agents import ReFT, memory
+from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.training import Training
 from benchmarks.run import main
 from envs.task import Task, TaskSpec
 from envs.vector import MathReasonVector
@@ -116,6 +122,47 @@ def test_a_run_lowers_its_slots_with_a_sentence(folder: str, small_machine, tmp_
     assert main([*command, *(word for setting in settings for word in ("--set", setting))]) == 0
     told = capsys.readouterr().err
     assert "slots of rollouts, not 64" in told and "slots of evaluations, not 64" in told
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+@contextmanager
+def holes(size: int) -> Iterator[int]:
+    """``size`` bytes were taken and freed in pieces that lie between others; gives what was resident before."""
+    memory.return_freed()
+    before = resident()
+    pieces, between = [], []
+    for _ in range(size // 2**16):
+        pieces.append(torch.ones(2**14))
+        between.append(torch.ones(2**8))
+    pieces.clear()
+    yield before
+    between.clear()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps what is freed")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    with holes(100 * 2**20) as before:
+        assert resident() - before > 90 * 2**20
+        memory.return_freed()
+        assert resident() - before < 15 * 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps what is freed")
+def test_a_run_gives_back_what_was_freed_at_its_checkpoints(tmp_path: Path) -> None:
+    settings = {"problems_per_batch": 2, "group_size": 2, "evaluation.problems": 2, "evaluation.samples": 1}
+    spec = resolve("reft", settings={**settings, "iterations": 5, "checkpoint_every": 3, "evaluation.every": 0})
+    held = {}
+    run = iter(Training(spec, tmp_path))
+    for row in run:
+        if row["iteration"] == 1:
+            break
+    with holes(300 * 2**20) as before:
+        for row in run:
+            held[row["iteration"]] = resident() - before
+    assert held[3] > 250 * 2**20 and held[4] < 100 * 2**20, held
 
 
 MEASURED = """
