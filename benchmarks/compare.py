@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.experiment import BUDGETS, TRACKERS
 from registry import UsageError, did_you_mean
 from registry.command import assignment, command
+from registry.paths import folder_to_write, path_to_read
 
 if TYPE_CHECKING:
     from benchmarks.comparison.grid import Arm, Grid, Start
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from",
         dest="stored",
         nargs="+",
-        type=Path,
+        type=path_to_read,
         metavar="RUNS",
         help="compare what is there: run folders, folders of them, JSON files of outcomes (CONTRIBUTING.md)",
     )
@@ -87,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, help="runs at a time (default: cores // threads)")
     parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
-    parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
+    parser.add_argument("--runs", type=folder_to_write, default=Path("runs"), help="where run folders are made")
+    parser.add_argument("--out", type=folder_to_write, help="folder of the report (default: RUNS/compare-<hash>)")
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs, their cost and resolution, by finished runs"
     )

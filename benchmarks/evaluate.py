@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry import UsageError
 from registry.command import assignment, command
+from registry.paths import folder_to_write
 
 if TYPE_CHECKING:
     from benchmarks.answers.engine import Engine
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         help="problem_options.SET.FIELD, or body.FIELD of a server's requests (body.top_p=0.95; null leaves one out)",
     )
     parser.add_argument("--label", help="what a comparison calls the model (default: the name of its folder)")
-    parser.add_argument("--out", type=Path, help="folder of all files (default: runs/evaluate-<hash>)")
+    parser.add_argument("--out", type=folder_to_write, help="folder of all files (default: runs/evaluate-<hash>)")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +25,7 @@ from agents import ReFT
 from agents.rollout import Rollout, collect
 from policies import Drafter, Lenience, Nested, StoredDrafts
 from registry import skip_samplers
+from registry.paths import file_to_write
 
 LENIENT = Lenience("ratio", 0.5)
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=10, help="iterations that are left out of the summary")
     parser.add_argument("--limit", type=int, default=512, help="problems")
     parser.add_argument("--problems-per-batch", type=int, default=32)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=file_to_write)
     args = parser.parse_args()
     slots = 8 * args.problems_per_batch
     env = gym.make_vec("MathReason-v0", num_envs=slots, problem_options={"limit": args.limit})
@@ -113,7 +113,6 @@ def main() -> None:
             continue
         rows = summary(agent.arms, args.first)
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             done = {**settings, "iterations": [args.first + 1, n + 1], "threads": torch.get_num_threads(), "arms": rows}
             args.out.write_text(json.dumps(done, indent=1) + "\n")
     for row in rows:
