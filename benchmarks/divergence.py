@@ -31,7 +31,7 @@ from policies import LayerSubset, with_int8
 from policies.nested import HALVES, without
 from registry import UsageError, patches, skip_samplers
 from registry.command import command
-from registry.paths import file_to_write, picture_to_write
+from registry.paths import WriteFile, WritePicture
 
 DEFAULT_VARIANTS = ("attention-only:by=kl", "mlp-only:by=kl")
 
@@ -73,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--no-layers", action="store_true", help="leave out the table of single layers")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
-    options.add_argument("--json", type=file_to_write, help="write the rows here, as they are measured")
-    options.add_argument("--picture", type=picture_to_write, help="write the picture here (png, svg)")
+    options.add_argument("--json", action=WriteFile, help="write the rows here, as they are measured")
+    options.add_argument("--picture", action=WritePicture, help="write the picture here (png, svg)")
     return options
 
 

@@ -33,7 +33,7 @@ from policies.policy import settle_dtype
 from policies.pretrained.load import BUILT_IN
 from registry import UsageError
 from registry.command import command
-from registry.paths import file_to_write, picture_to_write
+from registry.paths import WriteFile, WritePicture
 
 SKIPS = (1, 2, 4, 8)
 QUICK_SKIPS = (2, 4)
@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--workload", choices=("forced", "natural", "both", "none"), help="lengths")
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
     options.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2, 4, less work")
-    options.add_argument("--json", type=file_to_write, help="write the rows here")
-    options.add_argument("--picture", type=picture_to_write, help="write a picture here (png, svg)")
+    options.add_argument("--json", action=WriteFile, help="write the rows here")
+    options.add_argument("--picture", action=WritePicture, help="write a picture here (png, svg)")
     return options
 
 

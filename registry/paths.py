@@ -1,107 +1,138 @@
-"""Paths that a user names on a command line, as argparse's ``type``.
+"""Paths that a user names on a command line, as actions of argparse.
 
 What cannot be read or written is refused while the arguments are read, in one line that names it and the remedy, and
 not after the work.
 
-    parser.add_argument("--json", type=file_to_write)
+    parser.add_argument("--json", action=WriteFile)
 """
 
 from __future__ import annotations
 
 import os
-from argparse import ArgumentTypeError
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any, ClassVar
 
-PICTURES = (".png", ".svg", ".pdf")
-
-
-def file_to_read(text: str) -> Path:
-    """A file that is there; a pipe will do."""
-    path = _to_read(text, "file")
-    if path.is_dir():
-        raise ArgumentTypeError(f"{text!r} is a folder: name a file in it")
-    return path
+from registry.errors import UsageError
 
 
-def folder_to_read(text: str) -> Path:
-    """A folder that is there."""
-    path = _to_read(text, "folder")
-    if not path.is_dir():
-        raise ArgumentTypeError(f"{text!r} is a file: name a folder")
-    return path
+class PathAction(Action):
+    """A path, or several; raises ``UsageError``, which names the option, for one that will not do."""
+
+    kind: ClassVar[str]
+    done: ClassVar[str]  # what is done with the path
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None) -> None:
+        several = isinstance(values, list)
+        checked = [self._checked(text, option or self.dest) for text in (values if several else [values])]
+        setattr(namespace, self.dest, checked if several else checked[0])
+
+    def check(self, path: Path) -> None:
+        """Raise ``Unfit``, or OSError, for a path that will not do."""
+        raise NotImplementedError
+
+    def _checked(self, text: str, name: str) -> Path:
+        if not text.strip():
+            raise UsageError(f"{name} {text!r} names no {self.kind}: give one, or leave {name} out")
+        with _refused(f"{name} {text!r}", self.kind, self.done):
+            self.check(Path(text))
+        return Path(text)
 
 
-def path_to_read(text: str) -> Path:
+class ReadPath(PathAction):
     """A file or a folder that is there."""
-    return _to_read(text, "file or folder")
 
+    kind, done = "file or folder", "read"
 
-def file_to_write(text: str) -> Path:
-    """A file that can be written, or a device; folders around it that are not there are made."""
-    path = _named(text, "file")
-    with _refused(text, "written", "file"):
-        if path.is_dir():
-            raise ArgumentTypeError(f"{text!r} is a folder: name a file in it")
-        if path.exists() and not path.is_file():
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _try(path.parent)
-        if path.exists():
-            path.open("ab").close()
-    return path
-
-
-def picture_to_write(text: str) -> Path:
-    """See ``file_to_write``; its name says what kind of picture."""
-    if text and Path(text).suffix.lower() not in PICTURES:
-        raise ArgumentTypeError(f"{text!r} says no kind of picture: let its name end in {', '.join(PICTURES)}")
-    return file_to_write(text)
-
-
-def folder_to_write(text: str) -> Path:
-    """A folder that files can be written into, or that can be made once there is something to write."""
-    path = _named(text, "folder")
-    if path.is_file():
-        raise ArgumentTypeError(f"{text!r} is a file: name a folder")
-    with _refused(text, "written", "folder"):
-        _try(next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place)))
-    return path
-
-
-def _to_read(text: str, kind: str) -> Path:
-    path = _named(text, kind)
-    with _refused(text, "read", kind):
+    def check(self, path: Path) -> None:
         path.stat()
         if path.is_dir():
             next(path.iterdir(), None)
         elif not os.access(path, os.R_OK):
             raise PermissionError(None, "Permission denied")
-    return path
 
 
-def _named(text: str, kind: str) -> Path:
-    if not text.strip():
-        raise ArgumentTypeError(f"{text!r} names no {kind}: give one" + (", such as ." if "folder" in kind else ""))
-    return Path(text)
+class ReadFile(ReadPath):
+    """A file that is there; a pipe will do."""
+
+    kind = "file"
+
+    def check(self, path: Path) -> None:
+        if path.is_dir():
+            raise Unfit("is a folder: name a file in it")
+        super().check(path)
 
 
-def _try(folder: Path) -> None:
-    """Raise OSError where no file can be made."""
+class ReadFolder(ReadPath):
+    """A folder that is there."""
+
+    kind = "folder"
+
+    def check(self, path: Path) -> None:
+        super().check(path)
+        if not path.is_dir():
+            raise Unfit("is a file: name a folder")
+
+
+class WriteFile(PathAction):
+    """A file that can be written, or a device; folders around it that are not there are made."""
+
+    kind, done = "file", "written"
+
+    def check(self, path: Path) -> None:
+        if path.is_dir():
+            raise Unfit("is a folder: name a file in it")
+        if path.exists() and not path.is_file():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_a_file(path.parent)
+        if path.exists():
+            path.open("ab").close()
+
+
+class WritePicture(WriteFile):
+    """A file as ``WriteFile``, whose name says what kind of picture."""
+
+    kinds = (".png", ".svg", ".pdf")
+
+    def check(self, path: Path) -> None:
+        if path.suffix.lower() not in self.kinds:
+            raise Unfit(f"says no kind of picture: let it end in {', '.join(self.kinds)}")
+        super().check(path)
+
+
+class WriteFolder(PathAction):
+    """A folder that files can be written into, or that can be made once there is something to write."""
+
+    kind, done = "folder", "written"
+
+    def check(self, path: Path) -> None:
+        if path.is_file():
+            raise Unfit("is a file: name a folder")
+        _make_a_file(next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place)))
+
+
+class Unfit(Exception):
+    """Why a path will not do, and what would, as the end of a sentence."""
+
+
+def _make_a_file(folder: Path) -> None:
+    """For a moment; raises OSError where none can be made."""
     with TemporaryFile(dir=folder):
         pass
 
 
 @contextmanager
-def _refused(text: str, done: str, kind: str) -> Iterator[None]:
-    """OSError as what argparse prints."""
+def _refused(what: str, kind: str, done: str) -> Iterator[None]:
+    """``Unfit`` and OSError as a ``UsageError`` of one line."""
     try:
         yield
-    except FileNotFoundError:
-        raise ArgumentTypeError(f"there is no {kind} {text!r}: mind the spelling, and what folder this is") from None
+    except Unfit as error:
+        raise UsageError(f"{what} {error}") from None
     except OSError as error:
-        raise ArgumentTypeError(
-            f"{text!r} cannot be {done} ({error.strerror or error}): name another {kind}, or change its permissions"
-        ) from None
+        reason = error.strerror or str(error)
+        remedy = "mind the spelling" if isinstance(error, FileNotFoundError) else "mind its permissions"
+        raise UsageError(f"{what} cannot be {done} ({reason}): name another {kind}, or {remedy}") from None
