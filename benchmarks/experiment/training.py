@@ -77,8 +77,7 @@ class Training:
             if iteration == FINISHED:
                 self.result = json.loads((self.folder / RESULT).read_text())
                 return
-            rows = self.rows
-            self.written, self.seconds = len(rows), seconds_spent(rows)
+            self._count()
             agent = self._agent(iteration)
             with storage_errors(self.folder):
                 self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open(
@@ -87,6 +86,11 @@ class Training:
             with self._file:
                 yield from self._train(agent)
             self._finish(agent)
+
+    def _count(self) -> None:
+        """``written`` and ``seconds`` of the rows that are there."""
+        rows = self.rows
+        self.written, self.seconds = len(rows), seconds_spent(rows)
 
     def _ranks(self) -> Ranks:
         ranks = join(self.spec.device)
