@@ -23,6 +23,7 @@ from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.provenance import provenance
 from registry import UsageError
 from registry.command import command
+from registry.paths import WriteFolder
 
 SHAPES: dict[str, Any] = {  # Qwen/Qwen2.5-1.5B, config.json
     "hidden_size": 1536,
@@ -83,7 +84,7 @@ def run(command: list[str], deadline: int) -> dict[str, object]:
 def main(arguments: list[str] | None = None) -> int:
     """Run all steps; 1 if one failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the results")
+    parser.add_argument("--out", action=WriteFolder, default=Path("runs/gpu"), help="folder of the results")
     parser.add_argument("--rehearse", action="store_true", help="the same steps on a CPU with a small random model")
     options = parser.parse_args(arguments)
     if not options.rehearse and not torch.cuda.is_available():

@@ -33,6 +33,7 @@ from policies.policy import settle_dtype
 from policies.pretrained.load import BUILT_IN
 from registry import UsageError
 from registry.command import command
+from registry.paths import WriteFile, WritePicture
 
 SKIPS = (1, 2, 4, 8)
 QUICK_SKIPS = (2, 4)
@@ -69,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--workload", choices=("forced", "natural", "both", "none"), help="lengths")
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
     options.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2, 4, less work")
-    options.add_argument("--json", type=Path, help="write the rows here")
-    options.add_argument("--picture", type=Path, help="write a picture here (png, svg)")
+    options.add_argument("--json", action=WriteFile, help="write the rows here")
+    options.add_argument("--picture", action=WritePicture, help="write a picture here (png, svg)")
     return options
 
 
@@ -256,7 +257,6 @@ def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dic
         rate = f"{line['tokens_per_second']:.0f} tokens/s, {line['ratio']:.3f} of {line['against']}"
         print(f"{line['name']} ({line['workload']}): {rate}", file=sys.stderr, flush=True)
         if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json_text([each | {"provenance": facts} for each in so_far], indent=1) + "\n")
     return so_far
 
