@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+BATCHED = 4096  # tokens of a step, the least of vLLM's defaults
 LOWEST = (0, 32)  # reload_weights takes an iterator, and packs again what a CPU's kernels read
 
 
@@ -85,6 +86,7 @@ def _engine(folder: str, dtype: str, longest: int, slots: int, cache_bytes: int,
         enable_prefix_caching=True,
         enforce_eager=on_cpu,
         **({"block_size": 32} if on_cpu else {}),  # its default there, 128, shares no short prompt
+        **({"max_num_batched_tokens": slots} if slots > BATCHED else {}),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from agents.writing import episode_seed
 from policies import LayerSubset, Nested, PatchedSubset, Policy
 from policies.nested import Change
+from policies.vllm.checkpoint import head_channels
 from policies.vllm.engine import Engine, Request
 from registry import UsageError
 from tests.oracles.policy_checkpoints import random_model
@@ -145,5 +146,10 @@ def test_an_agent_trains_and_repeats() -> None:
 
 
 def test_a_cache_that_memory_does_not_hold_is_one_line() -> None:
-    with pytest.raises(UsageError, match="no memory for the keys and values of 10000000 slots"):
-        Engine(Policy.load("tiny"), (0, 1), 10_000_000, 512, PYTHON)
+    """Of tens of thousands of slots: more than vLLM's steps have tokens if it is not told otherwise."""
+    policy, longest = Policy.load("tiny"), 512
+    a, memory = policy.architecture, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    a_slot = 2 * 2 * 4 * a.key_heads * head_channels(policy) * longest  # of two layers, keys and values, float32
+    slots = 2 * memory // a_slot
+    with pytest.raises(UsageError, match=f"no memory for the keys and values of {slots} slots"):
+        Engine(policy, (0, 1), slots, longest, PYTHON)
