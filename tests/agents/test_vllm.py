@@ -119,11 +119,13 @@ def test_patches_are_written_by() -> None:
 
 
 def test_tokens_are_drawn_from_what_their_log_probabilities_say() -> None:
-    """Mean log mu is minus the mean entropy; with another temperature, or a tail cut off, it would not be."""
+    """Mean log mu is minus the mean entropy; with another temperature, or a tail cut off, it would not be.
+    The prompts are more than a step of vLLM takes."""
     policy = Policy.load("tiny")
     layers = tuple(range(policy.num_layers))
-    engine = engine_of(policy, layers)
     asked = request(policy, completions=400, length=8)
+    assert sum(len(asked.prompts[n]) for n in asked.of) > 4096
+    engine = Engine(policy, layers, 400, 64, PYTHON)
     tokens, logp = engine.write(asked)
     longest = max(map(len, tokens))
     padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in tokens])
