@@ -15,8 +15,7 @@ from functools import partial
 from typing import Any
 
 BATCHED = 4096  # tokens of a step, the least of vLLM's defaults
-# Its default block, 128 tokens, shares no short prompt. A chunk of a prompt takes its draw back, which no generator of a
-# CPU can.
+# Its default block, 128 tokens, shares no short prompt. A prompt in chunks takes draws back; a CPU's generator cannot.
 ON_CPU = {"block_size": 32, "enable_chunked_prefill": False}
 LOWEST = (0, 32)  # reload_weights takes an iterator, and packs again what a CPU's kernels read
 

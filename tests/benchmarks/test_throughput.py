@@ -154,7 +154,7 @@ def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
     )
     work.env.num_envs = given.slots
     given.skips = throughput.chosen_skips(given, policy.num_layers)
-    rows = list(throughput.measure(policy, work, "forced", given))
+    rows = list(throughput.measure(policy, work, "forced", given, {}))
     assert [row["against"] for row in rows] == ["engine", "generate (batch 64)", "engine", "engine", "engine", "engine"]
     assert given.workload == "forced" and given.pairs == 3 and given.prompts * given.group_size == given.slots
     assert written["engine"] / 500 + written["generate"] / 100 < 180
