@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from benchmarks.speed import limits
 from benchmarks.speed.iteration import OurIteration
 from benchmarks.speed.limits import update_seconds
 from benchmarks.speed.ours import Engine, Parts
+from benchmarks.speed.process import BlockProcess, EngineProcess
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.trl import TrlIteration, TrlProcess
 from policies import Policy
@@ -154,7 +156,7 @@ def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
     )
     work.env.num_envs = given.slots
     given.skips = throughput.chosen_skips(given, policy.num_layers)
-    rows = list(throughput.measure(policy, work, "forced", given))
+    rows = list(throughput.measure(policy, work, "forced", given, {}))
     assert [row["against"] for row in rows] == ["engine", "generate (batch 64)", "engine", "engine", "engine", "engine"]
     assert given.workload == "forced" and given.pairs == 3 and given.prompts * given.group_size == given.slots
     assert written["engine"] / 500 + written["generate"] / 100 < 180
@@ -227,6 +229,70 @@ def test_trl_steps_in_a_process_of_its_own(policy):
                 theirs()
     finally:
         theirs.close()
+
+
+def child(code: str) -> BlockProcess:
+    return BlockProcess("peer", [sys.executable, "-c", code], {"OF_IT_ALONE": "7"})
+
+
+def test_a_child_works_off_a_block_a_line_with_variables_of_its_own():
+    block = """print('{"tokens": %s, "seconds": 2}' % os.environ["OF_IT_ALONE"], flush=True)"""
+    peer = child(f"import os, sys\nfor _ in sys.stdin: {block}")
+    try:
+        assert [peer().rate for _ in range(2)] == [3.5, 3.5]
+        assert "OF_IT_ALONE" not in os.environ
+    finally:
+        peer.close()
+    assert peer.child.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise SystemExit(3)", "peer's process ended with exit code 3; its messages"),
+        ("import os; os.kill(os.getpid(), 9)", "it ran out of memory"),
+        ("""print('{"error": "no such model"}')""", "^no such model$"),
+    ],
+)
+def test_what_ends_a_child_is_said(code, said):
+    peer = child(code)
+    try:
+        with pytest.raises(UsageError, match=said):
+            peer()
+    finally:
+        peer.close()
+
+
+@pytest.mark.parametrize(("engine", "module"), [("vllm", "vllm"), ("openvino", "openvino_genai")])
+def test_an_environment_without_the_engine_says_what_to_install(policy, engine, module):
+    work = throughput.make_work(options(), policy, natural=False)
+    with pytest.raises(UsageError, match=f"--{engine} ./no/python: no such program"):
+        EngineProcess(engine, "./no/python", policy, work)
+    if importlib.util.find_spec(module):
+        pytest.skip(f"this environment has {module}")
+    peer = EngineProcess(engine, sys.executable, policy, work)
+    try:
+        with pytest.raises(UsageError, match=f"has no {engine} .*: pip install"):
+            peer()
+        assert peer.folder.is_dir()
+    finally:
+        peer.close()
+    assert not peer.folder.exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("engine", ["vllm", "openvino"])
+@pytest.mark.parametrize("natural", [False, True])
+def test_another_engine_writes_as_many_tokens(policy, engine, natural):
+    python = os.environ.get(f"NESTED_REFT_{engine.upper()}")
+    if python is None:
+        pytest.skip(f"NESTED_REFT_{engine.upper()} names no interpreter")
+    peer = EngineProcess(engine, python, policy, throughput.make_work(options(new_tokens=40), policy, natural))
+    try:
+        for _ in range(2):
+            assert (4 <= peer().tokens < 160) if natural else (peer().tokens == 160)
+    finally:
+        peer.close()
 
 
 def test_the_gpu_command_says_that_there_is_none(monkeypatch, capsys, tmp_path):
