@@ -456,7 +456,7 @@ class Policy:
         if weights is None:
             if int8 and self.device.type == "cuda":
                 warnings.warn(
-                    "rollout_dtype='int8' has no kernel on a GPU, where bfloat16 is about four times as fast: leave it out",
+                    "rollout_dtype='int8' has no kernel on a GPU, where bfloat16 is four times as fast: leave it out",
                     stacklevel=2,
                 )
             maps = (Int8Linear, Int8Head) if int8 else (RolloutLinear, RolloutHead)
