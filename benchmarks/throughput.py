@@ -24,7 +24,7 @@ import torch
 
 from agents.memory import peak_bytes
 from benchmarks.measuring.durable import json_text
-from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.measuring.pairing import Block, abba, median_ratio, processor_ratio
 from benchmarks.measuring.provenance import provenance
 from benchmarks.measuring.table import Table, console
 from benchmarks.speed.limits import bandwidth_limit, product_limit
@@ -107,7 +107,9 @@ def ratio_row(name: str, workload: str, pairs: list[tuple[Block, Block]], agains
     ratio = median_ratio(pairs)
     rate = float(np.median([ours.rate for ours, _ in pairs]))
     values = (name, workload, rate, ratio.value, ratio.low, ratio.high, against)
-    return dict(zip(COLUMNS, values, strict=True))
+    line = dict(zip(COLUMNS, values, strict=True))
+    busy = processor_ratio(pairs)
+    return line if busy is None else line | {"processor_ratio": busy}
 
 
 @contextmanager
@@ -123,7 +125,8 @@ def engine_processes(policy: Policy, work: Work, options: argparse.Namespace) ->
             if python := getattr(options, engine):
                 peers[name] = EngineProcess(engine, python, policy, work, int8)
                 stack.callback(peers[name].close)
-                peers[name]()
+        for peer in peers.values():  # all of them start at once
+            peer()
         yield peers
 
 
@@ -250,6 +253,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         "tokens/s": lambda line: f"{line['tokens_per_second']:.0f}",
         "ratio": lambda line: f"{line['ratio']:.3f}",
         "interval": lambda line: f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]",
+        "by processor time": lambda line: f"{line['processor_ratio']:.3f}" if "processor_ratio" in line else "",
     }
     figures = {name.replace("_", " "): partial(_figure, name) for name in FIGURES}
     console().print(Table.of(rows, place | ratios, left=(0, 1)))
@@ -282,7 +286,8 @@ def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dic
     for line in rows:
         so_far.append(line)
         rate = f"{line['tokens_per_second']:.0f} tokens/s, {line['ratio']:.3f} of {line['against']}"
-        print(f"{line['name']} ({line['workload']}): {rate}", file=sys.stderr, flush=True)
+        busy = f", {line['processor_ratio']:.3f} by processor time" if "processor_ratio" in line else ""
+        print(f"{line['name']} ({line['workload']}): {rate}{busy}", file=sys.stderr, flush=True)
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json_text([each | {"provenance": facts} for each in so_far], indent=1) + "\n")

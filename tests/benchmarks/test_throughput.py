@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, throughput
-from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.measuring.pairing import Block, abba, median_ratio, processor_ratio
 from benchmarks.speed import limits
 from benchmarks.speed.iteration import OurIteration
 from benchmarks.speed.limits import update_seconds
@@ -41,6 +41,12 @@ def test_abba_alternates_and_keeps_who_is_who():
     assert all((ours.seconds, theirs.seconds) == (1.0, 2.0) for ours, theirs in pairs)
     ratio = median_ratio(pairs)
     assert (ratio.value, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_processor_time_is_compared_where_both_counted_it():
+    ours, theirs, uncounted = Block(10, 5.0, 2.0), Block(30, 3.0, 18.0), Block(30, 3.0)
+    assert processor_ratio([(ours, theirs), (ours, uncounted)]) == pytest.approx(5 / (30 / 18))
+    assert processor_ratio([(ours, uncounted), (uncounted, theirs)]) is None
 
 
 def test_the_interval_covers_the_ratio_of_a_drifting_noisy_machine():
