@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
     options.add_argument("--prompts", type=int, help="problems a block (default 32; quick, a model of yours: 8)")
     options.add_argument("--group-size", type=int, default=8, help="completions a problem")
-    options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 24)")
+    options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 16)")
     options.add_argument("--slots", type=int, default=64)
     options.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     options.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
@@ -94,7 +94,7 @@ def settle_work(options: argparse.Namespace) -> None:
     """Set what the command line left open. A quick comparison of a model of the user's has one wave of short
     completions a block, and forced length alone; pairs and their order are those of the others."""
     small = options.quick and options.policy not in BUILT_IN
-    for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 24), ("workload", "both", "forced")):
+    for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 16), ("workload", "both", "forced")):
         if getattr(options, name) is None:
             setattr(options, name, quick if small else usual)
     if options.quick:

@@ -132,7 +132,8 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
 
 
 def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
-    """At 500 tokens a second by the engine and 100 by generate, both slow, under three minutes of writing."""
+    """At what two cores with AVX2 write of a model of 135M parameters, 300 tokens a second and 100 by generate, under
+    two and a half minutes of writing."""
     written = {"engine": 0, "generate": 0}
 
     class Counted:
@@ -165,7 +166,7 @@ def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
     rows = list(throughput.measure(policy, work, "forced", given, {}))
     assert [row["against"] for row in rows] == ["engine", "generate (batch 64)", "engine", "engine", "engine", "engine"]
     assert given.workload == "forced" and given.pairs == 3 and given.prompts * given.group_size == given.slots
-    assert written["engine"] / 500 + written["generate"] / 100 < 180
+    assert written["engine"] / 300 + written["generate"] / 100 < 150
 
 
 def test_what_is_given_stays_in_a_quick_comparison():
@@ -173,7 +174,7 @@ def test_what_is_given_stays_in_a_quick_comparison():
         ["--quick", "--policy", "a/model", "--prompts", "3", "--workload", "natural"]
     )
     throughput.settle_work(given)
-    assert (given.prompts, given.new_tokens, given.workload) == (3, 24, "natural")
+    assert (given.prompts, given.new_tokens, given.workload) == (3, 16, "natural")
     whole = throughput.parser().parse_args(["--policy", "a/model"])
     throughput.settle_work(whole)
     assert (whole.prompts, whole.new_tokens, whole.workload, whole.pairs) == (32, 64, "both", 8)
