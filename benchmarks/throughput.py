@@ -24,7 +24,7 @@ import torch
 
 from agents.memory import peak_bytes
 from benchmarks.measuring.durable import json_text
-from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.measuring.pairing import Block, abba, median_ratio, processor_ratio
 from benchmarks.measuring.provenance import provenance
 from benchmarks.measuring.table import Table, console
 from benchmarks.speed.limits import bandwidth_limit, product_limit
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
     options.add_argument("--prompts", type=int, help="problems a block (default 32; quick, a model of yours: 8)")
     options.add_argument("--group-size", type=int, default=8, help="completions a problem")
-    options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 24)")
+    options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 16)")
     options.add_argument("--slots", type=int, default=64)
     options.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     options.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
@@ -95,7 +95,7 @@ def settle_work(options: argparse.Namespace) -> None:
     """Set what the command line left open. A quick comparison of a model of the user's has one wave of short
     completions a block, and forced length alone; pairs and their order are those of the others."""
     small = options.quick and options.policy not in BUILT_IN
-    for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 24), ("workload", "both", "forced")):
+    for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 16), ("workload", "both", "forced")):
         if getattr(options, name) is None:
             setattr(options, name, quick if small else usual)
     if options.quick:
@@ -108,7 +108,9 @@ def ratio_row(name: str, workload: str, pairs: list[tuple[Block, Block]], agains
     ratio = median_ratio(pairs)
     rate = float(np.median([ours.rate for ours, _ in pairs]))
     values = (name, workload, rate, ratio.value, ratio.low, ratio.high, against)
-    return dict(zip(COLUMNS, values, strict=True))
+    line = dict(zip(COLUMNS, values, strict=True))
+    busy = processor_ratio(pairs)
+    return line if busy is None else line | {"processor_ratio": busy}
 
 
 @contextmanager
@@ -124,7 +126,8 @@ def engine_processes(policy: Policy, work: Work, options: argparse.Namespace) ->
             if python := getattr(options, engine):
                 peers[name] = EngineProcess(engine, python, policy, work, int8)
                 stack.callback(peers[name].close)
-                peers[name]()
+        for peer in peers.values():  # all of them start at once
+            peer()
         yield peers
 
 
@@ -251,6 +254,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         "tokens/s": lambda line: f"{line['tokens_per_second']:.0f}",
         "ratio": lambda line: f"{line['ratio']:.3f}",
         "interval": lambda line: f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]",
+        "by processor time": lambda line: f"{line['processor_ratio']:.3f}" if "processor_ratio" in line else "",
     }
     figures = {name.replace("_", " "): partial(_figure, name) for name in FIGURES}
     console().print(Table.of(rows, place | ratios, left=(0, 1)))
@@ -283,7 +287,8 @@ def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dic
     for line in rows:
         so_far.append(line)
         rate = f"{line['tokens_per_second']:.0f} tokens/s, {line['ratio']:.3f} of {line['against']}"
-        print(f"{line['name']} ({line['workload']}): {rate}", file=sys.stderr, flush=True)
+        busy = f", {line['processor_ratio']:.3f} by processor time" if "processor_ratio" in line else ""
+        print(f"{line['name']} ({line['workload']}): {rate}{busy}", file=sys.stderr, flush=True)
         if target is not None:
             target.write_text(json_text([each | {"provenance": facts} for each in so_far], indent=1) + "\n")
     return so_far

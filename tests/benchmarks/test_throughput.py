@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, throughput
-from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.measuring.pairing import Block, abba, median_ratio, processor_ratio
 from benchmarks.speed import limits
 from benchmarks.speed.iteration import OurIteration
 from benchmarks.speed.limits import update_seconds
@@ -41,6 +41,12 @@ def test_abba_alternates_and_keeps_who_is_who():
     assert all((ours.seconds, theirs.seconds) == (1.0, 2.0) for ours, theirs in pairs)
     ratio = median_ratio(pairs)
     assert (ratio.value, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_processor_time_is_compared_where_both_counted_it():
+    ours, theirs, uncounted = Block(10, 5.0, 2.0), Block(30, 3.0, 18.0), Block(30, 3.0)
+    assert processor_ratio([(ours, theirs), (ours, uncounted)]) == pytest.approx(5 / (30 / 18))
+    assert processor_ratio([(ours, uncounted), (uncounted, theirs)]) is None
 
 
 def test_the_interval_covers_the_ratio_of_a_drifting_noisy_machine():
@@ -126,7 +132,8 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
 
 
 def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
-    """At 500 tokens a second by the engine and 100 by generate, both slow, under three minutes of writing."""
+    """At what two cores with AVX2 write of a model of 135M parameters, 300 tokens a second and 100 by generate, under
+    two and a half minutes of writing."""
     written = {"engine": 0, "generate": 0}
 
     class Counted:
@@ -159,7 +166,7 @@ def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
     rows = list(throughput.measure(policy, work, "forced", given, {}))
     assert [row["against"] for row in rows] == ["engine", "generate (batch 64)", "engine", "engine", "engine", "engine"]
     assert given.workload == "forced" and given.pairs == 3 and given.prompts * given.group_size == given.slots
-    assert written["engine"] / 500 + written["generate"] / 100 < 180
+    assert written["engine"] / 300 + written["generate"] / 100 < 150
 
 
 def test_what_is_given_stays_in_a_quick_comparison():
@@ -167,7 +174,7 @@ def test_what_is_given_stays_in_a_quick_comparison():
         ["--quick", "--policy", "a/model", "--prompts", "3", "--workload", "natural"]
     )
     throughput.settle_work(given)
-    assert (given.prompts, given.new_tokens, given.workload) == (3, 24, "natural")
+    assert (given.prompts, given.new_tokens, given.workload) == (3, 16, "natural")
     whole = throughput.parser().parse_args(["--policy", "a/model"])
     throughput.settle_work(whole)
     assert (whole.prompts, whole.new_tokens, whole.workload, whole.pairs) == (32, 64, "both", 8)
