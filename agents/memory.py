@@ -5,11 +5,12 @@ Throughout there are copies of the weights for rollouts, gradients and AdamW's m
 rollout (keys and values of the slots, and logits where no compiled kernel draws) and an update (what a micro-batch's
 layers keep for the backward, and the gradients of head and embedding before they are added up). Split over processes
 (``policies.sharding``), weights, gradients and moments are a part each, and the copy for rollouts is gone during an
-update. A GPU has errors of its own; what is checked is the host's memory.
+update. What is checked is the memory of the device that computes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import distributed
 
 from envs.task import Task
 from policies import Policy
-from policies.model.compute import decode_kernels, drawing_head_kernels, product_dtype
+from policies.model.compute import decode_kernels, drawing_head_kernels, product_dtype, scoring_head_kernels
 from policies.model.head import CHUNK_LOGITS, KEPT
 from policies.pretrained.architecture import Architecture
 from policies.sharding import shape_of
@@ -37,6 +38,18 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_freed() -> None:
+    """Give the system back what has been freed.
+
+    The tensors of every iteration have other sizes, and small things that stay come to lie between them. So glibc holds
+    on to more and more of what is free, and a long run would end with as much as its largest iterations took together.
+    To touch returned memory again costs up to a tenth of a small model's iteration: not for every one.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
+    if trim is not None:
+        trim(0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,9 @@ class ModelSize:
         whole = 1 if self.gradient_checkpointing else a.layers
         layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
         logits = tokens * a.vocabulary
-        head = 4 * CHUNK_COPIES * min(CHUNK_LOGITS, logits) + (size * min(KEPT, logits) if size < 4 else 0)
+        head = 4 * CHUNK_COPIES * min(CHUNK_LOGITS, logits)
+        if scoring_head_kernels(self.device, self.dtype, a.width) is not None:
+            head += size * min(KEPT, logits)
         unplaced = 0 if self.adapted else 2 * a.vocabulary * a.width * 4
         in_use = 4 * a.vocabulary * a.width + (4 + size) * self.largest if self.processes > 1 else 0
         return layers + head + unplaced + in_use
@@ -183,8 +198,11 @@ def update_bytes(policy: Policy, tokens: int) -> int:
     return ModelSize.of(policy).update(tokens)
 
 
-def lasting_bytes(policy: Policy, optimizer: torch.optim.Optimizer) -> int:
-    """Of what is not there yet and will be throughout: the weights as rollouts read them, gradients, moments."""
+def lasting_bytes(policy: Policy, optimizer: torch.optim.Optimizer | None) -> int:
+    """Of what is not there yet and will be throughout: the weights as rollouts read them, and where an ``optimizer``
+    trains, gradients and moments."""
+    if optimizer is None:
+        return ModelSize.of(policy).copy
     trained = sum(parameter.numel() for parameter in policy.parameters())
     return ModelSize.of(policy).copy + trained * 4 * (1 if optimizer.state else 3)
 
@@ -195,17 +213,36 @@ def layout_bytes(policy: Policy) -> int:
     return size.largest * size.multiplied if policy.functional else 0
 
 
-def _free_bytes() -> int | None:
-    """What the machine leaves to this process, of those of a run that are on it."""
+def _free_bytes(device: torch.device) -> int | None:
+    """What the machine, or a GPU, leaves to this process, of those of a run that are on it."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     free = available_bytes()
     shared = distributed.is_available() and distributed.is_initialized()
     return free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if free is not None and shared else free
 
 
-def fitting_slots(policy: Policy, task: Task, optimizer: torch.optim.Optimizer, wanted: int) -> int:
-    """As many of ``wanted`` slots as memory holds; all of them on a GPU, or where the system tells nothing."""
-    free = _free_bytes()
-    if free is None or policy.device.type != "cpu":
+MOST_TOKENS = 65_536  # of a micro-batch: launches are a small part of its time by then
+
+
+def fitting_tokens(policy: Policy, least: int) -> int:
+    """Tokens of a micro-batch where nobody has said how many: ``least``, and on a GPU, which waits for the host while
+    they are few, twice as many as long as a quarter of its free memory holds them."""
+    free = _free_bytes(policy.device)
+    tokens = least
+    while (
+        policy.device.type == "cuda" and tokens < MOST_TOKENS and update_bytes(policy, 2 * tokens) <= (free or 0) // 4
+    ):
+        tokens *= 2
+    return tokens
+
+
+def fitting_slots(policy: Policy, task: Task, optimizer: torch.optim.Optimizer | None, wanted: int) -> int:
+    """As many of ``wanted`` slots as memory holds beside what an ``optimizer`` needs, if one trains; all of them where
+    the system tells nothing."""
+    free = _free_bytes(policy.device)
+    if free is None:
         return wanted
     room = free - lasting_bytes(policy, optimizer) - layout_bytes(policy)
     return max(0, min(wanted, room // max(slot_bytes(policy, task), 1)))
@@ -229,8 +266,8 @@ def check_memory(
 ) -> None:
     """Raise NotEnoughMemory where ``slots`` slots of each of ``behaviors``, or an update of ``microbatch_tokens``
     tokens, do not fit, before anything is killed for it."""
-    free = _free_bytes()
-    if free is None or policy.device.type != "cpu":
+    free = _free_bytes(policy.device)
+    if free is None:
         return
     lasting = lasting_bytes(policy, optimizer)
     throughout = f"gradients, optimizer and the weights of rollouts need {lasting / GB:.3g} GB"

@@ -38,6 +38,7 @@ from envs.problems.arithmetic import Arithmetic
 from envs.train_tokenizer import BUILT_IN
 from registry import UsageError, templates
 from registry.command import command
+from registry.paths import WriteFolder
 
 DEPTH, HEAD, POSITIONS = 12, 16, 512
 SHOWN_EVERY = 100  # steps
@@ -221,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train the tiny model and save it. Returns the exit status."""
     default = TinySpec()
     parser = argparse.ArgumentParser(prog="python -m agents.train_tiny", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", action=WriteFolder, required=True, help="folder to write")
     for name in ("width", "steps", "batch", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help="(default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")

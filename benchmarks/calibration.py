@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +36,7 @@ from benchmarks.measuring.statistics import (
 )
 from benchmarks.measuring.table import Table
 from registry.command import command
+from registry.paths import WriteFolder
 
 Array = NDArray[np.float64]
 MARGIN = 0.02
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--repeats", type=int, default=2000, help="simulated comparisons a setting (default: 2000)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for README.md")
+    parser.add_argument("--out", action=WriteFolder, required=True, help="folder for README.md")
     given = parser.parse_args(arguments)
     error = (0.05 * 0.95 / given.repeats) ** 0.5
     parts = [

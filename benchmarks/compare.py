@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.experiment import BUDGETS, TRACKERS
 from registry import UsageError, did_you_mean
 from registry.command import assignment, command
+from registry.paths import ReadPath, WriteFolder
 
 if TYPE_CHECKING:
     from benchmarks.comparison.grid import Arm, Grid, Start
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from",
         dest="stored",
         nargs="+",
-        type=Path,
+        action=ReadPath,
         metavar="RUNS",
         help="compare what is there: run folders, folders of them, JSON files of outcomes (CONTRIBUTING.md)",
     )
@@ -87,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, help="runs at a time (default: cores // threads)")
     parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
-    parser.add_argument("--out", type=Path, help="folder of the report (default: RUNS/compare-<hash>)")
+    parser.add_argument("--runs", action=WriteFolder, default=Path("runs"), help="where run folders are made")
+    parser.add_argument("--out", action=WriteFolder, help="folder of the report (default: RUNS/compare-<hash>)")
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs, their cost and resolution, by finished runs"
     )
@@ -197,7 +198,7 @@ def grid_of(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
     from benchmarks.comparison.grid import agent_ids, preset, recipe, without_missed, without_replaced
 
-    grid, published = preset(given.preset or "smoke"), recipe(given.recipe)
+    grid, published = preset("smoke" if given.preset is None else given.preset), recipe(given.recipe)
     own: dict[str, Any] = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
     own |= dict(assignment(text) for text in given.set)
     of_preset = without_replaced(grid.set, {**published, **own})

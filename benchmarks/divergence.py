@@ -31,6 +31,7 @@ from policies import LayerSubset, with_int8
 from policies.nested import HALVES, without
 from registry import UsageError, patches, skip_samplers
 from registry.command import command
+from registry.paths import WriteFile, WritePicture
 
 DEFAULT_VARIANTS = ("attention-only:by=kl", "mlp-only:by=kl")
 
@@ -72,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--no-layers", action="store_true", help="leave out the table of single layers")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
-    options.add_argument("--json", type=Path, help="write the rows here, as they are measured")
-    options.add_argument("--picture", type=Path, help="write the picture here (png, svg)")
+    options.add_argument("--json", action=WriteFile, help="write the rows here, as they are measured")
+    options.add_argument("--picture", action=WritePicture, help="write the picture here (png, svg)")
     return options
 
 
@@ -228,8 +229,6 @@ def main(arguments: list[str] | None = None) -> int:
     for spec in options.samplers or default_samplers():
         sampler_of(spec, most / layers, options.border).check(layers)
     leave_out_patches(bench)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
     rows = collect_rows(bench)
     singles = [row for row in rows if row["written_by"] == "full model"]
     measured = arms([row for row in rows if row["written_by"] == "nested policy"])
@@ -240,7 +239,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(line)
     print(recommend(measured, options.budget))
     if options.picture:
-        options.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(measured, options.budget, options.picture, f"{Path(options.policy).name} on {options.problems}")
     return 0
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry import UsageError
 from registry.command import assignment, command
+from registry.paths import WriteFolder
 
 if TYPE_CHECKING:
     from benchmarks.answers.engine import Engine
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         help="problem_options.SET.FIELD, or body.FIELD of a server's requests (body.top_p=0.95; null leaves one out)",
     )
     parser.add_argument("--label", help="what a comparison calls the model (default: the name of its folder)")
-    parser.add_argument("--out", type=Path, help="folder of all files (default: runs/evaluate-<hash>)")
+    parser.add_argument("--out", action=WriteFolder, help="folder of all files (default: runs/evaluate-<hash>)")
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
@@ -98,9 +99,9 @@ def _check(given: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least {least}")
     if given.temperature <= 0:
         raise UsageError(f"--temperature {given.temperature:g} must be above 0: greedy completions are written anyway")
-    if given.server and not re.match(r"https?://", given.server):
+    if given.server is not None and not re.match(r"https?://", given.server):
         raise UsageError(f"--server {given.server!r} is no address: give one such as http://localhost:8000/v1")
-    if given.tokenizer and not given.server:
+    if given.tokenizer is not None and not given.server:
         raise UsageError("--tokenizer is of a server's model: a model of our engine has its own")
 
 
@@ -149,9 +150,10 @@ def settings_of(given: argparse.Namespace) -> Settings:
     from registry import templates
 
     server = (given.server or "").rstrip("/")
-    template = given.template or ("chat" if server else "plain")
+    template = ("chat" if server else "plain") if given.template is None else given.template
     templates.check(template)
-    model = model_name(server, given.policy) if server else given.policy or "tiny"
+    named = "tiny" if given.policy is None else given.policy
+    model = model_name(server, given.policy) if server else named
     options, body = _assigned(given)
     return Settings(
         model=model,

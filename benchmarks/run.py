@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.experiment import TRACKERS, follows
 from registry import UsageError
 from registry.command import assignment, command
+from registry.paths import ReadFile, WriteFolder
 
 if TYPE_CHECKING:
     from benchmarks.experiment.spec import RunSpec
@@ -67,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="budget of training seconds, evaluations not counted")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any hyper-parameter")
     parser.add_argument("--device", help="cpu or cuda")
-    parser.add_argument("--spec", type=Path, help="repeat this spec.json; the arguments above are then not taken")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are made")
+    parser.add_argument("--spec", action=ReadFile, help="repeat this spec.json; the arguments above are then not taken")
+    parser.add_argument("--runs", action=WriteFolder, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument(
         "--log", action="append", default=[], choices=TRACKERS, help="a tracker that gets the rows as they are written"

@@ -16,6 +16,7 @@ from benchmarks.experiment.summary import scalars
 from benchmarks.measuring.durable import read_rows
 from registry import UsageError
 from registry.command import command
+from registry.paths import ReadFolder, WriteFolder
 
 
 @command()
@@ -24,8 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tensorboard", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("runs", type=Path, help="a run's folder, or a folder of runs")
-    parser.add_argument("--out", type=Path, default=Path("tensorboard"), help="where the logs are made")
+    parser.add_argument("runs", action=ReadFolder, help="a run's folder, or a folder of runs")
+    parser.add_argument("--out", action=WriteFolder, default=Path("tensorboard"), help="where the logs are made")
     given = parser.parse_args(arguments)
     folders = sorted(path.parent for path in [*given.runs.glob("metrics.jsonl"), *given.runs.glob("*/metrics.jsonl")])
     if not folders:

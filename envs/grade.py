@@ -27,6 +27,7 @@ from envs.verifier.extract import completion_text
 from envs.verifier.gold import read_gold
 from registry import UsageError, templates
 from registry.command import command
+from registry.paths import ReadFile
 
 Row = dict[str, Any]
 
@@ -111,7 +112,7 @@ def _share(rows: list[Row], chosen: list[int], rewards: list[int]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Grade the completions of a JSON lines file. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.grade", description=main.__doc__)
-    parser.add_argument("file", type=Path, help="JSON lines with id, gold and completion (or gen)")
+    parser.add_argument("file", action=ReadFile, help="JSON lines with id, gold and completion (or gen)")
     parser.add_argument(
         "--template",
         default="plain",

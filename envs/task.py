@@ -24,6 +24,7 @@ __all__ = ["BUILTIN_TOKENIZER", "Task", "TaskSpec", "final_info", "load_tokenize
 
 REWARDS = ("verified", "random")
 UNLIMITED = 2**31  # an unlimited source is indexed from 0 to here
+REMEMBERED = 4096  # generated problems, and prompts of them: a batch and an evaluation come back to theirs
 
 
 def _reward_parts(given: Any, max_new_tokens: int) -> tuple[RewardPart, ...]:
@@ -114,7 +115,7 @@ class Task:
     def _connect(self) -> None:
         """What belongs to this process: the verifier's workers, and a memo of generated problems."""
         self.verifier = Verifier(self.template.extract)
-        self._problem = lru_cache(maxsize=4096)(self.problems.__getitem__)
+        self._problem = lru_cache(maxsize=REMEMBERED)(self.problems.__getitem__)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("verifier", "_problem")}
@@ -144,9 +145,9 @@ class Task:
     def _tokenize(self, index: int) -> NDArray[np.int64]:
         ids = self._prompts.get(index)
         if ids is None:
-            ids = self.codec.prompt(self._problem(index).question)
-            if self.problems.size is not None or len(self._prompts) < 100_000:
-                self._prompts[index] = ids
+            if self.problems.size is None and len(self._prompts) >= REMEMBERED:
+                self._prompts.clear()
+            ids = self._prompts[index] = self.codec.prompt(self._problem(index).question)
         return ids
 
     def problem(self, index: int) -> Problem:

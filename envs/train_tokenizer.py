@@ -19,6 +19,7 @@ from envs.problems.arithmetic import Arithmetic
 from envs.problems.scenes import LEVELS
 from registry import templates
 from registry.command import command
+from registry.paths import WriteFolder
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCAB_SIZE = 512
@@ -58,7 +59,9 @@ def train(count: int = 20000) -> PreTrainedTokenizerFast:
 def main(argv: list[str] | None = None) -> int:
     """Train and save in Hugging Face form. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m envs.train_tokenizer", description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=BUILT_IN, help="folder to write (default: the built-in one)")
+    parser.add_argument(
+        "--out", action=WriteFolder, default=BUILT_IN, help="folder to write (default: the built-in one)"
+    )
     args = parser.parse_args(argv)
     train().save_pretrained(args.out)
     print(f"wrote {args.out}")

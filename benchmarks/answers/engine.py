@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.memory import available_bytes, slot_bytes
+from agents.memory import fitting_slots
 from agents.rollout import collect
 from benchmarks.answers.kept import GREEDY, Answer, Keep, Place
 from benchmarks.answers.settings import Settings
@@ -78,11 +78,7 @@ class Engine:
             max_new_tokens=settings.max_new_tokens,
             vocab_size=vocab_size,
         )
-        slots = min(self.slots, wanted)
-        free = available_bytes()
-        if free is not None and self.policy.device.type == "cpu":
-            weights = sum(parameter.numel() for parameter in self.policy.model.parameters())
-            slots = min(slots, (free - weights * self.policy.dtype.itemsize) // slot_bytes(self.policy, Task(spec)))
+        slots = fitting_slots(self.policy, Task(spec), None, min(self.slots, wanted))
         if slots < 1:
             raise UsageError(
                 f"not enough memory for one completion of {settings.max_new_tokens} tokens: lower --max-new-tokens, or "

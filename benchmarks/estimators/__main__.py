@@ -27,6 +27,7 @@ from benchmarks.measuring.table import Table
 from benchmarks.measuring.table import console as output
 from registry import UsageError, advantages, corrections, parse_value
 from registry.command import assignment, command
+from registry.paths import ReadFolder, WriteFile, WritePicture
 
 DESCRIPTION = """\
 Enumerate a token MDP and give, for every registered off-policy correction, the exact bias, variance, direction and
@@ -83,14 +84,16 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--seeds", type=int, default=default.seeds, help=f"random problems per cell, default {default.seeds}"
     )
-    options.add_argument("--json", type=Path, metavar="FILE", help="write the rows, one per cell and correction")
-    options.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
-    options.add_argument("--picture", type=Path, metavar="FILE", help="write efficiency against D (png, svg, pdf)")
+    options.add_argument("--json", action=WriteFile, metavar="FILE", help="write the rows, one per cell and correction")
+    options.add_argument("--markdown", action=WriteFile, metavar="FILE", help="write the tables")
+    options.add_argument(
+        "--picture", action=WritePicture, metavar="FILE", help="write efficiency against D (png, svg, pdf)"
+    )
     options.add_argument("--check", metavar="MODULE:CLASS", help="run the contract checks on a correction of your own")
-    options.add_argument("--run", type=Path, metavar="FOLDER", help="advise on a run's folder")
+    options.add_argument("--run", action=ReadFolder, metavar="FOLDER", help="advise on a run's folder")
     options.add_argument(
         "--against",
-        type=Path,
+        action=ReadFolder,
         nargs="+",
         metavar="FOLDER",
         help="finished runs: what the lab predicted beside what came",

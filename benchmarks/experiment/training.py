@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import ReFT
 from agents.distributed import Ranks, join
-from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
+from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes, return_freed
 from agents.saving import checkpoint
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
@@ -86,14 +86,18 @@ class Training:
         if iteration == FINISHED:
             self.result = json.loads((self.folder / RESULT).read_text())
             return
-        rows = self.rows
-        self.written, self.seconds = len(rows), seconds_spent(rows)
+        self._count()
         agent = self._agent(iteration)
         with storage_errors(self.folder):
             self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open("a", encoding="utf-8")
         with self._file:
             yield from self._train(agent)
         self._finish(agent)
+
+    def _count(self) -> None:
+        """``written`` and ``seconds`` of the rows that are there."""
+        rows = self.rows
+        self.written, self.seconds = len(rows), seconds_spent(rows)
 
     def _ranks(self) -> Ranks:
         ranks = join(self.spec.device)
@@ -185,6 +189,7 @@ class Training:
             if not last and agent.iteration % self.spec.checkpoint_every == 0:
                 with storage_errors(self.folder):
                     agent.save(self.folder / "checkpoint")
+                return_freed()
 
     def _spent(self) -> Spent:
         """What share of its budget the run has spent with some iterations and tokens, at the moment it is asked in an

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +26,8 @@ from agents import ReFT
 from agents.rollout import Rollout, collect
 from policies import Drafter, Lenience, Nested, StoredDrafts
 from registry import skip_samplers
+from registry.command import command
+from registry.paths import WriteFile
 
 LENIENT = Lenience("ratio", 0.5)
 
@@ -91,15 +93,17 @@ def summary(arms: dict[str, list[dict[str, float]]], first: int) -> list[dict[st
     return rows
 
 
-def main() -> None:
+@command(interrupted="--out keeps what there is so far")
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description="What drafts save of a rollout's tokens and seconds.")
     parser.add_argument("--policy", default="tiny")
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--first", type=int, default=10, help="iterations that are left out of the summary")
     parser.add_argument("--limit", type=int, default=512, help="problems")
     parser.add_argument("--problems-per-batch", type=int, default=32)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--out", action=WriteFile)
+    args = parser.parse_args(arguments)
     slots = 8 * args.problems_per_batch
     env = gym.make_vec("MathReason-v0", num_envs=slots, problem_options={"limit": args.limit})
     agent = Paired(args.policy, env, batch="reuse", correction="ppo-clip", problems_per_batch=args.problems_per_batch)
@@ -113,7 +117,6 @@ def main() -> None:
             continue
         rows = summary(agent.arms, args.first)
         if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             done = {**settings, "iterations": [args.first + 1, n + 1], "threads": torch.get_num_threads(), "arms": rows}
             args.out.write_text(json.dumps(done, indent=1) + "\n")
     for row in rows:
@@ -125,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,7 +16,6 @@ import json
 import sys
 from dataclasses import asdict
 from hashlib import blake2b
-from pathlib import Path
 from random import Random
 
 from envs.problem import Problem
@@ -24,6 +23,7 @@ from envs.problems.scenes import DEFAULT_LEVELS, DISTRACTED_LEVEL, FORMS, LEVELS
 from registry import UsageError
 from registry.command import command
 from registry.errors import did_you_mean
+from registry.paths import WriteFile
 
 SPLITS = ("train", "test")
 TEST_SHARE = 0.2
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--level", type=int, nargs="+", default=list(DEFAULT_LEVELS), help="1 to 4, one or several")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=10, help="problems to write (default %(default)s)")
-    parser.add_argument("--out", type=Path, help="file to write (default: standard output)")
+    parser.add_argument("--out", action=WriteFile, help="file to write (default: standard output)")
     args = parser.parse_args(argv)
     problems = Arithmetic(args.split, tuple(args.level), args.seed)
     text = "".join(json.dumps(asdict(problems[n])) + "\n" for n in range(args.count))

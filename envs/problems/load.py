@@ -57,6 +57,8 @@ def load_problems(problems: Any, /, split: str = "train", **options: Any) -> Pro
     >>> problems[0].answer, problems[0].solution
     ('12', ' 9 - 6 = 3. 9 + 3 = 12. #### 12')
     """
+    if isinstance(problems, str) and not problems:
+        raise UsageError("'' names no problems: give a set's name, a file, a folder or a hub id ('.' for this folder)")
     if isinstance(problems, str | os.PathLike):
         return source_of(os.fspath(problems), options).load(split)
     return _configure(TableSource, "a table", options, table=problems).load(split)

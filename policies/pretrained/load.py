@@ -30,6 +30,8 @@ def locate(name_or_path: str) -> str:
         if not (folder / "config.json").is_file():
             raise UsageError(f"the built-in model {name_or_path!r} is not at {folder}: reinstall, or train it anew")
         return str(folder)
+    if not name_or_path:
+        raise UsageError("'' names no model: give a folder, a hub id (org/name) or 'tiny'")
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():

@@ -42,7 +42,7 @@ def reference_hidden(model: Any, ids: Tensor, layers: LayerSubset, windows: tupl
     for index, attends, transforms in kept_blocks(layers):
         layer = decoder.layers[index]
         rotary = decoder.rotary_emb(hidden, position_ids=positions, **named[index])
-        context = {"attention_mask": masks[windows[index]], "position_embeddings": rotary, "past_key_values": None}
+        context = {"attention_mask": masks[windows[index]], "position_embeddings": rotary}
         if attends and transforms:
             hidden = layer(hidden, position_ids=positions, use_cache=False, **context)
         elif attends:

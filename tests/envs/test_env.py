@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+import envs.task
 from envs.math_reason import MathReason
 from envs.problems.sources import PUBLISHED
+from envs.task import Task, TaskSpec
 from envs.vector import MathReasonVector
 from registry import UsageError
 from tests.oracles.env_oracles import R1, SHORT, Typist, assert_same
@@ -108,6 +111,17 @@ def test_a_fresh_interpreter_makes_it_by_module_and_id_without_torch() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "MathReason-v0"
+
+
+def test_generated_problems_and_their_prompts_take_no_more_memory_the_longer_a_run(monkeypatch) -> None:
+    monkeypatch.setattr(envs.task, "REMEMBERED", 16)
+    task, asked = Task(TaskSpec()), [0, 1, 2, *range(1000), 2, 1, 0]
+    tracemalloc.start()
+    prompts = [hash(task.prompt(index).tobytes()) for index in asked]
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 200_000  # 1000 problems take a megabyte
+    assert prompts[:3] == prompts[3:6] == prompts[:-4:-1] and len(set(prompts)) > 900
 
 
 def test_deferred_verdicts_come_later_and_equal_the_immediate_ones(tmp_path: Path) -> None:
