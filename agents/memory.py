@@ -10,7 +10,6 @@ update. A GPU has errors of its own; what is checked is the host's memory.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from dataclasses import dataclass
@@ -38,18 +37,6 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def return_freed() -> None:
-    """Give the system back what has been freed.
-
-    The tensors of every iteration have other sizes, and small things that stay come to lie between them. So glibc holds
-    on to more and more of what is free, and a long run would end with as much as its largest iterations took together.
-    To touch returned memory again costs up to a tenth of a small model's iteration: not for every one.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
-    if trim is not None:
-        trim(0)
 
 
 @dataclass(frozen=True)

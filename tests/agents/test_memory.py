@@ -134,7 +134,7 @@ def resident() -> int:
 @contextmanager
 def holes(size: int) -> Iterator[int]:
     """``size`` bytes were taken and freed in pieces that lie between others; gives what was resident before."""
-    memory.return_freed()
+    registry.memory.return_freed()
     before = resident()
     pieces, between = [], []
     for _ in range(size // 2**16):
@@ -149,7 +149,7 @@ def holes(size: int) -> Iterator[int]:
 def test_what_was_freed_goes_back_to_the_system() -> None:
     with holes(100 * 2**20) as before:
         assert resident() - before > 90 * 2**20
-        memory.return_freed()
+        registry.memory.return_freed()
         assert resident() - before < 15 * 2**20
 
 
@@ -166,6 +166,19 @@ def test_a_run_gives_back_what_was_freed_at_its_checkpoints(tmp_path: Path) -> N
         for row in run:
             held[row["iteration"]] = resident() - before
     assert held[3] > 250 * 2**20 and held[4] < 100 * 2**20, held
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps what is freed")
+def test_learning_gives_back_what_was_freed(folder: str) -> None:
+    few = {"slots": 4, "group_size": 2, "problems_per_batch": 2, "microbatch_tokens": 64}
+    agent = ReFT(folder, "MathReason-v0", **few)
+    agent.learn(1)
+    with holes(300 * 2**20) as before:
+        agent.iterate()
+        assert resident() - before > 250 * 2**20
+        while agent.iteration < 10:
+            agent.learn(1, reset_num_timesteps=True)
+        assert resident() - before < 100 * 2**20
 
 
 MEASURED = """
