@@ -28,6 +28,7 @@ from registry.memory import available_bytes
 
 LOGIT_COPIES = 3  # of a step's logits, where they are in memory
 CHUNK_COPIES = 4  # float32, of a chunk of an update's logits: with their exponentials, slopes and a product's operand
+HOLES = 2  # chunks that the host's allocator leaves between gradients of several micro-batches, as measured
 GB = 1e9
 
 
@@ -122,7 +123,8 @@ class ModelSize:
         whole = 1 if self.gradient_checkpointing else a.layers
         layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
         logits = tokens * a.vocabulary
-        head = 4 * CHUNK_COPIES * min(CHUNK_LOGITS, logits)
+        copies = CHUNK_COPIES + (HOLES if self.device.type == "cpu" else 0)
+        head = 4 * copies * min(CHUNK_LOGITS, logits)
         if scoring_head_kernels(self.device, self.dtype, a.width) is not None:
             head += size * min(KEPT, logits)
         unplaced = 0 if self.adapted else 2 * a.vocabulary * a.width * 4
