@@ -23,6 +23,7 @@ from envs.math_reason import MathReason
 from envs.sb3 import SB3VecEnv
 from envs.shaping import ShapedReward, ShapedRewardVector
 from envs.vector import MathReasonVector
+from policies import Policy
 from registry import UsageError, check_number, fields_of
 
 PRETRAINED = 10_000_000  # trainable weights from which on a model is taken for a pretrained one
@@ -31,6 +32,17 @@ HIGHEST_RATE, LOWEST_RATE = 1e-4, 1e-8  # of AdamW on all weights of such a mode
 
 class UnusualLearningRate(UserWarning):
     """The learning rate does not suit a model of that size."""
+
+
+def device_of(policy: str | Policy, device: str) -> str:
+    """Where an agent computes: ``device``, or where a policy that is loaded already is. Raises UsageError for another
+    one than ``cpu``, the default, beside such a policy."""
+    if not isinstance(policy, Policy):
+        return device
+    own = str(policy.device)
+    if device not in ("cpu", own, policy.device.type):
+        raise UsageError(f"device={device!r}, but the policy given is on {own}: leave device out, or load it there")
+    return own
 
 
 def check_device(device: str) -> None:

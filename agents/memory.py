@@ -5,7 +5,7 @@ Throughout there are copies of the weights for rollouts, gradients and AdamW's m
 rollout (keys and values of the slots, and logits where no compiled kernel draws) and an update (what a micro-batch's
 layers keep for the backward, and the gradients of head and embedding before they are added up). Split over processes
 (``policies.sharding``), weights, gradients and moments are a part each, and the copy for rollouts is gone during an
-update. A GPU has errors of its own; what is checked is the host's memory.
+update. What is checked is the memory of the device that computes.
 """
 
 from __future__ import annotations
@@ -202,18 +202,36 @@ def layout_bytes(policy: Policy) -> int:
     return size.largest * size.multiplied if policy.functional else 0
 
 
-def _free_bytes() -> int | None:
-    """What the machine leaves to this process, of those of a run that are on it."""
+def _free_bytes(device: torch.device) -> int | None:
+    """What the machine, or a GPU, leaves to this process, of those of a run that are on it."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     free = available_bytes()
     shared = distributed.is_available() and distributed.is_initialized()
     return free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if free is not None and shared else free
 
 
+MOST_TOKENS = 65_536  # of a micro-batch: launches are a small part of its time by then
+
+
+def fitting_tokens(policy: Policy, least: int) -> int:
+    """Tokens of a micro-batch where nobody has said how many: ``least``, and on a GPU, which waits for the host while
+    they are few, twice as many as long as a quarter of its free memory holds them."""
+    free = _free_bytes(policy.device)
+    tokens = least
+    while (
+        policy.device.type == "cuda" and tokens < MOST_TOKENS and update_bytes(policy, 2 * tokens) <= (free or 0) // 4
+    ):
+        tokens *= 2
+    return tokens
+
+
 def fitting_slots(policy: Policy, task: Task, optimizer: torch.optim.Optimizer | None, wanted: int) -> int:
-    """As many of ``wanted`` slots as memory holds beside what an ``optimizer`` needs, if one trains; all of them on a
-    GPU, or where the system tells nothing."""
-    free = _free_bytes()
-    if free is None or policy.device.type != "cpu":
+    """As many of ``wanted`` slots as memory holds beside what an ``optimizer`` needs, if one trains; all of them where
+    the system tells nothing."""
+    free = _free_bytes(policy.device)
+    if free is None:
         return wanted
     room = free - lasting_bytes(policy, optimizer) - layout_bytes(policy)
     return max(0, min(wanted, room // max(slot_bytes(policy, task), 1)))
@@ -237,8 +255,8 @@ def check_memory(
 ) -> None:
     """Raise NotEnoughMemory where ``slots`` slots of each of ``behaviors``, or an update of ``microbatch_tokens``
     tokens, do not fit, before anything is killed for it."""
-    free = _free_bytes()
-    if free is None or policy.device.type != "cpu":
+    free = _free_bytes(policy.device)
+    if free is None:
         return
     lasting = lasting_bytes(policy, optimizer)
     throughout = f"gradients, optimizer and the weights of rollouts need {lasting / GB:.3g} GB"

@@ -45,6 +45,7 @@ from agents.arguments import (
     check_ema,
     check_lora_rank,
     check_rollout_dtype,
+    device_of,
     slots_of,
     vector_env_of,
 )
@@ -54,7 +55,7 @@ from agents.batches.store import Batching
 from agents.batches.weight_copy import WeightCopy
 from agents.corrections import traits
 from agents.distributed import join, local_device, total_weight
-from agents.memory import NotEnoughMemory, check_memory
+from agents.memory import NotEnoughMemory, check_memory, fitting_tokens
 from agents.monitoring.diagnostics import SHARE, noise_floor, of_fresh
 from agents.monitoring.metrics import Laps, draft_metrics, rollout_metrics, speed_metrics, success_rates
 from agents.monitoring.watch import Watch, warn_stale
@@ -149,7 +150,8 @@ class ReFT(LanguageModelAlgorithm):
             default, keeps none; 0.99 averages over about 100 steps.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
-            2,048 on a CPU, where more is no faster, and 16,384 on a GPU.
+            2,048 on a CPU, where more is no faster, and on a GPU as many as a quarter of its free memory holds, up to
+            65,536.
         slots: env slots, when ``env`` does not say; by default as many as an iteration has episodes, up to 256, and as
             memory holds. They change no numbers.
         dtype: of the matrix products, ``float32`` or ``bfloat16``; the weights stay float32. By default that of the two
@@ -229,6 +231,7 @@ class ReFT(LanguageModelAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(ReFT, locals())
+        device = device_of(policy, device)
         int8 = check_rollout_dtype(rollout_dtype)
         self.nesting = Nesting(skip_samplers.build(sampler), patches.build(patch), int8)
         self.correction = corrections.build(correction)
@@ -262,6 +265,7 @@ class ReFT(LanguageModelAlgorithm):
         self.ema_decay = check_ema(ema_decay)
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
+        self._any_microbatch = microbatch_tokens is None
         self.ranks = join(device)
         self._given_policy = policy
         self._free_env = env if slots is None and getattr(env, "num_envs", None) is None else None
@@ -299,6 +303,8 @@ class ReFT(LanguageModelAlgorithm):
             self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         behaviors += self.nesting.drafter(self.target) is not None
+        if self._any_microbatch:
+            self.microbatch_tokens = fitting_tokens(self.target, self.microbatch_tokens)
         self._fit_slots(behaviors)
         self.update = Update(
             self.target,

@@ -40,6 +40,7 @@ from agents.arguments import (
     check_learning_rate,
     check_lora_rank,
     check_seed,
+    device_of,
     number_or_schedule,
     scheduled,
     slots_of,
@@ -150,6 +151,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(SB3PPO, locals())
+        device = device_of(policy, device)
         venv = BudgetEndsEpisodes(vector_env_of(env, slots_of(env, slots, SLOTS)))
         check_steps(n_steps, venv)
         if batch_size < n_steps or batch_size % n_steps:

@@ -24,8 +24,8 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch.nn.utils.rnn import pad_sequence
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
-from agents.arguments import check_lora_rank, slots_of
-from agents.memory import check_memory
+from agents.arguments import check_lora_rank, device_of, slots_of
+from agents.memory import check_memory, fitting_tokens
 from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
 from agents.supervised import Batch, Batches, clipped_step
@@ -92,6 +92,7 @@ class SFT(LanguageModelAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(SFT, locals())
+        device = device_of(policy, device)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("gradient_steps", gradient_steps, 1),
@@ -112,6 +113,7 @@ class SFT(LanguageModelAlgorithm):
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
+        self._any_microbatch = microbatch_tokens is None
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
         self.nesting = self.problem_sampler = None
@@ -135,6 +137,8 @@ class SFT(LanguageModelAlgorithm):
         self._make_target(self._given_policy, self._dtype)
         self.layers = tuple(range(self.target.num_layers))
         check_memory(self.target, task, self.optimizer, 1)
+        if self._any_microbatch:
+            self.microbatch_tokens = fitting_tokens(self.target, self.microbatch_tokens)
         self._learn_from(task)
 
     def _learn_from(self, task: Any) -> None:

@@ -46,9 +46,10 @@ def refuse_broken_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
 
 
 def microbatch_budget(wanted: int | None, device: str) -> int:
-    """Most tokens of a forward and backward; where nothing is said, few on a CPU, where more is no faster."""
+    """Most tokens of a forward and backward; where nothing is said, few on a CPU, where more is no faster, and on a GPU
+    what ``memory.fitting_tokens`` begins with."""
     if wanted is None:
-        return 2_048 if device.startswith("cpu") else 16_384
+        return 2_048 if device.startswith("cpu") else 4_096
     if wanted < 1:
         raise UsageError(f"microbatch_tokens={wanted} must be at least 1")
     return wanted

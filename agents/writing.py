@@ -19,7 +19,7 @@ from agents.nesting import Nesting
 from agents.rollout import Acts
 from envs.task import Task
 from policies import Drafter, Nested, Policy, StoredDrafts
-from policies.vllm.checkpoint import check_biases, head_channels, shape_of
+from policies.vllm.checkpoint import check_biases, check_heads, shape_of
 from policies.vllm.engine import Engine, Request
 from registry import UsageError, writers
 
@@ -153,7 +153,7 @@ class VLLMWriter:
                 f"writer.quantization={self.quantization!r} with target_written={target_written}: the target's "
                 "completions need log mu of rounded weights, which vLLM alone computes; leave one of them out"
             )
-        head_channels(policy)
+        check_heads(policy)
         if nesting.patcher.patch.tokens:
             check_biases(policy)
 

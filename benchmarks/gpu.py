@@ -1,9 +1,10 @@
-"""Everything that wants a GPU in one command of under ten minutes: tests, speed, a learning run.
+"""Everything that wants a GPU in one command of about ten minutes: tests, speed, a learning run.
 
-    python -m benchmarks.gpu --out benchmarks/results/gpu
+    python -m benchmarks.gpu --policy FOLDER --out runs/gpu
 
-Speed is measured on random weights in the shapes of Qwen2.5-1.5B, so that nothing has to be downloaded. Each step has a
-deadline; one that fails is reported and does not stop the others. Writes gpu.json beside the steps' own files.
+Without ``--policy`` speed is measured on random weights in the shapes of Qwen2.5-1.5B and the built-in model learns, so
+that nothing has to be downloaded; with it both are of that model, by the preset ``smollm2``. Each step has a deadline;
+one that fails is reported and does not stop the others. Writes gpu.json beside the steps' own files.
 """
 
 from __future__ import annotations
@@ -49,18 +50,22 @@ def random_model(folder: Path, shapes: dict[str, Any]) -> None:
     load_tokenizer("builtin").save_pretrained(folder)
 
 
-def steps(model: Path, out: Path, device: str) -> dict[str, tuple[list[str], int]]:
-    """Per step its command and its deadline in seconds."""
+def steps(model: Path, given: str | None, out: Path, device: str) -> dict[str, tuple[list[str], int]]:
+    """Per step its command and its deadline in seconds; ``given`` is the policy that the user named, if any."""
     python = [sys.executable, "-m"]
-    speed = [*python, "benchmarks.throughput", "--policy", str(model), "--device", device, "--dtype", "bfloat16"]
-    size = "--prompts 16 --new-tokens 128 --slots 64 --batch 64 --pairs 4 --workload forced"
+    speed = [*python, "benchmarks.throughput", "--policy", given or str(model), "--device", device]
+    size = "--prompts 16 --group-size 16 --slots 256 --batch 256 --new-tokens 64"
+    size += " --pairs 3 --workload forced --iteration"
     files = ["--json", str(out / "throughput.json"), "--picture", str(out / "throughput.png")]
-    learn = [*python, "benchmarks.compare", "--agents", "reft", "nested-reft/uniform/practical", "--seeds", "2"]
-    learn += ["--set", f"device={device}", "--runs", str(out / "runs")]
+    learn = [*python, "benchmarks.compare", "--set", f"device={device}", "--runs", str(out / "runs")]
+    if given is None:
+        learn += ["--agents", "reft", "nested-reft/uniform/practical", "--seeds", "2"]
+    else:
+        learn += ["--preset", "smollm2", "--policy", given, "--seeds", "2", "--seconds", "128", "--jobs", "8"]
     return {
-        "tests": ([*python, "pytest", "-q", "-m", "gpu", "tests"], 120),
-        "throughput": ([*speed, *size.split(), *files], 240),
-        "learning": ([*learn, "--out", str(out / "learning")], 230),
+        "tests": ([*python, "pytest", "-q", "-n", "4", "-m", "gpu", "tests"], 120),
+        "throughput": ([*speed, *size.split(), *files], 180),
+        "learning": ([*learn, "--out", str(out / "learning")], 290),
     }
 
 
@@ -85,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run all steps; 1 if one failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--out", action=WriteFolder, default=Path("runs/gpu"), help="folder of the results")
+    parser.add_argument("--policy", help="a model folder or a hub id (default: random weights, and the built-in model)")
     parser.add_argument("--rehearse", action="store_true", help="the same steps on a CPU with a small random model")
     options = parser.parse_args(arguments)
     if not options.rehearse and not torch.cuda.is_available():
@@ -92,8 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, object] = {"provenance": provenance()}
     with tempfile.TemporaryDirectory() as folder:
-        random_model(Path(folder), SMALL if options.rehearse else SHAPES)
-        for name, step in steps(Path(folder), options.out, "cpu" if options.rehearse else "cuda").items():
+        if options.policy is None:
+            random_model(Path(folder), SMALL if options.rehearse else SHAPES)
+        device = "cpu" if options.rehearse else "cuda"
+        for name, step in steps(Path(folder), options.policy, options.out, device).items():
             results[name] = run(*step)
             (options.out / "gpu.json").write_text(json_text(results, indent=1) + "\n")
     return int(any(isinstance(step, dict) and step.get("status", 0) != 0 for step in results.values()))

@@ -1,10 +1,12 @@
-"""How fast completions are written: the engine at several depths against transformers' generate.
+"""How fast completions are written: the engine at several depths against transformers' generate and other engines.
 
     python -m benchmarks.throughput                                  the built-in model
     python -m benchmarks.throughput --policy FOLDER --dtype bfloat16 --prompts 64 --new-tokens 128 --json FILE
+    python -m benchmarks.throughput --policy FOLDER --vllm .venv-vllm/bin/python --openvino .venv-openvino/bin/python
 
-Every ratio is a median over ABBA pairs of blocks in this one process, with a bootstrap interval; the first row is the
-engine against itself (A/A), whose interval should hold 1. Rollouts go through the environment, verdicts included.
+Every ratio is a median over ABBA pairs of blocks, with a bootstrap interval; the first row is the engine against itself
+(A/A), whose interval should hold 1. Rollouts go through the environment, verdicts included. vLLM and OpenVINO write in
+processes of their own, which wait while others are measured.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,12 @@ import torch
 
 from agents.memory import peak_bytes
 from benchmarks.measuring.durable import json_text
-from benchmarks.measuring.pairing import Block, abba, median_ratio
+from benchmarks.measuring.pairing import Block, abba, median_ratio, processor_ratio
 from benchmarks.measuring.provenance import provenance
 from benchmarks.measuring.table import Table, console
 from benchmarks.speed.limits import bandwidth_limit, product_limit
 from benchmarks.speed.ours import Engine, Parts
+from benchmarks.speed.process import EngineProcess
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.work import Work, kept_layers, make_work
 from policies import Policy, with_int8
@@ -59,12 +63,14 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--template", default="plain", help="of the prompts, see envs.templates (default plain)")
     options.add_argument("--prompts", type=int, help="problems a block (default 32; quick, a model of yours: 8)")
     options.add_argument("--group-size", type=int, default=8, help="completions a problem")
-    options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 24)")
+    options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 16)")
     options.add_argument("--slots", type=int, default=64)
     options.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     options.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
     options.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")
     options.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
+    options.add_argument("--vllm", metavar="PYTHON", help="also vLLM, in the environment of this interpreter")
+    options.add_argument("--openvino", metavar="PYTHON", help="also OpenVINO GenAI, likewise (a CPU's)")
     options.add_argument("--iteration", action="store_true", help="also a whole GRPO iteration")
     options.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
     options.add_argument("--workload", choices=("forced", "natural", "both", "none"), help="lengths")
@@ -89,7 +95,7 @@ def settle_work(options: argparse.Namespace) -> None:
     """Set what the command line left open. A quick comparison of a model of the user's has one wave of short
     completions a block, and forced length alone; pairs and their order are those of the others."""
     small = options.quick and options.policy not in BUILT_IN
-    for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 24), ("workload", "both", "forced")):
+    for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 16), ("workload", "both", "forced")):
         if getattr(options, name) is None:
             setattr(options, name, quick if small else usual)
     if options.quick:
@@ -102,11 +108,33 @@ def ratio_row(name: str, workload: str, pairs: list[tuple[Block, Block]], agains
     ratio = median_ratio(pairs)
     rate = float(np.median([ours.rate for ours, _ in pairs]))
     values = (name, workload, rate, ratio.value, ratio.low, ratio.high, against)
-    return dict(zip(COLUMNS, values, strict=True))
+    line = dict(zip(COLUMNS, values, strict=True))
+    busy = processor_ratio(pairs)
+    return line if busy is None else line | {"processor_ratio": busy}
 
 
-def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All rows of one workload, each as soon as it is measured."""
+@contextmanager
+def engine_processes(policy: Policy, work: Work, options: argparse.Namespace) -> Iterator[Mapping[str, EngineProcess]]:
+    """The other engines that are asked for, by name, each warmed up by a block."""
+    peers: dict[str, EngineProcess] = {}
+    with ExitStack() as stack:
+        for name, engine, int8 in (
+            ("vLLM", "vllm", False),
+            ("OpenVINO", "openvino", False),
+            ("OpenVINO, int8 weights", "openvino", True),
+        ):
+            if python := getattr(options, engine):
+                peers[name] = EngineProcess(engine, python, policy, work, int8)
+                stack.callback(peers[name].close)
+        for peer in peers.values():  # all of them start at once
+            peer()
+        yield peers
+
+
+def measure(
+    policy: Policy, work: Work, workload: str, options: argparse.Namespace, others: Mapping[str, EngineProcess]
+) -> Iterator[dict[str, Any]]:
+    """All rows of one workload, each as soon as it is measured; ``others`` are engines beside generate."""
     full = Engine(policy, work, kept_layers(policy, 0))
     full()  # builds kernels, packs weights, touches memory
     full.parts = Parts(slots=options.slots)
@@ -114,6 +142,7 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
     batch = options.batch or fastest_batch(policy, work)
     generate = f"generate (batch {batch})"
     peers: dict[str, Callable[[], Block]] = {generate: Generate(policy, work, batch)}
+    peers |= {name: peer for name, peer in others.items() if not peer.int8}
     if options.continuous:
         peers[f"continuous batching ({batch})"] = ContinuousBatching(policy, work, batch)
     for name, peer in peers.items():
@@ -121,9 +150,9 @@ def measure(policy: Policy, work: Work, workload: str, options: argparse.Namespa
         line = ratio_row("engine", workload, pairs, name)
         yield line | engine_figures(policy, work, full, line["tokens_per_second"])
         yield ratio_row(name, workload, [(theirs, ours) for ours, theirs in pairs], "engine")
-    beside: dict[str, Callable[[], Block]] = (
-        {"engine": full} if options.quick else {"engine": full, generate: peers[generate]}
-    )
+    beside: dict[str, Callable[[], Block]] = {"engine": full, **others}
+    if not options.quick:
+        beside[generate] = peers[generate]
     yield from by_bytes(policy, work, workload, beside, options.pairs)
     share = full.parts.layers / full.parts.total
     for skips in options.skips:
@@ -225,6 +254,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         "tokens/s": lambda line: f"{line['tokens_per_second']:.0f}",
         "ratio": lambda line: f"{line['ratio']:.3f}",
         "interval": lambda line: f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]",
+        "by processor time": lambda line: f"{line['processor_ratio']:.3f}" if "processor_ratio" in line else "",
     }
     figures = {name.replace("_", " "): partial(_figure, name) for name in FIGURES}
     console().print(Table.of(rows, place | ratios, left=(0, 1)))
@@ -244,7 +274,9 @@ def all_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, 
     """What the command line asks for."""
     chosen = {"both": ("forced", "natural"), "none": ()}.get(options.workload, (options.workload,))
     for workload in chosen:
-        yield from measure(policy, make_work(options, policy, workload == "natural"), workload, options)
+        work = make_work(options, policy, workload == "natural")
+        with engine_processes(policy, work, options) as others:
+            yield from measure(policy, work, workload, options, others)
     if options.iteration or options.trl:
         yield from iteration_rows(policy, options)
 
@@ -255,7 +287,8 @@ def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dic
     for line in rows:
         so_far.append(line)
         rate = f"{line['tokens_per_second']:.0f} tokens/s, {line['ratio']:.3f} of {line['against']}"
-        print(f"{line['name']} ({line['workload']}): {rate}", file=sys.stderr, flush=True)
+        busy = f", {line['processor_ratio']:.3f} by processor time" if "processor_ratio" in line else ""
+        print(f"{line['name']} ({line['workload']}): {rate}{busy}", file=sys.stderr, flush=True)
         if target is not None:
             target.write_text(json_text([each | {"provenance": facts} for each in so_far], indent=1) + "\n")
     return so_far

@@ -13,6 +13,11 @@ from registry.errors import UsageError
 INTERRUPTED = 130
 """The exit status of a command that was interrupted, as a shell gives it."""
 
+LESS_MEMORY = (
+    "Less of it: a smaller slots, microbatch_tokens or max_new_tokens, dtype=bfloat16, lora_rank=16, "
+    "gradient_checkpointing=true, or no other process on the GPU"
+)
+
 Main = Callable[..., int | None]
 
 
@@ -42,6 +47,13 @@ def command(*, interrupted: str = "", errors: tuple[type[Exception], ...] = ()) 
             except bad_input as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
+            except RuntimeError as error:
+                if (
+                    type(error).__name__ != "OutOfMemoryError"
+                ):  # torch's, of a GPU; no import of it for a command's help
+                    raise
+                print(f"error: {first_line(error)} {LESS_MEMORY}", file=sys.stderr)
+                return 2
             except KeyboardInterrupt:
                 print(f"interrupted: {interrupted}" if interrupted else "interrupted", file=sys.stderr)
                 return INTERRUPTED
@@ -49,6 +61,11 @@ def command(*, interrupted: str = "", errors: tuple[type[Exception], ...] = ()) 
         return run
 
     return decorate
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, as one sentence."""
+    return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") + "."
 
 
 def assignment(text: str, option: str = "--set") -> tuple[str, str]:

@@ -138,10 +138,12 @@ def _check(arms: Mapping[str, Sequence[tuple[str, Outcome]]]) -> None:
 
 
 def _run_folders(path: Path) -> list[Path]:
-    """A run's folder, or those in it."""
+    """A run's folder, or those in it, less the runs that others of them started from."""
     if (path / "spec.json").is_file():
         return [path]
     inside = sorted(spec.parent for spec in path.glob("*/spec.json"))
+    started_from = {Path(RunSpec.read(folder / "spec.json").policy).parent.name for folder in inside}
+    inside = [folder for folder in inside if folder.name not in started_from]
     if not inside:
         raise UsageError(f"{path} is no run folder and holds none (spec.json, {RESULT}): give others to --from")
     return inside

@@ -22,10 +22,13 @@ class Block:
     Attributes:
         tokens: how many completion tokens it wrote.
         seconds: wall-clock.
+        processor: seconds of all threads of the process that wrote, where they were counted: what other programs take
+            is no part of them, and what threads spend in waiting for one another is.
     """
 
     tokens: int
     seconds: float
+    processor: float | None = None
 
     @property
     def rate(self) -> float:
@@ -44,6 +47,16 @@ def abba(ours: Callable[[], Block], theirs: Callable[[], Block], pairs: int) -> 
             second = theirs()
             blocks.append((ours(), second))
     return blocks
+
+
+def processor_ratio(pairs: list[tuple[Block, Block]]) -> float | None:
+    """Median over pairs of ours / theirs in tokens per processor second, where both were counted."""
+    counted = [
+        (ours.tokens / ours.processor) / (theirs.tokens / theirs.processor)
+        for ours, theirs in pairs
+        if ours.processor and theirs.processor
+    ]
+    return float(np.median(counted)) if counted else None
 
 
 def median_ratio(pairs: list[tuple[Block, Block]], resamples: int = 4000, seed: int = 0) -> Interval:

@@ -47,7 +47,7 @@ class Engine:
     def __call__(self) -> Block:
         """One whole rollout of the work's deck."""
         parts, longest = self.parts, self.work.env.unwrapped.task.max_length
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         clock = Clock(self.policy.device)
         behavior = self.policy.behavior(self.layers, self.work.env.num_envs, longest, clock=clock)
 
@@ -57,12 +57,12 @@ class Engine:
             return True
 
         rollout = collect(behavior, self.work.env, self.work.problems, self.work.group_size, count)
-        seconds = time.perf_counter() - began
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
         parts.total += seconds
         parts.prompt_tokens += sum(len(self.work.prompt(problem)) for problem in self.work.problems)
         parts.layers += clock.seconds("layers")
         parts.head += clock.seconds("head")
-        return Block(int(rollout.mask.sum()), seconds)
+        return Block(int(rollout.mask.sum()), seconds, busy)
 
 
 class Clock:

@@ -38,7 +38,7 @@ class Generate:
             [torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left"
         )
         ids, shown = ids.to(self.model.device), shown.to(self.model.device)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         out = self.model.generate(
             ids,
             attention_mask=shown,
@@ -52,7 +52,7 @@ class Generate:
             pad_token_id=0,
         )
         completions = out[:, ids.shape[1] :].cpu()
-        return Block(self.count_tokens(completions), time.perf_counter() - began)
+        return Block(self.count_tokens(completions), time.perf_counter() - began, time.process_time() - busy)
 
     def _prompts(self) -> list[torch.Tensor]:
         """The prompts of the next ``batch`` completions."""

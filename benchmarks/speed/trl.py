@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +14,7 @@ import torch
 
 from benchmarks.measuring.pairing import Block
 from benchmarks.speed.iteration import LEARNING_RATE
+from benchmarks.speed.process import BlockProcess
 from benchmarks.speed.transformers_generate import Generate
 from benchmarks.speed.work import Work, iteration_work
 from policies import Policy
@@ -79,8 +78,8 @@ class TrlIteration:
         return Block(self.tokens, self._clock[1] - self._clock[0])
 
 
-class TrlProcess:
-    """``TrlIteration`` in a child process, which waits while others are measured.
+class TrlProcess(BlockProcess):
+    """``TrlIteration`` in a child process.
 
     Args:
         options: of ``benchmarks.throughput``; the work is that of ``iteration_work``.
@@ -90,38 +89,8 @@ class TrlProcess:
         names = ("policy", "device", "dtype", "problems", "split", "template", "group_size", "new_tokens")
         given = {name: getattr(options, name) for name in names}
         given |= {"trl": True, "prompts": 8, "threads": torch.get_num_threads()}
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"NESTED_REFT_NATIVE": "0"},
-        )
-
-    def __call__(self) -> Block:
-        """The child's next step."""
-        assert self.child.stdin is not None and self.child.stdout is not None
-        try:
-            self.child.stdin.write("\n")
-            self.child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended early, and its last line says why
-        line = self.child.stdout.readline()
-        if not line:
-            code = self.child.wait()
-            memory = " (killed: most likely it ran out of memory, so take shorter prompts or a smaller --group-size)"
-            raise UsageError(
-                f"TRL's process ended with exit code {code}{memory if code == -9 else ''}; its messages are above"
-            )
-        answer = json.loads(line)
-        if "error" in answer:
-            raise UsageError(answer["error"])
-        return Block(**answer)
-
-    def close(self) -> None:
-        """End the child."""
-        self.child.kill()
-        self.child.communicate()
+        command = [sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)]
+        super().__init__("TRL", command, {"NESTED_REFT_NATIVE": "0"})
 
 
 def main(arguments: list[str]) -> int:

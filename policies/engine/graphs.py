@@ -1,8 +1,9 @@
 """Decode steps as CUDA graphs: one launch instead of some hundred small kernels.
 
-A graph fixes shapes and addresses, so steps are padded to a bucket of rows and of length, and their inputs are copied
-into one buffer. A bucket is captured when it comes back, once per behaviour (a subset and a weight version), and
-compared with the plain step at once; where the two differ, the plain steps go on, with a warning.
+A graph fixes shapes and addresses, so steps are padded to a bucket of rows and, where attention reads padding, of
+length, and their inputs are copied into one buffer. A bucket is captured when it comes back, once per behaviour (a
+subset and a weight version), and compared with the plain step at once; where the two differ, the plain steps go on,
+with a warning.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROWS, LENGTH = 16, 128  # a bucket's rows and length are multiples of these
-CAPTURE_AT = 3  # visits; the first ones warm the libraries up
+ROWS, LENGTH = 16, 128  # a bucket has this many rows or 2, 4, 8... times as many, and a multiple of this length
+CAPTURE_AT = 2  # visits; the first one warms the libraries up
 LIMIT = 64  # graphs kept, least recently used last
 TOLERANCE = 1e-2  # of the final hidden states, relative to their scale: products may be split otherwise when captured
 
 Step = Callable[[Tensor, int], Tensor]
 
 
-def bucket(value: int, multiple: int, largest: int) -> int:
-    """``value`` rounded up to a multiple, at most ``largest``."""
-    return min(-(-value // multiple) * multiple, largest)
+def bucket(rows: int, most: int) -> int:
+    """``rows`` rounded up, at most ``most``: few graphs, since a padded row costs a GPU less than a capture."""
+    size = ROWS
+    while size < rows:
+        size *= 2
+    return min(size, most)
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:

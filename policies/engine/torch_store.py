@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from policies.engine.graphs import LENGTH, ROWS, Replays, bucket, upload
+from policies.engine.graphs import LENGTH, Replays, bucket, upload
 from policies.model.attention import SlotAttention, masked_attention
 from policies.model.layers import layer, rotated
 from policies.model.nested_model import NestedModel
-from policies.model.unpadded import UnpaddedSlots
+from policies.model.unpadded import UnpaddedSlots, reads_what_rows_hold
 
 
 class TorchStore:
-    """One [row, position] tensor per attention, keys beside values; a shared prompt is copied into each row."""
+    """A tensor [attention, row and position, keys beside values]; a shared prompt is copied into each row."""
 
     def __init__(self, model: NestedModel, rows: int) -> None:
         self.model = model
@@ -26,25 +27,24 @@ class TorchStore:
         self.device = model.device
         self.rows = rows
         # One row more than there are slots: padded inputs write there.
-        shape = ((rows + 1) * self.longest, model.architecture.kv_width)
-        self.kv = [torch.zeros(shape, dtype=model.dtype, device=self.device) for _ in range(model.attentions)]
+        shape = (model.attentions, (rows + 1) * self.longest, model.architecture.kv_width)
+        self.kv = torch.zeros(shape, dtype=model.dtype, device=self.device)
         self.replays = Replays(rows, self.device) if self.device.type == "cuda" else None
 
-    def remember(self, kv: list[Tensor]) -> list[Tensor]:
-        """The prompt's keys and values unchanged."""
-        return kv
+    def remember(self, kv: list[Tensor]) -> Tensor | None:
+        """The prompt's keys and values, of all attentions."""
+        return torch.stack(kv) if kv else None
 
-    def begin(self, row: int, prompt: list[Tensor] | None, size: int) -> None:
+    def begin(self, row: int, prompt: Tensor | None, size: int) -> None:
         """Copy the prompt into the row."""
-        at = row * self.longest
-        for kv, part in zip(self.kv, prompt or (), strict=False):
-            kv[at : at + size] = part
+        if prompt is not None:
+            at = row * self.longest
+            self.kv[:, at : at + size] = prompt
 
     def move(self, source: int, target: int, size: int) -> None:
         """Copy the row."""
-        for kv in self.kv:
-            rows = kv.view(-1, self.longest, kv.shape[1])
-            rows[target, :size] = rows[source, :size]
+        rows = self.kv.view(len(self.kv), -1, self.longest, self.kv.shape[2])
+        rows[:, target, :size] = rows[:, source, :size]
 
     def decode(self, token: np.ndarray, position: np.ndarray) -> Tensor:
         """As ``kv_cache.Store.decode``."""
@@ -107,12 +107,23 @@ class TorchStore:
         steps, n = position.shape
         rows, sizes = n, (position.max(1) + 1).tolist()
         if self.replays is not None:
-            rows, sizes = bucket(n, ROWS, self.rows), [bucket(size, LENGTH, self.longest) for size in sizes]
+            rows = bucket(n, self.rows)
+            sizes = [
+                self.longest if self.any_size else min(-(-size // LENGTH) * LENGTH, self.longest) for size in sizes
+            ]
         inputs = np.zeros((steps, 3, rows), dtype=np.int64)
         inputs[:, 1, :n] = position
         inputs[:, 2] = self.rows * self.longest
         inputs[:, 2, :n] = position + np.arange(n) * self.longest
         return inputs, sizes
+
+    @cached_property
+    def any_size(self) -> bool:
+        """Whether a step takes as long whatever the size it is made for, so that all can be one graph."""
+        a = self.model.architecture
+        query = torch.empty(1, a.query_heads, a.head_dim, dtype=self.model.dtype, device=self.device)
+        windowed = {weights.window is not None for weights in self.model.layers if weights.attends}
+        return all(reads_what_rows_hold(query, a.key_heads, each) for each in windowed)
 
     def _run(self, inputs: Tensor, size: int) -> Tensor:
         return self._step(inputs, size) if self.replays is None else self.replays(self._step, inputs, size)

@@ -54,6 +54,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """The RMS norm [N, d] in ``dtype`` of the float32 ``x`` [N, d]; keeps ``x`` alone for the backward."""
+    if x.device.type == "cuda":  # one kernel each way
+        return F.rms_norm(x, (x.shape[-1],), weight, eps).to(dtype)
     return _RMSNorm.apply(x, weight, eps, dtype)
 
 
@@ -139,13 +141,14 @@ def rotated(
     """Rotated queries [N, Hq, D] and keys [N, Hk, D], and values [N, Hk, D], of what an ``Attend`` takes; ``rotary`` is
     cos and sin of the N tokens' positions, [N, tables, D] each."""
     a = architecture
-    query, key, value = heads.split((a.query_heads, a.key_heads, a.key_heads), dim=1)
+    turning, value = heads.split((a.query_heads + a.key_heads, a.key_heads), dim=1)
     cos, sin = rotary
     if a.ropes:
         table = slice(0, 1) if window is None else slice(1, 2)
         cos, sin = cos[:, table], sin[:, table]
-    cos, sin = cos.to(heads.dtype), sin.to(heads.dtype)
-    return rotate(query, cos, sin), rotate(key, cos, sin), value
+    turned = rotate(turning, cos.to(heads.dtype), sin.to(heads.dtype))
+    query, key = turned.split((a.query_heads, a.key_heads), dim=1)
+    return query, key, value
 
 
 def gain(norm: Tensor, architecture: Architecture) -> Tensor:

@@ -11,7 +11,7 @@ the rounded operands are multiplied in float32.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -106,6 +106,45 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) 
     ``biases`` (one [M_i] for each, or none); their gradients are in their own dtype (float32). Split weights
     (``policies.sharding``) are whole during a product."""
     return _Linear.apply(x, bool(biases), *weights, *biases)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, merged: Callable[[], Tensor], scales: tuple[float, ...], *factors: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, *factors)
+        ctx.merged, ctx.scales = merged, scales
+        return product(x, merged())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *factors = ctx.saved_tensors
+        grad, dtype = grads[0].contiguous(), x.dtype
+        slopes: list[Tensor | None] = [product(grad, ctx.merged().t()) if ctx.needs_input_grad[0] else None, None, None]
+        downs, ups = factors[::2], factors[1::2]
+        parts = grad.split([len(up) for up in ups], dim=1)
+        for part, down, up, scale in zip(parts, downs, ups, ctx.scales, strict=True):
+            into = outer_product(product(part.contiguous(), up.to(dtype).t()), x)
+            out_of = outer_product(part.contiguous(), product(x, down.to(dtype)))
+            slopes += [scale * into.to(down.dtype), scale * out_of.to(up.dtype)]
+        return tuple(slopes)
+
+
+def adapted_linear(x: Tensor, merged: Callable[[], Tensor], adapters: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """[N, M] in the dtype of ``x`` [N, K]: x @ merged().T, with gradients to low-rank factors.
+
+    A sum of two rounded products would differ from rollouts, which multiply by the rounded sum W + scale * B A: in
+    bfloat16 by as much as a step of a small learning rate changes.
+
+    Args:
+        x: inputs.
+        merged: gives [M, K] in the dtype of ``x``, the sums of some maps with the same input, next to each other; asked
+            again in the backward, so that it need not be kept.
+        adapters: by map its factors A [rank, K] and B [M_i, rank], and the scale.
+    """
+    factors = [factor for down, up, _ in adapters for factor in (down, up)]
+    return _AdaptedLinear.apply(x, merged, tuple(scale for _, _, scale in adapters), *factors)
 
 
 TOLERANCE = 1e-4  # relative to the largest: float32 sums are ten times nearer, a result in bfloat16 forty times farther

@@ -15,14 +15,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from policies.model.attention import CausalAttention, SharedPromptAttention, SlotAttention
 
 TOLERANCE = 3e-2  # of values and gradients in half precision, relative to the largest; rounding makes about 0.6 %
+
+# From this version on torch's public function shares key heads among query heads and reads a sequence's first keys.
+PUBLIC = TorchVersion(torch.__version__) >= "2.12"
+
+CAUSAL = (-1, 0)  # all keys to the left of a query's own, none to the right
 
 # (query [N, Hq, D], key [N, Hk, D], value [N, Hk, D], window) -> [N, Hq * D]
 Attention = Callable[[Tensor, Tensor, Tensor, "int | None"], Tensor]
@@ -62,18 +69,49 @@ def shared_spans(prompt_size: Tensor, prompt_of: Tensor, own: Tensor) -> Spans:
     return Spans(ends[0], ends[1], index if len(of) else None, (int(queries.max()), int(keys.max())))
 
 
-def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, window: int | None) -> Tensor:
-    """[N, Hq * D] by the kernel; arguments as of an ``Attention``."""
+def flash_attention(
+    heads: tuple[Tensor, Tensor, Tensor], spans: Spans, scale: float, seen: tuple[int, int], used: Tensor | None = None
+) -> Tensor:
+    """[N, Hq, D] by the kernel, of query [N, Hq, D], key and value [K, Hk, D].
+
+    Args:
+        heads: query, key and value.
+        spans: their sequences.
+        scale: multiplies the scores.
+        seen: keys to the left and to the right of a query's own place that it sees; -1: all.
+        used: [R] int32, how many of each sequence's keys are there; keys are then not split among blocks of threads,
+            since how they are split would depend on the other rows, and so would the rounding.
+    """
+    if not PUBLIC:
+        return torch.ops.aten._flash_attention_forward(
+            *heads,
+            spans.queries,
+            spans.keys,
+            *spans.longest,
+            0.0,  # no dropout
+            seen == CAUSAL,
+            False,
+            scale=scale,
+            window_size_left=seen[0],
+            window_size_right=seen[1],
+            seqused_k=used,
+        )[0]
     from torch.nn.attention.varlen import varlen_attn
 
-    if spans.index is not None:
-        key, value = key.index_select(0, spans.index), value.index_select(0, spans.index)
-    seen = (-1 if window is None else window - 1, 0)  # keys to the left and to the right, besides its own
+    whole: dict[str, Any] = {} if used is None else {"seqused_k": used, "num_splits": 1}
     out = varlen_attn(
-        query, key, value, spans.queries, spans.keys, *spans.longest, scale=scale, window_size=seen, enable_gqa=True
+        *heads, spans.queries, spans.keys, *spans.longest, scale=scale, window_size=seen, enable_gqa=True, **whole
     )
     assert isinstance(out, Tensor)
-    return out.flatten(1)
+    return out
+
+
+def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float, window: int | None) -> Tensor:
+    """[N, Hq * D] by the kernel; arguments as of an ``Attention``."""
+    if spans.index is not None:
+        key, value = key.index_select(0, spans.index), value.index_select(0, spans.index)
+    seen = CAUSAL if window is None else (window - 1, 0)
+    return flash_attention((query, key, value), spans, scale, seen).flatten(1)
 
 
 def can_attend_unpadded(query: Tensor) -> bool:
@@ -98,7 +136,8 @@ class UnpaddedAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
         """As an ``Attention``."""
-        if can_attend_unpadded(query) and kernel_agrees(disagreement, *_kind(query, key), window is not None):
+        kind = query.device, query.dtype, query.shape[1:], key.shape[1]
+        if can_attend_unpadded(query) and kernel_agrees(disagreement, *kind, window is not None):
             return span_attention(query, key, value, self.spans(), self.scale, window)
         return self.padded(query, key, value, window)
 
@@ -113,42 +152,33 @@ class UnpaddedSlots:
 
     def __init__(self, padded: SlotAttention, room: int) -> None:
         self.padded = padded
-        self.queries = torch.arange(len(padded.used) + 1, dtype=torch.int32, device=padded.used.device)
-        self.keys = self.queries * room
+        self.each = torch.arange(len(padded.used) + 1, dtype=torch.int32, device=padded.used.device)
+        self.keys = self.each * room
         self.used = padded.used.int()
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
         """As a ``SlotAttention``."""
-        if can_attend_unpadded(query) and kernel_agrees(slot_disagreement, *_kind(query, key), window is not None):
+        if reads_what_rows_hold(query, key.shape[-2], window is not None):
             return self.kernel(query, key, value, window)
         return self.padded(query, key, value, window)
 
     def kernel(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-        """As a ``SlotAttention``, by the kernel. Keys are not split among blocks of threads: how they are split would
-        depend on the other rows, and so would the rounding."""
-        from torch.nn.attention.varlen import varlen_attn
-
-        out = varlen_attn(
-            query,
-            key.flatten(0, 1),
-            value.flatten(0, 1),
-            self.queries,
-            self.keys,
-            1,
-            self.padded.size,
-            scale=self.padded.scale,
-            window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=True,
-            seqused_k=self.used,
-            num_splits=1,
-        )
-        assert isinstance(out, Tensor)
-        return out.flatten(1)
+        """As a ``SlotAttention``, by the kernel. The query heads that share a key head go as several queries of it, so
+        that its keys are read once; with a window, which begins elsewhere for each of several queries, as they are."""
+        rows, channels, key_heads = len(query), query.shape[2], key.shape[2]
+        several = query.shape[1] // key_heads if window is None else 1
+        seen = (-1, -1) if window is None else (window - 1, 0)
+        spans = Spans(self.each * several, self.keys, None, (several, self.padded.size))
+        query = query.view(rows, -1, several, channels).transpose(1, 2).reshape(rows * several, -1, channels)
+        heads = query, key.flatten(0, 1), value.flatten(0, 1)
+        mixed = flash_attention(heads, spans, self.padded.scale, seen, self.used)
+        return mixed.view(rows, several, -1, channels).transpose(1, 2).reshape(rows, -1)
 
 
-def _kind(query: Tensor, key: Tensor) -> tuple[torch.device, torch.dtype, torch.Size, int]:
-    """What a check is made for: device, dtype, the query's heads and channels, and the key's heads."""
-    return query.device, query.dtype, query.shape[1:], key.shape[-2]
+def reads_what_rows_hold(query: Tensor, key_heads: int, windowed: bool) -> bool:
+    """Whether decode steps with queries [N, Hq, D] go through the kernel, whose time does not depend on the room."""
+    kind = query.device, query.dtype, query.shape[1:], key_heads
+    return can_attend_unpadded(query) and kernel_agrees(slot_disagreement, *kind, windowed)
 
 
 Check = Callable[[torch.device, torch.dtype, torch.Size, int, "int | None"], float]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from policies.model.compute import calls_onednn, drawing_head_kernels, kernels_for, product_dtype, takes_whole_steps
 from policies.model.head import logp_of
 from policies.model.layers import LayerWeights, Linear
-from policies.model.products import float_product, linear, operand
+from policies.model.products import adapted_linear, float_product, linear, operand
 from policies.native import Kernels
 from policies.native.step import Panels
 from policies.nested import Change
@@ -61,8 +61,7 @@ class RolloutLinear:
         self.bias = None if bias is None else bias.to(self.dtype)
 
     def _concatenated(self, dtype: torch.dtype) -> Tensor:
-        whole = torch.cat([merged_weight(module) for module in self.modules])
-        return (whole if self.change is None else whole + self.change.weight).to(dtype)
+        return _merged(self.modules, self.change, dtype)
 
     def _bias(self) -> Tensor | None:
         if self.change is None and all(module.bias is None for module in self.modules):
@@ -103,23 +102,35 @@ class RolloutLinear:
         return F.linear(x, self.weight, self.bias)
 
 
+@torch.no_grad()
+def _merged(modules: list[nn.Linear], change: Change | None, dtype: torch.dtype) -> Tensor:
+    """The weights of maps with the same input, adapters and a change included, next to each other."""
+    weight = torch.cat([merged_weight(module) for module in modules])
+    return (weight if change is None else weight + change.weight).to(dtype)
+
+
 def _bias(module: nn.Linear) -> Tensor:
     if module.bias is None:
         return module.weight.new_zeros(module.out_features)
     return module.bias.detach()
 
 
-def _map(x: Tensor, module: nn.Linear, change: Change | None = None) -> Tensor:
+def _map(x: Tensor, modules: list[nn.Linear], change: Change | None = None) -> Tensor:
+    """[N, out] of maps with the same input, their outputs concatenated."""
+    adapters = [adapter for adapter in map(factors, modules) if adapter is not None]
+    if 0 < len(adapters) < len(modules):
+        return torch.cat([_map(x, [module]) for module in modules], dim=1)
+    if adapters:
+        y = adapted_linear(x, lambda: _merged(modules, change, x.dtype), adapters)
+        biases = _biases(modules) if change is None else [_changed_bias(modules[0], change)]
+        return y + torch.cat(biases).to(y.dtype) if biases else y
     if change is None:
-        y = linear(x, [module.weight], _biases([module]))
-    else:
-        bias = (module.bias if module.bias is not None else 0) + change.bias
-        y = linear(x, [trainable(module.weight) + change.weight], [bias])
-    adapter = factors(module)
-    if adapter is None:
-        return y
-    down, up, scale = adapter
-    return y + linear(linear(x, [down]), [up]) * scale
+        return linear(x, [module.weight for module in modules], _biases(modules))
+    return linear(x, [trainable(modules[0].weight) + change.weight], [_changed_bias(modules[0], change)])
+
+
+def _changed_bias(module: nn.Linear, change: Change) -> Tensor:
+    return (module.bias if module.bias is not None else 0) + change.bias
 
 
 def _biases(modules: list[nn.Linear]) -> list[Tensor]:
@@ -129,9 +140,7 @@ def _biases(modules: list[nn.Linear]) -> list[Tensor]:
 
 
 def _trainable(modules: list[nn.Linear], dtype: torch.dtype) -> Linear:
-    if any(factors(module) is not None for module in modules):
-        return lambda x: torch.cat([_map(x.to(dtype), module) for module in modules], dim=-1)
-    return lambda x: linear(x.to(dtype), [module.weight for module in modules], _biases(modules))
+    return lambda x: _map(x.to(dtype), modules)
 
 
 def _layer_weights(block: Any, window: int | None, make: Any, dtype: torch.dtype) -> LayerWeights:
@@ -176,7 +185,7 @@ def changed_trainable(
         module = block.mlp.down_proj if half % 2 else block.self_attn.o_proj
 
         def apply(x: Tensor, module: nn.Linear = module, change: Change = change) -> Tensor:
-            return _map(x.to(dtype), module, change)
+            return _map(x.to(dtype), [module], change)
 
         changed[half // 2] = _with_output(changed[half // 2], half, apply)
     return changed

@@ -35,7 +35,7 @@ class Shape:
 
     Attributes:
         windows: of each of its layers, as ``Architecture.windows``.
-        biases: whether its output maps have biases, which patches need.
+        biases: whether it is a Llama whose output maps have biases, which patches need.
     """
 
     windows: tuple[int | None, ...]
@@ -57,7 +57,8 @@ class Shape:
 def shape_of(policy: Policy, nested: Nested) -> Shape:
     """The smallest shape that holds ``nested``."""
     windows = policy.architecture.windows
-    return Shape(tuple(windows[block.layer] for block in kept_blocks(layers_of(nested))), bool(changes_of(nested)))
+    biases = bool(changes_of(nested)) or (_has_other_heads(policy) and not any(windows))
+    return Shape(tuple(windows[block.layer] for block in kept_blocks(layers_of(nested))), biases)
 
 
 def check_biases(policy: Policy) -> None:
@@ -70,19 +71,28 @@ def check_biases(policy: Policy) -> None:
         )
 
 
-def head_channels(policy: Policy) -> int:
-    """Channels of a head in vLLM. Narrow heads of a Llama are filled up with zeros.
-
-    Raises:
-        UsageError: heads so narrow that have norms or a scaled rotary table of their own.
-    """
+def check_heads(policy: Policy) -> None:
+    """Raise ``UsageError`` for heads that vLLM's model of this kind cannot have."""
     channels, rope = policy.architecture.head_dim, getattr(policy.config, "rope_parameters", None) or {}
-    if channels >= _FEWEST_CHANNELS:
-        return channels
     plain = rope.get("rope_type", "default") == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0
-    if policy.config.model_type not in _AS_LLAMA or not plain:
+    if channels < _FEWEST_CHANNELS and not (policy.config.model_type in _AS_LLAMA and plain):
         raise UsageError(f"this model's heads have {channels} channels, and vLLM's at least 32: use writer='own'")
-    return _FEWEST_CHANNELS
+    if _has_other_heads(policy) and any(policy.architecture.windows):
+        raise UsageError(
+            f"vLLM's qwen2 has no heads of {head_channels(policy)} channels at a width of {policy.architecture.width}, "
+            "and its llama no windows: use writer='own'"
+        )
+
+
+def head_channels(policy: Policy) -> int:
+    """Channels of a head in vLLM, the narrow ones of a Llama filled up with zeros."""
+    return max(policy.architecture.head_dim, _FEWEST_CHANNELS)
+
+
+def _has_other_heads(policy: Policy) -> bool:
+    """Whether vLLM's model divides its width by its heads where this one, or a wider head, does not."""
+    a = policy.architecture
+    return policy.config.model_type == "qwen2" and head_channels(policy) * a.query_heads != a.width
 
 
 def save(policy: Policy, nested: Nested, shape: Shape, folder: Path) -> None:
@@ -99,6 +109,7 @@ def save_weights(policy: Policy, nested: Nested, shape: Shape, file: Path) -> No
 def config(policy: Policy, shape: Shape) -> dict[str, Any]:
     """The transformers config of a model of ``shape``."""
     given = json.loads(policy.config.to_json_string(use_diff=False))
+    given["architectures"] = [type(policy.model).__name__]  # without it vLLM guesses, a model of embeddings for some
     given["num_hidden_layers"] = len(shape.windows)
     given["dtype"] = str(policy.dtype).removeprefix("torch.")
     given["tie_word_embeddings"] = False  # a reload leaves the packed copy that a tied head has as it is

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+BATCHED = 4096  # tokens of a step, the least of vLLM's defaults
+# Its default block, 128 tokens, shares no short prompt. A prompt in chunks takes draws back; a CPU's generator cannot.
+ON_CPU = {"block_size": 32, "enable_chunked_prefill": False}
 LOWEST = (0, 32)  # reload_weights takes an iterator, and packs again what a CPU's kernels read
 
 
@@ -84,7 +87,8 @@ def _engine(folder: str, dtype: str, longest: int, slots: int, cache_bytes: int,
         logprobs_mode="processed_logprobs",  # of the distribution that a token is drawn from, the temperature's
         enable_prefix_caching=True,
         enforce_eager=on_cpu,
-        **({"block_size": 32} if on_cpu else {}),  # its default there, 128, shares no short prompt
+        **({"max_num_batched_tokens": max(slots, longest)} if slots > BATCHED else {}),
+        **(ON_CPU if on_cpu else {}),
     )
 
 

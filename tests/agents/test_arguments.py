@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import registry
 from agents import SB3PPO, SFT, ReFT
+from agents.arguments import device_of
 from agents.trl_grpo import TRLGRPO
 from policies import Policy
 from registry import Registry, UsageError, fields_of
@@ -135,3 +137,13 @@ def test_an_agent_is_saved_or_the_path_is_named(agent: ReFT, tmp_path: Path, mon
 def test_an_agent_is_neither_copied_nor_pickled(agent: ReFT, act: Any) -> None:
     with pytest.raises(UsageError, match=r"agent\.save"):
         act(agent)
+
+
+def test_an_agent_computes_where_the_policy_given_is(monkeypatch) -> None:
+    """Not where its default says: micro-batches and memory are those of that device."""
+    policy = Policy.load("tiny")
+    monkeypatch.setattr(Policy, "device", property(lambda self: torch.device("cuda:1")))
+    assert [device_of(policy, given) for given in ("cpu", "cuda", "cuda:1")] == ["cuda:1"] * 3
+    with pytest.raises(UsageError, match=r"device='cuda:0', but the policy given is on cuda:1: leave device out"):
+        device_of(policy, "cuda:0")
+    assert device_of("tiny", "cuda:0") == "cuda:0"

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents import ReFT
+from agents.rollout import collect
 from policies import Policy
 from policies.pretrained.adapters import TARGETS, factors, merged_weight
 from registry import UsageError
@@ -182,3 +183,25 @@ def test_gradient_checkpointing_of_transformers_own_layers_is_refused(folder: st
     policy.functional = False
     with pytest.raises(UsageError, match="gradient_checkpointing out"):
         ReFT(policy, CoinFlips(4), gradient_checkpointing=True)
+
+
+def test_in_bfloat16_what_writes_is_what_is_trained(folder: str) -> None:
+    """Rollouts multiply by W + B A rounded once, and so does the score: their distance is that of the plain model's,
+    not that of a sum of two rounded products, which is as large as what a step changes."""
+
+    def distance(spread: float) -> float:
+        policy = Policy.load(folder, dtype="bfloat16")
+        policy.add_adapters(rank=8, alpha=16, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in policy.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+        policy.refresh()
+        env = CoinFlips(16)
+        rollout = collect(policy.behavior(tuple(range(4)), 16, env.task.max_length), env, range(16), 4)
+        with torch.no_grad():
+            scored = policy.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
+        return float((scored - rollout.behavior_logp)[rollout.mask].abs().mean())
+
+    assert 0 < distance(0.05) < 2 * distance(0.0)

@@ -321,3 +321,27 @@ def test_what_is_split_falls_with_the_number_of_processes_as_planned(tmp_path: P
                 assert 0 <= said[name] - getattr(planned, name) < 0.001 * 8 * whole.weights, name  # norms are whole
             assert said["resident"] < 1.3 * (planned.total - planned.weights) + 50e6
             assert planned.total - planned.weights < 2 * said["resident"] + 50e6
+
+
+def test_on_a_gpu_it_is_the_card_s_memory_that_counts(folder: str, monkeypatch) -> None:
+    """Slots and micro-batches by what the driver says is free, and what torch keeps without using it."""
+    target, task = Policy.load(folder), Task(TaskSpec())
+    optimizer = torch.optim.AdamW(target.parameters())
+    monkeypatch.setattr(Policy, "device", property(lambda self: torch.device("cuda")))
+    one, lasting = memory.slot_bytes(target, task), memory.lasting_bytes(target, optimizer)
+    needed = lasting + memory.layout_bytes(target) + 20 * one
+    for kept in (0, needed // 2):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, kept=kept: (needed - kept, 2 * needed))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, kept=kept: kept + 64)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 64)
+        assert memory.fitting_slots(target, task, optimizer, 256) == 20
+        with pytest.raises(memory.NotEnoughMemory, match=r"30 slots.*slots=20 or fewer"):
+            memory.check_memory(target, task, optimizer, 30)
+    room = 4 * memory.update_bytes(target, 16_384)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (room, room))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 64)
+    assert memory.fitting_tokens(target, 4_096) == 16_384
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**50, 2**50))
+    assert memory.fitting_tokens(target, 4_096) == memory.MOST_TOKENS
+    monkeypatch.undo()
+    assert memory.fitting_tokens(target, 2_048) == 2_048  # on a CPU more is no faster

@@ -15,6 +15,7 @@ import torch
 from agents.writing import episode_seed
 from policies import LayerSubset, Nested, PatchedSubset, Policy
 from policies.nested import Change
+from policies.vllm.checkpoint import head_channels
 from policies.vllm.engine import Engine, Request
 from registry import UsageError
 from tests.oracles.policy_checkpoints import random_model
@@ -118,11 +119,13 @@ def test_patches_are_written_by() -> None:
 
 
 def test_tokens_are_drawn_from_what_their_log_probabilities_say() -> None:
-    """Mean log mu is minus the mean entropy; with another temperature, or a tail cut off, it would not be."""
+    """Mean log mu is minus the mean entropy; with another temperature, or a tail cut off, it would not be.
+    The prompts are more than a step of vLLM takes."""
     policy = Policy.load("tiny")
     layers = tuple(range(policy.num_layers))
-    engine = engine_of(policy, layers)
     asked = request(policy, completions=400, length=8)
+    assert sum(len(asked.prompts[n]) for n in asked.of) > 4096
+    engine = Engine(policy, layers, 400, 64, PYTHON)
     tokens, logp = engine.write(asked)
     longest = max(map(len, tokens))
     padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in tokens])
@@ -145,5 +148,10 @@ def test_an_agent_trains_and_repeats() -> None:
 
 
 def test_a_cache_that_memory_does_not_hold_is_one_line() -> None:
-    with pytest.raises(UsageError, match="no memory for the keys and values of 10000000 slots"):
-        Engine(Policy.load("tiny"), (0, 1), 10_000_000, 512, PYTHON)
+    """Of tens of thousands of slots: more than vLLM's steps have tokens if it is not told otherwise."""
+    policy, longest = Policy.load("tiny"), 512
+    a, memory = policy.architecture, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    a_slot = 2 * 2 * 4 * a.key_heads * head_channels(policy) * longest  # of two layers, keys and values, float32
+    slots = 2 * memory // a_slot
+    with pytest.raises(UsageError, match=f"no memory for the keys and values of {slots} slots"):
+        Engine(policy, (0, 1), slots, longest, PYTHON)

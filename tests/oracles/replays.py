@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 
-from policies.engine import torch_store
+from policies.engine import graphs, torch_store
 from policies.engine.graphs import Replays
 
 
@@ -22,7 +22,7 @@ def replayed(monkeypatch, capture) -> list[Replays]:
     """Makes every pure store decode through ``Replays`` in small buckets; the stores' replays, as they are made."""
     made: list[Replays] = []
     monkeypatch.setattr("policies.native.kernels", lambda: None)
-    monkeypatch.setattr(torch_store, "ROWS", 2)
+    monkeypatch.setattr(graphs, "ROWS", 2)
     monkeypatch.setattr(torch_store, "LENGTH", 8)
     begin = torch_store.TorchStore.__init__
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from registry import UsageError
 from registry.command import INTERRUPTED, assignment, command
@@ -34,6 +35,15 @@ def test_bad_input_is_told_without_a_traceback(capsys) -> None:
     assert end(OSError("no such file"), errors=(OSError,)) == 2
     with pytest.raises(OSError, match="no such file"):
         end(OSError("no such file"))
+
+
+def test_a_full_gpu_is_told_in_one_line_with_remedies(capsys) -> None:
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which ...\nmore"
+    assert end(torch.OutOfMemoryError(said)) == 2
+    line, nothing = capsys.readouterr().err.split("\n")
+    assert line.startswith("error: CUDA out of memory. Less of it: ") and "microbatch_tokens" in line and not nothing
+    with pytest.raises(RuntimeError, match="another"):
+        end(RuntimeError("another"))
 
 
 def test_an_interruption_says_how_to_go_on(capsys) -> None:

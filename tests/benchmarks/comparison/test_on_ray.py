@@ -28,9 +28,11 @@ def cluster():
 
     from benchmarks.comparison.on_ray import connect
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
     with pytest.MonkeyPatch.context() as patch:
+        # Ray gives a worker up that takes a minute to start, as it does where others have the processors.
+        patch.setenv("RAY_worker_register_timeout_seconds", "600")
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
         patch.setenv("RAY_ADDRESS", nodes.address)
         connect()
         yield

@@ -73,6 +73,22 @@ def test_run_folders_are_compared_as_they_are(tmp_path):
     assert len(labels) == 4 and "reft learning_rate=1e-05" in labels
 
 
+def test_what_the_runs_started_from_is_no_arm_of_theirs(tmp_path):
+    """A grid with a start keeps that run's folder beside the others."""
+    finished(tmp_path / "runs", seeds=(0, 1))
+    expected = [arm.label for arm in read([tmp_path / "runs"]).arms]
+    folders = [spec.parent for spec in (tmp_path / "runs").glob("*/spec.json")]
+    first = folders[0].name
+    for folder in folders[1:]:
+        fields = json.loads((folder / "spec.json").read_text())
+        fields["policy"] = f"/elsewhere/runs/{first}/model"
+        (folder / "spec.json").write_text(json.dumps(fields))
+    arms = read([tmp_path / "runs"]).arms
+    assert sum(len(arm.runs) for arm in arms) == len(folders) - 1
+    assert {arm.label for arm in arms} <= set(expected)
+    assert [len(arm.runs) for arm in read([tmp_path / "runs" / first]).arms] == [1], "asked for by name it is there"
+
+
 def test_a_baseline_is_named_by_what_its_label_begins_with(tmp_path):
     finished(tmp_path / "runs", seeds=(0, 1), controls=("random-reward",))
     stored = read([tmp_path / "runs"])

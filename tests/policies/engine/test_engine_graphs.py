@@ -72,7 +72,7 @@ def test_a_behaviour_that_is_dropped_frees_its_store_at_once(monkeypatch):
 
 
 def test_buckets():
-    assert [bucket(n, 16, 40) for n in (1, 16, 17, 33, 40)] == [16, 16, 32, 40, 40]
+    assert [bucket(n, 200) for n in (1, 16, 17, 33, 64, 65, 129)] == [16, 16, 32, 64, 64, 128, 200]
 
 
 @pytest.mark.gpu

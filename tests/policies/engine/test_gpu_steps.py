@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import varlen as torch_varlen
 
 from policies import Behavior, Policy
+from policies.engine import graphs
 from policies.engine.ahead import Ahead
 from policies.engine.graphs import Replays
 from policies.engine.torch_store import TorchStore
@@ -34,6 +35,7 @@ def trusting(monkeypatch):
     monkeypatch.setattr(products, "is_half_operand", lambda weight: weight.dtype == torch.bfloat16)
     monkeypatch.setattr(unpadded, "kernel_agrees", lambda *_: True)
     monkeypatch.setattr(products, "can_multiply_halves", lambda *_: True)
+    monkeypatch.setattr(graphs, "CAPTURE_AT", 3)  # visits: what checks a capture reads, too
     monkeypatch.setattr("policies.policy.agrees", lambda *_: True)
     monkeypatch.setattr("policies.policy.check_finite", lambda model: None)
 
@@ -45,9 +47,10 @@ def policy_on_meta(family: str) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize(("replayed", "public"), [(False, True), (True, True), (True, False)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_planned_steps_read_nothing_on_the_host(family, replayed, trusting):
+def test_planned_steps_read_nothing_on_the_host(family, replayed, public, trusting, monkeypatch):
+    monkeypatch.setattr(unpadded, "PUBLIC", public and unpadded.PUBLIC)
     behavior = policy_on_meta(family).behavior((0, 2, 3), 5, LONGEST)
     decoder = behavior.decoder
     store = decoder.cache.store
@@ -58,7 +61,7 @@ def test_planned_steps_read_nothing_on_the_host(family, replayed, trusting):
     with torch.inference_mode():
         hidden = decoder.hidden(np.full((5, LONGEST), 7), np.array([1, 1, 0, 1, 1]), np.ones(5, bool), active)
         decoder.plan(active, np.array([[1, 1, 1, 1], [2, 2, 1, 2]]))
-        for step in range(2 - replayed):  # the third visit of a bucket captures it, and the check of that reads
+        for step in range(2 - replayed):  # the third visit would be a capture
             token, logp = decoder.draw(hidden, uniform, behavior.sampling.temperature)
             hidden = decoder.follow(step, token)
         for temperature in (0.7, 0.0):
@@ -67,9 +70,11 @@ def test_planned_steps_read_nothing_on_the_host(family, replayed, trusting):
     assert (token.dtype, logp.dtype, hidden.dtype) == (torch.int64, torch.float32, torch.float32)
 
 
+@pytest.mark.parametrize("public", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_of_an_update_read_nothing_on_the_host(family, trusting):
+def test_layers_of_an_update_read_nothing_on_the_host(family, public, trusting, monkeypatch):
     """With torch's own variable-length attention, whose arguments and gradients are checked without a kernel."""
+    monkeypatch.setattr(unpadded, "PUBLIC", public and unpadded.PUBLIC)
     policy = policy_on_meta(family)
     a, packing = policy.architecture, pack(*random_batch())
     own = torch.bincount(packing.sequence[packing.prompt_tokens :], minlength=len(packing.prompt_of))

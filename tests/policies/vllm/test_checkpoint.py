@@ -75,7 +75,23 @@ def test_heads_of_sixteen_channels_are_filled_up(family: str, tmp_path: Path) ->
 @pytest.mark.parametrize("family", ["llama-rope-scaled", "qwen3", "gemma3"])
 def test_narrow_heads_with_norms_or_scaled_tables_are_refused(family: str) -> None:
     with pytest.raises(UsageError, match=r"heads have (16|24) channels, and vLLM's at least 32: use writer='own'"):
-        checkpoint.head_channels(Policy(random_model(family)))
+        checkpoint.check_heads(Policy(random_model(family)))
+
+
+@pytest.mark.parametrize("changes", [{}, WIDE, {"num_attention_heads": 2, "num_key_value_heads": 2}])
+def test_a_qwen2_whose_heads_do_not_divide_its_width_is_a_llama(changes: dict[str, int]) -> None:
+    """vLLM's Qwen2 has hidden_size / num_attention_heads channels a head, whatever its config says."""
+    for family in ("qwen2", "qwen2-window"):
+        policy = Policy(random_model(family, **changes))
+        given = checkpoint.config(policy, shape_of(policy, (0, 1)))
+        divided = given["hidden_size"] == given["num_attention_heads"] * checkpoint.head_channels(policy)
+        assert divided == (len(changes) == 2)
+        if divided or family == "qwen2":
+            assert given["architectures"] == ["Qwen2ForCausalLM" if divided else "LlamaForCausalLM"]
+            checkpoint.check_heads(policy)
+            continue
+        with pytest.raises(UsageError, match="vLLM's qwen2 has no heads of 32 channels at a width of 64"):
+            checkpoint.check_heads(policy)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-rope-scaled", "mistral", "qwen2"])
