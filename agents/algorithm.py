@@ -34,6 +34,9 @@ from envs.sb3 import SB3VecEnv
 from policies import Policy
 from policies.sharding import shape_of
 from registry import UsageError
+from registry.memory import return_freed
+
+RETURN_EVERY = 10  # iterations of learn() after which freed memory goes back to the system
 
 
 class SavesFolders:
@@ -222,6 +225,8 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
                 self.iterate(hooks, lambda iterations, tokens: min(1.0, tokens / total))
             except Interrupted:
                 break
+            if self.iteration % RETURN_EVERY == 0:
+                return_freed()
             if log_interval and self.iteration % log_interval == 0:
                 self.dump_logs()
         hooks.on_training_end()

@@ -10,7 +10,6 @@ update. What is checked is the memory of the device that computes.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from registry.memory import available_bytes
 
 LOGIT_COPIES = 3  # of a step's logits, where they are in memory
 CHUNK_COPIES = 4  # float32, of a chunk of an update's logits: with their exponentials, slopes and a product's operand
+HOLES = 2  # chunks that the host's allocator leaves between gradients of several micro-batches, as measured
 GB = 1e9
 
 
@@ -38,18 +38,6 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def return_freed() -> None:
-    """Give the system back what has been freed.
-
-    The tensors of every iteration have other sizes, and small things that stay come to lie between them. So glibc holds
-    on to more and more of what is free, and a long run would end with as much as its largest iterations took together.
-    To touch returned memory again costs up to a tenth of a small model's iteration: not for every one.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's own
-    if trim is not None:
-        trim(0)
 
 
 @dataclass(frozen=True)
@@ -135,7 +123,8 @@ class ModelSize:
         whole = 1 if self.gradient_checkpointing else a.layers
         layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
         logits = tokens * a.vocabulary
-        head = 4 * CHUNK_COPIES * min(CHUNK_LOGITS, logits)
+        copies = CHUNK_COPIES + (HOLES if self.device.type == "cpu" else 0)
+        head = 4 * copies * min(CHUNK_LOGITS, logits)
         if scoring_head_kernels(self.device, self.dtype, a.width) is not None:
             head += size * min(KEPT, logits)
         unplaced = 0 if self.adapted else 2 * a.vocabulary * a.width * 4

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.provenance import provenance
+from policies.pretrained.load import locate
 from registry import UsageError
 from registry.command import command
 from registry.paths import WriteFolder
@@ -93,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--policy", help="a model folder or a hub id (default: random weights, and the built-in model)")
     parser.add_argument("--rehearse", action="store_true", help="the same steps on a CPU with a small random model")
     options = parser.parse_args(arguments)
+    if options.policy is not None:
+        locate(options.policy)
     if not options.rehearse and not torch.cuda.is_available():
         raise UsageError("torch finds no CUDA device: run this where there is one, or give --rehearse")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ What gathers is a collective: all processes must do it equally often and in one 
 from __future__ import annotations
 
 import copy
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from registry import UsageError
+from registry.memory import return_freed
 
 # torch 2.13 has new names for these
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
@@ -66,14 +66,7 @@ def split_matrices(model: nn.Module, device: torch.device) -> None:
                     made[id(parameter)] = split(parameter, device)
                 module._parameters[name] = made[id(parameter)]
     model.to(device)
-    _return_free_memory()
-
-
-def _return_free_memory() -> None:
-    """Give the system what held whole matrices; the compiled kernels tell the allocator to keep what is freed."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
+    return_freed()  # what held whole matrices
 
 
 def whole_shape(weight: Tensor) -> torch.Size | None:

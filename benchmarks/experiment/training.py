@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents import ReFT
 from agents.distributed import Ranks, join
-from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes, return_freed
+from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
 from agents.saving import checkpoint
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
@@ -35,6 +35,7 @@ from benchmarks.measuring.provenance import provenance
 from policies.pretrained.fingerprint import fingerprint
 from policies.pretrained.load import load_config
 from registry import UsageError
+from registry.memory import return_freed
 
 RESULT = "result.json"
 AVERAGED = "model-averaged"  # of a run with ema_decay, whose accuracy is of that
