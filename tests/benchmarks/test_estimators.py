@@ -398,7 +398,8 @@ def test_patterns_products_and_settings(tmp_path):
         (["--check", "nothing"], "MODULE:CLASS"),
         (["--check", "no_such_module:X"], "cannot import"),
         (["--check", "agents.corrections:Nothing"], "has no 'Nothing'"),
-        (["--run", "no/such/run"], "metrics.jsonl"),
+        (["--run", "no/such/run"], "no/such/run' cannot be read"),
+        (["--run", str(Path(__file__).parent)], "metrics.jsonl"),
     ],
 )
 def test_bad_input_exits_with_2_and_says_why(arguments, said, capsys):

@@ -287,7 +287,7 @@ def test_full_disk_says_what_to_do_and_loses_nothing(whole, tmp_path, capfd):
 def test_folder_that_cannot_be_made(whole, tmp_path, capsys):
     (tmp_path / "runs").write_text("a file")
     assert main(["--spec", str(whole[1] / "spec.json"), "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "is a file: name a folder" in capsys.readouterr().err
 
 
 def test_two_processes_on_one_folder(whole, tmp_path, capsys):

@@ -210,7 +210,7 @@ def test_failed_and_damaged_runs_are_reported_and_left_out(tmp_path):
     found = Comparison.read(grid, made, tmp_path, {folders[5].name: "out of memory"}, "command")
     assert [arm.label for arm in found.groups[0].arms] == ["reft"]
     errors = [failure.error for failure in found.failures]
-    assert "line 4 of metrics.jsonl is damaged" in errors[0] and "is not finished" in errors[1]
+    assert "line 4 of metrics.jsonl is damaged" in errors[0] and "has no result.json: finish the run" in errors[1]
     assert "result.json is damaged" in errors[2] and errors[3] == "out of memory"
     page, text = html(found), markdown(found)
     assert "Failed runs" in page and "out of memory" in page and "out of memory" in text
@@ -333,6 +333,7 @@ def test_tensorboard_logs_hold_the_rows(tmp_path, capsys):
         (400, 0.75),
     ]
     assert len(log.Scalars("train/kl_k1")) == 4
+    (tmp_path / "nothing").mkdir()
     assert main([str(tmp_path / "nothing")]) == 2 and "holds no run" in capsys.readouterr().err
 
 
