@@ -55,8 +55,8 @@ def steps(model: Path, given: str | None, out: Path, device: str) -> dict[str, t
     """Per step its command and its deadline in seconds; ``given`` is the policy that the user named, if any."""
     python = [sys.executable, "-m"]
     speed = [*python, "benchmarks.throughput", "--policy", given or str(model), "--device", device]
-    size = "--prompts 16 --group-size 16 --slots 256 --batch 256 --new-tokens 64"
-    size += " --pairs 3 --workload forced --iteration"
+    size = "--prompts 16 --group-size 16 --slots 256 --batch 256 --workload forced --iteration"
+    size += " --new-tokens 64 --pairs 3" if device == "cuda" else " --new-tokens 8 --pairs 2"
     files = ["--json", str(out / "throughput.json"), "--picture", str(out / "throughput.png")]
     learn = [*python, "benchmarks.compare", "--set", f"device={device}", "--runs", str(out / "runs")]
     if given is None:
