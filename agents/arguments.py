@@ -59,6 +59,7 @@ RANGES = {
     **dict.fromkeys(("weight_decay", "consistency", "entropy_bonus", "adam_eps"), (0, math.inf)),
     **dict.fromkeys(("ent_coef", "vf_coef", "beta", "epsilon"), (0, math.inf)),
     **dict.fromkeys(("gamma", "gae_lambda"), (0, 1)),
+    "microbatch_tokens": (1, math.inf),
 }
 """What some numbers must lie between; an infinite one is none of them."""
 LARGEST = 10**9
@@ -75,9 +76,10 @@ def check_numbers(cls: type, scope: Mapping[str, Any]) -> None:
         if name == "max_grad_norm":
             check_grad_norm(scope[name])
         low, high = RANGES.get(name, (-math.inf, math.inf))
-        if name in RANGES and not (low <= scope[name] <= high and abs(scope[name]) < math.inf):
+        value = scope[name]
+        if name in RANGES and value is not None and not (low <= value <= high and abs(value) < math.inf):
             limit = f"a finite number of at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise UsageError(f"{name}={scope[name]!r} must be {limit}")
+            raise UsageError(f"{name}={value!r} must be {limit}")
 
 
 def scheduled(schedule: Callable[[float], Any], remaining: float, name: str) -> float:

@@ -29,6 +29,8 @@ from registry.memory import available_bytes
 LOGIT_COPIES = 3  # of a step's logits, where they are in memory
 CHUNK_COPIES = 4  # float32, of a chunk of an update's logits: with their exponentials, slopes and a product's operand
 HOLES = 2  # chunks that the host's allocator leaves between gradients of several micro-batches, as measured
+LEAST_TOKENS = (2_048, 4_096)  # of a micro-batch, on a CPU and on a GPU
+MOST_TOKENS = 65_536  # of one on a GPU: launches are a small part of its time by then
 GB = 1e9
 
 
@@ -212,18 +214,17 @@ def _free_bytes(device: torch.device) -> int | None:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if free is not None and shared else free
 
 
-MOST_TOKENS = 65_536  # of a micro-batch: launches are a small part of its time by then
-
-
-def fitting_tokens(policy: Policy, least: int) -> int:
-    """Tokens of a micro-batch where nobody has said how many: ``least``, and on a GPU, which waits for the host while
-    they are few, twice as many as long as a quarter of its free memory holds them."""
-    free = _free_bytes(policy.device)
-    tokens = least
-    while (
-        policy.device.type == "cuda" and tokens < MOST_TOKENS and update_bytes(policy, 2 * tokens) <= (free or 0) // 4
-    ):
-        tokens *= 2
+def microbatch_budget(wanted: int | None, size: ModelSize) -> int:
+    """Most tokens of a forward and backward: ``wanted``, or where nobody has said how many few on a CPU, where more is
+    no faster. A GPU waits for the host while they are few: there it is as many as a quarter of the card holds, or half
+    of what others leave of it."""
+    if wanted is not None:
+        return wanted
+    tokens = LEAST_TOKENS[size.device.type == "cuda"]
+    if size.device.type == "cuda" and torch.cuda.is_available():
+        free, whole = torch.cuda.mem_get_info(size.device)
+        while tokens < MOST_TOKENS and size.update(2 * tokens) <= min(whole // 4, free // 2):
+            tokens *= 2
     return tokens
 
 

@@ -55,7 +55,7 @@ from agents.batches.store import Batching
 from agents.batches.weight_copy import WeightCopy
 from agents.corrections import traits
 from agents.distributed import join, local_device, total_weight
-from agents.memory import NotEnoughMemory, check_memory, fitting_tokens
+from agents.memory import ModelSize, NotEnoughMemory, check_memory, microbatch_budget
 from agents.monitoring.diagnostics import SHARE, noise_floor, of_fresh
 from agents.monitoring.metrics import Laps, draft_metrics, rollout_metrics, speed_metrics, success_rates
 from agents.monitoring.watch import Watch, warn_stale
@@ -65,7 +65,7 @@ from agents.objective.consistency import Consistency
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps
 from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
-from agents.update import NotFinite, Update, microbatch_budget
+from agents.update import NotFinite, Update
 from agents.writing import Deck, OwnWriter
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, Drafter, LayerSubset, Nested, Policy, SkipSampler, StoredDrafts
@@ -150,7 +150,7 @@ class ReFT(LanguageModelAlgorithm):
             default, keeps none; 0.99 averages over about 100 steps.
         max_grad_norm: gradient norm clip.
         microbatch_tokens: most completion and prompt tokens in one forward and backward; bounds memory only. By default
-            2,048 on a CPU, where more is no faster, and on a GPU as many as a quarter of its free memory holds, up to
+            2,048 on a CPU, where more is no faster, and on a GPU as many as a quarter of its memory holds, up to
             65,536.
         slots: env slots, when ``env`` does not say; by default as many as an iteration has episodes, up to 256, and as
             memory holds. They change no numbers.
@@ -266,8 +266,7 @@ class ReFT(LanguageModelAlgorithm):
         self.weight_decay = weight_decay
         self.ema_decay = check_ema(ema_decay)
         self.max_grad_norm = max_grad_norm
-        self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
-        self._any_microbatch = microbatch_tokens is None
+        self._given_budget = microbatch_tokens
         self.ranks = join(device)
         self._given_policy = policy
         self._free_env = env if slots is None and getattr(env, "num_envs", None) is None else None
@@ -305,8 +304,7 @@ class ReFT(LanguageModelAlgorithm):
             self.optimizer.register_step_post_hook(self._follow)
         behaviors = 2 if self.target_written else 1  # of a defensive group; each keeps slots of its own
         behaviors += self.nesting.drafter(self.target) is not None
-        if self._any_microbatch:
-            self.microbatch_tokens = fitting_tokens(self.target, self.microbatch_tokens)
+        self.microbatch_tokens = microbatch_budget(self._given_budget, ModelSize.of(self.target))
         self._fit_slots(behaviors)
         self.update = Update(
             self.target,

@@ -25,11 +25,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
 from agents.arguments import check_lora_rank, device_of, slots_of
-from agents.memory import check_memory, fitting_tokens
+from agents.memory import ModelSize, check_memory, microbatch_budget
 from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
 from agents.supervised import Batch, Batches, clipped_step
-from agents.update import microbatch_budget
 from policies import Policy
 from policies.model.packing import micro_batches
 from registry import UsageError, agents, schedules
@@ -112,8 +111,7 @@ class SFT(LanguageModelAlgorithm):
         self.skip = skip
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
-        self.microbatch_tokens = microbatch_budget(microbatch_tokens, device)
-        self._any_microbatch = microbatch_tokens is None
+        self._given_budget = microbatch_tokens
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
         self.nesting = self.problem_sampler = None
@@ -137,8 +135,7 @@ class SFT(LanguageModelAlgorithm):
         self._make_target(self._given_policy, self._dtype)
         self.layers = tuple(range(self.target.num_layers))
         check_memory(self.target, task, self.optimizer, 1)
-        if self._any_microbatch:
-            self.microbatch_tokens = fitting_tokens(self.target, self.microbatch_tokens)
+        self.microbatch_tokens = microbatch_budget(self._given_budget, ModelSize.of(self.target))
         self._learn_from(task)
 
     def _learn_from(self, task: Any) -> None:

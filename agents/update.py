@@ -45,16 +45,6 @@ def refuse_broken_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
         raise NotFinite(f"the gradient's norm is {float(norm)}")
 
 
-def microbatch_budget(wanted: int | None, device: str) -> int:
-    """Most tokens of a forward and backward; where nothing is said, few on a CPU, where more is no faster, and on a GPU
-    what ``memory.fitting_tokens`` begins with."""
-    if wanted is None:
-        return 2_048 if device.startswith("cpu") else 4_096
-    if wanted < 1:
-        raise UsageError(f"microbatch_tokens={wanted} must be at least 1")
-    return wanted
-
-
 def _of_used(index: Tensor, weight: Tensor, logp: Tensor, rollout: Rollout) -> dict[str, float]:
     """``weight_diagnostics`` of the sequences at ``index``; empty where there is none."""
     if not len(index):

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from agents.memory import GB, ModelSize, plan
-from agents.update import microbatch_budget
+from agents.memory import GB, ModelSize, microbatch_budget, plan
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.measuring.table import Table
 from envs.task import TaskSpec
@@ -32,7 +31,7 @@ def memory_of(spec: RunSpec) -> Table:
         lora_rank=agent.get("lora_rank") or 0,
         gradient_checkpointing=bool(agent.get("gradient_checkpointing")),
     )
-    tokens = microbatch_budget(agent.get("microbatch_tokens"), spec.device)
+    tokens = microbatch_budget(agent.get("microbatch_tokens"), size)
     lengths = task["max_prompt_tokens"], task["max_new_tokens"]
     return memory_table(size, *lengths, max(tokens, sum(lengths)))
 

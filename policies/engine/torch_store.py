@@ -108,9 +108,8 @@ class TorchStore:
         rows, sizes = n, (position.max(1) + 1).tolist()
         if self.replays is not None:
             rows = bucket(n, self.rows)
-            sizes = [
-                self.longest if self.any_size else min(-(-size // LENGTH) * LENGTH, self.longest) for size in sizes
-            ]
+            step = self.longest if self.any_size else LENGTH
+            sizes = [min(-(-size // step) * step, self.longest) for size in sizes]
         inputs = np.zeros((steps, 3, rows), dtype=np.int64)
         inputs[:, 1, :n] = position
         inputs[:, 2] = self.rows * self.longest

@@ -70,13 +70,19 @@ def shared_spans(prompt_size: Tensor, prompt_of: Tensor, own: Tensor) -> Spans:
 
 
 def flash_attention(
-    heads: tuple[Tensor, Tensor, Tensor], spans: Spans, scale: float, seen: tuple[int, int], used: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: Spans,
+    scale: float,
+    seen: tuple[int, int],
+    used: Tensor | None = None,
 ) -> Tensor:
     """[N, Hq, D] by the kernel, of query [N, Hq, D], key and value [K, Hk, D].
 
     Args:
-        heads: query, key and value.
-        spans: their sequences.
+        query, key, value: sequences, one after the other.
+        spans: where they begin.
         scale: multiplies the scores.
         seen: keys to the left and to the right of a query's own place that it sees; -1: all.
         used: [R] int32, how many of each sequence's keys are there; keys are then not split among blocks of threads,
@@ -84,7 +90,9 @@ def flash_attention(
     """
     if not PUBLIC:
         return torch.ops.aten._flash_attention_forward(
-            *heads,
+            query,
+            key,
+            value,
             spans.queries,
             spans.keys,
             *spans.longest,
@@ -99,9 +107,8 @@ def flash_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     whole: dict[str, Any] = {} if used is None else {"seqused_k": used, "num_splits": 1}
-    out = varlen_attn(
-        *heads, spans.queries, spans.keys, *spans.longest, scale=scale, window_size=seen, enable_gqa=True, **whole
-    )
+    bounds = spans.queries, spans.keys, *spans.longest
+    out = varlen_attn(query, key, value, *bounds, scale=scale, window_size=seen, enable_gqa=True, **whole)
     assert isinstance(out, Tensor)
     return out
 
@@ -111,7 +118,7 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scal
     if spans.index is not None:
         key, value = key.index_select(0, spans.index), value.index_select(0, spans.index)
     seen = CAUSAL if window is None else (window - 1, 0)
-    return flash_attention((query, key, value), spans, scale, seen).flatten(1)
+    return flash_attention(query, key, value, spans, scale, seen).flatten(1)
 
 
 def can_attend_unpadded(query: Tensor) -> bool:
@@ -170,8 +177,8 @@ class UnpaddedSlots:
         seen = (-1, -1) if window is None else (window - 1, 0)
         spans = Spans(self.each * several, self.keys, None, (several, self.padded.size))
         query = query.view(rows, -1, several, channels).transpose(1, 2).reshape(rows * several, -1, channels)
-        heads = query, key.flatten(0, 1), value.flatten(0, 1)
-        mixed = flash_attention(heads, spans, self.padded.scale, seen, self.used)
+        key, value = key.flatten(0, 1), value.flatten(0, 1)
+        mixed = flash_attention(query, key, value, spans, self.padded.scale, seen, self.used)
         return mixed.view(rows, several, -1, channels).transpose(1, 2).reshape(rows, -1)
 
 
