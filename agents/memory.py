@@ -20,7 +20,7 @@ from torch import distributed
 from envs.task import Task
 from policies import Policy
 from policies.model.compute import decode_kernels, drawing_head_kernels, product_dtype, scoring_head_kernels
-from policies.model.head import CHUNK_LOGITS, KEPT
+from policies.model.head import KEPT, chunk_logits
 from policies.pretrained.architecture import Architecture
 from policies.sharding import shape_of
 from registry import UsageError
@@ -28,7 +28,7 @@ from registry.memory import available_bytes
 
 LOGIT_COPIES = 3  # of a step's logits, where they are in memory
 CHUNK_COPIES = 4  # float32, of a chunk of an update's logits: with their exponentials, slopes and a product's operand
-HOLES = 2  # chunks that the host's allocator leaves between gradients of several micro-batches, as measured
+HOLES = 3  # chunks that the host's allocator leaves between gradients of several micro-batches, as measured
 LEAST_TOKENS = (2_048, 4_096)  # of a micro-batch, on a CPU and on a GPU
 MOST_TOKENS = 65_536  # of one on a GPU: launches are a small part of its time by then
 GB = 1e9
@@ -126,7 +126,7 @@ class ModelSize:
         layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
         logits = tokens * a.vocabulary
         copies = CHUNK_COPIES + (HOLES if self.device.type == "cpu" else 0)
-        head = 4 * copies * min(CHUNK_LOGITS, logits)
+        head = 4 * copies * min(chunk_logits(self.device), logits)
         if scoring_head_kernels(self.device, self.dtype, a.width) is not None:
             head += size * min(KEPT, logits)
         unplaced = 0 if self.adapted else 2 * a.vocabulary * a.width * 4

@@ -19,7 +19,7 @@ from policies.model.products import float_product, operand, outer_product, produ
 from policies.native import PANEL, Kernels
 from policies.sharding import trainable
 
-CHUNK_LOGITS = 2**25  # numbers of a chunk's slopes: 64 MB in bfloat16, 128 MB in float32
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**25}  # numbers of a chunk: 64 MB in float32, where twice as many are no faster
 KEPT = 2**27  # most exponentials kept for the backward of one micro-batch: 256 MB
 
 
@@ -43,7 +43,7 @@ class _ChunkedLogp(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if need_weight else None
         scale = (grads[0] / projection.temperature).contiguous()
         rounded = hidden.to(projection.dtype)
-        for begin, end in _columns(len(hidden), len(weight)):
+        for begin, end in _columns(hidden, len(weight)):
             slope = projection.slope(rounded, token, normaliser, scale, begin, end)
             if grad_hidden is not None:
                 grad_hidden += product(slope, weight[begin:end].to(projection.dtype).t())
@@ -65,7 +65,7 @@ class _TorchProjection:
 
     def logp(self, hidden: Tensor, token: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         scores = torch.empty(2, len(hidden), device=hidden.device)
-        step = max(1, CHUNK_LOGITS // len(self.weight))
+        step = max(1, chunk_logits(hidden.device) // len(self.weight))
         for begin in range(0, len(hidden), step):
             rows = slice(begin, begin + step)
             logits = self._logits(hidden[rows], self.weight)
@@ -123,9 +123,14 @@ def _projection(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch
     return _TorchProjection(weight, temperature, dtype)
 
 
-def _columns(rows: int, vocabulary: int) -> list[tuple[int, int]]:
+def chunk_logits(device: torch.device) -> int:
+    """How many logits there are at a time on ``device``."""
+    return CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"])
+
+
+def _columns(hidden: Tensor, vocabulary: int) -> list[tuple[int, int]]:
     """Parts of the vocabulary for the backward: a part's weights then have their whole gradient at once."""
-    step = max(1, CHUNK_LOGITS // rows // PANEL) * PANEL
+    step = max(1, chunk_logits(hidden.device) // len(hidden) // PANEL) * PANEL
     return [(begin, min(begin + step, vocabulary)) for begin in range(0, vocabulary, step)]
 
 

@@ -92,7 +92,7 @@ def test_micro_batches_change_nothing_and_keep_the_limit():
 @pytest.mark.parametrize("kept", [None, 0, 1, 9])  # panels of 32 tokens; None: not compiled
 @pytest.mark.parametrize("vocabulary", [50, 97])
 def test_chunked_head_equals_the_plain_head_forward_and_backward(monkeypatch, temperature, dtype, kept, vocabulary):
-    monkeypatch.setattr("policies.model.head.CHUNK_LOGITS", 17 * vocabulary)
+    monkeypatch.setattr("policies.model.head.CHUNK_LOGITS", {"cpu": 17 * vocabulary})
     if kept is None:
         monkeypatch.setattr("policies.native.kernels", lambda: None)
     else:
