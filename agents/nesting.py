@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from envs.task import Task
 from policies import Drafter, LayerSubset, Length, Nested, PatchedSubset, Policy, Probe, SkipSampler, with_int8
 from policies.nested import Change, layers_of
 from policies.skipping.divergence import Text
+from policies.skipping.samplers import FullDepth
 from registry import UsageError
 
 PROBE_PROBLEMS = 16
@@ -39,6 +41,8 @@ class Nesting:
     def __init__(self, sampler: SkipSampler, patch: Any, int8: bool = False) -> None:
         if not isinstance(sampler, SkipSampler):
             raise UsageError(f"the skip sampler {sampler!r} has to be a policies.SkipSampler: inherit from it")
+        if isinstance(sampler, FullDepth) and patch.tokens:
+            warnings.warn(f"patch={patch} has no effect: sampler={sampler} writes with every layer", stacklevel=3)
         self.sampler = sampler
         self.patcher = Patcher(patch)
         self.int8 = int8

@@ -139,6 +139,7 @@ def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
     if given.dry_run:
         from benchmarks.comparison.plan import print_plan
 
+        rehearse(compared, here=given.launcher == "local", hub=False)
         print_plan([*start_arms(grid).values(), *compared], given.runs, jobs, threads)
         return 0
     rehearse(compared, here=given.launcher == "local")

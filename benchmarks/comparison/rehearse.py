@@ -9,24 +9,25 @@ from agents.arguments import check_device
 from benchmarks.comparison.grid import Arm
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from envs.problems import check_source
-from policies.pretrained.load import load_config
+from policies.pretrained.load import load_config, locate
 from registry import skip_samplers, templates
 
 
-def rehearse(arms: Sequence[Arm], here: bool) -> None:
+def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
     """Raise UsageError for a run that would fail at its start: no such model, template, problem set or device, or a
-    skip ratio that leaves no layer. ``here``: the runs will be on this machine."""
+    skip ratio that leaves no layer. ``here``: the runs will be on this machine; ``hub``: models are looked for there."""
     layers: dict[str, int] = {}
     for arm in arms:
         spec = arm.specs[0]
         _check_task(spec, here)
         if here:
             check_device(spec.device)
-        if spec.policy not in layers and (here or Path(spec.policy).is_dir()):
-            layers[spec.policy] = load_config(spec.policy).num_hidden_layers
-        if "sampler" in spec.agent and spec.policy in layers:
+        source = locate(spec.policy) if here else spec.policy
+        if source not in layers and (here and hub or Path(source).is_dir()):
+            layers[source] = load_config(source).num_hidden_layers
+        if "sampler" in spec.agent and source in layers:
             _, arguments = agent_arguments(spec.agent)
-            skip_samplers.build(arguments["sampler"]).check(layers[spec.policy])
+            skip_samplers.build(arguments["sampler"]).check(layers[source])
 
 
 def _check_task(spec: RunSpec, here: bool) -> None:

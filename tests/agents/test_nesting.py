@@ -119,3 +119,9 @@ def test_a_long_text_measured_first_leaves_updates_differentiable() -> None:
     states(policy, text, (0, 2))
     policy.logprobs(text.prompts, text.tokens, text.mask).sum().backward()
     assert policy.model.model.layers[1].self_attn.q_proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("sampler", ["full", "nested-draft"])
+def test_a_patch_where_nothing_is_skipped_is_said_to_have_no_effect(folder: str, sampler: str) -> None:
+    with pytest.warns(UserWarning, match="patch=.*no effect.*every layer"):
+        make(folder, sampler=sampler, patch="heal")

@@ -277,6 +277,19 @@ def test_bad_input_exits_2(tmp_path, capsys, arguments, message):
     assert message in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "/nowhere"], "no such model folder"),
+        (["--set", "env.template=chta"], "did you mean 'chat'"),
+        (["--set", "evaluation.sets=aime42"], "did you mean 'aime24'"),
+        (["--set", "sampler.ratio=1.5"], "1.5"),
+    ],
+)
+def test_a_dry_run_plans_nothing_that_cannot_run(tmp_path, capsys, arguments, message):
+    test_bad_input_exits_2(tmp_path, capsys, [*arguments, "--dry-run"], message)
+
+
 def test_preset_files_name_unknown_keys(tmp_path, capsys):
     (tmp_path / "mine.toml").write_text('agent = ["reft"]\n')
     assert main(["--preset", str(tmp_path / "mine.toml")]) == 2
