@@ -83,6 +83,12 @@ class Nesting:
         """Whether the last draw computes anything else than the target."""
         return self.int8 or policy.layers_skipped(self.layers) > 0
 
+    def passes(self, policy: Policy) -> tuple[float, float]:
+        """Shares of all layers: those that the last draw skips, and those that draft."""
+        drafter = self.drafter(policy)
+        drafting = 0.0 if drafter is None else 1 - policy.layers_skipped(layers_of(drafter.layers)) / policy.num_layers
+        return policy.layers_skipped(self.layers) / policy.num_layers, drafting
+
     def trainable(self, policy: Policy) -> Nested | None:
         """The last draw in full precision, of which gradients can be taken; None where it skips nothing."""
         return self._patched if policy.layers_skipped(self.layers) else None

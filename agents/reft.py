@@ -57,7 +57,7 @@ from agents.corrections import traits
 from agents.distributed import join, local_device, total_weight
 from agents.memory import ModelSize, NotEnoughMemory, check_memory, microbatch_budget
 from agents.monitoring.diagnostics import SHARE, noise_floor, of_fresh
-from agents.monitoring.metrics import Laps, draft_metrics, rollout_metrics, speed_metrics, success_rates
+from agents.monitoring.metrics import Laps, draft_metrics, rollout_metrics, speed_metrics, success_rates, target_tokens
 from agents.monitoring.watch import Watch, warn_stale
 from agents.nesting import Nesting
 from agents.objective.anchors import Anchoring
@@ -422,6 +422,7 @@ class ReFT(LanguageModelAlgorithm):
             **rollout_metrics(rollout, self.group_size),
             **self.nesting.metrics(self.target),
             **speed_metrics(rollout, laps, judging),
+            "target_tokens": target_tokens(rollout, *self.nesting.passes(self.target), self.drafted),
             **(refill_metrics(rollout, self.group_size, lacking) if self.refill_tokens else {}),
             **(draft_metrics(self.drafted, rollout) if self._drafts else {}),
             **self.batching.metrics(batch),

@@ -66,6 +66,23 @@ def draft_metrics(drafted: Tensor, rollout: Rollout) -> dict[str, float]:
     }
 
 
+def target_tokens(rollout: Rollout, skipped: float, drafting: float, drafted: Tensor) -> float:
+    """Tokens by the target that would have cost as many layers' passes as ``rollout`` did to write.
+
+    A nested writer's token counts by the share of the layers that it keeps. A token of a draft takes a pass of the
+    target's whether it is accepted or not, and before that one of what drafted it.
+
+    Args:
+        skipped: share of the layers that the nested writer skips, in [0, 1).
+        drafting: share of the layers that draft; 0 where drafts are stored completions.
+        drafted: [3], drafts, their tokens, and the tokens accepted.
+    """
+    lengths = rollout.mask.sum(1)
+    nested = int(lengths.sum() if rollout.by_target is None else lengths[~rollout.by_target].sum())
+    _, proposed, accepted = drafted.tolist()
+    return int(lengths.sum()) - skipped * nested + proposed - accepted + drafting * proposed
+
+
 def success_rates(rollout: Rollout, group_size: int) -> NDArray[np.float64]:
     """[problems] mean of each group's ``unshaped_rewards``."""
     return unshaped_rewards(rollout).reshape(-1, group_size).mean(1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
-from benchmarks.comparison.outcomes import END, ArmOutcome
+from benchmarks.comparison.outcomes import END, ArmOutcome, shared_axes
 from benchmarks.measuring.statistics import (
     SIGNIFICANCE,
     Interval,
@@ -115,7 +115,7 @@ def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN) -> Pa
 
     our_speed, their_speed = arm.tokens_per_second, baseline.tokens_per_second
     our_seconds, their_seconds = arm.over_runs("seconds"), baseline.over_runs("seconds")
-    axes = tuple(axis for axis in arm.axes if axis in baseline.axes) or (END,)
+    axes = shared_axes((ours, theirs))
     return Pair(
         label=arm.label,
         baseline=baseline.label,

@@ -25,9 +25,15 @@ from benchmarks.measuring.statistics import (
 )
 from registry import UsageError
 
-AXES = ("iteration", "tokens", "seconds")
+AXES = ("iteration", "tokens", "target_tokens", "seconds")
 END = "end"  # where runs of elsewhere do not say what they spent
-AXIS_WORDS = {"iteration": "equal steps", "tokens": "equal tokens", "seconds": "equal wall-clock", END: "the end"}
+AXIS_WORDS = {
+    "iteration": "equal steps",
+    "tokens": "equal tokens",
+    "target_tokens": "equal target-model tokens",
+    "seconds": "equal wall-clock",
+    END: "the end",
+}
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,17 @@ class ArmOutcome:
         return float(
             np.mean([pass_at_k(r.result[f"sampled_right_{when}"], r.result["samples"], k).mean() for r in self.runs])
         )
+
+
+def shared_axes(arms: Sequence[ArmOutcome]) -> tuple[str, ...]:
+    """On which arms can be compared; ``END`` where there is none. The target's tokens are all tokens, and no axis of
+    their own, where it wrote all of them."""
+    axes = [axis for axis in AXES if all(axis in arm.axes for arm in arms)]
+    if "tokens" in axes and "target_tokens" in axes:
+        runs = [run for arm in arms for run in arm.runs]
+        if all(run.spent("tokens") == run.spent("target_tokens") for run in runs):
+            axes.remove("target_tokens")
+    return tuple(axes) or (END,)
 
 
 @dataclass(frozen=True)

@@ -89,14 +89,18 @@ def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each evaluation with the iterations, tokens and training seconds spent until then."""
-    curve, spent = [], 0.0
+    """Each evaluation with the iterations, tokens and training seconds spent until then; and the tokens by the whole
+    target that would have cost as much to write, unless the rows are of before that was counted."""
+    counted = all("target_tokens" in row or "skip_ratio" not in row for row in rows)
+    curve, seconds, by_target = [], 0.0, 0.0
     for row in rows:
         if "evaluation" in row:
-            point = {"iteration": row["iteration"], "tokens": row["timesteps"], "seconds": spent}
-            curve.append({**point, "greedy": row["evaluation"]["greedy"]})
+            point = {"iteration": row["iteration"], "tokens": row["timesteps"], "seconds": seconds}
+            known = {"target_tokens": by_target} if counted else {}
+            curve.append({**point, **known, "greedy": row["evaluation"]["greedy"]})
         else:
-            spent += row["time/iteration"]
+            seconds += row["time/iteration"]
+            by_target += row.get("target_tokens", row.get("tokens", 0))
     return curve
 
 

@@ -14,7 +14,13 @@ from benchmarks.comparison.outcomes import AXES, END, ArmOutcome, Outcome
 from benchmarks.measuring.plots import style
 from benchmarks.report.comparison import Comparison, Group
 
-AXIS_LABELS = {"iteration": "iterations", "tokens": "rollout tokens", "seconds": "training seconds", END: "evaluations"}
+AXIS_LABELS = {
+    "iteration": "iterations",
+    "tokens": "rollout tokens",
+    "target_tokens": "target-model tokens",
+    "seconds": "training seconds",
+    END: "evaluations",
+}
 MOST_POINTS = 150  # of a line; longer runs are averaged over neighbouring iterations
 DIGITS = 5
 CUT_OFF = "finish/length"  # of a rollout's completions, the share; not among the metrics where it is 0
@@ -129,10 +135,11 @@ def _means(arm: ArmOutcome, axis: str, metric: str, chart: Chart) -> tuple[Line,
 
 def _metric(run: Outcome, axis: str, metric: str, chart: Chart) -> tuple[Line, Line]:
     """What was spent until the end of each iteration that measured the metric, and its value."""
-    spent = {"iteration": 0.0, "tokens": 0.0, "seconds": 0.0}
+    spent = dict.fromkeys(AXES, 0.0)
     x, y = [], []
     for row in run.training:
         spent["iteration"], spent["tokens"] = row["iteration"], row.get("timesteps", 0)
+        spent["target_tokens"] += row.get("target_tokens", row.get("tokens", 0))
         spent["seconds"] += row.get("time/iteration", 0.0)
         if (value := value_of(row, metric)) is not None:
             x.append(spent[axis])

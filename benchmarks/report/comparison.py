@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.comparison.differences import NoPair, Pair, against, among_all
 from benchmarks.comparison.grid import Arm, Grid, fewer_completions
-from benchmarks.comparison.outcomes import AXES, END, ArmLine, ArmOutcome, Outcome, describe
+from benchmarks.comparison.outcomes import ArmLine, ArmOutcome, Outcome, describe, shared_axes
 from benchmarks.comparison.stored import Stored
 from registry import UsageError, did_you_mean
 
@@ -50,8 +50,7 @@ class Group:
     @property
     def axes(self) -> tuple[str, ...]:
         """On which the arms can be compared."""
-        shared = set.intersection(*(set(arm.axes) for arm in self.arms))
-        return tuple(axis for axis in AXES if axis in shared) or (END,)
+        return shared_axes(self.arms)
 
     @property
     def weighing_arms(self) -> list[ArmOutcome]:

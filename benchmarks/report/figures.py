@@ -30,7 +30,7 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
         panel.plot(x, 100 * mean, label=literal(arm.label), linewidth=2, markersize=5, **how)
     if axis == END:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if axis == "tokens":
+    if axis in ("tokens", "target_tokens"):
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 125k: whole numbers of tokens run into each other
     panel.set_xlabel(AXIS_LABELS[axis])
     panel.set_ylabel("held-out accuracy, %")
