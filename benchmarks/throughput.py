@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     options.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
     options.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")
+    options.add_argument("--alone", action="store_true", help="no engine but the project's own: what its depths take")
     options.add_argument("--continuous", action="store_true", help="also transformers' continuous batching (slow)")
     options.add_argument("--vllm", metavar="PYTHON", help="also vLLM, in the environment of this interpreter")
     options.add_argument("--openvino", metavar="PYTHON", help="also OpenVINO GenAI, likewise (a CPU's)")
@@ -134,11 +135,32 @@ def engine_processes(policy: Policy, work: Work, options: argparse.Namespace) ->
 def measure(
     policy: Policy, work: Work, workload: str, options: argparse.Namespace, others: Mapping[str, EngineProcess]
 ) -> Iterator[dict[str, Any]]:
-    """All rows of one workload, each as soon as it is measured; ``others`` are engines beside generate."""
+    """All rows of one workload, each as soon as it is measured; ``others`` are engines beside generate, if any are
+    wanted."""
     full = Engine(policy, work, kept_layers(policy, 0))
     full()  # builds kernels, packs weights, touches memory
     full.parts = Parts(slots=options.slots)
     yield ratio_row("engine, again (A/A)", workload, abba(full, full, options.pairs), "engine")
+    if not options.alone:
+        yield from beside_others(policy, work, workload, options, full, others)
+    share = full.parts.layers / full.parts.total
+    for skips in options.skips:
+        nested = Engine(policy, work, kept_layers(policy, skips))
+        name = f"engine, {skips} of {policy.num_layers} skipped"
+        line = ratio_row(name, workload, abba(nested, full, options.pairs), "engine")
+        ideal = 1 / (1 - share * skips / policy.num_layers)
+        yield line | {"of_ideal": line["ratio"] / ideal, "occupancy": nested.parts.occupancy}
+
+
+def beside_others(
+    policy: Policy,
+    work: Work,
+    workload: str,
+    options: argparse.Namespace,
+    full: Engine,
+    others: Mapping[str, EngineProcess],
+) -> Iterator[dict[str, Any]]:
+    """Rows of the engine with all layers, in the compute dtype and on bytes, against generate and ``others``."""
     batch = options.batch or fastest_batch(policy, work)
     generate = f"generate (batch {batch})"
     peers: dict[str, Callable[[], Block]] = {generate: Generate(policy, work, batch)}
@@ -154,13 +176,6 @@ def measure(
     if not options.quick:
         beside[generate] = peers[generate]
     yield from by_bytes(policy, work, workload, beside, options.pairs)
-    share = full.parts.layers / full.parts.total
-    for skips in options.skips:
-        nested = Engine(policy, work, kept_layers(policy, skips))
-        name = f"engine, {skips} of {policy.num_layers} skipped"
-        line = ratio_row(name, workload, abba(nested, full, options.pairs), "engine")
-        ideal = 1 / (1 - share * skips / policy.num_layers)
-        yield line | {"of_ideal": line["ratio"] / ideal, "occupancy": nested.parts.occupancy}
 
 
 def by_bytes(
@@ -325,6 +340,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
+    for name in ("vllm", "openvino", "continuous", "batch"):
+        if options.alone and getattr(options, name):
+            raise UsageError(f"--alone measures no other engine: leave out one of it and --{name}")
     torch.set_num_threads(options.threads or torch.get_num_threads())
     options.dtype = settle_dtype(options.dtype, options.policy, options.device)
     policy = Policy.load(options.policy, options.device, options.dtype)

@@ -70,7 +70,8 @@ def target_tokens(rollout: Rollout, skipped: float, drafting: float, drafted: Te
     """Tokens by the target that would have cost as many layers' passes as ``rollout`` did to write.
 
     A nested writer's token counts by the share of the layers that it keeps. A token of a draft takes a pass of the
-    target's whether it is accepted or not, and before that one of what drafted it.
+    target's whether it is accepted or not, and before that one of what drafted it: of the layers that do, where there
+    are any, even if some drafts were stored.
 
     Args:
         skipped: share of the layers that the nested writer skips, in [0, 1).

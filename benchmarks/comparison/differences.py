@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
-from benchmarks.comparison.outcomes import END, ArmOutcome, shared_axes
+from benchmarks.comparison.outcomes import AXES, END, ArmOutcome
 from benchmarks.measuring.statistics import (
     SIGNIFICANCE,
     Interval,
@@ -95,8 +95,9 @@ class NoPair:
     seeds: tuple[()] = ()
 
 
-def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN) -> Pair | NoPair:
-    """Paired differences of an arm from the baseline at the largest budgets that all of their runs reached.
+def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN, axes: Sequence[str] = AXES) -> Pair | NoPair:
+    """Paired differences of an arm from the baseline at the largest budgets, on those of ``axes`` that both have, that
+    all of their runs reached.
 
     The same seed deals the same problems to both and both are measured on the same questions, so differences are taken
     question by question and seed by seed.
@@ -115,15 +116,15 @@ def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN) -> Pa
 
     our_speed, their_speed = arm.tokens_per_second, baseline.tokens_per_second
     our_seconds, their_seconds = arm.over_runs("seconds"), baseline.over_runs("seconds")
-    axes = shared_axes((ours, theirs))
+    shared = tuple(axis for axis in axes if axis in arm.axes and axis in baseline.axes) or (END,)
     return Pair(
         label=arm.label,
         baseline=baseline.label,
         seeds=seeds,
-        at_equal={axis: difference(axis) for axis in axes},
+        at_equal={axis: difference(axis) for axis in shared},
         probability_of_improvement=probability_of_improvement(ours.ends(-1).mean(1), theirs.ends(-1).mean(1)),
         speed_up_rollout=our_speed / their_speed if our_speed and their_speed else None,
-        time_ratio=_time_ratio(ours, theirs) if "seconds" in axes else NO_TIMES,
+        time_ratio=_time_ratio(ours, theirs) if "seconds" in shared else NO_TIMES,
         speed_up=their_seconds / our_seconds if our_seconds and their_seconds else None,
     )
 

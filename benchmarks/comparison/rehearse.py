@@ -15,7 +15,7 @@ from registry import skip_samplers, templates
 
 def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
     """Raise UsageError for a run that would fail at its start: no such model, template, problem set or device, or a
-    skip ratio that leaves no layer. ``here``: the runs will be on this machine; ``hub``: models are looked for there."""
+    skip ratio that leaves no layer. ``here``: runs will be on this machine; ``hub``: models are looked for there."""
     layers: dict[str, int] = {}
     for arm in arms:
         spec = arm.specs[0]
@@ -23,7 +23,7 @@ def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
         if here:
             check_device(spec.device)
         source = locate(spec.policy) if here else spec.policy
-        if source not in layers and (here and hub or Path(source).is_dir()):
+        if source not in layers and ((here and hub) or Path(source).is_dir()):
             layers[source] = load_config(source).num_hidden_layers
         if "sampler" in spec.agent and source in layers:
             _, arguments = agent_arguments(spec.agent)

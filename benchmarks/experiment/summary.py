@@ -91,7 +91,7 @@ def summarise(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each evaluation with the iterations, tokens and training seconds spent until then; and the tokens by the whole
     target that would have cost as much to write, unless the rows are of before that was counted."""
-    counted = all("target_tokens" in row or "skip_ratio" not in row for row in rows)
+    counted = all("target_tokens" in row or (not row.get("skip_ratio") and "draft/proposed" not in row) for row in rows)
     curve, seconds, by_target = [], 0.0, 0.0
     for row in rows:
         if "evaluation" in row:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.comparison.differences import NoPair, Pair, against, among_all
 from benchmarks.comparison.grid import Arm, Grid, fewer_completions
-from benchmarks.comparison.outcomes import ArmLine, ArmOutcome, Outcome, describe, shared_axes
+from benchmarks.comparison.outcomes import AXES, ArmLine, ArmOutcome, Outcome, describe, shared_axes
 from benchmarks.comparison.stored import Stored
 from registry import UsageError, did_you_mean
 
@@ -159,12 +159,15 @@ def group_of(
     # Halfway of the baseline's gain: an accuracy that most arms pass, between evaluations.
     halfway = float((reference.ends(0).mean() + reference.ends(-1).mean()) / 2)
     target = halfway if reference.learned else None
+    told = [axis for axis in AXES if axis != "target_tokens" or axis in shared_axes(arms)]
     return Group(
         name=name,
         arms=tuple(arms),
         lines=tuple(describe(arm, target) for arm in arms),
-        pairs=among_all([against(arm, baseline, margin) for arm in arms if arm is not baseline]) if baseline else (),
-        rivals=among_all([against(arm, rival, margin) for arm, rival in rivals]),
+        pairs=among_all(
+            [against(arm, baseline, margin, told) for arm in arms if arm is not baseline] if baseline else []
+        ),
+        rivals=among_all([against(arm, rival, margin, told) for arm, rival in rivals]),
         margin=margin,
         target=target,
         baseline=baseline.label if baseline else None,

@@ -23,10 +23,16 @@ def test_with_layers_that_draft_training_is_what_it_is_without(batch: str) -> No
     accepted = 0
     for _ in range(3):
         expected, found = (numbers(agent.iterate()) for agent in (plain, drafted))
+        passes, plain_passes = found.pop("target_tokens"), expected.pop("target_tokens")
         assert {k: v for k, v in found.items() if "draft/" not in k} == {
             k: v for k, v in expected.items() if "draft/" not in k
         }
         accepted += found["draft/accepted"]
+        assert passes > plain_passes
+        if batch == "fresh":
+            drafts, kept = found["draft/proposed"], found["draft/accepted"]
+            assert plain_passes == found["tokens"]
+            assert passes == pytest.approx(found["tokens"] + drafts - kept + 8 / 12 * drafts)  # 4 of 12 do not draft
         assert found["draft/accepted"] < found["draft/proposed"]
     assert accepted > 30
     assert torch.equal(weights(plain), weights(drafted))

@@ -131,6 +131,15 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert "2 of 12 skipped" in capsys.readouterr().out
 
 
+def test_alone_the_engine_is_measured_by_its_depths(tmp_path):
+    table = tmp_path / "rows.json"
+    words = "--alone --prompts 2 --group-size 2 --slots 4 --new-tokens 4 --pairs 1 --workload forced --skips 2 5"
+    assert throughput.main([*words.split(), "--json", str(table)]) == 0
+    rows = json.loads(table.read_text())
+    names = ["engine, again (A/A)", "engine, 2 of 12 skipped", "engine, 5 of 12 skipped"]
+    assert [row["name"] for row in rows] == names and all(row["against"] == "engine" for row in rows)
+
+
 def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
     """At what two cores with AVX2 write of a model of 135M parameters, 300 tokens a second and 100 by generate, under
     two and a half minutes of writing."""
@@ -187,6 +196,7 @@ def test_what_is_given_stays_in_a_quick_comparison():
         ("--policy ./no", "no such"),
         ("--skips 11", "--skips 11: give 1 to 10"),
         ("--problems gsm9k", "gsm8k"),
+        ("--alone --batch 32", "leave out one of it and --batch"),
     ],
 )
 def test_bad_input_is_named_and_exits_with_2(words, said, capsys):

@@ -42,6 +42,7 @@ def rows_of(spec: RunSpec, first: float, last: float, pace: float = 1.0) -> list
         row = {"iteration": n, "tokens": 100, "timesteps": 100 * n, "rollout_accuracy": 0.5}
         row |= {name: seconds / pace for name, seconds in SECONDS.items()}
         row |= {"layers": [0, 1, 3] if nested else [0, 1, 2, 3], "skip_ratio": 0.25 if nested else 0.0}
+        row |= {"target_tokens": 75.0 if nested else 100.0}
         row |= {"kl_k1": 0.02 if nested else 0.0, "ess_sequence": 0.8 if nested else 1.0, "D": 0.2 if nested else 0.0}
         row |= {"weight_q01": 0.5, "weight_q50": 1.0, "weight_q99": 1.5, "weight_mean": 1.0, "weight_zero": 0.0}
         rows.append(row | {"rollout_tokens_per_second": 100 * pace})

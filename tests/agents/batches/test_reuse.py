@@ -24,7 +24,11 @@ LENIENT = {"id": "reuse", "lenience": 0.5}
 
 def of_training(agent: ReFT) -> dict[str, float]:
     """An iteration's numbers but for the drafts' own."""
-    return {k: v for k, v in numbers(agent.iterate()).items() if not k.startswith("draft/") and k != "age"}
+    return {
+        k: v
+        for k, v in numbers(agent.iterate()).items()
+        if not k.startswith("draft/") and k not in ("age", "target_tokens")
+    }
 
 
 def rows(agent: ReFT) -> list[tuple[Any, ...]]:
@@ -43,6 +47,8 @@ def test_training_with_it_is_training_without_it(arguments: dict[str, Any]) -> N
         expected = of_training(without)
         assert of_training(reusing) == expected
         accepted += reusing.metrics["draft/accepted"]
+        rejected = reusing.metrics["draft/proposed"] - reusing.metrics["draft/accepted"]
+        assert reusing.metrics["target_tokens"] == pytest.approx(without.metrics["target_tokens"] + rejected)
         assert reusing.metrics["draft/share"] == reusing.metrics["draft/accepted"] / reusing.metrics["tokens"]
     assert accepted > 50
     assert torch.equal(weights(reusing), weights(without))

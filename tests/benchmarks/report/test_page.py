@@ -159,8 +159,13 @@ def test_long_completions_lose_their_middle():
 def test_charts_hold_the_runs_numbers(tmp_path):
     (group,) = page_data(compared(tmp_path))
     lines = [line for line in group["charts"]["greedy"]["lines"] if line["arm"] == 0]
-    assert list(group["axes"]) == ["iteration", "tokens", "seconds"]
-    for axis, x in (("iteration", [0, 2, 4]), ("tokens", [0, 200, 400]), ("seconds", [0, 3.2, 6.4])):
+    assert list(group["axes"]) == ["iteration", "tokens", "target_tokens", "seconds"]
+    for axis, x in (
+        ("iteration", [0, 2, 4]),
+        ("tokens", [0, 200, 400]),
+        ("target_tokens", [0, 200, 400]),
+        ("seconds", [0, 3.2, 6.4]),
+    ):
         own = [line for line in lines if line["axis"] == axis]
         assert [line.get("seed") for line in own] == [0, 1, None]
         assert all(line["x"] == pytest.approx(x) and line["y"] == pytest.approx([25, 50, 75]) for line in own)

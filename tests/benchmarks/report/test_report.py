@@ -14,7 +14,9 @@ import pytest
 
 from benchmarks.comparison.differences import Difference, NoPair, Pair, against
 from benchmarks.comparison.grid import Grid, arms
-from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine, Outcome, describe
+from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine, Outcome, describe, shared_axes
+from benchmarks.experiment.resolve import resolve
+from benchmarks.experiment.summary import summarise
 from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.statistics import Interval
 from benchmarks.report.comparison import Comparison
@@ -148,6 +150,22 @@ def test_cost_shares_are_shown_apart(tmp_path):
     parts = found.groups[0].lines[0].parts
     assert parts == pytest.approx({"rollout": 3.6, "reward": 0.4, "update": 2.0, "evaluation": 6.0})  # 4 iterations
     assert "| 56/6/31 |" in markdown(found) and "reward" in html(found)
+
+
+def test_what_the_target_s_layers_wrote_is_an_axis_where_it_differs_from_tokens(tmp_path):
+    """An arm that skips a quarter of the layers has spent less at the end than the baseline at its end."""
+    found = compared(tmp_path, {"reft": 0.75, AGENTS[1]: 0.75})
+    pair = next(pair for pair in found.groups[0].pairs if pair.label == AGENTS[1])
+    assert pair.at_equal["tokens"].difference.value == 0
+    assert pair.at_equal["target_tokens"].budget == 300 and pair.at_equal["target_tokens"].difference.value == 0.125
+    assert "equal target-model tokens" in markdown(found) and "target-model tokens" in html(found)
+    nested = [arm for arm in found.groups[0].arms if arm.label in AGENTS[1:]]
+    assert shared_axes(nested) == ("iteration", "tokens", "target_tokens", "seconds")
+    assert shared_axes(found.groups[0].arms[:1]) == ("iteration", "tokens", "seconds")
+    for row in nested[0].runs[0].training:
+        del row["target_tokens"]
+    old = summarise(resolve(AGENTS[1], settings=SET), nested[0].runs[0].rows)
+    assert all("target_tokens" not in point and "tokens" in point for point in old["curve"])
 
 
 def test_equal_budgets_are_the_largest_common_ones(tmp_path):
