@@ -121,10 +121,11 @@ def judge(runs: Sequence[Early]) -> list[Sign]:
         UsageError: of the runs to fit to, none or all collapse.
     """
     fitted, others = ([run for run in runs if run.fitted is which] for which in (True, False))
-    if len({run.collapsed for run in fitted}) < 2:
+    collapsed = sum(run.collapsed for run in fitted)
+    if collapsed in (0, len(fitted)):
         raise UsageError(
-            f"of the {len(fitted)} runs that --fit chooses {sum(run.collapsed for run in fitted)} collapse: a threshold "
-            "needs both kinds, choose more arms"
+            f"of the {len(fitted)} runs that --fit chooses {collapsed} collapse: a threshold needs both kinds, choose "
+            "more arms"
         )
     metrics = [metric for metric in SIGNS if all(metric in run.signs for run in runs)]
     told = []
@@ -218,7 +219,9 @@ def _kind(label: str) -> str:
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     options = argparse.ArgumentParser(
-        prog="python -m benchmarks.early_signs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.early_signs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("runs", nargs="+", action=ReadFolder, help="run folders, or folders of them")
     options.add_argument("--baseline", default="reft", help="whose gain is the measure (default: reft)")
