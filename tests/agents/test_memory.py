@@ -53,12 +53,12 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str
     assert one >= shape.layers * shape.kv_width * task.spec.max_new_tokens * 4
     lasting = memory.lasting_bytes(target, optimizer)
     assert lasting == 16 * sum(parameter.numel() for parameter in target.parameters())
-    small_machine(lasting + memory.layout_bytes(target) + 20 * one + 2048)
-    assert memory.fitting_slots(target, task, optimizer, 256) == 20
+    small_machine(lasting + memory.layout_bytes(target) + 24 * one + 2048)
+    assert memory.fitting_slots(target, task, optimizer, 256) == 24
     assert memory.fitting_slots(target, task, optimizer, 8) == 8
     few = {"group_size": 4, "problems_per_batch": 2, "microbatch_tokens": 64}
-    ReFT(target, MathReasonVector(num_envs=20, copy=False), **few)
-    with pytest.raises(UsageError, match=r"256 slots.*slots=20 or fewer.*max_new_tokens"):
+    ReFT(target, MathReasonVector(num_envs=24, copy=False), **few)
+    with pytest.raises(UsageError, match=r"256 slots.*slots=24 or fewer.*max_new_tokens"):
         ReFT(target, MathReasonVector(num_envs=256, copy=False), **few)
     small_machine(lasting // 2)
     with pytest.raises(UsageError, match="smaller model"):
