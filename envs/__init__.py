@@ -3,6 +3,7 @@
 >>> import gymnasium as gym
 >>> env = gym.make("MathReason-v0")  # generated problems, built-in tokenizer, offline
 >>> observation, info = env.reset(seed=1)
+>>> seeds = env.action_space.seed(1)  # else one draw in 512 ends the episode at once
 >>> observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
 >>> (reward, terminated, truncated)
 (0.0, False, False)
