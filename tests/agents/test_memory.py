@@ -247,14 +247,12 @@ def test_the_plan_is_near_what_a_run_takes(name: str, slots: int, tokens: int, d
     policy = made.get(name, lambda: llama(tmp_path, **SHAPES[name]))()
     target = Policy.load(policy, dtype=dtype)
     given = [policy, dtype, str(slots), str(tokens), str(target.vocab_size)]
-    measured = 0
-    for _ in range(3 if name == "gemma" else 1):  # what the allocator leaves between differs by 250 MB from run to run
+    for _ in range(4 if name == "gemma" else 1):  # what the allocator leaves between differs by 350 MB from run to run
         done = subprocess.run([sys.executable, "-c", MEASURED, *given], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        peak, written = json.loads(done.stdout.splitlines()[-1])
-        measured = max(measured, peak)
+        measured, written = json.loads(done.stdout.splitlines()[-1])
         planned = plan(target, Task(TaskSpec()), slots, min(tokens, int(written)))
-        if planned < 1.25 * measured:
+        if 0.75 * measured < planned < 1.25 * measured:
             break
     print(f"\n{name}, {slots} slots, {tokens} tokens, {dtype}: ", end="")
     print(f"planned {planned / 1e6:.0f} MB, measured {measured / 1e6:.0f}")
