@@ -27,8 +27,7 @@ from registry import UsageError
 from registry.memory import available_bytes
 
 LOGIT_COPIES = 3  # of a step's logits, where they are in memory
-CHUNK_COPIES = 4  # float32, of a chunk of an update's logits: with their exponentials, slopes and a product's operand
-HOLES = 3  # chunks that the host's allocator leaves between gradients of several micro-batches, as measured
+CHUNK_COPIES = (2, 4)  # float32, of a chunk of an update's logits: with exponentials; and rounded slopes and operands
 LEAST_TOKENS = (2_048, 4_096)  # of a micro-batch, on a CPU and on a GPU
 MOST_TOKENS = 65_536  # of one on a GPU: launches are a small part of its time by then
 GB = 1e9
@@ -125,10 +124,12 @@ class ModelSize:
         whole = 1 if self.gradient_checkpointing else a.layers
         layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
         logits = tokens * a.vocabulary
-        copies = CHUNK_COPIES + (HOLES if self.device.type == "cpu" else 0)
-        head = 4 * copies * min(chunk_logits(self.device), logits)
+        rounds = self.device.type != "cpu" or self.dtype != torch.float32
+        head = 4 * CHUNK_COPIES[rounds] * min(chunk_logits(self.device), logits)
         if scoring_head_kernels(self.device, self.dtype, a.width) is not None:
             head += size * min(KEPT, logits)
+        elif rounds and self.device.type == "cpu":
+            head += (4 + size) * a.vocabulary * a.width  # its weight rounded, and that in float32
         unplaced = 0 if self.adapted else 2 * a.vocabulary * a.width * 4
         in_use = 4 * a.vocabulary * a.width + (4 + size) * self.largest if self.processes > 1 else 0
         return layers + head + unplaced + in_use

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
 
 from benchmarks.comparison.outcomes import ArmOutcome, Outcome
 from benchmarks.comparison.stored import read
@@ -161,11 +162,11 @@ def _threshold(bad: NDArray[np.float64], collapsed: NDArray[np.bool_]) -> float:
 
 
 def _auc(bad: NDArray[np.float64], collapsed: NDArray[np.bool_]) -> float | None:
-    """Mann and Whitney's: ties are half."""
+    """Mann and Whitney's U over its largest: ties are half."""
     if not collapsed.any() or collapsed.all():
         return None
-    worse = bad[collapsed][:, None] - bad[~collapsed][None]
-    return float(np.mean((worse > 0) + 0.5 * (worse == 0)))
+    worse, better = bad[collapsed], bad[~collapsed]
+    return float(mannwhitneyu(worse, better).statistic / (len(worse) * len(better)))
 
 
 def _right(bad: NDArray[np.float64], collapsed: NDArray[np.bool_], threshold: float) -> float | None:

@@ -100,8 +100,13 @@ def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             curve.append({**point, **known, "greedy": row["evaluation"]["greedy"]})
         else:
             seconds += row["time/iteration"]
-            by_target += row.get("target_tokens", row.get("tokens", 0))
+            by_target += target_tokens(row)
     return curve
+
+
+def target_tokens(row: dict[str, Any]) -> float:
+    """Of an iteration: the metric, or all tokens of an agent without it, whose target writes them."""
+    return row.get("target_tokens", row.get("tokens", 0))
 
 
 def _means(train: list[dict[str, Any]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.comparison.outcomes import AXES, END, ArmOutcome, Outcome
+from benchmarks.experiment.summary import target_tokens
 from benchmarks.measuring.plots import style
 from benchmarks.report.comparison import Comparison, Group
 
@@ -139,7 +140,7 @@ def _metric(run: Outcome, axis: str, metric: str, chart: Chart) -> tuple[Line, L
     x, y = [], []
     for row in run.training:
         spent["iteration"], spent["tokens"] = row["iteration"], row.get("timesteps", 0)
-        spent["target_tokens"] += row.get("target_tokens", row.get("tokens", 0))
+        spent["target_tokens"] += target_tokens(row)
         spent["seconds"] += row.get("time/iteration", 0.0)
         if (value := value_of(row, metric)) is not None:
             x.append(spent[axis])

@@ -18,6 +18,7 @@ from policies.model.entropy import chunked_entropy
 from policies.model.products import float_product, operand, outer_product, product
 from policies.native import PANEL, Kernels
 from policies.sharding import trainable
+from registry.memory import return_freed
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**25}  # numbers of a chunk: 64 MB in float32, where twice as many are no faster
 KEPT = 2**27  # most exponentials kept for the backward of one micro-batch: 256 MB
@@ -29,6 +30,8 @@ class _ChunkedLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, token: Tensor, projection: _Projection, keep: bool) -> Tensor:
+        if keep:
+            _clear(hidden, weight)
         logp, normaliser = projection.logp(hidden, token, keep)
         ctx.save_for_backward(hidden, weight, token, normaliser)
         ctx.projection = projection
@@ -38,6 +41,7 @@ class _ChunkedLogp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, token, normaliser = ctx.saved_tensors
         projection: _Projection = ctx.projection
+        _clear(hidden, weight)
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_weight = torch.empty_like(weight) if need_weight else None
@@ -126,6 +130,13 @@ def _projection(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch
 def chunk_logits(device: torch.device) -> int:
     """How many logits there are at a time on ``device``."""
     return CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cpu"])
+
+
+def _clear(hidden: Tensor, weight: Tensor) -> None:
+    """On a CPU and before several chunks: give back what is free. Chunks are taken from the heap, those of one
+    micro-batch do not quite fit where those of the last one were, and each time more of it would lie between them."""
+    if hidden.device.type == "cpu" and len(hidden) * len(weight) > chunk_logits(hidden.device):
+        return_freed()
 
 
 def _columns(hidden: Tensor, vocabulary: int) -> list[tuple[int, int]]:

@@ -53,12 +53,12 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str
     assert one >= shape.layers * shape.kv_width * task.spec.max_new_tokens * 4
     lasting = memory.lasting_bytes(target, optimizer)
     assert lasting == 16 * sum(parameter.numel() for parameter in target.parameters())
-    small_machine(lasting + memory.layout_bytes(target) + 24 * one + 2048)
-    assert memory.fitting_slots(target, task, optimizer, 256) == 24
+    small_machine(lasting + memory.layout_bytes(target) + 20 * one + 2048)
+    assert memory.fitting_slots(target, task, optimizer, 256) == 20
     assert memory.fitting_slots(target, task, optimizer, 8) == 8
     few = {"group_size": 4, "problems_per_batch": 2, "microbatch_tokens": 64}
-    ReFT(target, MathReasonVector(num_envs=24, copy=False), **few)
-    with pytest.raises(UsageError, match=r"256 slots.*slots=24 or fewer.*max_new_tokens"):
+    ReFT(target, MathReasonVector(num_envs=20, copy=False), **few)
+    with pytest.raises(UsageError, match=r"256 slots.*slots=20 or fewer.*max_new_tokens"):
         ReFT(target, MathReasonVector(num_envs=256, copy=False), **few)
     small_machine(lasting // 2)
     with pytest.raises(UsageError, match="smaller model"):
@@ -247,13 +247,10 @@ def test_the_plan_is_near_what_a_run_takes(name: str, slots: int, tokens: int, d
     policy = made.get(name, lambda: llama(tmp_path, **SHAPES[name]))()
     target = Policy.load(policy, dtype=dtype)
     given = [policy, dtype, str(slots), str(tokens), str(target.vocab_size)]
-    for _ in range(4 if name == "gemma" else 1):  # what the allocator leaves between differs by 350 MB from run to run
-        done = subprocess.run([sys.executable, "-c", MEASURED, *given], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        measured, written = json.loads(done.stdout.splitlines()[-1])
-        planned = plan(target, Task(TaskSpec()), slots, min(tokens, int(written)))
-        if 0.75 * measured < planned < 1.25 * measured:
-            break
+    done = subprocess.run([sys.executable, "-c", MEASURED, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured, written = json.loads(done.stdout.splitlines()[-1])
+    planned = plan(target, Task(TaskSpec()), slots, min(tokens, int(written)))
     print(f"\n{name}, {slots} slots, {tokens} tokens, {dtype}: ", end="")
     print(f"planned {planned / 1e6:.0f} MB, measured {measured / 1e6:.0f}")
     assert measured < 1.3 * planned + 50e6  # the interpreter's own, and what the allocator leaves between
