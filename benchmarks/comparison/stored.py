@@ -291,7 +291,10 @@ def _run(run: _Field, path: Path, order: list[str]) -> Outcome:
 
 def _spent(evaluation: _Field, axis: str, curve: Sequence[Mapping[str, Any]]) -> float:
     value = evaluation.take(axis, (int, float), "a number of what was spent until then")
-    if not (math.isfinite(value) and value >= 0) or (curve and curve[-1][axis] >= value):
+    before = curve[-1][axis] if curve else 0
+    if not math.isfinite(value) or value < before:
+        raise UsageError(f"{evaluation.place}.{axis} is {value}: it must not fall from each evaluation to the next")
+    if curve and value == before and axis in ("iteration", "seconds"):  # stored completions cost no tokens
         raise UsageError(f"{evaluation.place}.{axis} is {value}: it must rise from each evaluation to the next")
     return value
 

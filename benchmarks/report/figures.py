@@ -21,13 +21,16 @@ MOST_INSIDE = 6  # arms whose legend fits into a panel
 
 
 def learning_curve(panel: Axes, group: Group, axis: str) -> None:
-    """Held-out accuracy against a budget: thin lines are runs, thick lines their mean."""
+    """Held-out accuracy against a budget: thin lines are runs, thick lines their mean. Of many arms there are the means
+    alone, marked at their ends."""
+    many = len(group.arms) > MOST_INSIDE
     for n, arm in enumerate(group.arms):
         how = style(n)
-        for run in arm.runs:
+        for run in () if many else arm.runs:
             panel.plot(run.spent(axis), 100 * np.array(run.greedy), color=how["color"], alpha=0.25, linewidth=0.8)
         x, mean = mean_line([(run.spent(axis), run.greedy) for run in arm.runs])
-        panel.plot(x, 100 * mean, label=literal(arm.label), linewidth=2, markersize=5, **how)
+        ends = [len(x) - 1] if many else None
+        panel.plot(x, 100 * mean, label=literal(arm.label), linewidth=2, markersize=5, markevery=ends, **how)
     if axis == END:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axis in ("tokens", "target_tokens"):
@@ -38,19 +41,23 @@ def learning_curve(panel: Axes, group: Group, axis: str) -> None:
 
 
 def learning_curves_png(comparison: Comparison) -> bytes:
-    """The learning curves of every group, a row each, against every budget."""
-    rows, columns = len(comparison.groups), max(len(group.axes) for group in comparison.groups)
-    figure = Figure(figsize=(PANEL[0] * columns, (PANEL[1] + 0.6) * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for row, group in zip(panels, comparison.groups, strict=True):
-        for panel, axis in zip(row, group.axes, strict=False):
+    """The learning curves of every group against every budget, in a row, or two to a row where arms are many."""
+    columns = [2 if len(group.arms) > MOST_INSIDE else len(group.axes) for group in comparison.groups]
+    rows = [-(-len(group.axes) // wide) for group, wide in zip(comparison.groups, columns, strict=True)]
+    figure = Figure(figsize=(PANEL[0] * max(columns), (PANEL[1] + 0.6) * sum(rows)), layout="constrained")
+    parts = figure.subfigures(len(rows), squeeze=False, height_ratios=rows)[:, 0]
+    for part, group, high, wide in zip(parts, comparison.groups, rows, columns, strict=True):
+        panels = list(part.subplots(high, wide, squeeze=False).flat)
+        for panel, axis in zip(panels, group.axes, strict=False):
             learning_curve(panel, group, axis)
-        for panel in row[len(group.axes) :]:
+        for panel in panels[len(group.axes) :]:
             panel.set_axis_off()
-        row[0].set_title(literal(group.name), loc="left", fontsize="medium")
-        # Many lines leave no room among them.
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(group.arms) > MOST_INSIDE else {}
-        (row[-1] if beside else row[0]).legend(fontsize="x-small", frameon=False, **beside)
+        panels[0].set_title(literal(group.name), loc="left", fontsize="medium")
+        if len(group.arms) > MOST_INSIDE:  # many lines leave no room among them: beside them, as they end from above
+            lines = sorted(panels[0].lines, key=lambda line: -line.get_ydata()[-1])
+            part.legend(handles=lines, loc="outside right upper", fontsize="x-small", frameon=False)
+        else:
+            panels[0].legend(fontsize="x-small", frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.report.files import as_json, write
 from registry import UsageError
 from tests.oracles.finished_runs import finish
 
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 AGENTS = ("reft", "nested-reft/uniform/retrace")
 SET = {"iterations": 4, "evaluation.every": 2, "evaluation.samples": 4}
 NUMBERS = (
@@ -176,8 +178,13 @@ def test_a_file_of_another_form_is_named(tmp_path, change, message):
         ([{"seed": 0, "evaluations": [{"outcomes": "01", "second": 1}]}], "did you mean 'seconds'"),
         (
             [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01", "seconds": 1}]}],
-            "seconds is 1: it must rise",
+            "seconds is 1: it must not fall",
         ),
+        (
+            [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01", "seconds": 2}]}],
+            "seconds is 2: it must rise",
+        ),
+        ([{"seed": 0, "evaluations": [{"outcomes": "01", "tokens": -1}]}], "tokens is -1: it must not fall"),
         (
             [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01"}]}],
             "first does: seconds",
@@ -193,6 +200,26 @@ def test_what_is_wrong_in_a_run_is_named(tmp_path, runs, message):
     with pytest.raises(UsageError, match=message) as raised:
         read([source])
     assert "theirs.json" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_iteration_of_stored_completions_costs_no_tokens(tmp_path):
+    source = tmp_path / "theirs.json"
+    spent = [{"tokens": 0, "seconds": 0}, {"tokens": 9, "seconds": 1}, {"tokens": 9, "seconds": 2}]
+    right = ["01", "01", "11"]
+    runs = [{"seed": 0, "evaluations": [{"outcomes": one, **at} for one, at in zip(right, spent, strict=True)]}]
+    source.write_text(json.dumps({"arms": [{"label": "replay", "runs": runs}], "baseline": "replay"}))
+    arms = read([source]).arms
+    assert arms[0].runs[0].spent("tokens") == [0, 9, 9] and arms[0].runs[0].greedy == [0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("source", sorted(RESULTS.glob("*/outcomes.json")), ids=lambda path: path.parent.name)
+def test_committed_outcomes_are_read(source):
+    """What a comparison has written another one takes."""
+    stored, written = read([source]), json.loads(source.read_text())
+    assert stored.baseline == written["baseline"]
+    assert [(arm.label, list(arm.seeds)) for arm in stored.arms] == [
+        (arm["label"], [run["seed"] for run in arm["runs"]]) for arm in written["arms"]
+    ]
 
 
 def test_bad_files_and_folders_exit_2(tmp_path, capsys):
