@@ -58,9 +58,9 @@ class Grid:
         set: values by name (see ``benchmarks.experiment.resolve``) for every run that has the field.
         start: what every run starts from; None: the policy as it is. See ``Start``.
         variants: see ``Variant``; an agent that matches none of them runs once, as it is.
-        controls: ``random-reward``: the baseline with a coin for a reward; ``uncorrected``: each nested agent without
-            its correction; ``fewer``: the baseline with fewer completions, as many as the time that skipping saves
-            would pay for at best.
+        controls: ``random-reward``: the baseline, in its first variant, with a coin for a reward; ``uncorrected``: each
+            nested agent without its correction; ``fewer``: the baseline with fewer completions, as many as the time
+            that skipping saves would pay for at best.
         threads: CPU threads of a run; None leaves torch's default.
         margin: points of accuracy within which two arms are equivalent.
     """
@@ -297,12 +297,9 @@ def skips_layers(agent: Mapping[str, Any]) -> bool:
 
 def _controls(control: str, baseline: str, plans: Sequence[_Plan], common: Mapping[str, Any]) -> list[_Plan]:
     """The further arms of a control."""
-    base = [plan for plan in plans if plan.id == baseline] or [_Plan(baseline, baseline, common)]
+    base = next((plan for plan in plans if plan.id == baseline), _Plan(baseline, baseline, common))
     if control == "random-reward":
-        return [
-            _Plan(f"{plan.label} random reward", plan.id, {**plan.wanted, "env.reward": "random"}, control)
-            for plan in base
-        ]
+        return [_Plan(f"{base.label} random reward", base.id, {**base.wanted, "env.reward": "random"}, control)]
     agents = [(plan, plan.resolve().agent) for plan in plans]
     nested = [(plan, agent) for plan, agent in agents if skips_layers(agent)]
     if control == "uncorrected":
@@ -310,8 +307,8 @@ def _controls(control: str, baseline: str, plans: Sequence[_Plan], common: Mappi
     rivals: dict[str, _Plan] = {}
     for _, agent in nested:
         left = fewer_completions(agent)
-        label = f"{base[0].id} {left} of {agent['group_size']} completions"
-        rivals[label] = _Plan(label, base[0].id, {**base[0].wanted, "group_size": left}, control)
+        label = f"{base.id} {left} of {agent['group_size']} completions"
+        rivals[label] = _Plan(label, base.id, {**base.wanted, "group_size": left}, control)
     return list(rivals.values())
 
 

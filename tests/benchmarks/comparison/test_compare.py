@@ -111,6 +111,9 @@ def test_controls():
     variants = tuple(Variant(f"ratio {n}", "nested-reft/*", {"sampler.ratio": n}) for n in (0.25, 0.5))
     bare = [arm.label for arm in arms(Grid(agents=ids, variants=variants, controls=("uncorrected",)))]
     assert len(set(bare)) == len(bare) and bare[-2:] == [f"nested-reft/uniform/none ratio {n}" for n in (0.25, 0.5)]
+    variants = (Variant("", "reft", {}), Variant("on bytes", "reft", {"rollout_dtype": "int8"}))
+    one = [arm.label for arm in arms(Grid(agents=("reft",), variants=variants, controls=("random-reward",)))]
+    assert one == ["reft", "reft on bytes", "reft random reward"]
     with pytest.raises(UsageError, match="did you mean 'fewer'"):
         Grid(controls=("fever",))
 
