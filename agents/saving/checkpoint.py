@@ -182,6 +182,14 @@ def _save_tensors(agent: Any, folder: Path) -> dict[str, Any]:
     }
 
 
+def least_bytes(agent: Any) -> int:
+    """What ``save`` writes at least, once all that learns has moments: the weights, with adapters also those below
+    them, and AdamW's two moments."""
+    weights = sum(parameter.nbytes for parameter in agent.target.parameters())
+    moments = 2 * sum(parameter.nbytes for parameter in _parameters(agent.optimizer))
+    return int(weights * (2 if agent.target.adapter_rank else 1) + moments)
+
+
 def _writes(agent: Any) -> bool:
     """Whether this process is the one that writes, of those of a sharded agent."""
     return not agent.target.sharded or leads()

@@ -89,6 +89,8 @@ class Training:
             return
         self._count()
         agent = self._agent(iteration)
+        if self.ranks.leader:
+            self._check_room(agent)
         with storage_errors(self.folder):
             self._file = (self.folder / METRICS if self.ranks.leader else Path(os.devnull)).open("a", encoding="utf-8")
         with self._file:
@@ -154,6 +156,17 @@ class Training:
         agent = make_agent(self.spec, str(saved))
         checkpoint.restore(agent, saved)
         return agent
+
+    def _check_room(self, agent: Any) -> None:
+        """Refuse a disk too full for a checkpoint beside the one that it replaces, before it costs any training."""
+        saved = checkpoint.least_bytes(agent)
+        needed = saved if (self.folder / "checkpoint").is_dir() else 2 * saved
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UsageError(
+                f"run folder {str(self.folder)!r} lies on a disk with {free / 1e9:.1f} GB free, and checkpoints of "
+                f"this agent take {needed / 1e9:.1f} GB more: free some space, or choose another --runs folder"
+            )
 
     def _complete(self, rows: list[dict[str, Any]], iteration: int) -> bool:
         trained = [row["iteration"] for row in training_rows(rows)]

@@ -182,6 +182,30 @@ def test_killed_while_a_checkpoint_is_replaced(whole, tmp_path, monkeypatch, whe
     assert not list(tmp_path.glob("checkpoint*"))
 
 
+def test_a_disk_too_full_for_checkpoints_is_refused_before_the_first_row(whole, tmp_path, monkeypatch):
+    spec, folder = whole
+    training = Training(spec, tmp_path / "run")
+    written = sum(file.stat().st_size for file in (folder / "model").iterdir())
+    free = [written // 2]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=free[0]))
+    with pytest.raises(UsageError, match=r"run' lies on a disk with 0.0 GB free.*--runs"):
+        list(training)
+    assert not (tmp_path / "run").exists()
+    free[0] = 4 * written
+    for _ in zip(range(5), training, strict=False):
+        pass
+    assert (tmp_path / "run" / "checkpoint").is_dir()
+    rows, free[0] = training.rows, written // 2
+    with pytest.raises(UsageError, match="--runs"):
+        list(Training(spec, tmp_path / "run"))
+    assert training.rows[: spec.checkpoint_every] == rows[: spec.checkpoint_every]
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    list(Training(spec, tmp_path / "run"))
+    assert numbers(tmp_path / "run") == numbers(folder)
+
+
 @pytest.mark.parametrize("damage", ["half a line", "a line in the middle", "rows lost"])
 def test_damaged_metrics_of_an_unfinished_run(whole, tmp_path, damage):
     spec, folder = whole
