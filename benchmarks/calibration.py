@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     for heading, table in tables(given.repeats, given.jobs):
         parts += [f"## {heading}", NOTES[heading], table.markdown()]
-    with storage_errors(given.out):
+    with storage_errors(given.out, "--out"):
         given.out.mkdir(parents=True, exist_ok=True)
         write_whole(given.out / "README.md", "\n\n".join(parts) + "\n")
     print(given.out / "README.md")

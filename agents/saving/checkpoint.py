@@ -113,8 +113,8 @@ def _unpack(archive: Any) -> Path:
 
 
 def _save_folder(agent: Any, path: Path) -> None:
-    """Write ``path`` whole or not at all: into a folder beside it, then renamed. Of a sharded agent's processes one
-    writes what all of them gather."""
+    """Write ``path`` whole or not at all: into a folder beside it, then renamed. What could not be written whole goes,
+    since the disk may be full of it. Of a sharded agent's processes one writes what all of them gather."""
     scratch = _scratch(path)
     if not _writes(agent):
         _save_tensors(agent, scratch)
@@ -122,8 +122,25 @@ def _save_folder(agent: Any, path: Path) -> None:
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
-    kept = _save_tensors(agent, scratch)
-    agent.envs.unwrapped.task.codec.save(scratch)
+    try:
+        _write(agent, scratch)
+    except Exception:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    old = path.with_name(path.name + f".old-{os.getpid()}")
+    if path.exists():
+        path.rename(old)
+    scratch.rename(path)
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
+
+
+def _write(agent: Any, folder: Path) -> None:
+    """Into an empty folder: the model, what learning needs beside it, and how the agent was made."""
+    kept = _save_tensors(agent, folder)
+    agent.envs.unwrapped.task.codec.save(folder)
     arguments, left_out = stored_arguments(agent)
     state = {
         "agent": type(agent).__name__,
@@ -137,15 +154,7 @@ def _save_folder(agent: Any, path: Path) -> None:
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
         **kept,
     }
-    (scratch / STATE).write_text(json.dumps(state))
-    old = path.with_name(path.name + f".old-{os.getpid()}")
-    if path.exists():
-        path.rename(old)
-    scratch.rename(path)
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
+    (folder / STATE).write_text(json.dumps(state))
 
 
 def _save_tensors(agent: Any, folder: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Answers:
     @contextmanager
     def open(self) -> Iterator[Answers]:
         """With the file open for further answers."""
-        with storage_errors(self.path.parent):
+        with storage_errors(self.path.parent, "--out"):
             self._file = self.path.open("a", encoding="utf-8")
             self._file.truncate(self._whole)
         with self._file:
@@ -89,7 +89,7 @@ class Answers:
     def add(self, answer: Answer) -> None:
         """Keep an answer."""
         assert self._file is not None
-        with storage_errors(self.path.parent):
+        with storage_errors(self.path.parent, "--out"):
             self._file.write(json_text(asdict(answer)) + "\n")
             self._file.flush()
         self._remember(answer)

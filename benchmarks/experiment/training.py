@@ -164,8 +164,8 @@ class Training:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UsageError(
-                f"run folder {str(self.folder)!r} lies on a disk with {free / 1e9:.1f} GB free, and checkpoints of "
-                f"this agent take {needed / 1e9:.1f} GB more: free some space, or choose another --runs folder"
+                f"run folder {str(self.folder)!r} lies on a disk with {free / 1e6:,.0f} MB free, and checkpoints of "
+                f"this agent take {needed / 1e6:,.0f} MB more: free some space, or choose another --runs folder"
             )
 
     def _complete(self, rows: list[dict[str, Any]], iteration: int) -> bool:

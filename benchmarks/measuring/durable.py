@@ -65,15 +65,17 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int | None]:
 
 
 @contextmanager
-def storage_errors(folder: Path) -> Iterator[None]:
-    """A failing disk (full, read-only, over a quota) as a ``UsageError`` that says that nothing is lost."""
+def storage_errors(folder: Path, option: str = "--runs") -> Iterator[None]:
+    """A failing disk (full, read-only, over a quota) as a ``UsageError``, which names the option that chose the folder
+    and says of a run's that nothing is lost."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        kind, kept = ("run ", "; the same command goes on from the last checkpoint") if option == "--runs" else ("", "")
         raise UsageError(
-            f"run folder {str(folder)!r} cannot be written ({reason}): free some space, or choose another --runs "
-            "folder; the same command goes on from the last checkpoint"
+            f"{kind}folder {str(folder)!r} cannot be written ({reason}): free some space, or choose another {option} "
+            f"folder{kept}"
         ) from error
 
 

@@ -19,7 +19,7 @@ def write(comparison: Comparison, out: Path) -> None:
     from benchmarks.report.sections import report
 
     page = report(comparison)
-    with storage_errors(out):
+    with storage_errors(out, "--out"):
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "results.json", json_text(as_json(comparison), indent=2) + "\n")
         for n, group in enumerate(comparison.groups, 1):
