@@ -63,6 +63,7 @@ def steps(model: Path, given: str | None, out: Path, device: str) -> dict[str, t
         learn += ["--agents", "reft", "nested-reft/uniform/practical", "--seeds", "2"]
     else:
         learn += ["--preset", "smollm2", "--policy", given, "--seeds", "2", "--seconds", "128", "--jobs", "8"]
+        learn += ["--set", "group_size=16", "--set", "problems_per_batch=32", "--set", "advantage.keep=8"]
     return {
         "tests": ([*python, "pytest", "-q", "-n", "4", "-m", "gpu", "tests"], 120),
         "throughput": ([*speed, *size.split(), *files], 180),

@@ -212,7 +212,7 @@ def test_an_iteration_of_stored_completions_costs_no_tokens(tmp_path):
     assert arms[0].runs[0].spent("tokens") == [0, 9, 9] and arms[0].runs[0].greedy == [0.5, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("source", sorted(RESULTS.glob("*/outcomes.json")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("source", sorted(RESULTS.rglob("outcomes.json")), ids=lambda path: path.parent.name)
 def test_committed_outcomes_are_read(source):
     """What a comparison has written another one takes."""
     stored, written = read([source]), json.loads(source.read_text())
