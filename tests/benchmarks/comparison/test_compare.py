@@ -564,7 +564,7 @@ def test_a_start_is_given_on_the_command_line(tmp_path):
     assert (spec.agent["id"], spec.iterations, spec.env["max_new_tokens"]) == ("sft", 3, 40)
     assert spec.agent["learning_rate"] != 1e-5  # what is set for the arms is not the start's
     changed = grid_of(parser().parse_args(["--preset", "smollm2", "--start-set", "problems=7"])).start
-    assert changed.set["problems"] == "7" and changed.set["gradient_steps"] == 8
+    assert changed.set["problems"] == "7" and changed.set["gradient_steps"] == 4
 
 
 def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):
