@@ -18,6 +18,7 @@ from benchmarks.report.comparison import Comparison, Group
 COSTS = {"rollout": COLOURS[1], "reward": COLOURS[2], "update": COLOURS[5], "evaluation": "#BBBBBB"}
 PANEL = (4.2, 3.1)
 MOST_INSIDE = 6  # arms whose legend fits into a panel
+LETTER = 0.058  # inches that a letter of a legend is wide, at most
 
 
 def learning_curve(panel: Axes, group: Group, axis: str) -> None:
@@ -44,7 +45,9 @@ def learning_curves_png(comparison: Comparison) -> bytes:
     """The learning curves of every group against every budget, in a row, or two to a row where arms are many."""
     columns = [2 if len(group.arms) > MOST_INSIDE else len(group.axes) for group in comparison.groups]
     rows = [-(-len(group.axes) // wide) for group, wide in zip(comparison.groups, columns, strict=True)]
-    figure = Figure(figsize=(PANEL[0] * max(columns), (PANEL[1] + 0.6) * sum(rows)), layout="constrained")
+    beside = [arm.label for group in comparison.groups if len(group.arms) > MOST_INSIDE for arm in group.arms]
+    room = 0.6 + LETTER * max(map(len, beside)) if beside else 0.0
+    figure = Figure(figsize=(PANEL[0] * max(columns) + room, (PANEL[1] + 0.6) * sum(rows)), layout="constrained")
     parts = figure.subfigures(len(rows), squeeze=False, height_ratios=rows)[:, 0]
     for part, group, high, wide in zip(parts, comparison.groups, rows, columns, strict=True):
         panels = list(part.subplots(high, wide, squeeze=False).flat)
@@ -85,7 +88,8 @@ def speed_and_divergence(group: Group) -> Figure:
 
 def cost_shares(group: Group) -> Figure:
     """Mean seconds of a run spent on rollouts, verdicts, updates and evaluations."""
-    figure = Figure(figsize=(PANEL[0] + 1.2, 1.1 + 0.36 * len(group.arms)), layout="constrained")
+    names = 1.5 * LETTER * max(len(line.label) for line in group.lines)  # in letters of the usual size
+    figure = Figure(figsize=(PANEL[0] + max(1.2, names), 1.1 + 0.36 * len(group.arms)), layout="constrained")
     panel = figure.subplots()
     left = np.zeros(len(group.arms))
     for part, colour in COSTS.items():

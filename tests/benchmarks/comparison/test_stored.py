@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,14 @@ def test_bad_files_and_folders_exit_2(tmp_path, capsys):
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert main(["--from", str(tmp_path / "few.json"), "--seeds", "1", "--out", str(tmp_path / "out"), "--quiet"]) == 0
+
+
+def test_a_picture_of_many_arms_has_room_for_their_names(tmp_path):
+    names = [letter * 120 for letter in "abcdefg"]
+    write_outcomes(tmp_path / "many.json", {name: [[1, 0, 1, 1], [0, 1, 0, 1]] for name in names})
+    line = ["--from", str(tmp_path / "many.json"), "--baseline", names[0], "--out", str(tmp_path / "out"), "--quiet"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="constrained_layout")
+        assert main(line) == 0
+    width = int.from_bytes((tmp_path / "out" / "curves.png").read_bytes()[16:20], "big")
+    assert width > 130 * (2 * 4.2 + 120 * 0.05)  # two panels and a line of small letters, at 130 dots an inch
