@@ -293,7 +293,7 @@ def _spent(evaluation: _Field, axis: str, curve: Sequence[Mapping[str, Any]]) ->
     value = evaluation.take(axis, (int, float), "a number of what was spent until then")
     before = curve[-1][axis] if curve else 0
     if not math.isfinite(value) or value < before:
-        raise UsageError(f"{evaluation.place}.{axis} is {value}: it must not fall from each evaluation to the next")
+        raise UsageError(f"{evaluation.place}.{axis} is {value}: it must be a number, and not fall from {before}")
     if curve and value == before and axis in ("iteration", "seconds"):  # stored completions cost no tokens
         raise UsageError(f"{evaluation.place}.{axis} is {value}: it must rise from each evaluation to the next")
     return value

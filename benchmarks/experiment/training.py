@@ -160,7 +160,8 @@ class Training:
     def _check_room(self, agent: Any) -> None:
         """Refuse a disk too full for a checkpoint beside the one that it replaces, before it costs any training."""
         saved = checkpoint.least_bytes(agent)
-        needed = saved if (self.folder / "checkpoint").is_dir() else 2 * saved
+        beside = self.spec.iterations is None or self.spec.iterations > self.spec.checkpoint_every
+        needed = saved * (2 if beside and not (self.folder / "checkpoint").is_dir() else 1)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UsageError(

@@ -179,13 +179,16 @@ def test_a_file_of_another_form_is_named(tmp_path, change, message):
         ([{"seed": 0, "evaluations": [{"outcomes": "01", "second": 1}]}], "did you mean 'seconds'"),
         (
             [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01", "seconds": 1}]}],
-            "seconds is 1: it must not fall",
+            "seconds is 1: it must be a number, and not fall from 2",
         ),
         (
             [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01", "seconds": 2}]}],
             "seconds is 2: it must rise",
         ),
-        ([{"seed": 0, "evaluations": [{"outcomes": "01", "tokens": -1}]}], "tokens is -1: it must not fall"),
+        (
+            [{"seed": 0, "evaluations": [{"outcomes": "01", "tokens": -1}]}],
+            "tokens is -1: it must be a number, and not fall from 0",
+        ),
         (
             [{"seed": 0, "evaluations": [{"outcomes": "01", "seconds": 2}, {"outcomes": "01"}]}],
             "first does: seconds",
