@@ -25,6 +25,7 @@ from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
 from agents.saving.configuration import constructor_arguments
 from agents.schedules import Spent, run_length
+from agents.update import NotFinite, refuse_broken_step
 from envs.task import start_info
 from policies import Policy
 from registry import UsageError, agents, schedules
@@ -129,6 +130,7 @@ class TRLGRPO(LanguageModelAlgorithm):
         self.target.temperature = self.temperature
         self.layers = tuple(range(self.target.num_layers))
         self._began = self._wrote = self._judged = self._ended = 0.0  # of the last step, by the clock
+        self.optimizer.register_step_pre_hook(refuse_broken_step)  # TRL would step, and fail when it next draws
         self._trainer = self._make_trainer()
 
     def _make_trainer(self) -> Any:
@@ -235,7 +237,10 @@ class TRLGRPO(LanguageModelAlgorithm):
         torch.manual_seed(int(rng.integers(2**31)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # transformers' own, of names that TRL uses
-            self._trainer.train()
+            try:
+                self._trainer.train()
+            except NotFinite as error:
+                raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.target.model.eval()
         self.target.refresh()
         self.iteration += 1

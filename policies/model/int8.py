@@ -52,9 +52,20 @@ def to_bytes(x: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(RolloutLinear):
-    """As ``RolloutLinear``, its products on bytes: by the compiled kernel where there is one, else by torch's."""
+    """As ``RolloutLinear``, its products on bytes: by the compiled kernel where there is one, else by torch's.
 
-    def __init__(self, modules: list[nn.Linear], dtype: torch.dtype, change: Change | None = None) -> None:
+    Bytes are of the weights as the target multiplies them, in ``target_dtype`` (by default ``dtype``). Where that is
+    bfloat16 its rounding takes back what training changed by less, and bytes of the weights before would keep it.
+    """
+
+    def __init__(
+        self,
+        modules: list[nn.Linear],
+        dtype: torch.dtype,
+        change: Change | None = None,
+        target_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.target_dtype = target_dtype or dtype
         self.block = rotation_block(modules[0].in_features)
         self._byte_kernels = byte_kernels(modules[0].weight.device)
         super().__init__(modules, dtype, change)
@@ -62,7 +73,7 @@ class Int8Linear(RolloutLinear):
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the modules' present weights."""
-        fused = self._concatenated(torch.float32)
+        fused = self._concatenated(self.target_dtype).float()
         if self._byte_kernels is not None:
             self.weight, self.scale = self._byte_kernels.pack(fused, self.block)
         else:
@@ -102,15 +113,18 @@ class Int8Head(RolloutHead):
         self._plain = None
         weight = whole(self.module.weight)
         if whole_shape(self.module.weight):
-            self.gathered, self._plain = weight, Int8Linear([self.module], torch.float32)
+            self.gathered, self._plain = weight, self._linear()
         if self._byte_kernels is not None:
-            self._bytes = self._byte_kernels.pack(weight.float(), self.block, whole=True)
+            self._bytes = self._byte_kernels.pack(weight.to(self.dtype).float(), self.block, whole=True)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """As ``RolloutHead.logits``."""
         if self._plain is None:
-            self._plain = Int8Linear([self.module], torch.float32)
+            self._plain = self._linear()
         return self._plain(hidden)
+
+    def _linear(self) -> Int8Linear:
+        return Int8Linear([self.module], torch.float32, target_dtype=self.dtype)
 
     def draw(self, hidden: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """As ``RolloutHead.draw``."""

@@ -89,6 +89,15 @@ class TestWithTRL:
         }
         assert not unequal and all(torch.equal(value, weights(again)[name]) for name, value in weights(agent).items())
 
+    def test_a_gradient_that_is_not_finite_is_no_step(self, agent):
+        before = {name: value.clone() for name, value in weights(agent).items()}
+
+        parameter = next(agent.target.model.parameters())
+        parameter.register_hook(lambda gradient: gradient * float("nan"))
+        with pytest.raises(UsageError, match="iteration 1: the gradient's norm is nan"):
+            agent.iterate()
+        assert all(torch.equal(value, before[name]) for name, value in weights(agent).items())
+
     def test_a_template_that_ends_at_strings_is_refused_with_a_remedy(self):
         envs = gym.make_vec("MathReason-v0", num_envs=1, copy=False, template="r1", max_prompt_tokens=400)
         with pytest.raises(UsageError, match=r"ends completions at strings.*use a template without"):

@@ -73,7 +73,7 @@ def test_products_equal_those_of_the_rounded_operands(path, dtype, inner, outer,
     linear = Int8Linear([module], dtype)
     x = torch.randn(rows, inner, generator=torch.Generator().manual_seed(rows)).to(dtype)
     block = rotation_block(inner)
-    (a, a_scale), (b, b_scale) = to_bytes(x, block), to_bytes(module.weight.detach(), block)
+    (a, a_scale), (b, b_scale) = to_bytes(x, block), to_bytes(module.weight.detach().to(dtype), block)
     exact = (a.double() @ b.double().t()) * (a_scale.double() / block)[
         :, None
     ] * b_scale.double() + module.bias.double()
@@ -139,6 +139,30 @@ def test_refresh_copies_the_weights(path):
     assert torch.equal(linear(x), before)
     linear.refresh()
     torch.testing.assert_close(linear(x), 2 * before)
+
+
+@pytest.mark.parametrize("kind", ["map", "head", "head's draw"])
+def test_bytes_are_of_the_weights_that_the_target_multiplies(path, kind):
+    """What training changed by less than bfloat16 can hold, the target's products do not have, and bytes of another
+    weight would be of another policy."""
+
+    def products(module: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+        if kind == "map":
+            return Int8Linear([module], dtype)(x)
+        head = Int8Head(module, dtype)
+        if kind == "head":
+            return head.logits(x)
+        if not head.draws:
+            pytest.skip("draws in one call by compiled products alone")
+        return head.draw(x, torch.full((3,), 0.5, dtype=torch.float64), 1.0)[1]
+
+    module, x = random_linear(64, 40, bias=False), torch.randn(3, 64).bfloat16().float()
+    with torch.no_grad():
+        module.weight.copy_(module.weight.bfloat16())
+        half, single = products(module, torch.bfloat16), products(module, torch.float32)
+        module.weight += module.weight * 2**-10  # a quarter to a half of a step of bfloat16's
+        assert torch.equal(products(module, torch.bfloat16), half)
+        assert not torch.equal(products(module, torch.float32), single)
 
 
 @pytest.mark.parametrize("vocabulary", [32, 70, 1000])
