@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from benchmarks.experiment.training import RESULT
 from registry import UsageError, did_you_mean
 
 REBUILT = ("curve", "right_before", "right_after")  # of a result, what its evaluations say
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 TASK = ("source", "split", "subset", "problems", "problem_options")  # of an evaluation, what chooses its questions
 
 
@@ -39,7 +41,7 @@ class Stored:
 
     Attributes:
         task: what they are measured on, as a heading.
-        arms: in the order in which they were given.
+        arms: in the order in which they were given; those of one folder by name.
         baseline: the label of the arm that the others are compared with; None where nothing says which.
         rivals: further pairs of labels that are compared.
     """
@@ -88,11 +90,11 @@ def read(paths: Iterable[Path]) -> Stored:
     tasks: dict[str, str] = {}
     baseline: str | None = None
     rivals: list[tuple[str, str]] = []
-    folders: list[Path] = []
+    folders: dict[Path, int] = {}
     order: list[str] = []
-    for path in paths:
+    for place, path in enumerate(paths):
         if path.is_dir():
-            folders += _run_folders(path)
+            folders |= dict.fromkeys(_run_folders(path), place)
             continue
         loaded = _load(path, order)
         tasks[str(path)] = loaded.task
@@ -100,7 +102,8 @@ def read(paths: Iterable[Path]) -> Stored:
         rivals += loaded.rivals
         for arm in loaded.arms:
             arms.setdefault(arm.label, []).extend((str(path), run) for run in arm.runs)
-    for label, folder, task, run in _labelled(folders):
+    labelled = _labelled(list(folders))
+    for label, folder, task, run in sorted(labelled, key=lambda one: (folders[one[1]], *_by_size(one[0]))):
         tasks.setdefault("the run folders", task)
         arms.setdefault(label, []).append((str(folder), run))
     named = {place: task for place, task in tasks.items() if task}
@@ -180,6 +183,11 @@ def _labelled(folders: Sequence[Path]) -> list[tuple[str, Path, str, Outcome]]:
 
     task = group_name(specs[folders[0]].policy, specs[folders[0]].env["id"])
     return [(label(folder), folder, task, Outcome.read(folder)) for folder in folders]
+
+
+def _by_size(label: str) -> list[float | str]:
+    """Sorts labels, the numbers in them by size: how folders of runs are called says nothing of their order."""
+    return [float(part) if n % 2 else part for n, part in enumerate(_NUMBER.split(label))]
 
 
 def _questions(spec: RunSpec) -> dict[str, Any]:

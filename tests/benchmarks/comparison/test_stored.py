@@ -76,6 +76,19 @@ def test_run_folders_are_compared_as_they_are(tmp_path):
     assert len(labels) == 4 and "reft learning_rate=1e-05" in labels
 
 
+def test_arms_of_one_folder_stand_by_name_and_the_numbers_in_it(tmp_path):
+    rates = (1e-3, 2e-5, 3e-4)
+    for rate in rates:
+        finished(tmp_path / "runs", learning_rate=rate)
+    labels = [arm.label for arm in read([tmp_path / "runs"]).arms]
+    assert [label for label in labels if label.startswith("reft")] == [
+        f"reft learning_rate={rate}" for rate in sorted(rates)
+    ]
+    given = sorted(spec.parent for spec in (tmp_path / "runs").glob("*/spec.json"))[::-1]
+    places = [min(given.index(tmp_path / "runs" / run.result["hash"]) for run in arm.runs) for arm in read(given).arms]
+    assert places == sorted(places), "folders given one by one stay as they are"
+
+
 def test_what_the_runs_started_from_is_no_arm_of_theirs(tmp_path):
     """A grid with a start keeps that run's folder beside the others."""
     finished(tmp_path / "runs", seeds=(0, 1))
