@@ -92,9 +92,9 @@ def read(paths: Iterable[Path]) -> Stored:
     rivals: list[tuple[str, str]] = []
     folders: dict[Path, int] = {}
     order: list[str] = []
-    for place, path in enumerate(paths):
+    for number, path in enumerate(paths):
         if path.is_dir():
-            folders |= dict.fromkeys(_run_folders(path), place)
+            folders |= dict.fromkeys(_run_folders(path), number)
             continue
         loaded = _load(path, order)
         tasks[str(path)] = loaded.task
