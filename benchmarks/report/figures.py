@@ -21,6 +21,12 @@ MOST_INSIDE = 6  # arms whose legend fits into a panel
 LETTER = 0.058  # inches that a letter of a legend is wide, at most
 
 
+def names_inside(group: Group) -> bool:
+    """Whether a panel has room for the legend: few arms, of names that are short beside it."""
+    longest = max(len(arm.label) for arm in group.arms)
+    return len(group.arms) <= MOST_INSIDE and 0.6 + LETTER * longest < 0.8 * PANEL[0]
+
+
 def learning_curve(panel: Axes, group: Group, axis: str) -> None:
     """Held-out accuracy against a budget: thin lines are runs, thick lines their mean. Of many arms there are the means
     alone, marked at their ends."""
@@ -45,7 +51,7 @@ def learning_curves_png(comparison: Comparison) -> bytes:
     """The learning curves of every group against every budget, in a row, or two to a row where arms are many."""
     columns = [2 if len(group.arms) > MOST_INSIDE else len(group.axes) for group in comparison.groups]
     rows = [-(-len(group.axes) // wide) for group, wide in zip(comparison.groups, columns, strict=True)]
-    beside = [arm.label for group in comparison.groups if len(group.arms) > MOST_INSIDE for arm in group.arms]
+    beside = [arm.label for group in comparison.groups if not names_inside(group) for arm in group.arms]
     room = 0.6 + LETTER * max(map(len, beside)) if beside else 0.0
     figure = Figure(figsize=(PANEL[0] * max(columns) + room, (PANEL[1] + 0.6) * sum(rows)), layout="constrained")
     parts = figure.subfigures(len(rows), squeeze=False, height_ratios=rows)[:, 0]
@@ -56,11 +62,11 @@ def learning_curves_png(comparison: Comparison) -> bytes:
         for panel in panels[len(group.axes) :]:
             panel.set_axis_off()
         panels[0].set_title(literal(group.name), loc="left", fontsize="medium")
-        if len(group.arms) > MOST_INSIDE:  # many lines leave no room among them: beside them, as they end from above
-            lines = sorted(panels[0].lines, key=lambda line: -line.get_ydata()[-1])
-            part.legend(handles=lines, loc="outside right upper", fontsize="x-small", frameon=False)
-        else:
+        if names_inside(group):
             panels[0].legend(fontsize="x-small", frameon=False)
+        else:  # beside the panels, from above as the lines end
+            lines = sorted(panels[0].get_legend_handles_labels()[0], key=lambda line: -line.get_ydata()[-1])
+            part.legend(handles=lines, loc="outside right upper", fontsize="x-small", frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -269,12 +269,13 @@ def test_bad_files_and_folders_exit_2(tmp_path, capsys):
     assert main(["--from", str(tmp_path / "few.json"), "--seeds", "1", "--out", str(tmp_path / "out"), "--quiet"]) == 0
 
 
-def test_a_picture_of_many_arms_has_room_for_their_names(tmp_path):
-    names = [letter * 120 for letter in "abcdefg"]
+@pytest.mark.parametrize("count, panels", [(2, 1), (7, 2)])
+def test_a_picture_has_room_for_the_names_of_its_arms(tmp_path, count, panels):
+    names = [letter * 120 for letter in "abcdefg"[:count]]
     write_outcomes(tmp_path / "many.json", {name: [[1, 0, 1, 1], [0, 1, 0, 1]] for name in names})
     line = ["--from", str(tmp_path / "many.json"), "--baseline", names[0], "--out", str(tmp_path / "out"), "--quiet"]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="constrained_layout")
         assert main(line) == 0
     width = int.from_bytes((tmp_path / "out" / "curves.png").read_bytes()[16:20], "big")
-    assert width > 130 * (2 * 4.2 + 120 * 0.05)  # two panels and a line of small letters, at 130 dots an inch
+    assert width > 130 * (panels * 4.2 + 120 * 0.05)  # panels and a line of small letters, at 130 dots an inch
