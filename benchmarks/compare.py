@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--margin", type=float, metavar="POINTS", help="differences within it are equivalent (default: the preset's, 2)"
     )
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: cores // threads)")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at a time (default: cores // threads; of runs on GPUs one a card)"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
     parser.add_argument("--runs", action=WriteFolder, default=Path("runs"), help="where run folders are made")
@@ -262,7 +264,13 @@ def resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
     """Runs at a time, and threads of each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = given.threads if given.threads is not None else grid.threads or cores
-    jobs = given.jobs if given.jobs is not None else max(1, cores // max(1, threads))
+    jobs = given.jobs
+    if jobs is None:
+        jobs = max(1, cores // max(1, threads))
+        if grid.set.get("device") == "cuda":
+            from benchmarks.comparison.launch import cards
+
+            jobs = min(jobs, max(1, len(cards())))  # several would take turns on one, and share its memory
     for name, value in (("threads", threads), ("jobs", jobs)):
         if value < 1:
             raise UsageError(f"--{name} {value} must be at least 1")

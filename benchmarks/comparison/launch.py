@@ -45,6 +45,7 @@ class Watched:
         reused: it was finished before this comparison began.
         evaluations: rows of evaluations seen.
         error: why it failed.
+        card: the GPU that it has, as CUDA_VISIBLE_DEVICES names it; None where it asks for none.
     """
 
     spec: RunSpec
@@ -58,6 +59,7 @@ class Watched:
     evaluations: int = 0
     error: str = ""
     process: Process | None = None
+    card: str | None = None
     _read: int = 0
     _file: int = 0
     _times: list[float] = field(default_factory=list)
@@ -107,6 +109,14 @@ class Watched:
             self.phase = "evaluating" if due else "training"
 
 
+def cards() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(n) for n in range(count)]
+
+
 Start = Callable[[Watched, int, IO[bytes]], Process]  # a run, its threads, its log
 
 
@@ -116,6 +126,8 @@ def local_process(run: Watched, threads: int, log: IO[bytes], trackers: Sequence
     command += ["--runs", str(run.folder.parent), "--parent", str(os.getpid())]
     command += [f"--log={name}" for name in trackers]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if run.card is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = run.card
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
     )
@@ -125,7 +137,8 @@ class Launcher:
     """Runs every spec that has no result yet, ``jobs`` at a time.
 
     ``start`` makes a run's process, by default on this machine. A run that fails is kept and reported and stops no
-    other. A run that another process holds is followed, and taken over if that process ends without a result.
+    other. A run that another process holds is followed, and taken over if that process ends without a result. Runs with
+    ``device=cuda`` are spread over the machine's GPUs.
     """
 
     def __init__(
@@ -134,6 +147,7 @@ class Launcher:
         self.jobs = jobs
         self.threads = threads
         self.start = start or local_process
+        self.cards = cards() if any(spec.device == "cuda" for spec in specs) else []
         self.watched = [Watched(spec, runs / spec.hash) for spec in specs]
         for run in self.watched:
             if (run.folder / RESULT).is_file():
@@ -175,6 +189,9 @@ class Launcher:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.spec.write(run.folder / "spec.json")
             log = (run.folder / LOG).open("ab")
+        if self.cards and run.spec.device == "cuda":
+            taken = [other.card for other in self.watched if other.process is not None]
+            run.card = min(self.cards, key=taken.count)
         with log:
             run.process = self.start(run, self.threads, log)
         run.phase = "starting"

@@ -11,6 +11,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +213,23 @@ def test_cores_are_shared_out():
     assert resources(parser().parse_args(["--jobs", "3"]), grid) == (3, 1)
 
 
+@pytest.mark.parametrize(("count", "jobs"), [(0, 1), (1, 1), (64, len(os.sched_getaffinity(0)))])
+def test_of_runs_on_gpus_there_is_one_a_card(monkeypatch, count, jobs):
+    monkeypatch.setattr(launch, "cards", lambda: [str(n) for n in range(count)])
+    grid = Grid(threads=1, set={"device": "cuda"})
+    assert resources(parser().parse_args([]), grid) == (jobs, 1)
+    assert resources(parser().parse_args(["--jobs", "7"]), grid) == (7, 1)
+
+
+@pytest.mark.parametrize(("named", "found"), [(None, ["0", "1", "2"]), ("4, 2,7", ["4", "2", "7"])])
+def test_cards_are_called_what_their_variable_calls_them(monkeypatch, named, found):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert launch.cards() == found
+
+
 def test_the_command_line_wins_over_the_variants_of_a_preset():
     compared = arms(grid_of(parser().parse_args(["--set", "sampler.ratio=0.25"])))
     assert [arm.specs[0].agent["sampler"].get("ratio") for arm in compared] == [None, 0.25, 0.25, 0.25]
@@ -403,12 +421,33 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "PROGRAM", (sys.executable, "-S", str(script)))
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
 
-    def prepared(behaviour: str, seeds: int = 3, jobs: int = 2) -> Launcher:
+    def prepared(behaviour: str, seeds: int = 3, jobs: int = 2, device: str = "cpu") -> Launcher:
         (tmp_path / "behaviour").write_text(behaviour)
-        spec = resolve("reft", settings=SMALL)
+        spec = replace(resolve("reft", settings=SMALL), device=device)
         return Launcher([replace(spec, seed=seed) for seed in range(seeds)], tmp_path, jobs, threads=1)
 
     return prepared
+
+
+@pytest.mark.parametrize(
+    ("device", "seen"), [("cuda", ["4", "7", "4", "7"]), ("cpu", [None] * 4), ("cuda:1", [None] * 4)]
+)
+def test_runs_are_spread_over_the_gpus(stand_in, monkeypatch, device, seen):
+    given = []
+
+    def start(*arguments, env, **more):
+        given.append(env.get("CUDA_VISIBLE_DEVICES"))
+        return subprocess.Popen(*arguments, env=env, **more)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launch, "cards", lambda: ["4", "7"])
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start}))
+    launcher = stand_in("hang", seeds=4, jobs=4, device=device)
+    states = iter(launcher)
+    while not all(run.iteration == 1 for run in next(states)):
+        pass
+    states.close()
+    assert given == seen
 
 
 def test_all_runs_finish_and_are_reused(stand_in):
