@@ -168,6 +168,16 @@ def test_smoke_is_the_default():
     assert len(nested) >= 3 and len(grid.seeds) >= 3 and grid.policies == ("tiny",)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((PRESETS.parent / "results").rglob("preset.toml")), ids=lambda path: path.parent.name
+)
+def test_what_committed_runs_were_made_by_resolves(path):
+    grid = preset(str(path))
+    resolved = arms(grid)
+    assert {len(arm.specs) for arm in resolved} == {len(grid.seeds)} and not any(arm.missed for arm in resolved)
+    assert not grid.start or start_arms(grid)
+
+
 def test_command_line_changes_the_preset():
     line = ["--agents", "reft", "--seeds", "3,7", "--iterations", "9", "--set", "learning_rate=0.5", "--tokens", "50"]
     grid = grid_of(parser().parse_args(line))
