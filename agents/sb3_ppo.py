@@ -204,6 +204,11 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
             seed=self.seed or 0,
             longest=self.envs.unwrapped.task.max_length,
         )
+        if self.target.dtype != torch.float32:
+            raise UsageError(
+                "agent 'sb3-ppo' multiplies in float32, and the policy that it is given in "
+                f"{str(self.target.dtype).removeprefix('torch.')}: load it with dtype='float32'"
+            )
         scheduled(FloatSchedule(self.learning_rate), 1.0, "learning_rate")  # before an optimizer is made with it
         self.policy_kwargs = {"target": self.target, "detached_critic": self._detached_critic}
         super()._setup_model()

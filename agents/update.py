@@ -24,17 +24,16 @@ from registry import UsageError
 
 WIDE_SCOPES = ("group", "batch")  # a correction of such a scope must see more than one sequence at once
 
-REMEDY = (
-    "No step was taken with it: the weights are those of before. Lower learning_rate, take dtype=float32 or a bounded "
-    "correction (truncated-is), and start again or go on from the last checkpoint"
-)
+_KEPT = "No step was taken with it: the weights are those of before. Lower learning_rate"
+_AGAIN = "start again or go on from the last checkpoint"
+REMEDY = f"{_KEPT}, take dtype=float32 or a bounded correction (truncated-is), and {_AGAIN}"
 
 
 class NotFinite(UsageError):
     """A step would have written NaN or infinity into every weight."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}. {REMEDY}")
+    def __init__(self, what: str, remedy: str = REMEDY) -> None:
+        super().__init__(f"{what}. {remedy}")
 
 
 def refuse_broken_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -42,7 +41,7 @@ def refuse_broken_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not torch.isfinite(norm):
-        raise NotFinite(f"the gradient's norm is {float(norm)}")
+        raise NotFinite(f"the gradient's norm is {float(norm)}", f"{_KEPT}, and {_AGAIN}")
 
 
 def _of_used(index: Tensor, weight: Tensor, logp: Tensor, rollout: Rollout) -> dict[str, float]:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=float, metavar="POINTS", help="differences within it are equivalent (default: the preset's, 2)"
     )
     parser.add_argument(
-        "--jobs", type=int, help="runs at a time (default: cores // threads; of runs on GPUs one a card)"
+        "--jobs", type=int, help="runs at a time (default: cores // threads; on GPUs at most one a card)"
     )
     parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
@@ -132,8 +132,8 @@ def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
     from benchmarks.comparison.rehearse import rehearse
 
     grid = grid_of(given)
-    arms(grid)  # what is wrong with the arms is told before their start is trained
-    jobs, threads = resources(given, grid)
+    planned = [*arms(grid), *start_arms(grid).values()]  # what is wrong with them is told before a start is trained
+    jobs, threads = resources(given, grid, {spec.device for arm in planned for spec in arm.specs})
     compared = arms(grid, start_models(grid, jobs, threads, given))
     for text in () if given.quiet else sorted({text for arm in compared for text in arm.missed}):
         without = ", ".join(arm.label for arm in compared if text in arm.missed)
@@ -260,17 +260,19 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(range(count))
 
 
-def resources(given: argparse.Namespace, grid: Grid) -> tuple[int, int]:
-    """Runs at a time, and threads of each."""
+def resources(given: argparse.Namespace, grid: Grid, devices: Collection[str] = ()) -> tuple[int, int]:
+    """Runs at a time on ``devices``, and threads of each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = given.threads if given.threads is not None else grid.threads or cores
-    jobs = given.jobs
-    if jobs is None:
-        jobs = max(1, cores // max(1, threads))
-        if grid.set.get("device") == "cuda":
-            from benchmarks.comparison.launch import cards
+    threads = given.threads if given.threads is not None else grid.threads
+    jobs, most = given.jobs, cores
+    on_cards = {device for device in devices if device.startswith("cuda")} if given.launcher == "local" else set()
+    if on_cards and jobs is None:  # several runs would take turns on a card, and share its memory
+        from benchmarks.comparison.launch import cards
 
-            jobs = min(jobs, max(1, len(cards())))  # several would take turns on one, and share its memory
+        most = max(1, len(cards()) if "cuda" in on_cards else len(on_cards))
+        threads = threads if threads is not None else max(1, cores // most)
+    threads = threads if threads is not None else cores
+    jobs = jobs if jobs is not None else min(most, max(1, cores // max(1, threads)))
     for name, value in (("threads", threads), ("jobs", jobs)):
         if value < 1:
             raise UsageError(f"--{name} {value} must be at least 1")
@@ -286,7 +288,7 @@ def launch(
 ) -> list[Watched]:
     """Run what has no result yet; returns every run's last state. ``show`` is told of the runs, whose states change."""
     from benchmarks.comparison.board import Board
-    from benchmarks.comparison.launch import Launcher, local_process
+    from benchmarks.comparison.launch import Launcher, cards, local_process
     from benchmarks.experiment.training import log_finished
 
     # Seed by seed, so that early on every arm has something to show.
@@ -299,7 +301,8 @@ def launch(
         connect()
         start = ray_task
         jobs = given.jobs or len(order)  # Ray queues what the cluster has no processors for
-    launcher = Launcher(order, given.runs.absolute(), jobs, threads, partial(start, trackers=given.log))
+    own = cards() if given.launcher == "local" and any(spec.device == "cuda" for spec in order) else ()
+    launcher = Launcher(order, given.runs.absolute(), jobs, threads, partial(start, trackers=given.log), own)
     for run in launcher.watched:
         if run.reused:
             log_finished(run.spec, run.folder, given.log)

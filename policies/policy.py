@@ -45,7 +45,13 @@ from policies.pretrained.adapters import (
     merged_copy,
 )
 from policies.pretrained.architecture import read_architecture
-from policies.pretrained.load import BUILT_IN, check_finite, load_checkpoint
+from policies.pretrained.load import (
+    BUILT_IN,
+    check_finite,
+    folder_dtype,
+    load_checkpoint,
+    state_dtype,
+)
 from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
 from policies.sharding import leads, most, split_matrices, whole_copy, whole_shape
@@ -102,7 +108,7 @@ class Policy:
         self.functional = True
         difference = self._difference()
         self.functional = not difference
-        self._use(_compute_dtype(dtype))
+        self._use(torch.float32 if difference else _compute_dtype(dtype))  # transformers' layers have the weights' own
         if difference:
             warnings.warn(
                 f"the functional layers do not reproduce this checkpoint's transformers forward ({difference}): "
@@ -165,7 +171,7 @@ class Policy:
         chosen, target = settle_dtype(dtype, name_or_path, device), _device(device)
         if target.type == "cuda" and not torch.cuda.is_available():
             raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
-        return cls(load_checkpoint(name_or_path).to(target), chosen)
+        return cls(load_checkpoint(name_or_path, _compute_dtype(chosen)).to(target), chosen)
 
     @property
     def num_layers(self) -> int:
@@ -215,13 +221,15 @@ class Policy:
         return whole_shape(self.model.lm_head.weight) is not None
 
     def save(self, folder: str | Path) -> None:
-        """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes. Of a sharded policy the
-        first process writes, from its host's memory."""
+        """Write config and weights as a Hugging Face folder that ``from_pretrained`` takes: weights in float32, and in
+        the config the dtype that they were multiplied in. Of a sharded policy the first process writes, from its host's
+        memory."""
         model: Any = whole_copy(self.model) if self.sharded else self.model
         if self.sharded and not leads():
             return
         model = merged_copy(model) if self.adapter_rank else model
         model.save_pretrained(folder)
+        state_dtype(Path(folder), self.dtype)
 
     @property
     def adapter_rank(self) -> int:
@@ -497,14 +505,16 @@ def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> s
     target = _device(device)
     if name_or_path in BUILT_IN:
         return None
-    _tell_dtype(*fast_dtype(target))
-    return fast_dtype(target)[0]
+    chosen, why = fast_dtype(target)
+    _tell_dtype(chosen, why, rounds=chosen == "bfloat16" and folder_dtype(name_or_path) == "float32")
+    return chosen
 
 
 @cache
-def _tell_dtype(dtype: str, why: str) -> None:
+def _tell_dtype(dtype: str, why: str, rounds: bool) -> None:
     other = next(name for name in DTYPES if name != dtype)
-    print(f"dtype={dtype}: {why}; dtype={other} is the other choice", file=sys.stderr)
+    loss = "; weights that were trained in float32 are rounded to it" if rounds else ""
+    print(f"dtype={dtype}: {why}{loss}; dtype={other} is the other choice", file=sys.stderr)
 
 
 def _device(name: str) -> torch.device:

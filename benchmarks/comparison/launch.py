@@ -45,7 +45,7 @@ class Watched:
         reused: it was finished before this comparison began.
         evaluations: rows of evaluations seen.
         error: why it failed.
-        card: the GPU that it has, as CUDA_VISIBLE_DEVICES names it; None where it asks for none.
+        card: the GPU that it has, as ``visible_devices`` names it; None where that is not the launcher's to say.
     """
 
     spec: RunSpec
@@ -109,12 +109,21 @@ class Watched:
             self.phase = "evaluating" if due else "training"
 
 
-def cards() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+def visible_devices() -> str:
+    """The environment variable that says which GPUs a process may use: on AMD's either will do, and theirs wins."""
     import torch
 
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [name.strip() for name in named.split(",")][:count] if named else [str(n) for n in range(count)]
+    own = "HIP_VISIBLE_DEVICES"
+    return own if torch.version.hip is not None and os.environ.get(own) else "CUDA_VISIBLE_DEVICES"
+
+
+def cards() -> list[str]:
+    """The GPUs that this process may use, as ``visible_devices`` names them."""
+    import torch
+
+    count, named = torch.cuda.device_count(), os.environ.get(visible_devices())
+    names = [name.strip() for name in named.split(",")] if named else [str(n) for n in range(count)]
+    return names if count and named and "MIG-" in named else names[:count]  # of such parts CUDA counts the first alone
 
 
 Start = Callable[[Watched, int, IO[bytes]], Process]  # a run, its threads, its log
@@ -127,7 +136,7 @@ def local_process(run: Watched, threads: int, log: IO[bytes], trackers: Sequence
     command += [f"--log={name}" for name in trackers]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if run.card is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = run.card
+        environment[visible_devices()] = run.card
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
     )
@@ -138,16 +147,22 @@ class Launcher:
 
     ``start`` makes a run's process, by default on this machine. A run that fails is kept and reported and stops no
     other. A run that another process holds is followed, and taken over if that process ends without a result. Runs with
-    ``device=cuda`` are spread over the machine's GPUs.
+    ``device=cuda`` are spread over ``cards``, if there are any.
     """
 
     def __init__(
-        self, specs: Sequence[RunSpec], runs: Path, jobs: int, threads: int, start: Start | None = None
+        self,
+        specs: Sequence[RunSpec],
+        runs: Path,
+        jobs: int,
+        threads: int,
+        start: Start | None = None,
+        cards: Sequence[str] = (),
     ) -> None:
         self.jobs = jobs
         self.threads = threads
         self.start = start or local_process
-        self.cards = cards() if any(spec.device == "cuda" for spec in specs) else []
+        self.cards = cards
         self.watched = [Watched(spec, runs / spec.hash) for spec in specs]
         for run in self.watched:
             if (run.folder / RESULT).is_file():

@@ -89,7 +89,7 @@ def ray_task(run: Watched, threads: int, log: IO[bytes], trackers: Sequence[str]
     fresh = ray.remote(max_calls=1)(_train)  # a worker for each run, as a process of its own would be
     remote = fresh.options(
         num_cpus=threads,
-        num_gpus=1 if run.spec.device == "cuda" else 0,
+        num_gpus=1 if run.spec.device.startswith("cuda") else 0,
         max_retries=RETRIES,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     )

@@ -31,7 +31,7 @@ from benchmarks.experiment.training import RESULT
 from registry import UsageError, did_you_mean
 
 REBUILT = ("curve", "right_before", "right_after")  # of a result, what its evaluations say
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
+_NUMBER = re.compile(r"((?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 TASK = ("source", "split", "subset", "problems", "problem_options")  # of an evaluation, what chooses its questions
 
 
@@ -41,7 +41,7 @@ class Stored:
 
     Attributes:
         task: what they are measured on, as a heading.
-        arms: in the order in which they were given; those of one folder by name.
+        arms: in the order in which they were given, those of files first and those of one folder by name.
         baseline: the label of the arm that the others are compared with; None where nothing says which.
         rivals: further pairs of labels that are compared.
     """
@@ -90,11 +90,14 @@ def read(paths: Iterable[Path]) -> Stored:
     tasks: dict[str, str] = {}
     baseline: str | None = None
     rivals: list[tuple[str, str]] = []
-    folders: dict[Path, int] = {}
+    folders: list[Path] = []
+    place: list[int] = []  # of the path that holds each of them
     order: list[str] = []
     for number, path in enumerate(paths):
         if path.is_dir():
-            folders |= dict.fromkeys(_run_folders(path), number)
+            inside = _run_folders(path)
+            folders += inside
+            place += [number] * len(inside)
             continue
         loaded = _load(path, order)
         tasks[str(path)] = loaded.task
@@ -102,8 +105,8 @@ def read(paths: Iterable[Path]) -> Stored:
         rivals += loaded.rivals
         for arm in loaded.arms:
             arms.setdefault(arm.label, []).extend((str(path), run) for run in arm.runs)
-    labelled = _labelled(list(folders))
-    for label, folder, task, run in sorted(labelled, key=lambda one: (folders[one[1]], *_by_size(one[0]))):
+    labelled = sorted(zip(place, _labelled(folders), strict=True), key=lambda one: (one[0], *_by_size(one[1][0])))
+    for _, (label, folder, task, run) in labelled:
         tasks.setdefault("the run folders", task)
         arms.setdefault(label, []).append((str(folder), run))
     named = {place: task for place, task in tasks.items() if task}

@@ -80,7 +80,7 @@ class Int8Linear(RolloutLinear):
             rows, self.scale = to_bytes(fused, self.block)
             self.weight = rows.t()
         bias = self._bias()
-        self.bias = None if bias is None else bias.float()
+        self.bias = None if bias is None else bias.to(self.target_dtype).float()
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)

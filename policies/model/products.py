@@ -64,7 +64,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, *weights)
         ctx.biased, ctx.shapes = biased, [whole_shape(weight) for weight in weights]
         y = product(x, _side_by_side(weights, ctx.shapes, x.dtype))
-        return y.add_(torch.cat(biases)) if biased else y
+        return y.add_(torch.cat(biases).to(y.dtype)) if biased else y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

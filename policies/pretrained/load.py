@@ -60,8 +60,12 @@ def load_config(name_or_path: str) -> Any:
     return config
 
 
-def load_checkpoint(name_or_path: str) -> Any:
+def load_checkpoint(name_or_path: str, dtype: torch.dtype = torch.float32) -> Any:
     """The transformers CausalLM of a folder, a hub id or a built-in name, in float32, on the CPU.
+
+    Where its config says bfloat16, and ``dtype``, what it will be multiplied in, is float32, its weights are rounded
+    to bfloat16. Those of a training in bfloat16 are float32 sums of its steps, of which no product has seen more than
+    that: unrounded they are another model, which nobody has trained.
 
     Raises:
         UsageError: the weights are quantised, damaged, not there, of other shapes, do not give the whole model, or do
@@ -77,6 +81,7 @@ def load_checkpoint(name_or_path: str) -> Any:
         _check_full_precision(source, config)
     _check_room(source, architecture, getattr(config, "tie_word_embeddings", False))
     remedy = "the folder needs model.safetensors that matches its config.json"
+    rounded = dtype == torch.float32 and _stated(getattr(config, "dtype", None)) == "bfloat16"
     model: Any
     about: dict[str, Any] = {}
     with one_line(source, f"cannot load the weights of {source!r}", remedy):
@@ -103,7 +108,34 @@ def load_checkpoint(name_or_path: str) -> Any:
             f"{_named(about['unexpected_keys'])}",
             stacklevel=3,
         )
+    if rounded:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.copy_(weight.bfloat16())
     return model
+
+
+def _stated(dtype: Any) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def folder_dtype(name_or_path: str) -> str | None:
+    """The dtype that a folder's config says its weights are used in; None where it says none, or is no folder."""
+    path = Path(name_or_path).expanduser() / "config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # whoever loads it says so
+    return _stated(said.get("dtype", said.get("torch_dtype"))) if isinstance(said, dict) else None
+
+
+def state_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Let a saved folder's config say that its weights are used in ``dtype``, whatever they are kept in: what
+    ``from_pretrained`` loads them in unless it is told otherwise."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_finite(model: torch.nn.Module) -> None:

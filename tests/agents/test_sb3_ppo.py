@@ -138,6 +138,8 @@ def test_the_registry_makes_it_and_bad_numbers_are_usage_errors(world: World) ->
     ):
         with pytest.raises(UsageError, match=needle):
             SB3PPO(world.model, world.vector(), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="load it with dtype='float32'"):
+        SB3PPO(Policy.load(world.model, dtype="bfloat16"), world.vector(), n_steps=8, batch_size=32)
     with pytest.raises(UsageError, match="vocab_size=512"):
         SB3PPO(world.model, gym.make_vec("MathReason-v0", num_envs=16, vocab_size=600))
 

@@ -215,29 +215,60 @@ def test_recipes_have_a_source_and_resolve():
         recipe("dr-grop")
 
 
-def test_cores_are_shared_out():
+@pytest.fixture
+def cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16), raising=False)
+
+
+def test_cores_are_shared_out(cores):
     grid = Grid(threads=1)
-    cores = len(os.sched_getaffinity(0))
-    assert resources(parser().parse_args([]), grid) == (cores, 1)
+    assert resources(parser().parse_args([]), grid) == (16, 1)
     assert resources(parser().parse_args(["--threads", "64"]), grid) == (1, 64)
     assert resources(parser().parse_args(["--jobs", "3"]), grid) == (3, 1)
+    assert resources(parser().parse_args([]), Grid()) == (1, 16)
 
 
-@pytest.mark.parametrize(("count", "jobs"), [(0, 1), (1, 1), (64, len(os.sched_getaffinity(0)))])
-def test_of_runs_on_gpus_there_is_one_a_card(monkeypatch, count, jobs):
+@pytest.mark.parametrize(
+    ("count", "devices", "threads", "found"),
+    [
+        (0, {"cuda"}, 1, (1, 1)),
+        (1, {"cuda"}, None, (1, 16)),
+        (8, {"cuda"}, None, (8, 2)),
+        (8, {"cuda"}, 4, (4, 4)),
+        (64, {"cuda"}, None, (16, 1)),
+        (8, {"cuda:1"}, 1, (1, 1)),
+        (8, {"cuda:1", "cuda:3"}, 1, (2, 1)),
+        (8, {"cpu"}, 1, (16, 1)),
+    ],
+)
+def test_of_runs_on_gpus_there_is_one_a_card(cores, monkeypatch, count, devices, threads, found):
     monkeypatch.setattr(launch, "cards", lambda: [str(n) for n in range(count)])
-    grid = Grid(threads=1, set={"device": "cuda"})
-    assert resources(parser().parse_args([]), grid) == (jobs, 1)
-    assert resources(parser().parse_args(["--jobs", "7"]), grid) == (7, 1)
+    grid = Grid(threads=threads)
+    assert resources(parser().parse_args([]), grid, devices) == found
+    assert resources(parser().parse_args(["--jobs", "7"]), grid, devices) == (7, threads or 16)
+    assert resources(parser().parse_args(["--launcher", "ray"]), grid, devices)[1] == (threads or 16)
 
 
-@pytest.mark.parametrize(("named", "found"), [(None, ["0", "1", "2"]), ("4, 2,7", ["4", "2", "7"])])
-def test_cards_are_called_what_their_variable_calls_them(monkeypatch, named, found):
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if named is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert launch.cards() == found
+@pytest.mark.parametrize(
+    ("seen", "named", "found"),
+    [
+        (3, {}, ["0", "1", "2"]),
+        (3, {"CUDA_VISIBLE_DEVICES": "4, 2,7"}, ["4", "2", "7"]),
+        (2, {"CUDA_VISIBLE_DEVICES": "4,2,99"}, ["4", "2"]),
+        (0, {"CUDA_VISIBLE_DEVICES": "-1"}, []),
+        (1, {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, ["MIG-a", "MIG-b"]),
+        (0, {"CUDA_VISIBLE_DEVICES": "MIG-a"}, []),
+        (2, {"HIP_VISIBLE_DEVICES": "5,6"}, ["5", "6"]),
+    ],
+)
+def test_cards_are_called_what_their_variable_calls_them(monkeypatch, seen, named, found):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.setattr("torch.version.hip", "7.0" if "HIP_VISIBLE_DEVICES" in named else None)
+    for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in named.items():
+        monkeypatch.setenv(variable, value)
+    assert launch.cards() == found and launch.visible_devices() == next(iter(named), "CUDA_VISIBLE_DEVICES")
 
 
 def test_the_command_line_wins_over_the_variants_of_a_preset():
@@ -434,7 +465,8 @@ def stand_in(tmp_path, monkeypatch):
     def prepared(behaviour: str, seeds: int = 3, jobs: int = 2, device: str = "cpu") -> Launcher:
         (tmp_path / "behaviour").write_text(behaviour)
         spec = replace(resolve("reft", settings=SMALL), device=device)
-        return Launcher([replace(spec, seed=seed) for seed in range(seeds)], tmp_path, jobs, threads=1)
+        specs = [replace(spec, seed=seed) for seed in range(seeds)]
+        return Launcher(specs, tmp_path, jobs, threads=1, cards=("4", "7"))
 
     return prepared
 
@@ -450,7 +482,6 @@ def test_runs_are_spread_over_the_gpus(stand_in, monkeypatch, device, seen):
         return subprocess.Popen(*arguments, env=env, **more)
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(launch, "cards", lambda: ["4", "7"])
     monkeypatch.setattr(launch, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start}))
     launcher = stand_in("hang", seeds=4, jobs=4, device=device)
     states = iter(launcher)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import policies.policy as module
 from agents import ReFT
@@ -15,7 +16,9 @@ from benchmarks.experiment.spec import RunSpec, agent_arguments
 from policies import Policy
 from policies.model.compute import fast_dtype
 from policies.policy import settle_dtype
+from policies.pretrained.load import folder_dtype
 from registry import UsageError
+from tests.oracles.policy_checkpoints import random_model
 
 
 @pytest.fixture
@@ -98,3 +101,50 @@ def test_an_agent_computes_in_it_and_is_saved_with_what_it_was(
     again = ReFT.load(tmp_path, env=agent.get_env())
     assert again.target.dtype == torch.bfloat16
     assert Policy.load(folder).dtype == torch.float32 and ReFT("tiny").target.dtype == torch.float32
+
+
+class TestTrainedInHalf:
+    """What a training in bfloat16 changed by less than that holds, no product of it has seen."""
+
+    @pytest.fixture
+    def trained(self, tmp_path: Path) -> Policy:
+        policy = Policy(random_model(), "bfloat16")
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight.copy_(weight.bfloat16())
+                weight += weight * 2**-10  # which rounding takes back
+        policy.refresh()
+        policy.save(tmp_path)
+        return policy
+
+    def test_others_load_it_in_what_it_was_trained_in(self, trained: Policy, tmp_path: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+        assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+
+    def test_float32_products_have_its_weights(self, trained: Policy, tmp_path: Path) -> None:
+        loaded = Policy.load(str(tmp_path))
+        assert loaded.dtype == torch.float32
+        for ours, theirs in zip(loaded.parameters(), trained.parameters(), strict=True):
+            assert torch.equal(ours, theirs.bfloat16().float()) and not torch.equal(ours, theirs)
+
+    def test_it_goes_on_from_what_it_has_summed(self, trained: Policy, tmp_path: Path) -> None:
+        loaded = Policy.load(str(tmp_path), dtype="bfloat16")
+        assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), trained.parameters(), strict=True))
+
+    def test_float32_stays_float32(self, tmp_path: Path) -> None:
+        policy = Policy(random_model())
+        policy.save(tmp_path)
+        loaded = Policy.load(str(tmp_path))
+        assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), policy.parameters(), strict=True))
+        assert folder_dtype(str(tmp_path)) == "float32"
+
+    def test_auto_says_that_it_rounds(self, halves: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Policy(random_model()).save(tmp_path / "single")
+        Policy(random_model(), "bfloat16").save(tmp_path / "half")
+        settle_dtype("auto", str(tmp_path / "half"))
+        assert "rounded" not in capsys.readouterr().err
+        settle_dtype("auto", str(tmp_path / "single"))
+        assert "weights that were trained in float32 are rounded to it; dtype=float32" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 from policies import Policy
 from policies.model import products
 from policies.model.head import chunked_logp
+from policies.model.weights import RolloutLinear
 from tests.oracles.decoding import roll_out
 from tests.oracles.policy_checkpoints import random_model
 
@@ -47,6 +48,19 @@ def test_rollouts_and_scores_by_half_products_are_those_by_float_products(stand_
         for (token, logp), (again, logp_again) in zip(steps, found[episode], strict=True):
             assert again == token
             assert logp_again == pytest.approx(logp, abs=1e-4)
+
+
+def test_a_bias_is_rounded_before_it_is_added():
+    """A half of bfloat16's step at 1, and a little: with the little lost, 1 and that are 1, which is even."""
+    module = torch.nn.Linear(16, 8)
+    x = torch.zeros(3, 16, dtype=torch.bfloat16)
+    x[:, 0] = 1
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+        module.bias.fill_(2**-8 + 2**-20)
+        rollout = RolloutLinear([module], torch.bfloat16)(x)
+        update = products.linear(x, [module.weight], [module.bias])
+    assert torch.equal(update, torch.ones(3, 8, dtype=torch.bfloat16)) and torch.equal(update, rollout)
 
 
 def test_the_chunked_head_by_half_products(stand_in, monkeypatch):

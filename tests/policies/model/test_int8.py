@@ -74,9 +74,9 @@ def test_products_equal_those_of_the_rounded_operands(path, dtype, inner, outer,
     x = torch.randn(rows, inner, generator=torch.Generator().manual_seed(rows)).to(dtype)
     block = rotation_block(inner)
     (a, a_scale), (b, b_scale) = to_bytes(x, block), to_bytes(module.weight.detach().to(dtype), block)
-    exact = (a.double() @ b.double().t()) * (a_scale.double() / block)[
-        :, None
-    ] * b_scale.double() + module.bias.double()
+    exact = (a.double() @ b.double().t()) * (a_scale.double() / block)[:, None] * b_scale.double() + module.bias.to(
+        dtype
+    ).double()
     found = linear(x)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), exact, atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 2**-7)
@@ -160,7 +160,7 @@ def test_bytes_are_of_the_weights_that_the_target_multiplies(path, kind):
     with torch.no_grad():
         module.weight.copy_(module.weight.bfloat16())
         half, single = products(module, torch.bfloat16), products(module, torch.float32)
-        module.weight += module.weight * 2**-10  # a quarter to a half of a step of bfloat16's
+        module.weight += module.weight * 2**-10  # an eighth to a quarter of a step of bfloat16's
         assert torch.equal(products(module, torch.bfloat16), half)
         assert not torch.equal(products(module, torch.float32), single)
 

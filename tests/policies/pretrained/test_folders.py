@@ -19,6 +19,7 @@ from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import damage_of, weights_fault
 from registry import UsageError
 from tests.oracles.byte_checkpoints import write_checkpoint
+from tests.oracles.decoding import roll_out
 from tests.oracles.policy_checkpoints import random_model
 
 WEIGHTS = "model.safetensors"
@@ -190,6 +191,19 @@ def test_a_part_that_no_supported_family_has_falls_back(monkeypatch):
     monkeypatch.setattr("policies.policy.agrees", lambda *_: {}["norm"])
     with pytest.warns(UserWarning, match=r"KeyError: 'norm'.*falling back"):
         assert not Policy.load("tiny").functional
+
+
+def test_what_falls_back_writes_and_scores_by_one_dtype():
+    """Transformers' layers multiply by the weights that there are; rounded ones would be another policy."""
+    with pytest.warns(UserWarning, match="falling back"):
+        policy = Policy(random_model(hidden_act="relu"), "bfloat16")
+    assert policy.dtype == torch.float32
+    [tokens] = roll_out(policy, 1, [[5, 6, 7]], 6, seed=1).values()
+    ids = torch.tensor([[token for token, _ in tokens]])
+    wrote = torch.tensor([[logp for _, logp in tokens]])
+    with torch.no_grad():
+        scored = policy.logprobs([torch.tensor([5, 6, 7])], ids, torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(scored, wrote, atol=1e-5, rtol=1e-5)
 
 
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
