@@ -61,7 +61,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """GitHub's Markdown as Python-Markdown reads it, and the tables that a page asks for."""
+    """GitHub's Markdown as Python-Markdown reads it, and the tables that a page asks for. On GitHub a notebook is its
+    source, here its page."""
+    markdown = re.sub(r"\]\((notebooks/[\w-]+)\.py\)", r"](\1.md)", markdown)
     return environment.fill(without_folder_links(as_python_markdown(markdown), page.file.src_uri))
 
 
@@ -77,7 +79,7 @@ def linked_files() -> list[str]:
     for page in repository_pages():
         for target in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
             path = (ROOT / page).parent / target
-            if "://" not in target and path.is_file() and path.suffix != ".md":
+            if "://" not in target and path.is_file() and path.suffix != ".md" and path.parent != notebooks.SOURCES:
                 linked.add(path.resolve().relative_to(ROOT).as_posix())
     return sorted(linked)
 

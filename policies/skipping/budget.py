@@ -32,8 +32,8 @@ class BudgetAllowsNothing(UserWarning):
 @skip_samplers.register("budget")
 @dataclass(frozen=True)
 class BudgetSkip(SkipSampler):
-    """Skips as many inner layers as keep D, the divergence of a completion in nats, within ``budget``: at D < 0.3 any
-    correction works, at D > 2 no unbiased one does.
+    """Skips as many inner layers as keep D, the divergence of a completion in nats, within ``budget``: at D < 0.3 most
+    corrections work, at D > 2 no unbiased one but ``defensive``.
 
     D is predicted as tokens per completion times KL per token, with a belief over the layers' costs that every training
     step's own log-probabilities update (``costs``). Layers are tried in the order of costs drawn from that
