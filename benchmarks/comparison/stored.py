@@ -91,13 +91,13 @@ def read(paths: Iterable[Path]) -> Stored:
     baseline: str | None = None
     rivals: list[tuple[str, str]] = []
     folders: list[Path] = []
-    place: list[int] = []  # of the path that holds each of them
+    numbers: list[int] = []  # of the path that holds each of them
     order: list[str] = []
     for number, path in enumerate(paths):
         if path.is_dir():
             inside = _run_folders(path)
             folders += inside
-            place += [number] * len(inside)
+            numbers += [number] * len(inside)
             continue
         loaded = _load(path, order)
         tasks[str(path)] = loaded.task
@@ -105,7 +105,7 @@ def read(paths: Iterable[Path]) -> Stored:
         rivals += loaded.rivals
         for arm in loaded.arms:
             arms.setdefault(arm.label, []).extend((str(path), run) for run in arm.runs)
-    labelled = sorted(zip(place, _labelled(folders), strict=True), key=lambda one: (one[0], *_by_size(one[1][0])))
+    labelled = sorted(zip(numbers, _labelled(folders), strict=True), key=lambda one: (one[0], *_by_size(one[1][0])))
     for _, (label, folder, task, run) in labelled:
         tasks.setdefault("the run folders", task)
         arms.setdefault(label, []).append((str(folder), run))
