@@ -119,7 +119,7 @@ def test_without_a_skip_ratios_are_one_and_the_numbers_are_trls(tmp_path: Any) -
         ratio = inputs["importance_sampling_ratio"]
         torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-4, rtol=0)
     for theirs, ours in zip(plain.model.parameters(), whole.model.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=0)  # of the 2e-3 that two steps move
     told = [[one[name] for one in t.state.log_history[:STEPS]] for t in (plain, whole) for name in ("loss", "reward")]
     assert told[0] == pytest.approx(told[2], abs=1e-5) and told[1] == told[3]
 
