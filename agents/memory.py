@@ -125,15 +125,15 @@ class ModelSize:
         layers = tokens * (whole * kept + (a.layers - whole) * 4 * a.width)
         logits = tokens * a.vocabulary
         chunk, weight = min(chunk_logits(self.device), logits), a.vocabulary * a.width
-        rounds = self.device.type != "cpu" or self.dtype != torch.float32
         if scoring_head_kernels(self.device, self.dtype, a.width) is not None:
             # slopes, and turned for their product; exponentials; the weight rounded, and packed
             head = size * (2 * chunk + min(KEPT, logits) + 2 * weight)
         else:
+            rounds = self.device.type != "cpu" or self.dtype != torch.float32
             head = 4 * CHUNK_COPIES[rounds] * chunk
             head += (4 + size) * weight if rounds and self.device.type == "cpu" else 0  # rounded, and that in float32
-        unplaced = 0 if self.adapted else 2 * a.vocabulary * a.width * 4
-        in_use = 4 * a.vocabulary * a.width + (4 + size) * self.largest if self.processes > 1 else 0
+        unplaced = 0 if self.adapted else 2 * weight * 4
+        in_use = 4 * weight + (4 + size) * self.largest if self.processes > 1 else 0
         return layers + head + unplaced + in_use
 
 

@@ -45,13 +45,7 @@ from policies.pretrained.adapters import (
     merged_copy,
 )
 from policies.pretrained.architecture import read_architecture
-from policies.pretrained.load import (
-    BUILT_IN,
-    check_finite,
-    folder_dtype,
-    load_checkpoint,
-    state_dtype,
-)
+from policies.pretrained.load import BUILT_IN, check_finite, folder_dtype, load_checkpoint, state_dtype
 from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
 from policies.sharding import leads, most, split_matrices, whole_copy, whole_shape
@@ -513,7 +507,7 @@ def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> s
 @cache
 def _tell_dtype(dtype: str, why: str, rounds: bool) -> None:
     other = next(name for name in DTYPES if name != dtype)
-    loss = "; weights that were trained in float32 are rounded to it" if rounds else ""
+    loss = "; weights that config.json says are float32 are rounded to it" if rounds else ""
     print(f"dtype={dtype}: {why}{loss}; dtype={other} is the other choice", file=sys.stderr)
 
 

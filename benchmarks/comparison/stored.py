@@ -90,14 +90,11 @@ def read(paths: Iterable[Path]) -> Stored:
     tasks: dict[str, str] = {}
     baseline: str | None = None
     rivals: list[tuple[str, str]] = []
-    folders: list[Path] = []
-    numbers: list[int] = []  # of the path that holds each of them
+    folders: list[tuple[int, Path]] = []  # with the number of the path that holds each
     order: list[str] = []
     for number, path in enumerate(paths):
         if path.is_dir():
-            inside = _run_folders(path)
-            folders += inside
-            numbers += [number] * len(inside)
+            folders += [(number, folder) for folder in _run_folders(path)]
             continue
         loaded = _load(path, order)
         tasks[str(path)] = loaded.task
@@ -105,8 +102,8 @@ def read(paths: Iterable[Path]) -> Stored:
         rivals += loaded.rivals
         for arm in loaded.arms:
             arms.setdefault(arm.label, []).extend((str(path), run) for run in arm.runs)
-    labelled = sorted(zip(numbers, _labelled(folders), strict=True), key=lambda one: (one[0], *_by_size(one[1][0])))
-    for _, (label, folder, task, run) in labelled:
+    numbered = zip((number for number, _ in folders), _labelled([folder for _, folder in folders]), strict=True)
+    for _, (label, folder, task, run) in sorted(numbered, key=lambda one: (one[0], *_by_size(one[1][0]))):
         tasks.setdefault("the run folders", task)
         arms.setdefault(label, []).append((str(folder), run))
     named = {place: task for place, task in tasks.items() if task}

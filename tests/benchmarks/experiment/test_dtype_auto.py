@@ -147,4 +147,4 @@ class TestTrainedInHalf:
         settle_dtype("auto", str(tmp_path / "half"))
         assert "rounded" not in capsys.readouterr().err
         settle_dtype("auto", str(tmp_path / "single"))
-        assert "weights that were trained in float32 are rounded to it; dtype=float32" in capsys.readouterr().err
+        assert "weights that config.json says are float32 are rounded to it; dtype=float32" in capsys.readouterr().err
