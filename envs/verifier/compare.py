@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, Protocol
 
-from envs.verifier.evaluate import clearly_differ
+from envs.verifier.evaluate import clearly_differ, rounds_to
 from envs.verifier.expression import Tree, parse
 from envs.verifier.lexer import NotAnExpression
 from envs.verifier.literal import Literal
@@ -18,12 +19,13 @@ from envs.verifier.literal import equal as literals_equal
 from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
 from envs.verifier.scan import designator
 from envs.verifier.structure import FLIPPED, read, words
-from envs.verifier.units import without_letter_unit, without_units
+from envs.verifier.units import without_symbols, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 _CHOICE = re.compile(r"\(?(?:\\text\{\s*\(?)?([A-J])\)?\s*\}?\)?")
 _CHOSEN = re.compile(r"(?:\\text\{\s*)?\(?(?:\\text\{\s*)?\(?([A-J])\}?\s*[).:]\}?(?P<what>.*[0-9A-Za-z].*)", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])|\b(?:or|and|not)\b")
+_HALF_OF_DAY = re.compile(r"(?<=[0-9])\s*(?:\\text\{)?\s*([ap])\.?\s?m\b", re.IGNORECASE)
 _UNORDERED = ("list", "set", "either")
 
 MAX_CHAIN = 8
@@ -82,8 +84,15 @@ class Comparer:
         node = read(gold)
         if isinstance(node, Words) and words(answer) == node.words:
             return True
+        halves = [match[1].lower() for match in map(_HALF_OF_DAY.search, (gold, answer)) if match]
+        if len(set(halves)) > 1:
+            return False  # 7 a.m. is not 7 p.m.
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
+        stated = _CHOSEN.fullmatch(gold) if gold.startswith(("(", "\\text{(")) else None
+        if stated and not _OTHER_CHOICE.search(stated["what"]):  # a gold of a choice and its value: either states it
+            letter = _CHOICE.fullmatch(answer) or _CHOSEN.fullmatch(answer)
+            return letter[1] == stated[1] if letter else self.compare(stated["what"].strip(), answer)
         chosen = _CHOSEN.fullmatch(answer) if _CHOICE.fullmatch(gold) else None
         if chosen and not _OTHER_CHOICE.search(chosen["what"]):  # (B) 12 states the choice B
             return chosen[1] == _CHOICE.sub(r"\1", gold)
@@ -111,6 +120,8 @@ class Comparer:
     def _chain(self, gold: Literal | Expression, answer: Relation) -> bool:
         """A finished calculation, ``3 + 4 = 7`` or ``x = 3 + 4 = 7``: its last side is the answer, if all its sides are
         numbers, whatever their units, equal and written in different ways (``7 = 7`` works nothing out)."""
+        if answer.rounded and not (isinstance(gold, Literal) and not gold.quotient):
+            return self._rounded(gold, answer)
         sides = answer.sides[1:] if len(answer.sides) > 2 and designator(answer.sides[0]) else answer.sides
         if (
             set(answer.ops) != {"="}
@@ -130,9 +141,22 @@ class Comparer:
             return False
         return all(self.oracle.equal(result, side) for side in others)
 
+    def _rounded(self, gold: Literal | Expression, answer: Relation) -> bool:
+        """``10√2 ≈ 14.14`` states 10√2, and rounds it rightly, to the last digit given."""
+        stated = _without_last(answer)
+        decimal = read(answer.sides[-1], 1)
+        if not isinstance(decimal, Literal) or not self.same(gold, stated):
+            return False
+        source = _source(read(answer.sides[-2], 1))
+        unit = Fraction(1, 10 ** len(answer.sides[-1].partition(".")[2]))
+        try:
+            return source is not None and rounds_to(parse(source), decimal.value, unit)
+        except NotAnExpression:
+            return False
+
     def _literal(self, gold: Literal, answer: Node) -> bool:
-        if isinstance(answer, Expression) and without_letter_unit(answer.text) != answer.text:
-            answer = read(without_letter_unit(answer.text), 1)
+        if isinstance(answer, Expression):
+            answer = read(without_symbols(answer.text), 1)
         return isinstance(answer, Literal) and literals_equal(gold, answer)
 
     def _words(self, gold: Words, answer: Node) -> bool:
@@ -185,6 +209,8 @@ class Comparer:
             return set(expected) == set(given) and all(self.same(expected[name], given[name]) for name in expected)
         if given and isinstance(gold, Collection) and gold.ends == "()":
             return self._pairwise(gold.items, tuple(given.values()))
+        if expected and isinstance(answer, Collection) and answer.ends == "()" and list(expected) == sorted(expected):
+            return self._pairwise(tuple(expected.values()), answer.items)
         return False
 
     def _named(self, gold: Named, answer: Node) -> bool:
@@ -253,6 +279,15 @@ class Comparer:
             return self.oracle.equal(tree, parse(text))
         except NotAnExpression:
             return False
+
+
+def _without_last(relation: Relation) -> Node:
+    """A chain without its last side."""
+    sides = relation.sides[:-1]
+    if len(sides) == 1:
+        return read(sides[0], 1)
+    name = designator(sides[0])
+    return Named(name, read(sides[1], 1)) if name and len(sides) == 2 else Relation(relation.ops[:-1], sides)
 
 
 def _has_name(tree: Tree) -> bool:

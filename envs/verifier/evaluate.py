@@ -1,10 +1,11 @@
 """Whether two expression trees are the same function, decided by their values at fixed points.
 
-Two analytic expressions of answer size that agree at several generic points to 40 digits are the same function; two
-that differ clearly at one point are not. In double precision only *difference* can be concluded, cheaply and in the
-calling process (``Doubles``); agreement is settled at 60 digits (``Digits``) in a worker, where a deadline and a memory
-limit hold. Magnitudes are bounded before a power or a factorial is taken, comparisons are relative, and a point where
-a value is undefined, or not real, says nothing.
+Two analytic expressions of answer size that agree at several generic points are the same function; two that differ
+clearly at one point are not. In double precision only *difference* can be concluded, cheaply and in the calling process
+(``Doubles``). Agreement is settled in a worker, where a deadline and a memory limit hold: exactly where a value is
+rational (``Exact``), else with 40 digits more than the magnitudes on the way to it cost (``Digits``), so that
+2^1009 - 1 is not 2^1009. Magnitudes are bounded before a power or a factorial is taken, and a point where a value is
+undefined, or not real, says nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from envs.verifier.expression import Tree
-from envs.verifier.numbers import Digits, Doubles, NoValue, NumberSystem, Undecided
+from envs.verifier.numbers import Digits, Doubles, Exact, Irrational, NoValue, NumberSystem, Undecided
 
 POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1), (-70, 1), (600, 1))
 """Scales (numerator, denominator) of the sample points; a name's value at a point is near the scale and fixed by its
@@ -67,6 +68,10 @@ def evaluate(tree: Tree, point: int, system: NumberSystem) -> Any:
 
 
 def _evaluate(tree: Tree, point: int, system: NumberSystem) -> Any:
+    return system.noted(_operate(tree, point, system))
+
+
+def _operate(tree: Tree, point: int, system: NumberSystem) -> Any:
     operation = tree[0]
     if operation == "num":
         return system.number(tree[1])
@@ -140,58 +145,87 @@ def _root(base: Any, index: Any, system: NumberSystem) -> Any:
     return system.power(base, 1 / index)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _number_system(system: type, imaginary: bool) -> Any:
     return system(imaginary)
 
 
-def _values(trees: tuple[Tree, Tree], system: type) -> list[tuple[Any, Any]]:
-    """Pairs of values at the points where both trees have one."""
+def _at_points(trees: tuple[Tree, Tree], measure: Callable[[int, bool], tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """What ``measure`` finds at the points where both trees have a value: a real one, or else a complex one."""
     free = names(trees[0]) | names(trees[1])
     imaginary = any(has_constant(tree, "i") for tree in trees)
     points = len(POINTS) + (STEPS if any(map(has_steps, trees)) else 0)
-    pairs: list[tuple[Any, Any]] = []
-    for numbers in (_number_system(system, imaginary), _number_system(system, True)):
+    found: list[tuple[Any, ...]] = []
+    for complex_values in (imaginary, True):
         for point in range(points if free else 1):
             try:
-                pairs.append((evaluate(trees[0], point, numbers), evaluate(trees[1], point, numbers)))
+                found.append(measure(point, complex_values))
             except NoValue:
                 continue
-        if pairs or imaginary:
+        if found or imaginary:
             break
-        imaginary = True
-    return pairs
+    return found
 
 
-def _close(a: Any, b: Any, tolerance: float) -> bool:
-    return abs(a - b) <= tolerance * max(abs(a), abs(b))
+def _precise(trees: tuple[Tree, Tree]) -> list[tuple[Any, Any, Any]]:
+    """The values of both trees, with a bound on what rounding has made of their difference: 0 where they are exact."""
+
+    def measure(point: int, imaginary: bool) -> tuple[Any, Any, Any]:
+        try:
+            exact = _number_system(Exact, False)
+            return evaluate(trees[0], point, exact), evaluate(trees[1], point, exact), 0
+        except Irrational:
+            digits = _number_system(Digits, imaginary)
+            return digits.precise(lambda: (evaluate(trees[0], point, digits), evaluate(trees[1], point, digits)))
+
+    return _at_points(trees, measure)
 
 
 def clearly_differ(a: Tree, b: Tree) -> bool:
     """Whether two trees differ in double precision beyond doubt; False means that more digits are needed."""
+
+    def measure(point: int, imaginary: bool) -> tuple[Any, Any]:
+        doubles = _number_system(Doubles, imaginary)
+        return evaluate(a, point, doubles), evaluate(b, point, doubles)
+
     try:
-        return any(not _close(x, y, 1e-7) for x, y in _values((a, b), Doubles))
+        return any(abs(x - y) > 1e-7 * max(abs(x), abs(y)) for x, y in _at_points((a, b), measure))
     except Undecided:
         return False
 
 
+def rounds_to(tree: Tree, value: Fraction, unit: Fraction) -> bool:
+    """Whether a tree without variables is ``value`` when rounded, or cut off, to whole ``unit``s, as far as double
+    precision tells."""
+    if names(tree):
+        return False
+    try:
+        beyond = (evaluate(tree, 0, _number_system(Doubles, False)) - float(value)) * (-1 if value < 0 else 1)
+    except (NoValue, Undecided, OverflowError):
+        return False
+    return bool(-0.5 * float(unit) <= beyond < float(unit))
+
+
 def equal(a: Tree, b: Tree) -> bool:
-    """Whether two trees are the same function, at 60 digits."""
-    pairs = _values((a, b), Digits)
-    return bool(pairs) and all(_close(x, y, 1e-40) for x, y in pairs)
+    """Whether two trees are the same function."""
+    values = _precise((a, b))
+    return bool(values) and all(abs(x - y) <= error for x, y, error in values)
 
 
 def has_value(tree: Tree) -> bool:
     """Whether a tree can be evaluated, within the bounds, at any sample point."""
-    return bool(_values((tree, tree), Digits))
+    return bool(_precise((tree, tree)))
 
 
 def proportional(a: Tree, b: Tree, positive: bool) -> bool:
     """Whether a = c b with a constant c (positive if asked): the relations a = 0 and b = 0 (a < 0 and b < 0) agree."""
-    pairs = [(x, y) for x, y in _values((a, b), Digits) if x != 0 and y != 0]
-    if len(pairs) < 2 and (names(a) | names(b)):
+    values = [(x, y, error) for x, y, error in _precise((a, b)) if abs(x) > error and abs(y) > error]
+    if len(values) < 2 and (names(a) | names(b)):
         return False
-    ratios = [x / y for x, y in pairs]
-    if not ratios or (positive and not all(getattr(r, "imag", 0) == 0 and r > 0 for r in ratios)):
+    if not values or (positive and not all(getattr(x / y, "imag", 0) == 0 and x / y > 0 for x, y, _ in values)):
         return False
-    return all(_close(ratio, ratios[0], 1e-40) for ratio in ratios)
+    x, y, error = values[0]
+    return all(
+        abs(x * other_y - other_x * y) <= error * (abs(other_x) + abs(other_y)) + other * (abs(x) + abs(y))
+        for other_x, other_y, other in values
+    )

@@ -42,6 +42,10 @@ def parse(text: str) -> Tree:
     return tree
 
 
+def _is_number(tree: Tree) -> bool:
+    return tree[0] == "num" or (tree[0] == "neg" and _is_number(tree[1]))
+
+
 class _Parser:
     """Recursive descent over a list of tokens."""
 
@@ -71,25 +75,30 @@ class _Parser:
         return tree
 
     def product(self, depth: int) -> Tree:
-        tree = self.sign(depth)
+        tree = last = self.sign(depth)
         while True:
             if self.token in ("·", "×", "*"):
                 self.take()
-                tree = ("mul", tree, self.sign(depth))
+                last = self.sign(depth)
+                tree = ("mul", tree, last)
             elif self.token in ("/", "÷"):
                 self.take()
-                tree = ("div", tree, self.sign(depth))
-            elif self._starts_factor():
-                tree = ("mul", tree, self.power(depth))
+                last = self.sign(depth)
+                tree = ("div", tree, last)
+            elif self._starts_factor(last):
+                last = self.power(depth)
+                tree = ("mul", tree, last)
             else:
                 return tree
 
-    def _starts_factor(self) -> bool:
+    def _starts_factor(self, last: Tree | None = None) -> bool:
+        """Whether what follows multiplies. A number does after ``last``, a factor that is none: n2^{n-1}, 2^{3}5^2."""
         token = self.token
         if token is None:
             return False
         if token[0].isdigit() or token[0] == ".":
-            return self.tokens[self.position - 1] == ")"
+            before = self.tokens[self.position - 1]
+            return before == ")" or (last is not None and before not in ("%", "°") and not _is_number(last))
         if token == "|":
             return self.bars == 0
         return (

@@ -64,7 +64,7 @@ _LEAD = re.compile(
 )
 _STATES_VALUE = re.compile(rf"{_VALUE}|{_OPENING}[A-Za-z](?![A-Za-z'’]|\s+[A-Za-z]{{2}})")
 _BOLD = re.compile(r"\*\*([^*]+)\*\*(?![^\s.,;:!?])")
-_REASON = re.compile(r",?\s(?:because|since)\s")
+_REASON = re.compile(r",?\s(?:because|since)\s|,\s(?:so|which|not)\s")
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?][*$)\"']{0,4}(?:\s|$)")
 
 

@@ -38,7 +38,9 @@ _DOUBLED = re.compile(r"\\\\[A-Za-z]")
 _NO_BACKSLASH = re.compile(r"(?<![A-Za-z\\])([A-Za-z]{2,})\s*\{")
 _BEFORE_BRACES = (*FUNCTION_WORDS, "arcsin", "arccos", "arctan", "abs", "mod")
 _TEXT = re.compile(r"\\text\{[^{}]*\}")
-_WORDS = re.compile(r"(?<![A-Za-z\\])(?!and |or )[A-Za-z]{2,} +(?!and\b|or\b)[A-Za-z]{2,}")
+_WORDS = re.compile(
+    r"(?<![A-Za-z\\])(?:(?!and |or )[A-Za-z]{2,} +(?!and\b|or\b)[A-Za-z]{2,}|(?!and |or )[A-Za-z]{3,} +[0-9])"
+)
 _WHERE = re.compile(r"\bwhere\b")
 _SURROUNDING_DOLLARS = re.compile(r"\$([^$]*)\$\.?")
 MAX_EXPONENT = 400  # of a number that is written without one

@@ -55,11 +55,12 @@ class Named:
 @dataclass(frozen=True)
 class Relation:
     """``sides[0] ops[0] sides[1] ...`` with ops of ``= < > ≤ ≥ ≠ ≡``. ``interval`` says the same as ``name ∈ [a, b)``
-    where that can be said."""
+    where that can be said. ``rounded``: the last sign was ≈, which is = in ``ops``."""
 
     ops: tuple[str, ...]
     sides: tuple[str, ...]
     interval: Named | None = None
+    rounded: bool = False
 
 
 @dataclass(frozen=True)

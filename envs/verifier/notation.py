@@ -10,14 +10,23 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from envs.verifier.symbols import CHARACTERS, COMMANDS, FUNCTION_WORDS, SILENT, SPACES, SUBSCRIPTS, SUPERSCRIPTS
+from envs.verifier.symbols import (
+    CHARACTERS,
+    COMMANDS,
+    FUNCTION_WORDS,
+    SILENT,
+    SPACES,
+    SUBSCRIPTS,
+    SUPERSCRIPTS,
+    UNIT_FUNCTIONS,
+)
 
 _WORDY = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathnormal|"
     "boldsymbol|bm|operatorname|emph|underline|textup|textsc|mathop|unit|ensuremath"
 )
-_GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\s?\{\s*,\s*\}|,\\!\s*|\\[,;:!]\s*|~)[0-9]{3})+(?![0-9])")
-_SEPARATOR = re.compile(r"\{\s*,\s*\}|,\\!\s*|\\[,;:!]\s*|~")
+_GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\s?\{\s*\\?,\s*\}|,\\!\s*|\\[,;:!]\s*|~)[0-9]{3})+(?![0-9])")
+_SEPARATOR = re.compile(r"\{\s*\\?,\s*\}|,\\!\s*|\\[,;:!]\s*|~")
 _WORDS = re.compile(rf"\\(?:{_WORDY})\*?\s*\{{([^{{}}]*)\}}")
 _COMMAND = re.compile(r"\\(?:(?P<name>[A-Za-z]+)\*?(?P<blank> *)|(?P<row>\\(?:\[[^\]]*\])?)|(?P<mark>.))", re.DOTALL)
 _PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
@@ -25,8 +34,8 @@ _SUPER_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _SUB_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
 _STACKED = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)")
 _ROOT = re.compile(r"√([0-9]+)")
-_COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
-_OVER = re.compile(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}")
+_COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?)\s*\{[^{}]*\}")
+_STACK = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}")
 _DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
 _DOUBLED = re.compile(r" {2,}")
 _TRAILING = ".,;: "
@@ -45,7 +54,7 @@ _ASCII_OPERATORS = (
 
 def normalise(text: str) -> str:
     """``text`` in the one notation, trimmed of delimiters, emphasis and trailing punctuation."""
-    text = text.strip()
+    text = text.strip().replace("...", "…")
     if _PLAIN.fullmatch(text):
         return _trim(text)
     if not text.isascii():
@@ -54,7 +63,10 @@ def normalise(text: str) -> str:
     text = _STACKED.sub(lambda m: f"\\frac{{{_digits(m[1])}}}{{{_digits(m[2])}}}", text)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(SUBSCRIPTS[c] for c in m[0]) + "}", text)
-    text = _OVER.sub(r"\\frac{\1}{\2}", _COLOUR.sub("", _unwrap_emphasis(text)))
+    text = _STACK.sub(
+        lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}",
+        _COLOUR.sub("", _unwrap_emphasis(text)),
+    )
     text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
     for _ in range(3):
         replaced = _WORDS.sub(_words, text)
@@ -64,14 +76,7 @@ def normalise(text: str) -> str:
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:
         text = text.replace(ascii_form, operator)
-    text = (
-        _DEGREE.sub("°", text)
-        .replace("\\{ \\}", "∅")
-        .replace("\\{\\}", "∅")
-        .replace("$,$", ", ")
-        .replace("$", "")
-        .replace("...", "…")
-    )
+    text = _DEGREE.sub("°", text).replace("\\{ \\}", "∅").replace("\\{\\}", "∅").replace("$,$", ", ").replace("$", "")
     return _trim(_unwrap_emphasis(_DOUBLED.sub(" ", text)))  # once more: \_0_ is _0_ by now
 
 
@@ -92,11 +97,17 @@ def _unwrap_emphasis(text: str) -> str:
         text = bare[1:-1].strip()
 
 
+def _counts(match: re.Match[str]) -> bool:
+    """Whether words stand after a number and before no argument: 30 min is no minimum."""
+    before, after = match.string[: match.start()].rstrip(" ~\\,;:\x02"), match.string[match.end() :].lstrip(" ~")
+    return before[-1:] in {*"0123456789)}/·π"} and not re.match(r"[A-Za-z0-9({\[\\^_\x01]", after)
+
+
 def _words(match: re.Match[str]) -> str:
     """Words stay words; a number or a symbol set in a text font is that number or symbol."""
     content = match[1].replace("\x01", "")
     bare = content.strip()
-    if bare in FUNCTION_WORDS:
+    if bare in FUNCTION_WORDS and not (bare in UNIT_FUNCTIONS and _counts(match)):
         return f"\\{bare} "
     if not bare or bare.strip("$\\ .,") == "":
         return ", " if "," in bare else " "

@@ -1,6 +1,7 @@
-"""The number systems in which expressions are evaluated: double precision and 60 digits.
+"""The number systems in which expressions are evaluated: double precision, exact fractions, and as many digits as it
+takes.
 
-Both bound magnitudes before a power or a factorial is taken, so that no expression, however hostile, costs more than
+All bound magnitudes before a power or a factorial is taken, so that no expression, however hostile, costs more than
 its length.
 """
 
@@ -8,12 +9,19 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, Protocol
 
 MAX_LOG2 = 100_000
 """Powers beyond 2 to this are not evaluated."""
+MAX_FACTORIAL = 10_000
+GUARD = 40
+"""Digits by which two values that are the same agree, and more than rounding and conditioning take."""
+MAX_MAGNITUDE = 2_000
+"""Decimal; irrational values that are made of larger ones have none here."""
+MAX_GAMMA = 1_000
+"""Digits; a factorial of what is no whole number takes a second with five times as many."""
 _SHARED = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "log", "sqrt")
 
 
@@ -25,12 +33,17 @@ class Undecided(Exception):
     """Double precision cannot tell."""
 
 
+class Irrational(Exception):
+    """No fraction can tell."""
+
+
 class NumberSystem(Protocol):
     """The number system of an evaluation."""
 
     imaginary: bool
-    functions: dict[str, Callable[[Any], Any]]
+    functions: Mapping[str, Callable[[Any], Any]]
 
+    def noted(self, value: Any) -> Any: ...  # of every value on the way
     def number(self, value: Fraction) -> Any: ...
     def constant(self, name: str) -> Any: ...
     def add(self, a: Any, b: Any) -> Any: ...
@@ -74,6 +87,9 @@ class Doubles:
             raise Undecided
         return float(math.floor(a))
 
+    def noted(self, value: Any) -> Any:
+        return value
+
     def number(self, value: Fraction) -> float:
         return float(value)
 
@@ -102,14 +118,64 @@ class Doubles:
         return math.gamma(a + 1)
 
 
+class Exact:
+    """Fractions. Raises ``Irrational`` for what is none, or too long to be written out."""
+
+    def __init__(self, imaginary: bool) -> None:
+        self.imaginary = imaginary
+        self.functions = _OfFractions({"abs": abs, "floor": self._floor, "ceil": lambda a: -self._floor(-a)})
+
+    def _floor(self, a: Fraction) -> Fraction:
+        return Fraction(math.floor(a))
+
+    def noted(self, value: Fraction) -> Fraction:
+        if _bits(value) > MAX_LOG2:
+            raise Irrational
+        return value
+
+    def number(self, value: Fraction) -> Fraction:
+        return Fraction(value)
+
+    def constant(self, name: str) -> Fraction:
+        raise Irrational
+
+    def add(self, a: Fraction, b: Fraction) -> Fraction:
+        return a + b
+
+    def power(self, a: Fraction, b: Fraction) -> Fraction:
+        if a == 0 and b <= 0:
+            raise NoValue
+        if b.denominator != 1 or (abs(a) not in (0, 1) and _bits(a) * abs(b) > MAX_LOG2):
+            raise Irrational
+        return a ** int(b) if abs(a) not in (0, 1) else a ** int(abs(b) % 2 or 2)
+
+    def factorial(self, a: Fraction) -> Fraction:
+        if a.denominator != 1:
+            raise Irrational
+        if a < 0 or a > MAX_FACTORIAL:
+            raise NoValue
+        return Fraction(math.factorial(int(a)))
+
+
+class _OfFractions(dict[str, Callable[[Any], Any]]):
+    """The functions whose values are fractions; any other raises ``Irrational``."""
+
+    def __missing__(self, name: str) -> Callable[[Any], Any]:
+        raise Irrational
+
+
+def _bits(value: Fraction) -> int:
+    return max(value.numerator.bit_length(), value.denominator.bit_length())
+
+
 class Digits:
-    """mpmath at 60 digits."""
+    """mpmath at as many digits as leave ``GUARD`` right ones, whatever magnitudes a value is made of."""
 
     def __init__(self, imaginary: bool) -> None:
         import mpmath
 
         self.mp = mpmath.mp.clone() if hasattr(mpmath.mp, "clone") else mpmath.mp
-        self.mp.dps = 60
+        self.magnitude = 0.0  # decimal, the largest on the way, of small values as of large ones
         self.imaginary = imaginary
         mp = self.mp
         self.functions: dict[str, Callable[[Any], Any]] = {
@@ -132,7 +198,8 @@ class Digits:
     def _snap_to_integers(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def snapping(a: Any) -> Any:
             whole = self.mp.nint(a)  # 3 (n / 3) is n, whatever its last digit
-            return whole if abs(a - whole) < 1e-45 else function(a)
+            near = self.mp.mpf(10) ** (GUARD / 2 - self.mp.dps)
+            return whole if abs(a - whole) < near * max(1, abs(a)) else function(a)
 
         return snapping
 
@@ -140,6 +207,24 @@ class Digits:
         if abs(a) > MAX_LOG2:
             raise NoValue
         return self.mp.exp(a)
+
+    def precise(self, evaluated: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+        """Two values and a bound on the error of either."""
+        self.mp.dps = 2 * GUARD
+        self.magnitude = 0.0
+        values = evaluated()
+        if self.magnitude > GUARD / 4:
+            if self.magnitude > MAX_MAGNITUDE:
+                raise NoValue
+            self.mp.dps = 2 * math.ceil(self.magnitude) + 2 * GUARD
+            values = evaluated()
+        lost = self.magnitude + GUARD / 2  # to a difference of the largest, and to rounding
+        return *values, self.mp.mpf(10) ** math.ceil(lost - self.mp.dps)
+
+    def noted(self, value: Any) -> Any:
+        if value != 0 and self.mp.isfinite(value):
+            self.magnitude = max(self.magnitude, abs(self.mp.mag(value)) * math.log10(2))
+        return value
 
     def number(self, value: Fraction) -> Any:
         return self.mp.mpf(value.numerator) / value.denominator
@@ -163,6 +248,6 @@ class Digits:
         return value
 
     def factorial(self, a: Any) -> Any:
-        if self.mp.im(a) != 0 or a < 0 or a > 10_000:
+        if self.mp.im(a) != 0 or a < 0 or a > MAX_FACTORIAL or (self.mp.dps > MAX_GAMMA and not self.mp.isint(a)):
             raise NoValue
         return self.mp.factorial(a)

@@ -18,14 +18,16 @@ _TOKEN = re.compile(
 _OPENERS = frozenset(["(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil"])
 _CLOSERS = frozenset([")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil"])
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
-_LETTER = r"(?:[A-Za-zα-ωΑ-Ω]|\\[a-z]+(?:\{\s*[A-Za-z]+\s*\})?|\\text\{[^{}]*\})"
+_LETTER = r"(?:[A-Za-zα-ωΑ-Ω]|\\[A-Za-z]+(?:\{\s*[A-Za-z]+\s*\})?|\\text\{[^{}]*\})"
 _NAME = rf"{_LETTER}'*(?:_(?:[A-Za-z0-9]|\{{[^{{}}]*\}}|\\[a-z]+))?'*"
 _DESIGNATOR = re.compile(
     rf"(?:\\angle|m\s*\\angle|\\triangle|\\max|\\min|\\deg)?\s*\{{?\s*"
     rf"(?:{_NAME}|[A-Z]{{2,4}}|[A-Za-z]{{3,}}|\\overline\s*\{{\s*[A-Z]{{2}}\s*\}}|\|\s*[A-Z]{{1,3}}\s*\|"
-    rf"|{_NAME}\s*\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)*\)|[A-Z]\s*\([^()=]{{1,20}}\)|[a-z]\s*\(\s*-?[0-9]+\s*\)"
+    rf"|\[\s*[A-Z]{{3,6}}\s*\]|[A-Z]\s*\^\s*\{{?\s*-1\s*\}}?|{_NAME}\s*\(\s*[A-Z]{{1,6}}\s*\)"
+    rf"|{_NAME}\s*\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)*\)|[A-Z]\s*\([^()]{{1,20}}\)|[a-z]\s*\(\s*-?[0-9]+\s*\)"
     rf"|\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)+\))\s*\}}?"
 )
+_DENIES = re.compile(r"(?<![A-Za-z])not(?![A-Za-z])", re.IGNORECASE)
 _COMPUTES = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|log|ln|pi|binom|lfloor|lceil|begin|int|sum|lim|prod)(?![a-z])|π")
 
 
@@ -62,6 +64,6 @@ def cut(text: str, marks: list[Mark]) -> list[str]:
 
 def designator(text: str) -> str | None:
     """The canonical spelling of a single name (``x``, ``a_n``, ``f(x)``, ``|AB|``, ``(p,q)``, a word), or None."""
-    if len(text) > 60 or _COMPUTES.search(text) or not _DESIGNATOR.fullmatch(text):
+    if len(text) > 60 or _DENIES.search(text) or _COMPUTES.search(text) or not _DESIGNATOR.fullmatch(text):
         return None
     return re.sub(r"\\text|[\s{}]", "", text)

@@ -46,7 +46,9 @@ _MINUS = re.compile(r"\A(?:\\text\{\s*(?:minus|negative)\s*\}|(?:minus|negative)
 _INFINITY = re.compile(r"(?<![A-Za-z\\])infinity(?![A-Za-z])", re.IGNORECASE)
 _OUTWARD = re.compile(r"([\[\](])([^\[\]()∪]*[,;][^\[\]()∪]*)([\[\])])\s*(∪|$)\s*")
 _WORD = re.compile(r"[A-Za-z]{3}")
+_REAL_LINE = frozenset(("real numbers", "all real numbers", "the real numbers", "all reals", "the reals"))
 _MATH_WORDS = word_set("sqrt infinity inf sin cos tan log ln exp cot sec csc")
+_ONLY_WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.;:])+")
 _SHORT_WORDS = word_set("yes no odd all one two six ten none")
 
 
@@ -59,7 +61,8 @@ def read(text: str, depth: int = 0) -> Node:
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
     text = _facing(_MINUS.sub("-", _INFINITY.sub("∞", without_lead(text))))
-    return _simple(text) or _parts(text, depth) or Expression(without_unit(text))
+    bare = text if _ONLY_WORDS.fullmatch(text) else without_unit(text)
+    return _simple(text) or _parts(text, depth) or Expression(bare)
 
 
 def _facing(text: str) -> str:
@@ -90,15 +93,20 @@ def _simple(text: str) -> Node | None:
         if literal and (not literal[1] or is_unit(literal[1])):
             return literal[0]
         if not any(c.isdigit() for c in inner):
-            return Words(words(inner))
-        return _parts(inner, 1) or Words(words(inner))
+            return _worded(inner)
+        return _parts(inner, 1) or _worded(inner)
     bare = text.strip("()[] ")
     if bare.lower() in _SHORT_WORDS:
-        return Words(words(bare))
+        return _worded(bare)
     prose = len(bare) > 3 and _PROSE.fullmatch(bare) and _WORD.search(bare)
     if prose and bare not in _MATH_WORDS and not _is_short_list(bare):
-        return Words(words(bare))
+        return _worded(bare)
     return None
+
+
+def _worded(text: str) -> Node:
+    """Words, or the set that they name."""
+    return EVERYTHING if words(text) in _REAL_LINE else Words(words(text))
 
 
 def _is_short_list(text: str) -> bool:
@@ -109,7 +117,7 @@ def _is_short_list(text: str) -> bool:
 
 def words(text: str) -> str:
     """Words as they compare: without fonts, brackets, quotes, punctuation and case."""
-    text = re.sub(r"\\(?:text|[a-z]+)\s*\{|[{}()\[\]\"'.,;:!$]", " ", text)
+    text = re.sub(r"\\(?:text|math[a-z]+)\s*\{|[{}()\[\]\"'.,;:!$]", " ", text)
     return " ".join(text.split()).casefold()
 
 
@@ -191,8 +199,8 @@ def _either(items: tuple[Node, ...]) -> Node | None:
     """Intervals, or intervals and values of one unknown, joined by "or"; None for anything else."""
     named = [item.interval if isinstance(item, Relation) else item for item in items]
     unknowns = {item.name for item in named if isinstance(item, Named)}
-    if len(unknowns) != 1 or not all(isinstance(item, Named) for item in named):
-        return None
+    if len(unknowns) != 1 or not all(isinstance(item, Named) and item.name[0] != "(" for item in named):
+        return None  # (x,y) = (1,2) is no interval
     values = tuple(item.value for item in named if isinstance(item, Named))
     parts = [value if isinstance(value, Collection) else Collection("set", (value,)) for value in values]
     if not any(part.kind in ("bracket", "union") for part in parts):
@@ -231,6 +239,7 @@ def _named_list(items: tuple[Node, ...], kind: str) -> Node | None:
 def _relation(text: str, marks: list[Mark], depth: int) -> Node:
     sides = cut(text, marks)
     ops = tuple("=" if m[2] == "≈" else m[2] for m in marks)
+    rounded = marks[-1][2] == "≈"
     if any(not side for side in sides):
         raise Unreadable
     if len(sides) == 2 and ops[0] in "=∈":
@@ -241,7 +250,7 @@ def _relation(text: str, marks: list[Mark], depth: int) -> Node:
             return Named(right, read(sides[0], depth + 1))
     if "∈" in ops:
         raise Unreadable
-    return Relation(ops, tuple(sides), _interval(ops, sides, depth))
+    return Relation(ops, tuple(sides), _interval(ops, sides, depth), rounded)
 
 
 def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | None:

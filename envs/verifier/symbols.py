@@ -22,8 +22,12 @@ _VULGAR = """
 ½ 1/2 ⅓ 1/3 ⅔ 2/3 ¼ 1/4 ¾ 3/4 ⅕ 1/5 ⅖ 2/5 ⅗ 3/5 ⅘ 4/5 ⅙ 1/6 ⅚ 5/6 ⅐ 1/7 ⅛ 1/8 ⅜ 3/8 ⅝ 5/8 ⅞ 7/8 ⅑ 1/9 ⅒ 1/10
 """
 _SAME = """
-⁄ / ∕ / ∛ \\sqrt[3] º ° ˚ ° ⋅ · ∙ · • · ∗ * ✕ × ⨯ × ⩽ ≤ ⩾ ≥ ≦ ≤ ≧ ≥ ∣ | Ø ∅ ⌀ ∅ “ " ” " ‘ ' ’ ' ′ ' ″ '' 𝜋 π ϕ φ
+⁄ / ∕ / ∶ : ∛ \\sqrt[3] º ° ˚ ° ⋅ · ∙ · • · ∗ * ✕ × ⨯ × ⩽ ≤ ⩾ ≥ ≦ ≤ ≧ ≥ ∣ | Ø ∅ ⌀ ∅ “ " ” " ‘ ' ’ ' ′ ' ″ '' 𝜋 π ϕ φ
 ｰ - 、 , ， , 。 . ٫ . ٬ , ٪ %
+"""
+_GREEK = """
+α alpha β beta γ gamma δ delta ζ zeta η eta θ theta κ kappa λ lambda μ mu µ mu ν nu ξ xi ρ rho σ sigma τ tau υ upsilon
+χ chi ψ psi ω omega Γ Gamma Δ Delta Θ Theta Λ Lambda Ξ Xi Π Pi Σ Sigma Φ Phi Ψ Psi Ω Omega
 """
 _UNIFORM: dict[str, str | int | None] = {
     **{chr(0xFF01 + n): chr(0x21 + n) for n in range(94)},  # full-width forms
@@ -31,11 +35,15 @@ _UNIFORM: dict[str, str | int | None] = {
     **dict.fromkeys("\t\r\n\u00a0\u202f\u205f\u3000", " "),
     **{chr(space): " " for space in range(0x2000, 0x200B)},
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
+    **{
+        chr(mark): "" for mark in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    },  # directions
     **dict.fromkeys("€£¥₹₩₽₪฿", ""),
     "∨": "\\text{or}",
     "∧": "\\text{and}",
     **{sign: "\\frac{{{}}}{{{}}}".format(*quotient.split("/")) for sign, quotient in _pairs(_VULGAR).items()},
     **_pairs(_SAME),
+    **{letter: f"\\{name} " for letter, name in _pairs(_GREEK).items()},
 }
 CHARACTERS = str.maketrans(_UNIFORM)
 """For ``str.translate``: minus signs, full-width forms, blanks, vulgar fractions and the like."""
@@ -65,3 +73,6 @@ FUNCTION_WORDS = word_set("""
 sin cos tan cot sec csc asin acos atan sinh cosh tanh log ln exp max min gcd lcm deg sgn sqrt
 """)
 """Function names that stand in a text font."""
+
+UNIT_FUNCTIONS = word_set("min sec deg")
+"""Those of them that are units after a number."""

@@ -31,8 +31,22 @@ mm cm dm km in ft yd mi mg kg lb lbs oz ml mL cl dl sec secs min mins hr hrs ms 
 kW Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
 qt ha AU pc ly yr yrs KB MB GB TB dB ppm psi rpm
 """)
+_LINKS = word_set("of a an on at by")
 _LETTERS = word_set("m s g h t l L N J W V A K C F T")
-_LETTER_UNIT = re.compile(r"(.*[0-9}])(?: [msghL]|L)", re.DOTALL)
+_PREFIX = r"(?:da|[YZEPTGMkhdcmunpfazy]|\\mu\s*)?"
+_SYMBOL = (
+    r"(?:mol|cal|rad|lm|lx|Hz|Pa|eV|bar|Torr|atm|min|day|yr|pc|ly|AU|Wh|sr|Bq|Gy|Sv|erg|dyn|lb|ft|mi|in|ha|ppm"
+    r"|[MLR]_\{?\\odot\}?|\\Omega|\\AA|Å|°\s?[CFK]|[gmsNJWVAKCFTHlLhdGSu])"
+)
+_FACTOR = rf"{_PREFIX}{_SYMBOL}(?![A-Za-z])(?: ?\^ ?\{{? ?-?[1-9] ?\}}?)?"
+_PRODUCT = rf"{_FACTOR}(?:(?: ?· ?| |(?<=\}})){_FACTOR})*"
+_SYMBOLS = re.compile(
+    rf"(?P<head>.*?[0-9}}])(?P<unit> ?{_PRODUCT}(?: ?/ ?(?:\( ?{_PRODUCT} ?\)|{_PRODUCT}))?)", re.DOTALL
+)
+_QUOTIENT = re.compile(rf"\\frac ?\{{ ?({_PRODUCT}) ?\}} ?\{{ ?({_PRODUCT}) ?\}}")
+_FONT = re.compile(r"\\(?:text|mathrm|operatorname|mathsf|unit)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_ALONE = frozenset((" m", " s", " g", " h", " L", "L"))
+MAX_UNIT = 120
 _PHYSICAL = re.compile(
     r"m\s*\^\s*\{?[23]\}?|(?:k?m|[cm]m|k?g|[JNCL])\s*/\s*(?:h|s|min|k?g|[cm]?m|L)(?:\s*\^\s*\{?[23]\}?)?"
 )
@@ -47,6 +61,7 @@ _NOT_UNITS = (
     | word_set("""
 or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
 else infinity undefined percent pct point half quarter both between
+wrong incorrect false alternatively otherwise unless versus vs possibly most least halves
 through until without except more less sqrt pi log ln sin cos tan exp factorial where with for when
 gross score scores myriad googol mil mill bil doubled tripled quadrupled halved twice thrice inverse reciprocal modulo
 below beneath under zero negative recurring repeating repeated
@@ -80,19 +95,24 @@ def is_unit(text: str) -> bool:
         if bare and not _is_word(bare):
             return False
         position = match.end()
-    return last.lower() not in _ORDINALS  # a fifth is no one, but 12 fifth graders are 12
+    return last.lower() not in _ORDINALS | _LINKS  # a fifth is no one, but 12 fifth graders are 12
 
 
 def _is_word(bare: str) -> bool:
     """A bare run of letters reads as a word rather than as a product of variables."""
-    return bare in _ABBREVIATIONS or (len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare)))
+    return bare in _ABBREVIATIONS or bare in _LINKS or (len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare)))
 
 
-def without_letter_unit(text: str) -> str:
-    """A number without a single-letter unit set apart: 12 for ``12 m``. Only where a number is expected: elsewhere a
-    single letter is a variable."""
-    match = _LETTER_UNIT.fullmatch(text)
-    return match[1] if match else text
+def without_symbols(text: str) -> str:
+    """A number without the symbols of a unit at its end: 12 for ``12 m``, 3.2 for ``3.2 m s^{-1}``. Only where a number
+    is expected: elsewhere a single letter is a variable, as most are here that stand alone (5h, 12 K)."""
+    if len(text) > MAX_UNIT:
+        return text
+    bare = " ".join(_QUOTIENT.sub(r" \1/(\2)", " ".join(_FONT.sub(r" \1 ", text).split())).split())
+    match = _SYMBOLS.fullmatch(bare)
+    if match is None or (len(match["unit"].strip()) == 1 and match["unit"] not in _ALONE):
+        return text
+    return match["head"].strip()
 
 
 def without_units(text: str) -> str:
@@ -110,5 +130,5 @@ def without_unit(text: str) -> str:
     """An expression without the unit words at its end: 12π for ``12π \\text{ cm}^2``."""
     match = _TRAILING.fullmatch(text)
     if match and not match["head"].endswith("\\text") and is_unit(match["unit"].strip()):
-        return match["head"].strip()
+        return match["head"].removesuffix("\\mu").strip()
     return text
