@@ -165,7 +165,7 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         stable-baselines3 makes in ``learn()``, serves ``iterate()`` alone."""
         self.target = self._load_target(given, dtype, str(self.device))
         self.policy = LanguageModelPolicy(self.observation_space, self.action_space, target=self.target)
-        self.lr_schedule = FloatSchedule(self.learning_rate)
+        self._rate_given, self.lr_schedule = self.learning_rate, FloatSchedule(self.learning_rate)
         trained = [p for p in self.target.parameters() if p.requires_grad]
         rate = scheduled(self.lr_schedule, 1.0, "learning_rate")
         check_learning_rate(rate, 0 if self.lora_rank else sum(shape_of(p).numel() for p in trained))
@@ -199,6 +199,9 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
     def _rate(self, begun: float, ended: float) -> float:
         """The learning rate of an iteration that begins and ends where these shares of the run are spent. Raises
         UsageError for one that no step should be taken with."""
+        if self.learning_rate != self._rate_given:  # set since
+            self.learning_rate = number_or_schedule(self.learning_rate, "learning_rate")
+            self._rate_given, self.lr_schedule = self.learning_rate, FloatSchedule(self.learning_rate)
         rate = scheduled(self.lr_schedule, 1.0 - begun, "learning_rate") * self.schedule(self.iteration, begun, ended)
         if not 0 <= rate < float("inf"):
             raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -37,8 +38,13 @@ class UnusualLearningRate(UserWarning):
 def device_of(policy: str | Policy, device: str) -> str:
     """Where an agent computes: ``device``, or where a policy that is loaded already is. Raises UsageError for another
     one than ``cpu``, the default, beside such a policy."""
-    if not isinstance(policy, Policy):
+    if isinstance(policy, str | os.PathLike):
         return device
+    if not isinstance(policy, Policy):
+        raise UsageError(
+            f"policy={type(policy).__name__}(...) is neither a name nor a Policy: give a folder, a hub id or "
+            "Policy.load's; a transformers model goes by the folder that its save_pretrained writes"
+        )
     own = str(policy.device)
     if device not in ("cpu", own, policy.device.type):
         raise UsageError(f"device={device!r}, but the policy given is on {own}: leave device out, or load it there")
@@ -303,15 +309,27 @@ def _bypassed(wrapper: type) -> UsageError:
     )
 
 
+def make_by_id(id: str, slots: int, **arguments: Any) -> VectorEnv:
+    """``gym.make_vec`` of a registered id, without a copy of each observation.
+
+    Raises:
+        UsageError: it is no id of a MathReason environment.
+    """
+    try:
+        return gym.make_vec(id, num_envs=slots, copy=False, **arguments)
+    except (gym.error.Error, TypeError) as error:
+        own = gym.registry.get(id)
+        if isinstance(error, UsageError) or (own is not None and own.vector_entry_point == ENTRY_POINT):
+            raise
+        raise UsageError(f"env={id!r} is no id of a MathReason environment: take MathReason-v0") from error
+
+
 def _of_id(id: str, slots: int) -> VectorEnv:
     """The native vector env of a registered id."""
     spec = gym.registry.get(id)
     if spec is not None and spec.vector_entry_point is None:
         raise UsageError(f"env={id!r} has no vector env: register it with vector_entry_point={ENTRY_POINT!r}")
-    try:
-        return gym.make_vec(id, num_envs=slots, copy=False)
-    except (gym.error.Error, TypeError) as error:
-        raise UsageError(f"env={id!r} is no id of a MathReason environment: {error}") from error
+    return make_by_id(id, slots)
 
 
 def _with_verdicts(venv: VectorEnv) -> VectorEnv:

@@ -62,13 +62,14 @@ from agents.monitoring.watch import Watch, warn_stale
 from agents.nesting import Nesting
 from agents.objective.anchors import Anchoring
 from agents.objective.consistency import Consistency
-from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps
-from agents.saving.configuration import constructor_arguments
+from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps, one_each
+from agents.saving.configuration import constructor_arguments, describe
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update
 from agents.writing import Deck, OwnWriter
+from envs.problems.listed import problem_digest
 from envs.sb3 import SB3VecEnv
-from policies import Behavior, Drafter, LayerSubset, Nested, Policy, SkipSampler, StoredDrafts
+from policies import Behavior, Drafter, FullDepth, LayerSubset, Nested, Policy, SkipSampler, StoredDrafts
 from policies.policy import settle_dtype
 from policies.sharding import most
 from registry import (
@@ -261,6 +262,11 @@ class ReFT(LanguageModelAlgorithm):
         self.epochs = epochs
         self.temperature = temperature
         self.consistency = Consistency(consistency)
+        if isinstance(self.nesting.sampler, FullDepth):
+            written = target_written if not (int8 or self.batch.lag) else 0
+            for name, value in (("consistency", consistency), ("target_written", written)):
+                if value:
+                    warnings.warn(f"{name}={value} has no effect: every layer of the target writes", stacklevel=2)
         self.entropy_bonus = entropy_bonus
         self.mask_truncated = mask_truncated
         self.weight_decay = weight_decay
@@ -359,6 +365,28 @@ class ReFT(LanguageModelAlgorithm):
         self.n_envs = refused.slots
         self.env = SB3VecEnv(vector_env_of(self._free_env, self.n_envs))
 
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """As of every agent. What is known of the problems of before (stored groups, rates of success) is dropped, with
+        a warning, where the new environment has others."""
+        before = problem_digest(self.envs.unwrapped.task.problems)
+        super().set_env(env, force_reset)
+        self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
+        if problem_digest(self.envs.unwrapped.task.problems) != before:
+            self.forget_problems()
+
+    def forget_problems(self) -> None:
+        """Drop what goes by problems of another environment."""
+        known = bool(self.batching.kept)
+        self.batching.forget()
+        if self.problem_sampler.state_dict():
+            known = True
+            self.problem_sampler = problem_samplers.build(describe(self.problem_sampler, problem_samplers))
+        if known:
+            warnings.warn(
+                "the environment has other problems: groups stored and rates of success of those before are dropped",
+                stacklevel=3,
+            )
+
     @property
     def sampler(self) -> SkipSampler:
         """What draws the layers that write."""
@@ -381,6 +409,7 @@ class ReFT(LanguageModelAlgorithm):
             hooks: stable-baselines3's callbacks.
             spent: what share of the run some iterations and tokens are, where the learning rate goes by that.
         """
+        self._settle()
         spent = run_length(self.schedule, self.learning_rate, spent)
         begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
         self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
@@ -433,6 +462,14 @@ class ReFT(LanguageModelAlgorithm):
             self.watch(self.metrics | diagnostics)
         return self.metrics
 
+    def _settle(self) -> None:
+        """Hand on what may have been set since: attributes of the agent that others have a copy of, and the temperature
+        of a policy that another agent shares."""
+        self.target.temperature = self.temperature
+        for name in ("minibatches", "epochs", "max_grad_norm", "entropy_bonus", "mask_truncated"):
+            setattr(self.update, name, getattr(self, name))
+        self.update.__post_init__()
+
     def _draw_problems(self, rng: np.random.Generator, count: int | None = None) -> list[int]:
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""
         size = self.envs.unwrapped.task.problems.size
@@ -440,9 +477,11 @@ class ReFT(LanguageModelAlgorithm):
 
     def _rated(self, batch: Rollout) -> tuple[Rollout, Tensor]:
         """The batch as its reward and its anchor see it, and the advantages [B]."""
-        batch = replace(batch, reward=self.reward(batch, self.envs.unwrapped.task, self.update))
+        reward = self.reward(batch, self.envs.unwrapped.task, self.update)
+        batch = replace(batch, reward=one_each("reward", self.reward, reward, len(batch)))
         batch = self.anchoring.measure(batch, self.update.score, self.iteration)
-        return batch, self.batching.scaled(self.advantage(self.anchoring.reward(batch), batch.group), batch)
+        advantage = self.advantage(self.anchoring.reward(batch), batch.group)
+        return batch, self.batching.scaled(one_each("advantage", self.advantage, advantage, len(batch)), batch)
 
     def _write(
         self, problems: list[int], nested: Nested, seed: int, hooks: BaseCallback | None

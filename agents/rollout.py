@@ -17,6 +17,7 @@ from torch import Tensor
 
 from envs.task import Task
 from policies import Nested, Policy
+from registry import UsageError
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,27 @@ class Interrupted(Exception):
     """A callback stopped the rollout; what was written so far is dropped."""
 
 
+def one_each(what: str, component: Any, values: Any, count: int) -> Tensor:
+    """What a component gave for ``count`` completions: a number each.
+
+    Raises:
+        UsageError: it gave something else.
+    """
+    if isinstance(values, Tensor) and values.shape == (count,):
+        return values
+    name = getattr(component, "__name__", type(component).__name__)
+    given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    raise UsageError(f"{what} {name} returned {given}: return a tensor of one number a completion, [{count}]")
+
+
+def _checked_rewards(rewards: Any, slots: int) -> NDArray[np.float64]:
+    if np.shape(rewards) != (slots,) or np.asarray(rewards).dtype.kind not in "fiub":
+        raise UsageError(
+            f"the environment's step gave the rewards {rewards!r}: a wrapper must return a number a slot, [{slots}]"
+        )
+    return np.asarray(rewards, dtype=np.float64)
+
+
 def collect(
     mu: Acts,
     envs: VectorEnv,
@@ -236,7 +258,7 @@ def collect(
         logp[rows, written[rows]] = action_logp[live]
         written[rows] += 1
         obs, rewards, terminated, truncated, info = envs.step(actions)
-        reward[rows] += rewards[live]  # a wrapper may pay before the end
+        reward[rows] += _checked_rewards(rewards, len(live))[live]  # a wrapper may pay before the end
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in done]
         for slot in np.flatnonzero(done):

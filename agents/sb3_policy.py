@@ -39,7 +39,7 @@ def target_of(
             ``longest``, it has adapters already, or gradient checkpointing is wanted of transformers' own layers.
     """
     target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
-    if dtype not in (None, "auto") and dtype != str(target.dtype).removeprefix("torch."):
+    if isinstance(given, Policy) and dtype not in (None, "auto") and dtype != str(target.dtype).removeprefix("torch."):
         raise UsageError(
             f"dtype={dtype!r}, but the policy given computes in {target.dtype}: leave dtype out, or make the policy "
             "with Policy.load(..., dtype=...)"

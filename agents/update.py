@@ -60,10 +60,12 @@ def _wide_norm(gradients: Sequence[Tensor]) -> Tensor:
 def _check_finite(rollout: Rollout, advantage: Tensor) -> None:
     """Raise NotFinite for numbers that no step may be taken with. Rewards that are all infinite are equal, and would
     pass for ones without signal."""
-    if not torch.isfinite(rollout.reward).all():
-        raise NotFinite("a reward is not a finite number: look at the rewards, and at what adds to them")
-    if not torch.isfinite(advantage).all():
-        raise NotFinite("an advantage is not a finite number: look at the rewards, and at what adds to them")
+    for name, values in (("a reward", rollout.reward), ("an advantage", advantage)):
+        if not torch.isfinite(values).all():
+            raise NotFinite(
+                f"{name} is not a finite number",
+                f"No step was taken with it: mend what computes the rewards, and {_AGAIN}",
+            )
     if not torch.isfinite(rollout.behavior_logp[rollout.mask]).all():
         raise NotFinite("the rollout holds a log-probability that is not a finite number")
 

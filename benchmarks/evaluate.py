@@ -10,10 +10,13 @@ is what ``python -m benchmarks.compare --from ONE/gsm8k/outcomes.json OTHER/gsm8
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import math
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +100,12 @@ def _check(given: argparse.Namespace) -> None:
         value = getattr(given, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least {least}")
-    if given.temperature <= 0:
-        raise UsageError(f"--temperature {given.temperature:g} must be above 0: greedy completions are written anyway")
+    if not 0 < given.temperature < math.inf:
+        raise UsageError(
+            f"--temperature {given.temperature:g} must be a number above 0: greedy completions are written anyway"
+        )
+    if given.seed < 0:
+        raise UsageError(f"--seed {given.seed} must be at least 0")
     if given.server is not None and not re.match(r"https?://", given.server):
         raise UsageError(f"--server {given.server!r} is no address: give one such as http://localhost:8000/v1")
     if given.tokenizer is not None and not given.server:
@@ -117,6 +124,7 @@ def evaluate(given: argparse.Namespace) -> int:
     loaded = {name: load(name, settings) for name in settings.sets}
     writer = _writer(settings, given)
     out = given.out or Path("runs") / f"evaluate-{settings.hash}"
+    folders = folder_names(settings.sets)
     label = given.label or Path(settings.model).name
     results: list[SetResult] = []
     with storage_errors(out):
@@ -125,7 +133,7 @@ def evaluate(given: argparse.Namespace) -> int:
         settings.claim(out)
         write_whole(out / "provenance.json", json_text(provenance(), indent=2) + "\n")
         for name, problems in loaded.items():
-            folder = out / folder_name(name)
+            folder = out / folders[name]
             folder.mkdir(exist_ok=True)
             answers = Answers(folder / "completions.jsonl")
             with answers.open():
@@ -145,6 +153,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
     """The command line as settings. Raises ``UsageError`` for names that are not known."""
     from benchmarks.answers.server import model_name
     from benchmarks.answers.settings import Settings
+    from benchmarks.experiment.data import fingerprint_data
     from policies.policy import settle_dtype
     from policies.pretrained.fingerprint import fingerprint
     from registry import templates
@@ -159,6 +168,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         model=model,
         server=server,
         weights=None if server else fingerprint(model),
+        data=fingerprint_data(given.sets),
         sets=tuple(dict.fromkeys(given.sets)),
         split=given.split,
         limit=given.limit,
@@ -218,9 +228,14 @@ def load(name: str, settings: Settings) -> Problems:
     return problems
 
 
-def folder_name(name: str) -> str:
-    """A set's name as that of a folder."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "set"
+def folder_names(sets: Sequence[str]) -> dict[str, str]:
+    """Each set's name as that of a folder; of names that would have one, the later ones with a digest of theirs."""
+    folders: dict[str, str] = {}
+    for name in sets:
+        folder = re.sub(r"[^\w.-]+", "_", name).strip("._") or "set"
+        taken = folder.casefold() in (other.casefold() for other in folders.values())
+        folders[name] = f"{folder}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if taken else folder
+    return folders
 
 
 def _writer(settings: Settings, given: argparse.Namespace) -> Engine | Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from functools import lru_cache
@@ -19,13 +20,20 @@ from registry.hub import hub_unreachable, is_lfs_pointer
 BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
 
 
-@lru_cache(maxsize=8)
 def load_tokenizer(name: str) -> Any:
     """A transformers fast tokenizer: ``builtin``, a folder or a hub id. Raises UsageError when there is none."""
+    source = _source(name)
+    files = sorted(file for file in Path(source).glob("*") if file.suffix in (".json", ".jinja", ".model"))
+    return _load_tokenizer(name, str(Path(source).resolve()), tuple((f.name, f.stat().st_mtime_ns) for f in files))
+
+
+@lru_cache(maxsize=8)
+def _load_tokenizer(name: str, place: str, files: tuple[tuple[str, int], ...]) -> Any:
+    """``place`` and ``files`` tell a tokenizer from one that the same name stood for before."""
     from transformers import PreTrainedTokenizerFast
 
     source = _source(name)
-    if name != "builtin" and (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+    if name != "builtin" and (Path(source).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
         raise UsageError(f"tokenizer={name!r}: no such folder; give a Hugging Face folder, a hub id or 'builtin'")
     try:
         return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=_only_cached(source))
@@ -89,7 +97,8 @@ class Codec:
         if given is not None:
             return frozenset({*stops, *given})
         eos = self.tokenizer.eos_token_id
-        ends = {*_generation_ends(self.name), *([] if eos is None else [int(eos)])}
+        ends = {token for token in _generation_ends(self.name) if 0 <= token < self.vocab_size}  # others are no actions
+        ends |= set() if eos is None else {int(eos)}
         if not ends:
             raise UsageError(f"tokenizer={self.name!r} has no EOS token; pass stop_token_ids=(...)")
         return frozenset(stops | ends)
@@ -196,7 +205,7 @@ class Codec:
 
 
 def _source(name: str) -> str:
-    return str(BUILTIN_TOKENIZER) if name == "builtin" else name
+    return str(BUILTIN_TOKENIZER) if name == "builtin" else os.path.expanduser(name)
 
 
 def _only_cached(source: str) -> bool:
@@ -231,9 +240,8 @@ def _generation_ends(name: str) -> list[int]:
     for file in ("generation_config.json", "config.json"):
         given = _settings(name, file).get("eos_token_id")
         if given is not None:
-            return _token_ids(
-                given if isinstance(given, list) else [given], f"{file} of {name!r}: eos_token_id={given!r}"
-            )
+            ids = [one for one in (given if isinstance(given, list) else [given]) if one != -1]  # -1 stands for none
+            return _token_ids(ids, f"{file} of {name!r}: eos_token_id={given!r}")
     return []
 
 

@@ -156,4 +156,12 @@ def reset_index(options: dict[str, Any] | None) -> int | None:
     for name in options or {}:
         if name != "problem_index":
             raise UnknownField("reset options of MathReason", name, ["problem_index"])
-    return None if not options else int(options["problem_index"])
+    return None if not options else plain_index(options["problem_index"])
+
+
+def plain_index(index: Any, name: str = "problem_index") -> int:
+    """A number of reset options as it is; any integer type is one. Raises UsageError for others, such as 3.9 and
+    True."""
+    if isinstance(index, bool | np.bool_) or not hasattr(index, "__index__"):
+        raise UsageError(f"{name}={index!r} is no integer")
+    return operator.index(index)

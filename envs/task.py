@@ -222,6 +222,24 @@ def start_info(task: Task, index: int, episode: int, group: int, sample: int) ->
     }
 
 
+INFO = frozenset(
+    (
+        "problem_id",
+        "problem_index",
+        "group_id",
+        "sample_idx",
+        "episode_id",
+        "prompt_len",
+        "is_success",
+        "finish_reason",
+        "response_len",
+        "extracted",
+        "status",
+    )
+)
+"""What every terminal info has; what else is a number there is a part of the reward."""
+
+
 def final_info(verdict: Verdict, reason: str, response_len: int) -> dict[str, Any]:
     """What a terminal info adds to the episode's start info."""
     return {

@@ -8,6 +8,7 @@ short completions are not preferred; idle slots once the deck is empty; and a pr
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.math_reason import RENDER_MODES, Observation, plain_seed, task_spec
+from envs.math_reason import RENDER_MODES, Observation, plain_index, plain_seed, task_spec
 from envs.problem import PENDING, Verdict
 from envs.task import Task, start_info
 from registry import UnknownField, UsageError, did_you_mean
@@ -271,16 +272,19 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def _open_deck(self, options: dict[str, Any]) -> None:
         if "deck" in options:
-            if "reset_mask" in options:
-                raise UsageError("a deck is dealt to all slots: give reset options deck or reset_mask, not both")
-            size = int(options.get("group_size", 1))
+            other = next((name for name in ("reset_mask", "problem_index", "problem_indices") if name in options), None)
+            if other:
+                raise UsageError(f"a deck is dealt to all slots: give reset options deck or {other}, not both")
+            size = plain_index(options.get("group_size", 1), "group_size")
             if size < 1:
                 raise UsageError(f"group_size={size} must be at least 1")
-            indices = [int(index) for index in options["deck"]]
+            if not isinstance(options["deck"], Iterable):
+                raise UsageError(f"deck={options['deck']!r} is no list of problem indices")
+            indices = [plain_index(index, "an index of the deck") for index in options["deck"]]
             for index in set(indices):
                 self.task.problem(index)
                 self.task.prompt(index)
-            groups = enumerate(indices, int(options.get("first_group", 0)))
+            groups = enumerate(indices, plain_index(options.get("first_group", 0), "first_group"))
             self._deck = deque(Card(index, n * size + k, n, k) for n, index in groups for k in range(size))
             self._defer = bool(options.get("defer", False))
             self._pending = []
@@ -298,9 +302,11 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         indices = options.get("problem_indices")
         if indices is None and "problem_index" in options:
             indices = [options["problem_index"]] * self.num_envs
+        if indices is not None and not isinstance(indices, Collection):
+            raise UsageError(f"problem_indices={indices!r} is no list of problem indices")
         if indices is not None and len(indices) != self.num_envs:
             raise UsageError(f"{len(indices)} problem_indices given for num_envs={self.num_envs}")
-        return None if indices is None else [None if index is None else int(index) for index in indices]
+        return None if indices is None else [None if index is None else plain_index(index) for index in indices]
 
     def _begin(self, slot: int, index: int | None) -> dict[str, Any] | None:
         """Start the next episode of a slot, on problem ``index`` if given; None where the slot idles."""

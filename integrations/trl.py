@@ -100,6 +100,9 @@ def verified(
             f"the reward 'verified' needs a column 'answer' or 'solution' of gold answers; there are: {there}. "
             "Rename yours (dataset.rename_column), or make the data set by problem_rows"
         )
+    for name, column in (("answer" if answer is not None else "solution", golds), ("template", template)):
+        if column is not None and len(column) != count:
+            raise UsageError(f"the reward 'verified' got {count} completions and {len(column)} of {name!r}: one each")
     scorers = columns.get("scorer") or [""] * count
     opened = columns.get("opens_thought") or [False] * count
     futures = [

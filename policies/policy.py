@@ -106,7 +106,7 @@ class Policy:
         if difference:
             warnings.warn(
                 f"the functional layers do not reproduce this checkpoint's transformers forward ({difference}): "
-                "falling back to transformers' layers without KV slots, which is correct but many times slower",
+                "falling back to transformers' layers without KV slots, in float32: correct, but many times slower",
                 stacklevel=2,
             )
 

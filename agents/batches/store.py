@@ -231,6 +231,10 @@ class Batching:
         for copy in self.copies:
             copy.take()
 
+    def forget(self) -> None:
+        """Drop the stored groups."""
+        self.kept, self.lags = {}, {}
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors, and what JSON holds; both empty where nothing is kept."""
         tensors = {f"copy.{n}.{name}": v for n, copy in enumerate(self.copies) for name, v in copy.state_dict().items()}

@@ -133,6 +133,8 @@ def weigh(correction: Any, logp: Tensor, rollout: Rollout, advantage: Tensor) ->
     ``logp``). Call it with all that the correction's scope needs. Warns with ``ZeroWeights`` if nothing is left."""
     weight = correction(logp.detach(), rollout, advantage)
     name = type(correction).__name__
+    if not isinstance(weight, Tensor):
+        raise UsageError(f"{name} returned a {type(weight).__name__}; return a tensor [B, T] = {tuple(logp.shape)}")
     if weight.shape != logp.shape:
         raise UsageError(f"{name} returned shape {tuple(weight.shape)}; return [B, T] = {tuple(logp.shape)}")
     weight = torch.where(rollout.mask, weight.detach(), 0.0).to(_weight_dtype(logp))

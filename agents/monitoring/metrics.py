@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.rollout import Rollout
+from envs.task import INFO
 
 
 class Laps:
@@ -44,9 +45,20 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
         "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
         "mean_length": float(rollout.mask.sum(1).float().mean()),
         "entropy": rollout.entropy,
+        **_reward_parts(rollout.episodes),
         **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
         **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
     }
+
+
+def _reward_parts(episodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``reward/`` and the name of each part of a shaped reward: its mean; ``reward/verdict_reward``, the verdict's."""
+    names = {name for info in episodes for name in info if name not in INFO and _is_number(info[name])}
+    return {f"reward/{name}": float(np.mean([info.get(name, 0.0) for info in episodes])) for name in sorted(names)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def draft_metrics(drafted: Tensor, rollout: Rollout) -> dict[str, float]:

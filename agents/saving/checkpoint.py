@@ -6,6 +6,7 @@ buffer goes a zip of the folder, and such a file is read wherever a folder is.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
 from agents.saving.configuration import restored_arguments, restored_env, stored_arguments, stored_env
+from envs.problems.listed import problem_digest
 from policies.pretrained.load import damage_of, weights_fault
 from policies.sharding import collected, leads, placed
 from registry import UsageError, problem_samplers, skip_samplers
@@ -34,6 +36,19 @@ REFERENCES = "references.safetensors"  # of agents that an anchor keeps near oth
 BATCHES = "batches.safetensors"  # of agents whose batches hold stored groups, or are written by older weights
 AVERAGE = "average.safetensors"  # of agents with ema_decay: what is trained, averaged
 CRITIC = "critic.safetensors"  # of agents that have a value head
+_PARTS = (
+    STATE,
+    OPTIMIZER,
+    ADAPTERS,
+    PATCHES,
+    REFERENCES,
+    BATCHES,
+    AVERAGE,
+    CRITIC,
+    "config.json",
+    "model*.safetensors*",
+)
+"""What ``save`` writes by names that it may not write again; all else in a folder is someone's own."""
 
 
 def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> None:
@@ -67,9 +82,12 @@ def _free_folder(target: Any) -> Path:
         folder = folder_of(target)
         if not folder.name or folder.name == "..":
             raise ValueError("it names no folder of its own")
+        folder = folder.resolve()  # of a link, the folder itself
+        if folder.exists() and not folder.is_dir():
+            raise ValueError("that is a file, which would be lost")
         if folder.is_dir() and any(folder.iterdir()):
-            if not any((folder / name).is_file() for name in (STATE, "config.json")):
-                raise ValueError("that folder holds other files, which would be lost")
+            if not (folder / STATE).is_file():
+                raise ValueError("that folder holds a model, or other files, which would be lost")
         else:
             _scratch(folder).mkdir(parents=True, exist_ok=True)
     except (TypeError, ValueError, OSError) as error:
@@ -94,6 +112,7 @@ def _find(source: Any) -> Any:
     if hasattr(source, "read"):
         return source
     folder = folder_of(source)
+    put_back(folder)
     for path in (folder, Path(source), folder.with_name(folder.name + ".zip")):
         if path.exists():
             return path
@@ -114,7 +133,8 @@ def _unpack(archive: Any) -> Path:
 
 def _save_folder(agent: Any, path: Path) -> None:
     """Write ``path`` whole or not at all: into a folder beside it, then renamed. What could not be written whole goes,
-    since the disk may be full of it. Of a sharded agent's processes one writes what all of them gather."""
+    since the disk may be full of it; files of others in a saved agent's folder stay in it. Of a sharded agent's
+    processes one writes what all of them gather."""
     scratch = _scratch(path)
     if not _writes(agent):
         _save_tensors(agent, scratch)
@@ -124,17 +144,41 @@ def _save_folder(agent: Any, path: Path) -> None:
     scratch.mkdir(parents=True)
     try:
         _write(agent, scratch)
+        _keep_others(path, scratch)
     except Exception:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+    if not path.exists():
+        scratch.rename(path)
+        return
     old = path.with_name(path.name + f".old-{os.getpid()}")
-    if path.exists():
-        path.rename(old)
-    scratch.rename(path)
-    if old.is_dir():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
+    path.rename(old)
+    try:
+        scratch.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def _keep_others(path: Path, scratch: Path) -> None:
+    """Into what will be ``path``, the files there that no ``save`` writes: links to them, where the disk has links."""
+
+    def link(source: Any, target: Any) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    for file in path.iterdir() if path.is_dir() else ():
+        if any(file.match(part) for part in _PARTS) or (scratch / file.name).exists():
+            continue
+        if file.is_dir() and not file.is_symlink():
+            shutil.copytree(file, scratch / file.name, symlinks=True, copy_function=link)
+        elif file.is_symlink():
+            (scratch / file.name).symlink_to(file.readlink())
+        else:
+            link(file, scratch / file.name)
 
 
 def _write(agent: Any, folder: Path) -> None:
@@ -147,6 +191,7 @@ def _write(agent: Any, folder: Path) -> None:
         "arguments": arguments,
         "left_out": left_out,
         "env": stored_env(agent.envs),
+        "problem_set": problem_digest(agent.envs.unwrapped.task.problems),
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
         "lora_rank": agent.target.adapter_rank,
@@ -209,14 +254,19 @@ def _scratch(path: Path) -> Path:
     return path.with_name(path.name + f".partial-{os.getpid()}")
 
 
+def put_back(path: Path) -> None:
+    """Give a saved agent its name again that a kill of ``save`` caught between its two renames."""
+    if not path.exists():
+        for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.old-*"))[-1:]:
+            old.rename(path)
+
+
 def clear_partial(path: Path) -> None:
     """Drop what a kill of ``save`` left half-written beside ``path``; a folder caught between its two renames is put
     back."""
+    put_back(path)
     for old in path.parent.glob(f"{path.name}.old-*"):
-        if path.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(path)
+        shutil.rmtree(old)
     for scratch in path.parent.glob(f"{path.name}.partial-*"):
         shutil.rmtree(scratch)
 
@@ -341,6 +391,9 @@ def restore(agent: Any, path: Path) -> None:
         _give(path, state, "sampler", agent.nesting.sampler)
     if state["problems"]:
         _give(path, state, "problem_sampler", agent.problem_sampler)
+    here = problem_digest(agent.envs.unwrapped.task.problems)
+    if hasattr(agent, "forget_problems") and state.get("problem_set", here) != here:
+        agent.forget_problems()
 
 
 def _restore_copies(agent: Any, path: Path, state: Mapping[str, Any]) -> None:

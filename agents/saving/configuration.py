@@ -43,6 +43,8 @@ COMPONENTS: dict[str, Registry] = {
     "writer": writers,
 }
 """Arguments that name a component, and the registry of each."""
+SAVED_BY = ("ReFT", "SFT", "SB3PPO")
+"""The classes whose folders others than their subclasses cannot go on from."""
 APART = ("policy", "env")
 """Arguments that are not stored as such: the weights are the folder's, the environment has a place of its own."""
 SPEC_TUPLES = ("stop_token_ids", "reward_parts")
@@ -88,6 +90,11 @@ def restored_arguments(cls: type, state: Mapping[str, Any], given: Mapping[str, 
     Raises:
         UsageError: ``given`` holds no argument of ``cls``, or lacks one that could not be stored.
     """
+    saved = state.get("agent")
+    if saved in SAVED_BY and saved not in {base.__name__ for base in cls.__mro__}:
+        raise UsageError(
+            f"the agent was saved by {saved}: load it with that, or give {cls.__name__} its folder as policy="
+        )
     known = _all_fields(cls)
     for name in given:
         if name not in known:

@@ -87,8 +87,8 @@ class Server:
         )
         try:
             choice = reply["choices"][0]
-            text = (choice["message"]["content"] if is_chat else choice["text"]) or ""
-        except (KeyError, IndexError, TypeError) as error:
+            text = _text(choice["message"]["content"] if is_chat else choice["text"])
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{self.settings.server} answers with no completion ({str(reply)[:200]}): is it OpenAI-compatible?"
             ) from error
@@ -147,6 +147,13 @@ class _Refused(UsageError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def _text(content: Any) -> str:
+    """A message's content: text, or a list of parts of which those of text count."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if part.get("type") in ("text", "output_text"))
+    return content or ""
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Settings:
         model: ``tiny``, a folder or a hub id; with ``server`` the name that it has there.
         server: the address of an OpenAI-compatible server, up to and with ``/v1``; ``""`` for our engine.
         weights: fingerprint of a local policy's files, None otherwise.
+        data: fingerprint of those sets that are files, None where none is one.
         sets: names or files of problem sets, as ``envs.problems.load_problems`` takes them.
         split: of all sets that have it.
         limit: problems of each set, its first ones; 0 for all, of generated ones ``GENERATED``.
@@ -40,6 +41,7 @@ class Settings:
     model: str
     server: str = ""
     weights: str | None = None
+    data: str | None = None
     sets: tuple[str, ...] = ("arithmetic",)
     split: str = "test"
     limit: int = 0
@@ -55,7 +57,8 @@ class Settings:
     @property
     def hash(self) -> str:
         """8 hex digits."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        fields = {name: value for name, value in asdict(self).items() if name != "data" or value is not None}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
     def options(self, name: str) -> dict[str, Any]:
         """Of the problem set ``name``."""

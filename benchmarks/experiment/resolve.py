@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import gymnasium as gym
 
 from agents.saving.configuration import COMPONENTS
 from benchmarks.experiment import BUDGETS
+from benchmarks.experiment.data import fingerprint_data
 from benchmarks.experiment.spec import OWN_FIELDS, EvaluationSpec, RunSpec, check_names
 from envs import check_id
 from envs.shaping import whole_parts
@@ -165,7 +166,8 @@ class _Draft:
         plain = json.loads(json.dumps({"agent": agent, "env": self._whole_env(), "evaluation": self.evaluation}))
         if "iterations" not in self.run and set(BUDGETS) & set(self.run):
             self.run["iterations"] = None  # the budget given is the only one
-        return RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", RunSpec.policy)))
+        spec = RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", RunSpec.policy)))
+        return replace(spec, data=fingerprint_data(spec.problem_sets))
 
     def _whole_env(self) -> dict[str, Any]:
         """Every argument of the environment: its defaults, what its id sets, what was set; the policy's tokenizer."""

@@ -74,6 +74,7 @@ class RunSpec:
         policy: the target: ``tiny``, a folder or a hub id.
         weights: fingerprint of the policy's files, so that a run is never taken for one from other weights; None for a
             hub id.
+        data: fingerprint of the problem sets that are files, likewise; None where none is one.
         env: ``{"id": ..., argument: value}``.
         seed: of everything drawn.
         iterations, tokens, seconds: budgets of the agent's loop, of rollout tokens and of training time without
@@ -87,6 +88,7 @@ class RunSpec:
     agent: dict[str, Any]
     policy: str = "tiny"
     weights: str | None = None
+    data: str | None = None
     env: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     iterations: int | None = 20
@@ -108,13 +110,19 @@ class RunSpec:
     @property
     def hash(self) -> str:
         """12 hex digits of the canonical JSON."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        fields = {name: value for name, value in asdict(self).items() if name != "data" or value is not None}
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def used(self, iterations: int, tokens: int, seconds: float) -> float:
         """How much of its budget a run has spent, by the one nearest to its end; at 1 it is over."""
         spent = ((iterations, self.iterations), (tokens, self.tokens), (seconds, self.seconds))
         return max(amount / limit for amount, limit in spent if limit is not None)
+
+    @property
+    def problem_sets(self) -> list[Any]:
+        """What is trained on and what is measured, as they are named."""
+        return [self.env.get("problems"), self.evaluation.get("source"), *self.evaluation.get("sets", ())]
 
     @property
     def evaluated(self) -> EvaluationSpec:
@@ -154,7 +162,9 @@ def _refuse_infinities(value: Any, name: str = "") -> None:
 
 
 OWN_FIELDS: dict[str, Field] = {
-    name: field for name, field in fields_of(RunSpec).items() if name not in ("agent", "weights", "env", "evaluation")
+    name: field
+    for name, field in fields_of(RunSpec).items()
+    if name not in ("agent", "weights", "data", "env", "evaluation")
 }
 """What a run has beside its agent, its environment and its evaluation, and what ``--set`` reaches by a bare name."""
 

@@ -24,6 +24,7 @@ from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
 from agents.saving import checkpoint
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
+from benchmarks.experiment.data import fingerprint_data
 from benchmarks.experiment.evaluation import Evaluator
 from benchmarks.experiment.held_out import SLOTS
 from benchmarks.experiment.logs import METRICS, RunLog
@@ -265,6 +266,11 @@ class Training:
 def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
     """The spec's agent, from its policy or from a checkpoint's weights."""
     component, arguments = agent_arguments(spec.agent)
+    if spec.data not in (None, fingerprint_data(spec.problem_sets)):
+        raise UsageError(
+            f"the files of the problems ({', '.join(map(str, filter(None, spec.problem_sets)))}) hold something else "
+            "than when the run was made: restore them, or make the spec anew from --agent and --set"
+        )
     if weights is None and spec.weights not in (None, fingerprint(spec.policy)):
         raise UsageError(
             f"policy {spec.policy!r} has other weights ({fingerprint(spec.policy)}) than the spec was made for "
@@ -292,16 +298,14 @@ def _tell_of_slots(what: str, slots: int, wanted: int) -> None:
 
 def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """The vector env of a spec's ``env``, with as many slots as the agent wants."""
-    import gymnasium as gym
-
-    from agents.arguments import check_groups, slots_of
+    from agents.arguments import check_groups, make_by_id, slots_of
 
     env = dict(env)
     id = env.pop("id")
     group_size, problems = arguments.get("group_size", 1), arguments.get("problems_per_batch", 64)
     check_groups(group_size, problems)
     episodes = group_size * -(-problems // join().size)
-    return gym.make_vec(id, num_envs=slots_of(id, arguments.get("slots"), episodes), copy=False, **env)
+    return make_by_id(id, slots_of(id, arguments.get("slots"), episodes), **env)
 
 
 def _tell_of_another_budget(spec: RunSpec, runs: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from envs.problem import Problem, Problems
 from registry import UsageError
+
+DIGESTED = 64
+"""Problems of an unlimited source that tell it from others."""
 
 
 class ListedProblems:
@@ -41,6 +45,15 @@ def _with_unique_ids(problems: list[Problem]) -> list[Problem]:
     if len({problem.id for problem in problems}) == len(problems):
         return problems
     return [replace(problem, id=f"{problem.id}#{index}") for index, problem in enumerate(problems)]
+
+
+def problem_digest(problems: Problems) -> str:
+    """12 hex digits of what is asked and what is right, in order; of an unlimited source, of its first problems."""
+    digest = hashlib.sha256()
+    for index in range(DIGESTED if problems.size is None else problems.size):
+        problem = problems[index]
+        digest.update(f"{problem.question}\0{problem.answer}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()[:12]
 
 
 def question_key(problem: Problem) -> str:

@@ -25,6 +25,12 @@ _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 _CHOICE = re.compile(r"\(?(?:\\text\{\s*\(?)?([A-J])\)?\s*\}?\)?")
 _CHOSEN = re.compile(r"(?:\\text\{\s*)?\(?(?:\\text\{\s*)?\(?([A-J])\}?\s*[).:]\}?(?P<what>.*[0-9A-Za-z].*)", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])|\b(?:or|and|not)\b")
+_OPPOSITES = (
+    "north south|east west|left right|up down|above below|before after|early late|earlier later|increase decrease"
+    "|increased decreased|gain loss|profit loss|older younger|taller shorter|higher lower|faster slower|clockwise"
+    " counterclockwise|even odd"
+)
+_PAIRS = tuple(frozenset(pair.split()) for pair in _OPPOSITES.split("|"))
 _HALF_OF_DAY = re.compile(r"(?<=[0-9])\s*(?:\\text\{)?\s*([ap])\.?\s?m\b", re.IGNORECASE)
 _UNORDERED = ("list", "set", "either")
 
@@ -84,9 +90,8 @@ class Comparer:
         node = read(gold)
         if isinstance(node, Words) and words(answer) == node.words:
             return True
-        halves = [match[1].lower() for match in map(_HALF_OF_DAY.search, (gold, answer)) if match]
-        if len(set(halves)) > 1:
-            return False  # 7 a.m. is not 7 p.m.
+        if _opposed(gold, answer):
+            return False
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
         stated = _CHOSEN.fullmatch(gold) if gold.startswith(("(", "\\text{(")) else None
@@ -279,6 +284,16 @@ class Comparer:
             return self.oracle.equal(tree, parse(text))
         except NotAnExpression:
             return False
+
+
+def _opposed(gold: str, answer: str) -> bool:
+    """Whether both sides say in words which of two opposites they mean, and not the same: 7 a.m. and 7 p.m., 5 km north
+    and 5 km south. Units are dropped else."""
+    halves = [match[1].lower() for match in map(_HALF_OF_DAY.search, (gold, answer)) if match]
+    if len(set(halves)) > 1:
+        return True
+    said = [frozenset(re.findall(r"(?<!\\\\)\b[a-z]{2,}", text.lower())) for text in (gold, answer)]
+    return any(len(pair & said[0]) == len(pair & said[1]) == 1 and pair & said[0] != pair & said[1] for pair in _PAIRS)
 
 
 def _without_last(relation: Relation) -> Node:

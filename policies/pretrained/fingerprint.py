@@ -1,4 +1,4 @@
-"""Which weights a policy's name stands for, so that work on some is never taken for work on others."""
+"""Which model a policy's name stands for, so that work on some is never taken for work on others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 
 from policies.pretrained.load import BUILT_IN
 
+BESIDE_WEIGHTS = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 HASHED_BYTES = 4 << 20  # of each end of a file
 
 
 def fingerprint(policy: str) -> str | None:
-    """12 hex digits of a local policy's config and weights (the two ends of large files); None if it is not local."""
+    """12 hex digits of a local policy's config, weights (the two ends of large files), tokenizer, chat template and
+    settings of generation; None if it is not local."""
     folder = BUILT_IN.get(policy, Path(policy).expanduser())
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    files += [folder / name for name in BESIDE_WEIGHTS]
     if not files[0].is_file():
         return None
     return _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()))

@@ -147,3 +147,58 @@ def test_an_agent_computes_where_the_policy_given_is(monkeypatch) -> None:
     with pytest.raises(UsageError, match=r"device='cuda:0', but the policy given is on cuda:1: leave device out"):
         device_of(policy, "cuda:0")
     assert device_of("tiny", "cuda:0") == "cuda:0"
+
+
+SMALL: dict[str, Any] = {"group_size": 4, "problems_per_batch": 4, "slots": 4}
+
+
+class OfNumpy:
+    """A correction that forgets that weights are tensors."""
+
+    def __call__(self, logp: Any, rollout: Any, advantage: Any) -> Any:
+        return np.ones(logp.shape)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"advantage": lambda reward, group: torch.ones(1)}, r"shape \(1,\).*\[16\]"),  # would be broadcast
+        ({"advantage": lambda reward, group: reward.mean()}, r"shape \(\).*\[16\]"),
+        ({"advantage": lambda reward, group: np.ones(16)}, r"a ndarray.*\[16\]"),
+        ({"reward": lambda batch, task, update: [1.0] * 16}, r"a list.*\[16\]"),
+        ({"reward": lambda batch, task, update: torch.ones(16, 1)}, r"shape \(16, 1\).*\[16\]"),
+        ({"correction": OfNumpy()}, r"a ndarray; return a tensor \[B, T\]"),
+    ],
+)
+def test_a_component_gives_a_number_for_each_completion_or_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ReFT("tiny", "MathReason-v0", **given, **SMALL).iterate()
+
+
+def test_what_is_no_policy_and_no_environment_of_ours_is_said() -> None:
+    with pytest.raises(UsageError, match="neither a name nor a Policy"):
+        ReFT(torch.nn.Linear(2, 2), "MathReason-v0", **SMALL)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="'CartPole-v1' is no id of a MathReason environment"):
+        ReFT("tiny", "CartPole-v1", **SMALL)
+
+
+@pytest.mark.parametrize("name", ["consistency", "target_written"])
+def test_what_has_no_effect_beside_a_target_that_writes_is_warned_of(name: str) -> None:
+    with pytest.warns(UserWarning, match=f"{name}=1 has no effect"):
+        ReFT("tiny", "MathReason-v0", **{name: 1}, **SMALL)
+
+
+def test_what_is_set_on_an_agent_counts_from_its_next_iteration_on() -> None:
+    agent = ReFT("tiny", "MathReason-v0", learning_rate=1e-3, **SMALL)
+    other = ReFT(agent.target, "MathReason-v0", temperature=1.5, **SMALL)  # of one policy, which has one temperature
+    agent.iterate()
+    assert agent.target.temperature == 1.0
+    other.iterate()
+    assert agent.target.temperature == 1.5
+    agent.temperature, agent.learning_rate, agent.minibatches, agent.max_grad_norm = 0.5, 1e-4, 2, 0.1
+    metrics = agent.iterate()
+    assert metrics["learning_rate"] == 1e-4 and metrics["updates"] == 2
+    assert agent.target.temperature == 0.5 and agent.update.max_grad_norm == 0.1
+    agent.entropy_bonus = -1.0
+    with pytest.raises(UsageError, match="entropy_bonus"):
+        agent.iterate()

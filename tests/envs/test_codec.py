@@ -10,11 +10,11 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import envs  # noqa: F401
 from agents.supervised import demonstrations
-from envs.codec import Codec
+from envs.codec import Codec, load_tokenizer
 from envs.task import Task
 from registry import UsageError, templates
 from tests.oracles.byte_checkpoints import CHATML, THINKING, byte_tokenizer, write_problems
@@ -229,3 +229,32 @@ def test_stop_tokens_are_ids(tmp_path, given):
 def test_stop_tokens_are_taken_from_any_collection(tmp_path, given):
     byte_tokenizer().save_pretrained(tmp_path)
     assert Codec(templates.make("plain"), str(tmp_path), stop_token_ids=given).stop_token_ids == {256}
+
+
+def test_a_tokenizer_that_was_replaced_is_read_again(tmp_path, monkeypatch):
+    first = load_tokenizer("builtin")
+    first.save_pretrained(tmp_path / "one")
+    assert load_tokenizer(str(tmp_path / "one")) is load_tokenizer(str(tmp_path / "one"))
+    before = len(load_tokenizer(str(tmp_path / "one")))
+    wider = PreTrainedTokenizerFast.from_pretrained(tmp_path / "one")
+    wider.add_tokens(["<new>"])
+    wider.save_pretrained(tmp_path / "one")
+    assert len(load_tokenizer(str(tmp_path / "one"))) == before + 1
+    for place, tokenizer in (("a", first), ("b", wider)):
+        (tmp_path / place).mkdir()
+        tokenizer.save_pretrained(tmp_path / place / "mine")
+    sizes = []
+    for place in ("a", "b"):
+        monkeypatch.chdir(tmp_path / place)
+        sizes.append(len(load_tokenizer("./mine")))
+    assert sizes == [before, before + 1]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_tokenizer("~/one")) == before + 1
+
+
+def test_ids_of_a_checkpoint_that_are_no_actions_end_nothing(tmp_path):
+    load_tokenizer("builtin").save_pretrained(tmp_path)
+    size = len(load_tokenizer("builtin"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, -1, size + 7]}))
+    stops = Codec(templates.make("plain"), str(tmp_path)).stop_token_ids
+    assert 3 in stops and not {-1, size + 7} & stops

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -118,3 +119,18 @@ def test_play_says_what_is_wrong_without_a_traceback(arguments: list[str], said:
     command = [sys.executable, "-m", "envs.play", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and f"error: {said}" in done.stderr and "Trace" not in done.stderr
+
+
+@pytest.mark.parametrize("index", [3.9, "3", True, None, np.True_])
+def test_an_index_of_reset_options_is_an_integer(index: Any, venv: MathReasonVector) -> None:
+    single = gym.make("MathReason-v0")
+    for env, options in ((single, {"problem_index": index}), (venv, {"deck": [index]})):
+        with pytest.raises(UsageError, match="no integer"):
+            env.reset(options=options)
+    single.reset(options={"problem_index": np.int64(3)})
+
+
+@pytest.mark.parametrize("options", [{"deck": 3}, {"problem_indices": 3}, {"deck": [1], "problem_index": 2}])
+def test_decks_and_indices_are_lists_and_one_of_them(options: dict[str, Any], venv: MathReasonVector) -> None:
+    with pytest.raises(UsageError, match=r"no list of problem indices|not both"):
+        venv.reset(options=options)

@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
 from transformers import AutoModelForCausalLM
 
-from agents import SB3PPO, ReFT
+from agents import SB3PPO, SFT, ReFT
 from agents.saving.configuration import COMPONENTS, describe
 from envs.shaping import ShapedRewardVector
 from policies import Policy
@@ -239,6 +239,8 @@ def test_folders_of_others_are_told_apart(world: World, tmp_path: Path, capsys: 
         ReFT.load(tmp_path / "ppo")
     with pytest.raises(UsageError, match="saved by ReFT"):
         SB3PPO.load(tmp_path / "reft")
+    with pytest.raises(UsageError, match="saved by ReFT"):
+        SFT.load(tmp_path / "reft")
     with pytest.raises(UsageError, match="policy="):
         ReFT.load(world.model)
     state = json.loads((tmp_path / "reft" / "agent.json").read_text())
@@ -251,6 +253,76 @@ def test_folders_of_others_are_told_apart(world: World, tmp_path: Path, capsys: 
         ReFT.load(tmp_path / "reft")
     SB3PPO.load(tmp_path / "ppo", print_system_info=True, force_reset=False, device="cpu")
     assert "SYSTEM INFO" in capsys.readouterr().out
+
+
+def test_files_that_no_save_wrote_are_never_lost(world: World, tmp_path: Path) -> None:
+    agent = world.agent("reft")
+    agent.save(tmp_path / "model")
+    (tmp_path / "model" / "notes.md").write_text("mine")
+    (tmp_path / "model" / "figures").mkdir()
+    (tmp_path / "model" / "figures" / "a.txt").write_text("mine, too")
+    (tmp_path / "model" / "critic.safetensors").write_bytes(b"of another save")
+    agent.save(tmp_path / "model")
+    assert (tmp_path / "model" / "notes.md").read_text() == "mine"
+    assert (tmp_path / "model" / "figures" / "a.txt").read_text() == "mine, too"
+    assert not (tmp_path / "model" / "critic.safetensors").exists()
+
+    agent.target.save(tmp_path / "base")  # a model that is no saved agent, with its owner's files
+    (tmp_path / "base" / "thesis.tex").write_text("mine")
+    (tmp_path / "keep").write_text("a file")
+    for taken in ("base", "keep", "keep.zip"):
+        with pytest.raises(UsageError, match="would be lost"):
+            agent.save(tmp_path / taken)
+    assert (tmp_path / "base" / "thesis.tex").is_file() and (tmp_path / "keep").read_text() == "a file"
+
+
+def test_a_save_that_fails_at_the_last_keeps_the_name(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = world.agent("reft")
+    agent.save(tmp_path / "model")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Any) -> Path:
+        if ".partial-" in self.name:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no"):
+        agent.save(tmp_path / "model")
+    monkeypatch.undo()
+    assert ReFT.load(tmp_path / "model").iteration == agent.iteration
+    (tmp_path / "model").rename(tmp_path / "model.old-77")  # killed between the two renames
+    assert ReFT.load(tmp_path / "model").iteration == agent.iteration
+
+    (tmp_path / "latest").symlink_to(tmp_path / "model")
+    agent.save(tmp_path / "latest")
+    assert (tmp_path / "latest").is_symlink() and ReFT.load(tmp_path / "latest").iteration == agent.iteration
+
+
+def test_other_problems_than_those_stored_are_not_taken_for_them(world: World, tmp_path: Path) -> None:
+    rows = (Path(world.env["problems"])).read_text().splitlines()
+    (tmp_path / "others.jsonl").write_text("\n".join(rows[1:] + rows[:1]))
+    agent = world.agent("reft", batch={"id": "replay", "window": 2}, problem_sampler="curriculum")
+    agent.iterate()
+    agent.save(tmp_path / "agent")
+    others = {**world.env, "problems": str(tmp_path / "others.jsonl")}
+
+    def make() -> Any:
+        return gym.make_vec("MathReason-v0", num_envs=4, **others)
+
+    assert ReFT.load(tmp_path / "agent", env=world.vector()).batching.kept
+    with pytest.warns(UserWarning, match="other problems"):
+        loaded = ReFT.load(tmp_path / "agent", env=make())
+    assert not loaded.batching.kept and not loaded.problem_sampler.state_dict()
+    agent.set_env(world.vector())
+    assert agent.batching.kept
+    with pytest.warns(UserWarning, match="other problems"):
+        agent.set_env(make())
+    assert not agent.batching.kept
+    assert not agent.problem_sampler.state_dict()
+    agent.iterate()
 
 
 def test_the_tokenizer_is_the_saved_one(world: World, tmp_path: Path) -> None:

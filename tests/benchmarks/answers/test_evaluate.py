@@ -282,3 +282,30 @@ def test_a_damaged_line_drops_what_follows(tmp_path: Path) -> None:
     with again.open():
         pass
     assert path.read_bytes() == whole
+
+
+def test_a_corrected_file_is_evaluated_anew_and_no_two_sets_share_a_folder(file: str, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    other = tmp_path / "deep" / "sums.jsonl"
+    other.write_text(json.dumps({"question": "What is 90 + 1?", "answer": "91"}) + "\n")
+    names = [f"{tmp_path}/deep/../sums.jsonl", f"{tmp_path}/deep/.._sums.jsonl"]
+    folders = evaluate.folder_names([*names, "Sums", "sums"])
+    assert len({folder.casefold() for folder in folders.values()}) == 4
+
+    arguments = ["--sets", file, "--limit", "2", "--samples", "0"]
+    first = evaluate.settings_of(evaluate._parser().parse_args(arguments))
+    assert ask(*arguments, folder=tmp_path / "out") == 0
+    Path(file).write_text(Path(file).read_text().replace('"0"', '"1"'))
+    assert evaluate.settings_of(evaluate._parser().parse_args(arguments)).hash != first.hash
+    assert ask(*arguments, folder=tmp_path / "out") == 2
+
+
+@pytest.mark.parametrize(("name", "value"), [("--temperature", "nan"), ("--temperature", "inf"), ("--seed", "-1")])
+def test_numbers_that_make_no_sense_are_refused(name: str, value: str, tmp_path: Path) -> None:
+    assert ask(name, value, folder=tmp_path / "out") == 2 and not (tmp_path / "out").exists()
+
+
+def test_a_message_of_parts_is_its_text() -> None:
+    said = [("thinking", "12"), ("text", "It is "), ("text", "\\boxed{1}")]
+    parts = [{"type": kind, "text": text} for kind, text in said]
+    assert server._text(parts) == "It is \\boxed{1}" and server._text(None) == "" and server._text("4") == "4"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import shutil
 import string
 from contextlib import suppress
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -192,6 +194,39 @@ def test_weights_are_part_of_a_run(tmp_path):
     with pytest.raises(UsageError, match="has other weights"):
         make_agent(before)
     assert resolve("reft", policy="owner/on-the-hub").weights is None
+
+
+@pytest.mark.parametrize("name", ["env.problems", "evaluation.source", "evaluation.sets"])
+def test_files_of_problems_are_part_of_a_run(tmp_path, name):
+    """A run on a file that was corrected is another run, wherever the file is; the old one does not go on with it."""
+    from benchmarks.experiment.training import make_agent
+
+    file = tmp_path / "sums.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 1?", "answer": "4"}\n')
+    before = resolve("reft", settings={name: str(file)})
+    assert before.data is not None and before == resolve("reft", settings={name: str(file)})
+    file.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 1?", "answer": "3"}\n')
+    after = resolve("reft", settings={name: str(file)})
+    assert after.hash != before.hash
+    with pytest.raises(UsageError, match="hold something else"):
+        make_agent(before)
+    plain = asdict(resolve("reft"))
+    assert plain.pop("data") is None  # and such a run has the hash that it always had
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    assert resolve("reft").hash == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_tokenizer_and_template_are_part_of_a_run(tmp_path):
+    from policies.pretrained.load import BUILT_IN
+
+    model = tmp_path / "model"
+    shutil.copytree(BUILT_IN["tiny"], model)
+    hashes = {resolve("reft", policy=str(model)).hash}
+    (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    hashes.add(resolve("reft", policy=str(model)).hash)
+    (model / "generation_config.json").write_text('{"eos_token_id": 3}')
+    hashes.add(resolve("reft", policy=str(model)).hash)
+    assert len(hashes) == 3
 
 
 def test_options_of_evaluated_sets_and_of_nothing_else(tmp_path):
