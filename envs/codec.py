@@ -33,7 +33,7 @@ def _load_tokenizer(name: str, place: str, files: tuple[tuple[str, int], ...]) -
     from transformers import PreTrainedTokenizerFast
 
     source = _source(name)
-    if name != "builtin" and (Path(source).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+    if name != "builtin" and (Path(source).is_absolute() or name.startswith(".")) and not Path(source).is_dir():
         raise UsageError(f"tokenizer={name!r}: no such folder; give a Hugging Face folder, a hub id or 'builtin'")
     try:
         return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=_only_cached(source))
