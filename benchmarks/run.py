@@ -41,9 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         spec = _spec(given)
         check_writers(given.log)
         if given.dry_run:
+            from benchmarks.comparison.rehearse import check_task
             from benchmarks.experiment.memory import memory_of
             from benchmarks.measuring.table import console
 
+            check_task(spec, here=True)
             console().print(memory_of(spec))
             return 0
         result = run(spec, given.runs, given.quiet, given.threads, given.parent, given.log)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -22,6 +23,14 @@ R1_PREAMBLE = (
     "enclosed within <think> </think> and <answer> </answer> tags, and the final answer is put in \\boxed{}."
 )
 
+_DATE = datetime(2024, 7, 26)  # Llama 3.1's own, where its template knows no clock
+_UNDATED = (
+    "{%- macro strftime_now(form) -%}{{ form"
+    + "".join(f".replace('%{code}', '{_DATE.strftime('%' + code)}')" for code in "dmyYbBaAHIMSpj")
+    + " }}{%- endmacro -%}"
+)
+"""What makes a template that tells the date tell the same one on every day, so that a run that goes on, or is repeated,
+has the prompts that it had."""
 _MARK = "\ue000question\ue000"  # stands for the question where a template is asked what it puts around one
 
 
@@ -203,6 +212,14 @@ class Chat(Template):
         return min(places, default=(0, 0, ""))[2]
 
 
+def _chosen(tokenizer: Any) -> str:
+    """The chat template that is used; ``""`` where the tokenizer cannot say."""
+    try:
+        return str(tokenizer.get_chat_template())
+    except (ValueError, AttributeError):
+        return ""
+
+
 def _dialogue(tokenizer: Any, question: str, answer: str | None = None) -> str:
     """What the chat template makes of a user's message, and of the assistant's, or else of the head of its turn.
 
@@ -214,7 +231,9 @@ def _dialogue(tokenizer: Any, question: str, answer: str | None = None) -> str:
         said = {"user": question} if answer is None else {"user": question, "assistant": answer}
         contents = {role: [{"type": "text", "text": text}] if as_parts else text for role, text in said.items()}
         turns = [{"role": role, "content": content} for role, content in contents.items()]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+        head = answer is None
+        dated = {"chat_template": _UNDATED + chosen} if "strftime_now" in (chosen := _chosen(tokenizer)) else {}
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=head, **dated)
 
     failure: Exception = UsageError(
         f"the chat template of {getattr(tokenizer, 'name_or_path', '?')!r} leaves out what is said to it: mend it, or "

@@ -19,7 +19,7 @@ def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
     layers: dict[str, int] = {}
     for arm in arms:
         spec = arm.specs[0]
-        _check_task(spec, here)
+        check_task(spec, here)
         if here:
             check_device(spec.device)
         source = locate(spec.policy) if here else spec.policy
@@ -30,7 +30,8 @@ def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
             skip_samplers.build(arguments["sampler"]).check(layers[source])
 
 
-def _check_task(spec: RunSpec, here: bool) -> None:
+def check_task(spec: RunSpec, here: bool) -> None:
+    """Raise UsageError for a template or a problem set that is not there."""
     templates.check(spec.env["template"])
     check_source(spec.env["problems"], spec.env["problem_options"], here)
     for name in (*spec.evaluated.sets, spec.evaluated.source):

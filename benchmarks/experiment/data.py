@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from envs.problems.readers import is_file_name
+from registry import problem_sources
 
 CHUNK = 1 << 20
 
@@ -16,8 +16,8 @@ def fingerprint_data(names: Iterable[Any]) -> str | None:
     """12 hex digits of the contents of those problem sets that are files or folders; None where none is one."""
     digest, found = hashlib.sha256(), False
     for name in names:
-        path = Path(name).expanduser() if isinstance(name, str) and name else None
-        if path is None or not (is_file_name(name) or path.is_dir()):
+        path = Path(name).expanduser() if isinstance(name, str) and name and name not in problem_sources else None
+        if path is None or not path.exists():
             continue
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():

@@ -39,6 +39,7 @@ _UNIFORM: dict[str, str | int | None] = {
         chr(mark): "" for mark in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
     },  # directions
     **dict.fromkeys("€£¥₹₩₽₪฿", ""),
+    **{letter: f"\\mathbb{{{plain}}}" for letter, plain in _pairs("ℝ R ℤ Z ℕ N ℚ Q ℂ C").items()},
     "∨": "\\text{or}",
     "∧": "\\text{and}",
     **{sign: "\\frac{{{}}}{{{}}}".format(*quotient.split("/")) for sign, quotient in _pairs(_VULGAR).items()},

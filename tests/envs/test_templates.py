@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from envs.task import BUILTIN_TOKENIZER
 from registry import UsageError, templates
+from tests.oracles.byte_checkpoints import byte_tokenizer
 
 QUESTION = "  What is 2 + 3?  "
 CHAT = (
@@ -126,3 +127,10 @@ def test_a_chat_template_that_leaves_the_question_out_is_refused(adds_bos: Any, 
             templates.make("chat").prompt(QUESTION, adds_bos)
     finally:
         adds_bos.chat_template = CHAT
+
+
+def test_a_template_that_tells_the_date_tells_the_same_on_every_day(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0]['content'] }}"
+    ids = templates.make("chat").prompt_ids("How much?", tokenizer)
+    assert tokenizer.decode(ids).startswith("26 July 2024: How much?")
