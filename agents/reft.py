@@ -63,7 +63,7 @@ from agents.nesting import Nesting
 from agents.objective.anchors import Anchoring
 from agents.objective.consistency import Consistency
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps, one_each
-from agents.saving.configuration import constructor_arguments, describe
+from agents.saving.configuration import NotStorable, constructor_arguments, describe
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, Update
 from agents.writing import Deck, OwnWriter
@@ -380,7 +380,13 @@ class ReFT(LanguageModelAlgorithm):
         self.batching.forget()
         if self.problem_sampler.state_dict():
             known = True
-            self.problem_sampler = problem_samplers.build(describe(self.problem_sampler, problem_samplers))
+            try:
+                self.problem_sampler = problem_samplers.build(describe(self.problem_sampler, problem_samplers))
+            except NotStorable as error:
+                raise UsageError(
+                    f"problem_sampler={self.problem_sampler!r} has learned of other problems than these, and "
+                    f"cannot be made anew ({error}): give problem_sampler as well"
+                ) from None
         if known:
             warnings.warn(
                 "the environment has other problems: groups stored and rates of success of those before are dropped",

@@ -11,7 +11,7 @@ from envs.problem import Problem, Problems
 from registry import UsageError
 
 DIGESTED = 64
-"""Problems of an unlimited source that tell it from others."""
+"""Problems that tell a source that makes them from others."""
 
 
 class ListedProblems:
@@ -48,9 +48,11 @@ def _with_unique_ids(problems: list[Problem]) -> list[Problem]:
 
 
 def problem_digest(problems: Problems) -> str:
-    """12 hex digits of what is asked and what is right, in order; of an unlimited source, of its first problems."""
-    digest = hashlib.sha256()
-    for index in range(DIGESTED if problems.size is None else problems.size):
+    """12 hex digits of what is asked and what is right, in order; of a source that makes its problems as they are asked
+    for, of the first ones."""
+    digest, made = hashlib.sha256(), not isinstance(problems, ListedProblems)
+    size = DIGESTED if problems.size is None else problems.size
+    for index in range(min(size, DIGESTED) if made else size):
         problem = problems[index]
         digest.update(f"{problem.question}\0{problem.answer}\0".encode(errors="surrogatepass"))
     return digest.hexdigest()[:12]

@@ -234,7 +234,7 @@ class TestErrors:
             (["--sets", "gsm9k"], "did you mean 'gsm8k'"),
             (["--template", "plane"], "did you mean 'plain'"),
             (["--samples", "-1"], "--samples -1 must be at least 0"),
-            (["--temperature", "0"], "--temperature 0 must be above 0"),
+            (["--temperature", "0"], "--temperature 0 must be a number above 0"),
             (["--server", "localhost:8000"], "is no address"),
             (["--server", "http://127.0.0.1:9/v1"], "start the server"),
             (["--set", "body.top_p=1"], "body.FIELD with a --server"),
