@@ -328,6 +328,7 @@ class ReFT(LanguageModelAlgorithm):
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
+        self._handed = self._handed_on()
 
     def _load_target(self, given: str | Policy, dtype: str | None, device: str) -> Policy:
         """The same in all processes; split over them where that is wanted."""
@@ -469,12 +470,18 @@ class ReFT(LanguageModelAlgorithm):
         return self.metrics
 
     def _settle(self) -> None:
-        """Hand on what may have been set since: attributes of the agent that others have a copy of, and the temperature
-        of a policy that another agent shares."""
+        """Hand on what was set since: attributes of the agent that its update has a copy of, and the temperature of a
+        policy that another agent may share."""
         self.target.temperature = self.temperature
-        for name in ("minibatches", "epochs", "max_grad_norm", "entropy_bonus", "mask_truncated"):
-            setattr(self.update, name, getattr(self, name))
+        changed = {name: value for name, value in self._handed_on().items() if value != self._handed[name]}
+        for name, value in changed.items():
+            setattr(self.update, name, value)
         self.update.__post_init__()
+        self._handed |= changed
+
+    def _handed_on(self) -> dict[str, Any]:
+        names = ("minibatches", "epochs", "max_grad_norm", "entropy_bonus", "mask_truncated")
+        return {name: getattr(self, name) for name in names}
 
     def _draw_problems(self, rng: np.random.Generator, count: int | None = None) -> list[int]:
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""
