@@ -65,7 +65,7 @@ from agents.objective.consistency import Consistency
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps, one_each
 from agents.saving.configuration import NotStorable, constructor_arguments, describe
 from agents.schedules import Spent, run_length
-from agents.update import NotFinite, Update
+from agents.update import NotFinite, OfUpdate, Update
 from agents.writing import Deck, OwnWriter
 from envs.problems.listed import problem_digest
 from envs.sb3 import SB3VecEnv
@@ -185,6 +185,9 @@ class ReFT(LanguageModelAlgorithm):
 
     log_name = "reft"
     parallel = True  # several processes can share a run
+    correction, aggregation, consistency = OfUpdate(), OfUpdate(), OfUpdate()
+    minibatches, epochs, microbatch_tokens, max_grad_norm = OfUpdate(), OfUpdate(), OfUpdate(), OfUpdate()
+    entropy_bonus, mask_truncated, anchoring, experts = OfUpdate(), OfUpdate(), OfUpdate(), OfUpdate()
 
     def __init__(  # noqa: PLR0913, PLR0915 (stable-baselines3's habit: hyper-parameters are keyword arguments)
         self,
@@ -303,7 +306,7 @@ class ReFT(LanguageModelAlgorithm):
         self.batching = Batching(self.batch, self.target, self.group_size, self.target_written, self.seed or 0)
         self.writer.check(self.target, self.nesting, self.target_written, self._drafts)
         self.writing = self.writer.open(self.target)
-        self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
+        self.experts = self._worked_solutions()
         self.drafted = torch.zeros(3, dtype=torch.int64)  # of an iteration, as Drafting.counts
         self.average = WeightCopy(self.target) if self.ema_decay else None
         if self.average is not None:
@@ -328,7 +331,6 @@ class ReFT(LanguageModelAlgorithm):
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
-        self._handed = self._handed_on()
 
     def _load_target(self, given: str | Policy, dtype: str | None, device: str) -> Policy:
         """The same in all processes; split over them where that is wanted."""
@@ -371,7 +373,7 @@ class ReFT(LanguageModelAlgorithm):
         a warning, where the new environment has others."""
         before = problem_digest(self.envs.unwrapped.task.problems)
         super().set_env(env, force_reset)
-        self.experts = Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
+        self.experts = self._worked_solutions()
         if problem_digest(self.envs.unwrapped.task.problems) != before:
             self.forget_problems()
 
@@ -416,7 +418,7 @@ class ReFT(LanguageModelAlgorithm):
             hooks: stable-baselines3's callbacks.
             spent: what share of the run some iterations and tokens are, where the learning rate goes by that.
         """
-        self._settle()
+        self.target.temperature = self.temperature  # which another agent may share
         spent = run_length(self.schedule, self.learning_rate, spent)
         begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
         self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
@@ -469,19 +471,8 @@ class ReFT(LanguageModelAlgorithm):
             self.watch(self.metrics | diagnostics)
         return self.metrics
 
-    def _settle(self) -> None:
-        """Hand on what was set since: attributes of the agent that its update has a copy of, and the temperature of a
-        policy that another agent may share."""
-        self.target.temperature = self.temperature
-        changed = {name: value for name, value in self._handed_on().items() if value != self._handed[name]}
-        for name, value in changed.items():
-            setattr(self.update, name, value)
-        self.update.__post_init__()
-        self._handed |= changed
-
-    def _handed_on(self) -> dict[str, Any]:
-        names = ("minibatches", "epochs", "max_grad_norm", "entropy_bonus", "mask_truncated")
-        return {name: getattr(self, name) for name in names}
+    def _worked_solutions(self) -> Experts:
+        return Experts(self.batch, self.envs.unwrapped.task, self.target.num_layers, self.seed or 0)
 
     def _draw_problems(self, rng: np.random.Generator, count: int | None = None) -> list[int]:
         """Drawn before anything else, so that equal seeds deal equal problems to every agent."""

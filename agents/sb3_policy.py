@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.policies import BasePolicy
 
-from agents.saving.checkpoint import CRITIC, folder_of
+from agents.saving.checkpoint import CRITIC
+from agents.saving.folder import folder_of
 from policies import Behavior, Policy
 from policies.sharding import leads
 from registry import UsageError

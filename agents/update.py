@@ -70,6 +70,28 @@ def _check_finite(rollout: Rollout, advantage: Tensor) -> None:
         raise NotFinite("the rollout holds a log-probability that is not a finite number")
 
 
+class OfUpdate:
+    """An attribute of an agent that its ``update`` has, so that it may be set on either. Setting it raises what making
+    such an update raises."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, agent: Any, owner: type) -> Any:
+        if agent is None:
+            return self
+        own = vars(agent)
+        return getattr(own["update"], self.name) if "update" in own else own[self.name]
+
+    def __set__(self, agent: Any, value: Any) -> None:
+        own = vars(agent)
+        if "update" not in own:  # the constructor has yet to make it
+            own[self.name] = value
+            return
+        replace(own["update"], **{self.name: value})
+        setattr(own["update"], self.name, value)
+
+
 @dataclass
 class Update:
     """Policy-gradient steps on a rollout.
@@ -110,6 +132,9 @@ class Update:
 
     def __post_init__(self) -> None:
         check_grad_norm(self.max_grad_norm)
+        for name in ("minibatches", "epochs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.entropy_bonus < float("inf"):
             raise UsageError(f"entropy_bonus={self.entropy_bonus} must be a finite number of at least 0")
 

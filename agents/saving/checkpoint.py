@@ -1,14 +1,11 @@
 """Agents on disk: a Hugging Face folder with the optimizer (safetensors) and the agent's state (JSON) beside it.
 
-A name that ends in ``.zip``, as stable-baselines3's callbacks give it, names the folder without that ending. Into a
-buffer goes a zip of the folder, and such a file is read wherever a folder is.
+Into a buffer goes a zip of the folder, and such a file is read wherever a folder is.
 """
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -23,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.utils import get_system_info
 
 from agents.saving.configuration import restored_arguments, restored_env, stored_arguments, stored_env
+from agents.saving.folder import find, free_folder, scratch_of, unpack, write_whole_folder
 from envs.problems.listed import problem_digest
 from policies.pretrained.load import damage_of, weights_fault
 from policies.sharding import collected, leads, placed
@@ -36,7 +34,7 @@ REFERENCES = "references.safetensors"  # of agents that an anchor keeps near oth
 BATCHES = "batches.safetensors"  # of agents whose batches hold stored groups, or are written by older weights
 AVERAGE = "average.safetensors"  # of agents with ema_decay: what is trained, averaged
 CRITIC = "critic.safetensors"  # of agents that have a value head
-_PARTS = (
+_OWN = (
     STATE,
     OPTIMIZER,
     ADAPTERS,
@@ -48,7 +46,7 @@ _PARTS = (
     "config.json",
     "model*.safetensors*",
 )
-"""What ``save`` writes by names that it may not write again; all else in a folder is someone's own."""
+"""What a ``save`` wrote that the next may not write again; what has other names is someone else's."""
 
 
 def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> None:
@@ -60,7 +58,7 @@ def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> N
     if exclude is not None or include is not None:
         raise UsageError(f"exclude={exclude!r}, include={include!r}: a saved agent is whole; leave both out")
     if not hasattr(target, "write"):
-        _save_folder(agent, _free_folder(target))
+        _save_folder(agent, free_folder(target, STATE))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "agent"
@@ -72,113 +70,12 @@ def save(agent: Any, target: Any, exclude: Any = None, include: Any = None) -> N
                 archive.write(file, file.name)
 
 
-def _free_folder(target: Any) -> Path:
-    """The folder that ``target`` names, if an agent may be written there; its parents are made.
-
-    Raises:
-        UsageError: it is no name, nothing can be made there, or it is a folder of other things, which would be lost.
-    """
-    try:
-        folder = folder_of(target)
-        if not folder.name or folder.name == "..":
-            raise ValueError("it names no folder of its own")
-        folder = folder.resolve()  # of a link, the folder itself
-        if folder.exists() and not folder.is_dir():
-            raise ValueError("that is a file, which would be lost")
-        if folder.is_dir() and any(folder.iterdir()):
-            if not (folder / STATE).is_file():
-                raise ValueError("that folder holds a model, or other files, which would be lost")
-        else:
-            _scratch(folder).mkdir(parents=True, exist_ok=True)
-    except (TypeError, ValueError, OSError) as error:
-        raise UsageError(
-            f"the agent cannot be saved as {target!r}: {error}; name a new folder, or a saved agent"
-        ) from None
-    return folder
-
-
-def folder_of(target: Any) -> Path:
-    """The folder that a path names, which may end in ``.zip``."""
-    path = Path(target)
-    return path.with_suffix("") if path.suffix == ".zip" else path
-
-
-def _find(source: Any) -> Any:
-    """Where a saved agent is: a folder, or a zip file of one.
-
-    Raises:
-        UsageError: there is none of this name.
-    """
-    if hasattr(source, "read"):
-        return source
-    folder = folder_of(source)
-    put_back(folder)
-    for path in (folder, Path(source), folder.with_name(folder.name + ".zip")):
-        if path.exists():
-            return path
-    raise UsageError(f"{folder} is no saved agent: there is no such folder, nor {folder.name}.zip")
-
-
-def _unpack(archive: Any) -> Path:
-    """A new folder with what is in a zip file."""
-    folder = Path(tempfile.mkdtemp(prefix="agent-"))
-    try:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(folder)
-    except zipfile.BadZipFile as error:
-        shutil.rmtree(folder)
-        raise UsageError(f"{archive} is no saved agent: {error}; give what save wrote") from None
-    return folder
-
-
 def _save_folder(agent: Any, path: Path) -> None:
-    """Write ``path`` whole or not at all: into a folder beside it, then renamed. What could not be written whole goes,
-    since the disk may be full of it; files of others in a saved agent's folder stay in it. Of a sharded agent's
-    processes one writes what all of them gather."""
-    scratch = _scratch(path)
-    if not _writes(agent):
-        _save_tensors(agent, scratch)
-        return
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    scratch.mkdir(parents=True)
-    try:
-        _write(agent, scratch)
-        _keep_others(path, scratch)
-    except Exception:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    if not path.exists():
-        scratch.rename(path)
-        return
-    old = path.with_name(path.name + f".old-{os.getpid()}")
-    path.rename(old)
-    try:
-        scratch.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old)
-
-
-def _keep_others(path: Path, scratch: Path) -> None:
-    """Into what will be ``path``, the files there that no ``save`` writes: links to them, where the disk has links."""
-
-    def link(source: Any, target: Any) -> None:
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copy2(source, target)
-
-    for file in path.iterdir() if path.is_dir() else ():
-        if any(file.match(part) for part in _PARTS) or (scratch / file.name).exists():
-            continue
-        if file.is_dir() and not file.is_symlink():
-            shutil.copytree(file, scratch / file.name, symlinks=True, copy_function=link)
-        elif file.is_symlink():
-            (scratch / file.name).symlink_to(file.readlink())
-        else:
-            link(file, scratch / file.name)
+    """Of a sharded agent's processes one writes what all of them gather."""
+    if _writes(agent):
+        write_whole_folder(path, lambda folder: _write(agent, folder), _OWN)
+    else:
+        _save_tensors(agent, scratch_of(path))
 
 
 def _write(agent: Any, folder: Path) -> None:
@@ -249,28 +146,6 @@ def _writes(agent: Any) -> bool:
     return not agent.target.sharded or leads()
 
 
-def _scratch(path: Path) -> Path:
-    """Where ``path`` is written before it has its name."""
-    return path.with_name(path.name + f".partial-{os.getpid()}")
-
-
-def put_back(path: Path) -> None:
-    """Give a saved agent its name again that a kill of ``save`` caught between its two renames."""
-    if not path.exists():
-        for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.old-*"))[-1:]:
-            old.rename(path)
-
-
-def clear_partial(path: Path) -> None:
-    """Drop what a kill of ``save`` left half-written beside ``path``; a folder caught between its two renames is put
-    back."""
-    put_back(path)
-    for old in path.parent.glob(f"{path.name}.old-*"):
-        shutil.rmtree(old)
-    for scratch in path.parent.glob(f"{path.name}.partial-*"):
-        shutil.rmtree(scratch)
-
-
 def fault(saved: Path) -> str | None:
     """Why training cannot go on from ``save``'s folder: a file is damaged, missing or holds what is not finite; None
     if it can."""
@@ -320,10 +195,10 @@ def load(
     given = {**(custom_objects or {}), **given, **({} if device is None else {"device": str(device)})}
     if "policy" in given:
         raise UsageError(f"policy={given['policy']!r}: the weights are the saved agent's; leave policy out")
-    place = _find(source)
+    place = find(source)
     if isinstance(place, Path) and place.is_dir():
         return _load_folder(cls, place, env, given)
-    folder = _unpack(place)
+    folder = unpack(place)
     try:
         agent = _load_folder(cls, folder, env, given)
     except BaseException:

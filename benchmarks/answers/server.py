@@ -19,6 +19,7 @@ from benchmarks.answers.settings import Settings
 from envs.problem import Problem, Problems
 from envs.templates import Template
 from envs.text import opens_thought, prompt_of, submit
+from envs.verifier.extract import completion_text
 from registry import UsageError, did_you_mean, templates
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -87,7 +88,8 @@ class Server:
         )
         try:
             choice = reply["choices"][0]
-            text = _text(choice["message"]["content"] if is_chat else choice["text"])
+            said = (choice["message"]["content"] if is_chat else choice["text"]) or ""
+            text = completion_text([{"role": "assistant", "content": said}])
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"{self.settings.server} answers with no completion ({str(reply)[:200]}): is it OpenAI-compatible?"
@@ -147,13 +149,6 @@ class _Refused(UsageError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-def _text(content: Any) -> str:
-    """A message's content: text, or a list of parts of which those of text count."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if part.get("type") in ("text", "output_text"))
-    return content or ""
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from agents import ReFT
 from agents.distributed import Ranks, join
 from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
 from agents.saving import checkpoint
+from agents.saving.folder import clear_partial
 from agents.schedules import Spent
 from benchmarks.experiment import BUDGETS, follows
 from benchmarks.experiment.data import fingerprint_data
@@ -125,7 +126,7 @@ class Training:
     def _clear_partial(self) -> None:
         """Drop what a kill left half-written."""
         for name in ("checkpoint", "model"):
-            checkpoint.clear_partial(self.folder / name)
+            clear_partial(self.folder / name)
         for scratch in self.folder.glob(".*.partial"):
             scratch.unlink()
 

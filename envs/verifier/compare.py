@@ -31,6 +31,7 @@ _OPPOSITES = (
     " counterclockwise|even odd"
 )
 _PAIRS = tuple(frozenset(pair.split()) for pair in _OPPOSITES.split("|"))
+_WORD = re.compile(r"[A-Za-z]\.?\s?[A-Za-z]")
 _HALF_OF_DAY = re.compile(r"(?<=[0-9])\s*(?:\\text\{)?\s*([ap])\.?\s?m\b", re.IGNORECASE)
 _UNORDERED = ("list", "set", "either")
 
@@ -90,7 +91,7 @@ class Comparer:
         node = read(gold)
         if isinstance(node, Words) and words(answer) == node.words:
             return True
-        if _opposed(gold, answer):
+        if _WORD.search(gold) and _opposed(gold, answer):
             return False
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True

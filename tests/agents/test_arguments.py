@@ -18,7 +18,7 @@ from agents import SB3PPO, SFT, ReFT
 from agents.arguments import device_of
 from agents.trl_grpo import TRLGRPO
 from policies import Policy
-from registry import Registry, UsageError, fields_of
+from registry import Registry, UsageError, corrections, fields_of
 
 NONSENSE = [-1, -0.5, 0.5, math.nan, math.inf, -math.inf, "x", "1", None, True, 2**70, [1], object()]
 NUMBERS: dict[Any, tuple[type, ...]] = {
@@ -199,6 +199,12 @@ def test_what_is_set_on_an_agent_counts_from_its_next_iteration_on() -> None:
     metrics = agent.iterate()
     assert metrics["learning_rate"] == 1e-4 and metrics["updates"] == 2
     assert agent.target.temperature == 0.5 and agent.update.max_grad_norm == 0.1
-    agent.entropy_bonus = -1.0
-    with pytest.raises(UsageError, match="entropy_bonus"):
-        agent.iterate()
+    for name, value in (("entropy_bonus", -1.0), ("epochs", 0), ("max_grad_norm", math.nan)):
+        before = getattr(agent, name)
+        with pytest.raises(UsageError, match=name):
+            setattr(agent, name, value)
+        assert getattr(agent, name) == getattr(agent.update, name) == before
+    agent.update.entropy_bonus = 0.01  # of one owner
+    agent.correction = corrections.make("retrace")
+    assert agent.entropy_bonus == 0.01 and agent.update.correction is agent.correction
+    agent.iterate()

@@ -21,6 +21,7 @@ from envs.shaping import (
     ShapedRewardVector,
     whole_parts,
 )
+from envs.task import INFO
 from envs.vector import MathReasonVector
 from registry import UsageError, reward_parts
 from tests.oracles.env_oracles import SHORT, Typist, assert_same
@@ -225,3 +226,13 @@ def test_an_overlong_punishment_that_cannot_act_is_refused() -> None:
     env.reset(seed=0)
     *_, (_, reward, _, _, info) = [env.step(np.int64(5)) for _ in range(8)]
     assert info["overlong_punishment"] == reward == -1.0
+
+
+def test_a_terminal_info_has_its_own_names_and_those_of_the_parts():
+    """By these the agents' metrics tell the parts of a reward."""
+    for parts, names in (((), set()), (("format",), {"verdict_reward", "format_reward"})):
+        env = gym.make("MathReason-v0", reward_parts=parts, max_new_tokens=2)
+        env.reset(seed=0)
+        env.step(5)
+        *_, info = env.step(5)
+        assert set(info) == INFO | names

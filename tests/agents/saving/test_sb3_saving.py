@@ -324,6 +324,13 @@ def test_other_problems_than_those_stored_are_not_taken_for_them(world: World, t
     assert not agent.problem_sampler.state_dict()
     agent.iterate()
 
+    taught = world.agent("reft", batch={"id": "expert", "solutions": 8})
+    taught.iterate()
+    taught.set_env(make())
+    assert taught.update.experts is taught.experts  # of the new environment's solutions
+    assert taught.experts.order.task is taught.envs.unwrapped.task
+    taught.iterate()
+
 
 def test_the_tokenizer_is_the_saved_one(world: World, tmp_path: Path) -> None:
     venv = gym.make_vec("MathReason-v0", num_envs=4, tokenizer=world.model, **world.env)

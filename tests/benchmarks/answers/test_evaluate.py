@@ -305,7 +305,14 @@ def test_numbers_that_make_no_sense_are_refused(name: str, value: str, tmp_path:
     assert ask(name, value, folder=tmp_path / "out") == 2 and not (tmp_path / "out").exists()
 
 
-def test_a_message_of_parts_is_its_text() -> None:
-    said = [("thinking", "12"), ("text", "It is "), ("text", "\\boxed{1}")]
-    parts = [{"type": kind, "text": text} for kind, text in said]
-    assert server._text(parts) == "It is \\boxed{1}" and server._text(None) == "" and server._text("4") == "4"
+def test_a_message_of_parts_is_its_text(file: str, tmp_path: Path) -> None:
+    def reply(prompt: str, body: dict[str, Any]) -> dict[str, Any]:
+        said = [("thinking", "12"), ("text", "It is "), ("text", f"\\boxed{{{2 * int(prompt.split()[2])}}}")]
+        parts = [{"type": kind, "text": text} for kind, text in said]
+        return {"choices": [{"message": {"role": "assistant", "content": parts}, "finish_reason": "stop"}]}
+
+    with ChatServer(reply).running() as served:
+        assert ask("--server", served.url, "--sets", file, "--samples", "0", folder=tmp_path / "out") == 0
+    rows = rows_of(next((tmp_path / "out").glob("*/completions.jsonl")))
+    assert [row["right"] for row in rows] == [True] * QUESTIONS
+    assert all(row["completion"].startswith("It is \\boxed") for row in rows)
