@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import threading
@@ -196,7 +197,7 @@ class TestWithTRL:
         from trl import GRPOConfig, GRPOTrainer
 
         def make(rows: Any, chat: str | None = None, longest: int = 12, **arguments: Any) -> Any:
-            tokenizer = load_tokenizer.__wrapped__("builtin")
+            tokenizer = copy.deepcopy(load_tokenizer("builtin"))
             tokenizer.chat_template = chat
             torch.manual_seed(0)
             settings = GRPOConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,7 @@ def train(kind: type, folder: Any, model: str = TINY, **settings: Any) -> tuple[
         args=trl.GRPOConfig(output_dir=str(folder), **arguments),
         reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 2) for ids in completion_ids],
         train_dataset=problem_rows("arithmetic", limit=16),
-        processing_class=load_tokenizer.__wrapped__("builtin"),
+        processing_class=copy.deepcopy(load_tokenizer("builtin")),
         callbacks=[batches],
     )
     compute = trainer._compute_loss
