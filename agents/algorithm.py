@@ -5,7 +5,7 @@ An agent itself is its constructor, ``_setup_model`` and ``iterate``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -28,7 +28,7 @@ from agents.arguments import (
     vector_env_of,
 )
 from agents.rollout import Interrupted
-from agents.sb3_policy import LanguageModelPolicy, target_of
+from agents.sb3_policy import LanguageModelPolicy, choose_trained, target_of
 from agents.schedules import Spent
 from envs.sb3 import SB3VecEnv
 from policies import Policy
@@ -119,7 +119,7 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
 
     Attributes:
         weight_decay, adam_betas, adam_eps: of AdamW.
-        lora_rank, gradient_checkpointing: of the target.
+        lora_rank, trained_layers, gradient_checkpointing: of the target.
         schedule: of the learning rate, a component of ``registry.schedules``.
         iteration: how many are done.
         metrics: of the last one; a name without a slash is logged under ``log_name``.
@@ -130,6 +130,7 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
     lora_rank: int = 0
+    trained_layers: Sequence[int] | None = None
     gradient_checkpointing: bool = False
     schedule: Any
     iteration: int
@@ -181,16 +182,10 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         self._logger = Logger(None, [])
 
     def _load_target(self, given: str | Policy, dtype: str | None, device: str) -> Policy:
-        return target_of(
-            given,
-            self.action_space,
-            device,
-            dtype,
-            lora_rank=self.lora_rank,
-            gradient_checkpointing=self.gradient_checkpointing,
-            seed=self.seed or 0,
-            longest=self.envs.unwrapped.task.max_length,
-        )
+        longest = self.envs.unwrapped.task.max_length
+        target = target_of(given, self.action_space, device, dtype, self.gradient_checkpointing, longest)
+        choose_trained(target, self.lora_rank, self.trained_layers, self.seed or 0)
+        return target
 
     def iterate(self, hooks: BaseCallback | None = None, spent: Spent | None = None) -> dict[str, float]:
         """One iteration; returns its metrics."""

@@ -160,6 +160,9 @@ class ReFT(LanguageModelAlgorithm):
         lora_rank: r, the rank of low-rank adapters (LoRA, arXiv 2106.09685; needs peft) of every layer's projections,
             with alpha = 2 r, that are trained instead of the weights; rollouts and saved models have them merged in. 0,
             the default, trains the weights themselves.
+        trained_layers: numbers of the layers, from 0, that are trained, or whose projections get adapters; all other
+            weights stay as they are, head and embedding among them, and a backward ends at the lowest of these layers.
+            By default all weights are trained.
         gradient_checkpointing: keep only each layer's input for the backward and compute the layer again: less memory,
             about a third more time for an update, the same numbers. Off by default.
         shard: under torchrun, split the model's matrices, their gradients and the optimizer's moments over the
@@ -226,6 +229,7 @@ class ReFT(LanguageModelAlgorithm):
         dtype: str | None = "auto",
         rollout_dtype: str | None = None,
         lora_rank: int = 0,
+        trained_layers: Sequence[int] | None = None,
         gradient_checkpointing: bool = False,
         shard: bool = False,
         tensorboard_log: str | None = None,
@@ -256,7 +260,7 @@ class ReFT(LanguageModelAlgorithm):
         warn_stale(self.correction, minibatches * epochs, self.batch)
         check_lora_rank(lora_rank)
         self.adam_betas, self.adam_eps = check_adam(adam_betas, adam_eps)
-        self.lora_rank = lora_rank
+        self.lora_rank, self.trained_layers = lora_rank, trained_layers
         self.gradient_checkpointing = gradient_checkpointing
         self.shard = shard
         self.group_size, self.problems_per_batch = group_size, problems_per_batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,15 @@ def target_of(
     actions: spaces.Space[Any],
     device: str,
     dtype: str | None = None,
-    lora_rank: int = 0,
     gradient_checkpointing: bool = False,
-    seed: int = 0,
     longest: int = 0,
 ) -> Policy:
-    """The policy that an agent was given or names, with gradient checkpointing and low-rank adapters (alpha is twice
-    ``lora_rank``, ``seed`` that of their first factor) where they are asked for. ``longest`` is the most tokens of a
-    prompt and its completion.
+    """The policy that an agent was given or names, with gradient checkpointing where it is asked for. ``longest``
+    is the most tokens of a prompt and its completion.
 
     Raises:
         UsageError: it cannot be loaded, its logits are not the environment's ``actions``, it has fewer positions than
-            ``longest``, it has adapters already, or gradient checkpointing is wanted of transformers' own layers.
+            ``longest``, or gradient checkpointing is wanted of transformers' own layers.
     """
     target = given if isinstance(given, Policy) else Policy.load(given, device, dtype)
     if isinstance(given, Policy) and dtype not in (None, "auto") and dtype != str(target.dtype).removeprefix("torch."):
@@ -61,9 +59,20 @@ def target_of(
                 "(the project's do not reproduce it): leave gradient_checkpointing out and lower microbatch_tokens"
             )
         target.gradient_checkpointing = True
-    if lora_rank:
-        target.add_adapters(lora_rank, 2 * lora_rank, seed)
     return target
+
+
+def choose_trained(target: Policy, lora_rank: int, trained_layers: Sequence[int] | None, seed: int) -> None:
+    """Train low-rank adapters where a rank is given (alpha is twice that, ``seed`` that of their first factor), and
+    ``trained_layers`` alone where they are.
+
+    Raises:
+        UsageError: there are adapters already, or no such layers.
+    """
+    if lora_rank:
+        target.add_adapters(lora_rank, 2 * lora_rank, seed, trained_layers)
+    elif trained_layers is not None:
+        target.train_only(trained_layers)
 
 
 class PredictsWithSlots:

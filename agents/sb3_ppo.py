@@ -51,7 +51,7 @@ from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
 from agents.rollout import Interrupted
 from agents.saving.configuration import constructor_arguments
-from agents.sb3_policy import target_of
+from agents.sb3_policy import choose_trained, target_of
 from agents.schedules import Spent
 from agents.update import NotFinite, refuse_broken_step
 from envs.sb3 import SB3VecEnv
@@ -196,14 +196,9 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
 
     def _setup_model(self) -> None:
         """Load the target, then what SB3 sets up around it."""
-        self.target = target_of(
-            self._given_policy,
-            self.action_space,
-            str(self.device),
-            lora_rank=self.lora_rank,
-            seed=self.seed or 0,
-            longest=self.envs.unwrapped.task.max_length,
-        )
+        longest = self.envs.unwrapped.task.max_length
+        self.target = target_of(self._given_policy, self.action_space, str(self.device), longest=longest)
+        choose_trained(self.target, self.lora_rank, None, self.seed or 0)
         if self.target.dtype != torch.float32:
             raise UsageError(
                 "agent 'sb3-ppo' multiplies in float32, and the policy that it is given in "

@@ -14,6 +14,7 @@ comparison it is what the time of a reinforced run buys where worked solutions a
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class SFT(LanguageModelAlgorithm):
             last (stochastic depth, arXiv 1603.09382), so that nested subsets stay usable.
         weight_decay: of AdamW.
         max_grad_norm: gradient norm clip.
-        microbatch_tokens, dtype, lora_rank, gradient_checkpointing: as for ``agents.reft.ReFT``.
+        microbatch_tokens, dtype, lora_rank, trained_layers, gradient_checkpointing: as for ``agents.reft.ReFT``.
         slots: env slots, when ``env`` does not say; training needs none.
         seed: of the order of demonstrations, of the layers left out and of adapters.
 
@@ -83,6 +84,7 @@ class SFT(LanguageModelAlgorithm):
         slots: int | None = None,
         dtype: str | None = "auto",
         lora_rank: int = 0,
+        trained_layers: Sequence[int] | None = None,
         gradient_checkpointing: bool = False,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -112,7 +114,7 @@ class SFT(LanguageModelAlgorithm):
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
         self._given_budget = microbatch_tokens
-        self.lora_rank = lora_rank
+        self.lora_rank, self.trained_layers = lora_rank, trained_layers
         self.gradient_checkpointing = gradient_checkpointing
         self.nesting = self.problem_sampler = None
         self._given_policy = policy

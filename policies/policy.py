@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from operator import attrgetter
+from operator import attrgetter, index
 from pathlib import Path
 from typing import Any
 
@@ -228,16 +228,44 @@ class Policy:
     @property
     def adapter_rank(self) -> int:
         """The rank of the low-rank adapters that are trained; 0 where the weights themselves are."""
-        adapter = factors(self.model.model.layers[0].self_attn.q_proj)
-        return 0 if adapter is None else len(adapter[0])
+        adapters = (factors(block.self_attn.q_proj) for block in self.model.model.layers)
+        return max(0 if adapter is None else len(adapter[0]) for adapter in adapters)
 
-    def add_adapters(self, rank: int = 16, alpha: int = 32, seed: int = 0) -> None:
-        """Train low-rank adapters of all projections (LoRA) instead of the weights: call before making an optimizer.
-        ``seed`` is of their first factor; the second starts at zero.
+    @property
+    def trained_layers(self) -> LayerSubset:
+        """The layers of which something is trained."""
+        blocks = enumerate(self.model.model.layers)
+        return tuple(number for number, block in blocks if any(one.requires_grad for one in block.parameters()))
+
+    def train_only(self, layers: Sequence[int]) -> None:
+        """Train the weights of ``layers`` alone and freeze all others, head and embedding among them: call before
+        making an optimizer. A backward ends at the lowest of them."""
+        chosen = self._numbered(layers)
+        self.model.requires_grad_(False)
+        for number in chosen:
+            self.model.model.layers[number].requires_grad_(True)
+
+    def _numbered(self, layers: Sequence[int]) -> list[int]:
+        """``layers`` to train, in order."""
+        try:
+            chosen = sorted(map(index, layers))
+        except TypeError:
+            chosen = []
+        if not chosen or len(set(chosen)) < len(chosen) or not 0 <= chosen[0] <= chosen[-1] < self.num_layers:
+            raise UsageError(
+                f"trained_layers={layers!r} must be different numbers of layers, 0 to {self.num_layers - 1}, such as "
+                f"[{self.num_layers // 2}]; leave it out to train all weights"
+            )
+        return chosen
+
+    def add_adapters(self, rank: int = 16, alpha: int = 32, seed: int = 0, layers: Sequence[int] | None = None) -> None:
+        """Train low-rank adapters of all projections (LoRA) instead of the weights, or of those of ``layers`` alone:
+        call before making an optimizer. ``seed`` is of their first factor; the second starts at zero.
 
         Rollouts use the merged weights of the last ``refresh``; ``save`` writes merged weights. Needs the package peft.
         """
-        add_adapters(self.model, rank, alpha, seed)
+        chosen = range(self.num_layers) if layers is None else self._numbered(layers)
+        add_adapters(self.model, rank, alpha, seed, chosen)
         self._parameters = tuple(self.model.parameters())
         self._use(self.dtype)
         self._rollout_weights = {}

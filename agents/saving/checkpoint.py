@@ -92,6 +92,7 @@ def _write(agent: Any, folder: Path) -> None:
         "num_timesteps": agent.num_timesteps,
         "iteration": agent.iteration,
         "lora_rank": agent.target.adapter_rank,
+        "trained_layers": list(agent.target.trained_layers),
         "sampler": agent.nesting.sampler.state_dict() if agent.nesting else {},
         "problems": agent.problem_sampler.state_dict() if agent.problem_sampler else {},
         **kept,
@@ -236,8 +237,8 @@ def restore(agent: Any, path: Path) -> None:
     """Counters, optimizer, adapters and learned samplers of ``save``'s folder into an agent made with its weights.
 
     Raises:
-        UsageError: the agent's adapters are of another rank than the saved ones, or a learned state has no taker: the
-            agent's sampler, problem sampler or patch is another one than that which learned it.
+        UsageError: the agent's adapters are of another rank than the saved ones, it trains other layers, or a learned
+            state has no taker: the agent's sampler, problem sampler or patch is another one than that which learned it.
     """
     state = json.loads((path / STATE).read_text())
     rank = state.get("lora_rank", 0)
@@ -245,6 +246,12 @@ def restore(agent: Any, path: Path) -> None:
         raise UsageError(
             f"{path} was saved with lora_rank={rank}, so it cannot go on with lora_rank={agent.target.adapter_rank}: "
             f"give {rank}, or start anew from its weights with policy={str(path)!r}"
+        )
+    trained = list(agent.target.trained_layers)
+    if state.get("trained_layers", trained) != trained:
+        raise UsageError(
+            f"{path} was saved with the layers {state['trained_layers']} trained, so it cannot go on with {trained}: "
+            f"leave trained_layers out, or start anew from its weights with policy={str(path)!r}"
         )
     if rank:
         agent.target.load_adapter_state_dict(load_file(path / ADAPTERS))

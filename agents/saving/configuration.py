@@ -65,8 +65,10 @@ def stored_arguments(agent: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """The agent's arguments that JSON can hold, and those that it cannot as texts. A number that was changed on the
     agent since (``agent.ent_coef = 0``) is stored as it is now, and so is what a policy given as an object brought."""
     stored, left_out = {}, {}
+    trained = agent.target.trained_layers
     brought = {
         "lora_rank": agent.target.adapter_rank,
+        "trained_layers": list(trained) if len(trained) < agent.target.num_layers else None,
         "dtype": str(agent.target.dtype).removeprefix("torch."),
         "gradient_checkpointing": agent.target.gradient_checkpointing,
     }

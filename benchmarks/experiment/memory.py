@@ -29,6 +29,7 @@ def memory_of(spec: RunSpec) -> Table:
         dtype=DTYPES[agent.get("dtype") or "float32"],
         device=torch.device(spec.device),
         lora_rank=agent.get("lora_rank") or 0,
+        trained_layers=len(agent.get("trained_layers") or ()),
         gradient_checkpointing=bool(agent.get("gradient_checkpointing")),
     )
     tokens = microbatch_budget(agent.get("microbatch_tokens"), size)
@@ -41,15 +42,20 @@ def size_of(
     dtype: torch.dtype,
     device: torch.device,
     lora_rank: int = 0,
+    trained_layers: int = 0,
     gradient_checkpointing: bool = False,
 ) -> ModelSize:
-    """Of the model that a transformers config describes; norms are counted, biases are too few to matter."""
+    """Of the model that a transformers config describes, of which so many ``trained_layers`` are trained, 0 for all
+    weights; norms are counted, biases are too few to matter."""
     a = read_architecture(config)
     tied = bool(getattr(config, "tie_word_embeddings", False))
     weights = a.layers * a.layer_weights + (1 if tied else 2) * a.vocabulary * a.width + (2 * a.layers + 1) * a.width
     queries, keys = a.query_heads * a.head_dim, a.key_heads * a.head_dim
     both_sides = 2 * (a.width + queries) + 2 * (a.width + keys) + 3 * (a.width + a.inner)  # of a layer's seven maps
-    trained = a.layers * lora_rank * both_sides if lora_rank else weights
+    if lora_rank:
+        trained = (trained_layers or a.layers) * lora_rank * both_sides
+    else:
+        trained = trained_layers * (a.layer_weights + 2 * a.width) or weights
     return ModelSize(a, weights + (trained if lora_rank else 0), trained, dtype, device, gradient_checkpointing)
 
 

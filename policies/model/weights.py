@@ -256,6 +256,12 @@ class RolloutHead:
         return self._kernels.head_draw(rows, self._prepared, self.module.out_features, temperature, uniform)
 
 
+def _frozen_stamp(parameters: list[nn.Parameter]) -> int | None:
+    if any(one.requires_grad or whole_shape(one) for one in parameters):
+        return None
+    return sum(one._version for one in parameters)
+
+
 class RolloutWeights:
     """The inference shadow of a whole transformers CausalLM."""
 
@@ -279,6 +285,7 @@ class RolloutWeights:
             for block, window in zip(model.model.layers, architecture.windows, strict=True)
         ]
         self.head = head(model.lm_head, dtype)
+        self._stamps = self._frozen_stamps()
         self._settle()
 
     def with_changes(self, changes: Mapping[int, Change]) -> RolloutWeights:
@@ -303,10 +310,17 @@ class RolloutWeights:
     def refresh(self) -> None:
         """Take over the model's present weights. What a store has made of the old ones (``panels``) stays old: a
         behaviour made before refuses to act."""
-        for packed in self._linears:
-            packed.refresh()
-        self.head.refresh()
+        stamps = self._frozen_stamps()
+        for packed, before, now in zip((*self._linears, self.head), self._stamps, stamps, strict=True):
+            if now is None or now != before:
+                packed.refresh()
+        self._stamps = stamps
         self._settle()
+
+    def _frozen_stamps(self) -> list[int | None]:
+        """By map what changes with its weights, of those that nobody trains; None of the others."""
+        parts: list[list[nn.Linear]] = [*(packed.modules for packed in self._linears), [self.head.module]]
+        return [_frozen_stamp([one for module in modules for one in module.parameters()]) for modules in parts]
 
     def _settle(self) -> None:
         """What is split is gathered now; its maps stay in plain order only where whole steps make panels of them."""

@@ -4,7 +4,7 @@ merged for rollouts and on disk."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 _NAME = "default"
 
 
-def add_adapters(model: Any, rank: int, alpha: int, seed: int) -> None:
-    """Put adapters into every projection of a transformers CausalLM, in place, and freeze everything else.
+def add_adapters(model: Any, rank: int, alpha: int, seed: int, layers: Sequence[int]) -> None:
+    """Put adapters into all projections of these layers of a transformers CausalLM, in place; freeze everything else.
 
     A projection W becomes W + alpha / rank * B A. A is drawn from ``seed`` alone and B is zero, so the model computes
     what it did. Raises ``UsageError`` without peft or for a rank below 1."""
@@ -33,7 +33,14 @@ def add_adapters(model: Any, rank: int, alpha: int, seed: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UsageError("low-rank adapters need the package peft: pip install 'nested-reft[lora]'") from error
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(TARGETS), bias="none")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=list(TARGETS),
+        layers_to_transform=list(layers),
+        bias="none",
+    )
     with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_NAME)

@@ -59,6 +59,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "bytes": {"sampler": "fixed", "rollout_dtype": "int8"},
     "measured": {"sampler": "lowest-kl", "correction": "retrace", "batch": "stale"},
     "adapters": {"lora_rank": 4, "gradient_checkpointing": True, "minibatches": 2},
+    "layers": {"trained_layers": [1, 2], "minibatches": 2},
     "anchored": {"anchor": "kl", "gradient_checkpointing": True, "batch": "replay"},
 }
 

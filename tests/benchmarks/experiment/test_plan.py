@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen2Config
 
 from agents.memory import ModelSize, plan
+from agents.sb3_policy import choose_trained
 from benchmarks.experiment.memory import CARDS, CONTEXT, memory_table, size_of
 from benchmarks.run import main
 from policies import Policy
@@ -55,12 +56,13 @@ def test_seven_billion_weights_by_hand() -> None:
                 assert (needed <= card * 1e9 - CONTEXT) == fits
 
 
+@pytest.mark.parametrize("layers", [None, [1, 2]])
 @pytest.mark.parametrize("rank", [0, 4])
-def test_a_config_says_what_its_loaded_policy_says(folder: str, rank: int) -> None:
+def test_a_config_says_what_its_loaded_policy_says(folder: str, rank: int, layers: list[int] | None) -> None:
     policy = Policy.load(folder)
-    if rank:
-        policy.add_adapters(rank)
-    assert size_of(load_config(folder), torch.float32, torch.device("cpu"), rank) == ModelSize.of(policy)
+    choose_trained(policy, rank, layers, seed=0)
+    size = size_of(load_config(folder), torch.float32, torch.device("cpu"), rank, len(layers or ()))
+    assert size == ModelSize.of(policy)
 
 
 def test_a_dry_run_trains_nothing(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
