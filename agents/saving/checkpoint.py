@@ -237,23 +237,12 @@ def restore(agent: Any, path: Path) -> None:
     """Counters, optimizer, adapters and learned samplers of ``save``'s folder into an agent made with its weights.
 
     Raises:
-        UsageError: the agent's adapters are of another rank than the saved ones, it trains other layers, or a learned
-            state has no taker: the agent's sampler, problem sampler or patch is another one than that which learned it.
+        UsageError: the agent trains something else than the saved one did, or a learned state has no taker: the
+            agent's sampler, problem sampler or patch is another one than that which learned it.
     """
     state = json.loads((path / STATE).read_text())
-    rank = state.get("lora_rank", 0)
-    if rank != agent.target.adapter_rank:
-        raise UsageError(
-            f"{path} was saved with lora_rank={rank}, so it cannot go on with lora_rank={agent.target.adapter_rank}: "
-            f"give {rank}, or start anew from its weights with policy={str(path)!r}"
-        )
-    trained = list(agent.target.trained_layers)
-    if state.get("trained_layers", trained) != trained:
-        raise UsageError(
-            f"{path} was saved with the layers {state['trained_layers']} trained, so it cannot go on with {trained}: "
-            f"leave trained_layers out, or start anew from its weights with policy={str(path)!r}"
-        )
-    if rank:
+    _check_trains_the_same(agent, path, state)
+    if state.get("lora_rank"):
         agent.target.load_adapter_state_dict(load_file(path / ADAPTERS))
     agent.num_timesteps = state["num_timesteps"]
     agent.iteration = state["iteration"]
@@ -276,6 +265,27 @@ def restore(agent: Any, path: Path) -> None:
     here = problem_digest(agent.envs.unwrapped.task.problems)
     if hasattr(agent, "forget_problems") and state.get("problem_set", here) != here:
         agent.forget_problems()
+
+
+def _check_trains_the_same(agent: Any, path: Path, state: Mapping[str, Any]) -> None:
+    """Raise UsageError for adapters of another rank or dtype than the saved agent's, or other layers."""
+    target, anew = agent.target, f"start anew from its weights with policy={str(path)!r}"
+    rank, had = target.adapter_rank, state.get("lora_rank", 0)
+    if rank != had:
+        raise UsageError(
+            f"{path} was saved with lora_rank={had}, so it cannot go on with lora_rank={rank}: give {had}, or {anew}"
+        )
+    trained = list(target.trained_layers)
+    if state.get("trained_layers", trained) != trained:
+        raise UsageError(
+            f"{path} was saved with the layers {state['trained_layers']} trained, so it cannot go on with {trained}: "
+            f"leave trained_layers out, or {anew}"
+        )
+    if rank and state["arguments"].get("dtype") == "bfloat16" and target.dtype != torch.bfloat16:
+        raise UsageError(
+            f"{path} has trained adapters in bfloat16, whose rounded sums products in float32 would not see: leave "
+            f"dtype out, or {anew}"
+        )
 
 
 def _restore_copies(agent: Any, path: Path, state: Mapping[str, Any]) -> None:

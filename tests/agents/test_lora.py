@@ -137,6 +137,13 @@ def test_other_ranks_are_refused(folder: str, tmp_path: Path) -> None:
         ReFT(policy, CoinFlips(4), lora_rank=2)
 
 
+def test_what_bfloat16_has_trained_does_not_go_on_in_float32(folder: str, tmp_path: Path) -> None:
+    make(folder, lora_rank=2, dtype="bfloat16").save(tmp_path / "saved")
+    assert ReFT.load(tmp_path / "saved", CoinFlips(4)).target.dtype == torch.bfloat16
+    with pytest.raises(UsageError, match=r"adapters in bfloat16.*leave dtype out"):
+        ReFT.load(tmp_path / "saved", CoinFlips(4), dtype="float32")
+
+
 def test_equal_seeds_give_equal_adapters_whatever_was_drawn_before(folder: str) -> None:
     first = weights(make(folder, lora_rank=2))
     torch.manual_seed(99)
