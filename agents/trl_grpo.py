@@ -99,7 +99,7 @@ class TRLGRPO(LanguageModelAlgorithm):
         self.temperature = temperature
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "loss_type": loss_type,
             "scale_rewards": scale_rewards,
             "beta": beta,
@@ -208,13 +208,14 @@ class TRLGRPO(LanguageModelAlgorithm):
                 )
         return Dataset.from_dict({"prompt": texts, "problem": problems})
 
-    def _judge(self, completion_ids: list[list[int]], problem: list[int], **_: Any) -> list[float]:
+    def _judge(self, completion_ids: list[list[int]], problem: list[int], **_: Any) -> list[float | None]:
         """The environment's rewards, as TRL asks for them."""
         task = self.envs.unwrapped.task
         self._wrote = time.perf_counter()
         completions = [np.asarray(ids, dtype=np.int64) for ids in completion_ids]
         verdicts = [task.verdict(completion, index) for completion, index in zip(completions, problem, strict=True)]
-        rewards, self._finals = [], []
+        rewards: list[float | None] = []
+        self._finals: list[dict[str, Any]] = []
         for n, (completion, index) in enumerate(zip(completions, problem, strict=True)):
             start = start_info(task, index, n, n // self.group_size, n % self.group_size)
             reason = task.finish_reason(completion) or "length"

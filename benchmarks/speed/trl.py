@@ -62,10 +62,14 @@ class TrlIteration:
             disable_tqdm=True,
         )
         coin = random.Random(0)
+
+        def flip(completions: list[Any], **_: Any) -> list[float | None]:
+            return [float(coin.random() < 0.5) for _ in completions]
+
         self.trainer = GRPOTrainer(
             model=Generate(policy, work, 1).model.train(),
             args=settings,
-            reward_funcs=lambda completions, **_: [float(coin.random() < 0.5) for _ in completions],
+            reward_funcs=flip,
             train_dataset=Dataset.from_dict({"prompt": texts}),
             processing_class=tokenizer,
             callbacks=[Clock()],

@@ -310,8 +310,9 @@ class RolloutWeights:
     def refresh(self) -> None:
         """Take over the model's present weights. What a store has made of the old ones (``panels``) stays old: a
         behaviour made before refuses to act."""
+        maps: list[RolloutLinear | RolloutHead] = [*self._linears, self.head]
         stamps = self._frozen_stamps()
-        for packed, before, now in zip((*self._linears, self.head), self._stamps, stamps, strict=True):
+        for packed, before, now in zip(maps, self._stamps, stamps, strict=True):
             if now is None or now != before:
                 packed.refresh()
         self._stamps = stamps
