@@ -24,19 +24,30 @@ def load_tokenizer(name: str) -> Any:
     """A transformers fast tokenizer: ``builtin``, a folder or a hub id. Raises UsageError when there is none."""
     source = _source(name)
     files = sorted(file for file in Path(source).glob("*") if file.suffix in (".json", ".jinja", ".model"))
-    return _load_tokenizer(name, str(Path(source).resolve()), tuple((f.name, f.stat().st_mtime_ns) for f in files))
+    key = name, str(Path(source).resolve()), tuple((f.name, f.stat().st_mtime_ns) for f in files)
+    tokenizer, state = _load_tokenizer(*key)
+    if _state(tokenizer) != state:  # whoever had it before has changed it, and keeps it
+        _load_tokenizer.cache_clear()
+        tokenizer, _ = _load_tokenizer(*key)
+    return tokenizer
+
+
+def _state(tokenizer: Any) -> str:
+    """What trainers change of a tokenizer that they are given: special and added tokens, sides, template."""
+    return f"{tokenizer!r}{tokenizer.chat_template!r}"
 
 
 @lru_cache(maxsize=8)
-def _load_tokenizer(name: str, place: str, files: tuple[tuple[str, int], ...]) -> Any:
-    """``place`` and ``files`` tell a tokenizer from one that the same name stood for before."""
+def _load_tokenizer(name: str, place: str, files: tuple[tuple[str, int], ...]) -> tuple[Any, str]:
+    """The tokenizer and its state; ``place`` and ``files`` tell it from one that the same name stood for before."""
     from transformers import PreTrainedTokenizerFast
 
     source = _source(name)
     if name != "builtin" and (Path(source).is_absolute() or name.startswith(".")) and not Path(source).is_dir():
         raise UsageError(f"tokenizer={name!r}: no such folder; give a Hugging Face folder, a hub id or 'builtin'")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(source, local_files_only=_only_cached(source))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=_only_cached(source))
+        return tokenizer, _state(tokenizer)
     except Exception as error:  # the hub client raises many kinds; each means the same to the caller
         said = str(error).strip().splitlines() or [""]
         for file in Path(source).glob("tokenizer*"):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import envs.templates  # noqa: F401 (registers the templates)
-from envs.problems.readers import numbered_lines, unreadable
+from envs.problems.readers import numbered_lines, parse_json, unreadable
 from envs.verifier import Verifier, check_gold
 from envs.verifier.extract import completion_text
 from envs.verifier.gold import read_gold
@@ -43,7 +43,7 @@ def rows_of(path: Path) -> Iterator[Row]:
 
 def _row(line: str, where: str, number: int) -> Row:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise UsageError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict) or "gold" not in row:
@@ -85,6 +85,8 @@ def math_verify_defaults(gold: Any, completion: str) -> int:
 
 def table(rows: list[Row], verifier: Verifier) -> str:
     """Agreement with the labels per kind, as Markdown."""
+    if not rows:
+        raise UsageError("--table needs rows, and the file has none")
     missing = [row["id"] for row in rows if "kind" not in row or "expected" not in row]
     if missing:
         raise UsageError(f"--table needs 'kind' and 'expected' in every row; row {missing[0]!r} lacks one")
@@ -126,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         print(table(list(rows_of(args.file)), verifier))
         return 0
     for row in rows_of(args.file):
-        print(json.dumps(grade(row, verifier)), flush=True)
+        print(json.dumps(grade(row, verifier), default=float), flush=True)  # an id may be a number with all its digits
     return 0
 
 

@@ -111,7 +111,7 @@ class MathReason(gym.Env[Observation, np.int64]):
         reward = 0.0
         if reason is not None:
             self._verdict = self.task.verdict(completion, self._info["problem_index"]).result()
-            reward, info = self.task.outcome(self._info, reason, completion, self._verdict)
+            reward, info = self.task.outcome(self._info, reason, completion, self._verdict, self.np_random_seed)
         self._show()
         return self._observation(), reward, reason in ("eos", "stop"), reason == "length", info
 

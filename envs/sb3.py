@@ -43,8 +43,10 @@ class SB3VecEnv(VecEnv):
         options = _shared_options(self._options)
         given = seed if any(s is not None for s in seed) else None
         observation, infos = self.venv.reset(seed=given, options=options)  # type: ignore[arg-type]
-        self.reset_infos = [_slot_info(infos, slot) for slot in range(self.num_envs)]
-        self._return[:], self._steps[:] = 0.0, 0
+        begun = (options or {}).get("reset_mask")  # of others the episodes go on
+        for slot in range(self.num_envs) if begun is None else np.flatnonzero(begun).tolist():
+            self.reset_infos[slot] = _slot_info(infos, slot)
+            self._return[slot], self._steps[slot] = 0.0, 0
         self._reset_seeds()
         self._reset_options()
         return deepcopy(observation)
@@ -79,7 +81,11 @@ class SB3VecEnv(VecEnv):
         self.venv.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        return [getattr(self.venv, attr_name)] * len(list(self._get_indices(indices)))
+        """Of each slot: its own spaces and its own generator's seed; all else is what the vector env has for all."""
+        own = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
+        value = getattr(self.venv, own.get(attr_name, attr_name))
+        by_slot = attr_name in ("np_random", "np_random_seed") and isinstance(value, tuple)
+        return [value[slot] if by_slot else value for slot in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         raise UsageError(f"attribute {attr_name!r} is shared by all slots; set it on the vector env itself")
@@ -112,13 +118,18 @@ def _shared_options(options: list[dict[str, Any]]) -> dict[str, Any] | None:
     Raises:
         UsageError: another option differs between the slots.
     """
-    if all(one == options[0] for one in options):
+    if all(_equal(one, options[0]) for one in options):
         return options[0] or None
     rest = [{key: value for key, value in one.items() if key != "problem_index"} for one in options]
     for one in rest:
-        if one != rest[0]:
+        if not _equal(one, rest[0]):
             raise UsageError(f"set_options: {one} and {rest[0]} differ, but slots share all options but problem_index")
     return {**rest[0], "problem_indices": [one.get("problem_index") for one in options]}
+
+
+def _equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether options are the same, arrays among them."""
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
 def _slot_info(infos: dict[str, Any], slot: int) -> dict[str, Any]:

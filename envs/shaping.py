@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from envs.problem import PENDING
 from registry import UsageError, reward_parts
@@ -73,6 +74,8 @@ class LengthPenalty:
 
     def __post_init__(self) -> None:
         _check_weight(self)
+        if self.free_tokens < 0:
+            raise UsageError(f"{self.name}: free_tokens={self.free_tokens} must be at least 0")
 
     def __call__(self, info: Mapping[str, Any]) -> float:
         return -self.weight * max(0, int(info["response_len"]) - self.free_tokens)
@@ -119,7 +122,7 @@ class OverlongPunishment:
 
 
 def _check_weight(part: FormatReward | LengthPenalty | OverlongPunishment) -> None:
-    if not isinstance(part.weight, int | float) or not math.isfinite(part.weight):
+    if not isinstance(part.weight, Real) or not math.isfinite(part.weight):
         raise UsageError(f"{part.name}: weight={part.weight!r} must be a finite number")
 
 
@@ -131,6 +134,12 @@ def make_parts(given: Iterable[Any], max_new_tokens: int | None = None) -> tuple
         if max_new_tokens is not None and hasattr(part, "check"):
             part.check(max_new_tokens)
     names = [part.name for part in parts]
+    for name in names:
+        if not isinstance(name, str) or not name or name.startswith("_") or name == "verdict_reward":
+            raise UsageError(
+                f"a reward part has the name {name!r}: give it a text that is not 'verdict_reward' and does not begin "
+                "with an underscore, as masks of vector infos do"
+            )
     if len(set(names)) != len(names):
         raise UsageError(f"two reward parts have one name ({', '.join(names)}); give one of them another 'name'")
     return parts
@@ -154,11 +163,31 @@ def shape(parts: Sequence[RewardPart], reward: float, info: Mapping[str, Any]) -
     >>> reward, info["verdict_reward"], info["format_reward"], info["length_penalty"]
     (0.5, 1.0, 0.5, -1.0)
     """
-    shares = {part.name: float(part(info)) for part in parts}
+    shares = {part.name: _share(part, info) for part in parts}
     for name in shares:
         if name in info:
             raise UsageError(f"reward part {name!r} would hide {name!r} in the terminal info; give it another 'name'")
     return reward + sum(shares.values()), {"verdict_reward": reward, **info, **shares}
+
+
+def _share(part: RewardPart, info: Mapping[str, Any]) -> float:
+    try:
+        return float(part(info))
+    except KeyError as error:
+        raise UsageError(
+            f"reward part {part.name!r} needs {error.args[0]!r}, which this environment's terminal info has not: there "
+            f"are {', '.join(info)}"
+        ) from error
+
+
+def _is_judged(info: Mapping[str, Any], cut: bool) -> bool:
+    """Whether an ended episode has its verdict, which one that was ``cut`` from outside (``TimeLimit``) has not."""
+    if "status" not in info and not cut:
+        raise UsageError(
+            "reward parts are of verdicts, and this environment's terminal info has none ('status'): wrap MathReason "
+            "or TextMathReason"
+        )
+    return info.get("status", PENDING.status) != PENDING.status
 
 
 def _budget(env: Any) -> int | None:
@@ -177,17 +206,24 @@ class ShapedReward(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The environment's step, with the parts added at the end of an episode."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
+        if (terminated or truncated) and _is_judged(info, cut=not terminated):
             reward, info = shape(self.parts, float(reward), info)
         return observation, float(reward), terminated, truncated, info
 
 
 class ShapedRewardVector(VectorWrapper):
     """Adds reward parts to the native vector environment; each stands in ``final_info``, [S] with a mask. A verdict
-    that is deferred gets no part: give ``reward_parts`` to the environment itself for that."""
+    that is deferred gets no part: give ``reward_parts`` to the environment itself for that.
+
+    Raises:
+        UsageError: the environment resets in another mode than SAME_STEP, so that no final info stands beside a reward.
+    """
 
     def __init__(self, env: VectorEnv, parts: Sequence[Any]) -> None:
         super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise UsageError(f"ShapedRewardVector needs AutoresetMode.SAME_STEP, this vector env has {mode}")
         self.parts = make_parts(parts, _budget(env))
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -198,8 +234,9 @@ class ShapedRewardVector(VectorWrapper):
             return observations, rewards, terminations, truncations, infos
         rewards, final = np.array(rewards, dtype=np.float64), dict(infos["final_info"])
         for slot in np.flatnonzero(ended):
-            info = {key: values[slot] for key, values in infos["final_info"].items() if not key.startswith("_")}
-            if info["status"] == PENDING.status:
+            there = {key: values for key, values in final.items() if not key.startswith("_")}
+            info = {key: values[slot] for key, values in there.items() if final.get(f"_{key}", ended)[slot]}
+            if not _is_judged(info, cut=not terminations[slot]):
                 continue
             rewards[slot], info = shape(self.parts, float(rewards[slot]), info)
             for key in ("verdict_reward", *(part.name for part in self.parts)):

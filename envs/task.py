@@ -184,20 +184,28 @@ class Task:
         return self.verifier.submit(self.codec.graded_text(completion), self.problem(index))
 
     def outcome(
-        self, start: dict[str, Any], reason: str, completion: NDArray[np.int64], verdict: Verdict
+        self,
+        start: dict[str, Any],
+        reason: str,
+        completion: NDArray[np.int64],
+        verdict: Verdict,
+        seed: int | None = None,
     ) -> tuple[float, dict[str, Any]]:
-        """Reward and terminal info of the episode that began with the info ``start``. While a verdict is ``PENDING``
-        the reward is 0, without parts."""
+        """Reward and terminal info of the episode that began with the info ``start``; ``seed`` is that of its
+        environment, where it numbers episodes by itself. While a verdict is ``PENDING`` the reward is 0, without
+        parts."""
         info = {**start, **final_info(verdict, reason, len(completion))}
         if verdict is PENDING:
             return 0.0, info
-        reward = self._unshaped_reward(verdict, completion, start["problem_index"], start["episode_id"])
+        numbers = [start["problem_index"], start["episode_id"], *([] if seed is None else [seed % 2**64])]
+        reward = self._unshaped_reward(verdict, completion, numbers)
         return shape(self.reward_parts, reward, info) if self.reward_parts else (reward, info)
 
-    def _unshaped_reward(self, verdict: Verdict, completion: NDArray[np.int64], index: int, episode: int) -> float:
-        """The verdict's reward, or the control arm's fair coin, keyed by problem, episode and completion."""
+    def _unshaped_reward(self, verdict: Verdict, completion: NDArray[np.int64], numbers: list[int]) -> float:
+        """The verdict's reward, or the control arm's fair coin, keyed by the episode's ``numbers`` and its
+        completion."""
         if self.spec.reward == "random":
-            return float(np.random.default_rng([index, episode, *completion.tolist()]).random() < 0.5)
+            return float(np.random.default_rng([*numbers, *completion.tolist()]).random() < 0.5)
         return float(verdict.reward)
 
     def observation_space(self) -> spaces.Dict:

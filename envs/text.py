@@ -12,7 +12,7 @@ from envs.problem import Problem, Problems, Verdict
 from envs.problems import load_problems
 from envs.templates import Template
 from envs.verifier import Verifier
-from envs.verifier.extract import Extraction, completion_text
+from envs.verifier.extract import NO_ANSWER, Extraction, completion_text, last_box, last_hash
 from registry import UsageError, templates
 
 Prompt = str | list[dict[str, str]]
@@ -26,10 +26,14 @@ def verifier_of(template: str) -> Verifier:
 
 def finite_problems(problems: Any, split: str, **options: Any) -> Problems:
     """Problems that can be listed: of what ``load_problems`` takes, or loaded ones. Raises ``UsageError`` for a source
-    without an end."""
-    loaded = problems if isinstance(getattr(problems, "name", None), str) else load_problems(problems, split, **options)
+    without an end, and for options of problems that are loaded already."""
+    is_loaded = all(hasattr(problems, name) for name in ("name", "size", "__getitem__"))
+    if is_loaded and options:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise UsageError(f"{problems.name} is loaded already, so {given} would do nothing: give it to load_problems")
+    loaded = problems if is_loaded else load_problems(problems, split, **options)
     if loaded.size is None:
-        raise UsageError(f"{loaded.name} has no end: say how many problems to take (limit=1000)")
+        raise UsageError(f"{loaded.name} has no end: say how many problems to take, load_problems(..., limit=1000)")
     return loaded
 
 
@@ -83,7 +87,8 @@ def _judged(gold: Any, scorer: str) -> Any:
 
 
 def _whole(text: str) -> Extraction:
-    return (text.strip(), "") if text.strip() else ("", "no_answer")
+    marked = last_box(text) or last_hash(text)  # as the prompt asks for an answer
+    return marked or ((text.strip(), "") if text.strip() else NO_ANSWER)
 
 
 _BARE = Verifier(_whole)

@@ -53,16 +53,18 @@ class Ending:
         start: its start info.
         reason: why it ended.
         completion: [T] int64.
+        seed: of the slot; None of episodes that are dealt from a deck.
     """
 
     slot: int
     start: dict[str, Any]
     reason: str
     completion: NDArray[np.int64]
+    seed: int | None
 
     def outcome(self, task: Task, verdict: Verdict) -> tuple[float, dict[str, Any]]:
         """Reward and terminal info under a verdict."""
-        return task.outcome(self.start, self.reason, self.completion, verdict)
+        return task.outcome(self.start, self.reason, self.completion, verdict, self.seed)
 
 
 class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
@@ -354,10 +356,13 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             candidates = live[full | self._stops[tokens]]
         reasons = [(int(slot), self.task.finish_reason(self._completion(slot))) for slot in candidates]
         return [
-            Ending(slot, self._infos[slot], reason, self._completion(slot).copy())
+            Ending(slot, self._infos[slot], reason, self._completion(slot).copy(), self._coin_seed(slot))
             for slot, reason in reasons
             if reason is not None
         ]
+
+    def _coin_seed(self, slot: int) -> int | None:
+        return None if self._deck is not None else self.np_random_seed[slot]
 
     def _verdicts(self, finished: list[Ending]) -> list[Verdict]:
         """The verdict on each, or ``PENDING`` for one that is deferred."""

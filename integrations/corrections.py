@@ -90,7 +90,7 @@ def slime_tis(
             region, one that depends on advantages, or one of whole sequences where their tokens are shared out
             (context_parallel_size above 1).
     """
-    given = getattr(args, "correction", SLIMES_DEFAULT)
+    given = getattr(args, "correction", None) or SLIMES_DEFAULT
     id, fields = (given, {}) if isinstance(given, str) else (given.get("id", ""), {**given})
     fields.pop("id", None)
     shared_out = getattr(args, "context_parallel_size", 1) > 1

@@ -80,7 +80,7 @@ def verified(
         completions: texts or lists of messages.
         prompts: a text that ends within ``<think>`` has opened a thought.
         answer: gold answers: text, a number, a worked solution, or a list of accepted answers.
-        solution: instead of ``answer``.
+        solution: instead of ``answer``, or in rows without one.
         template: where answers stand (default ``plain``: the last box, else ``####``, else "the answer is").
         log_extra: TRL's.
         **columns: ``scorer`` and ``opens_thought`` of ``problem_rows``; others are ignored.
@@ -92,26 +92,23 @@ def verified(
     >>> verified(["It is \\\\boxed{1/2}.", "It is 0.5"], answer=["0.5", "0.5"])
     [1.0, 0.0]
     """
-    golds = answer if answer is not None else solution
     count = len(completions)
-    if golds is None:
+    if answer is None and solution is None:
         there = ", ".join(sorted(columns)) or "none"
         raise UsageError(
             f"the reward 'verified' needs a column 'answer' or 'solution' of gold answers; there are: {there}. "
             "Rename yours (dataset.rename_column), or make the data set by problem_rows"
         )
-    for name, column in (("answer" if answer is not None else "solution", golds), ("template", template)):
-        if column is not None and len(column) != count:
-            raise UsageError(f"the reward 'verified' got {count} completions and {len(column)} of {name!r}: one each")
-    scorers = columns.get("scorer") or [""] * count
-    opened = columns.get("opens_thought") or [False] * count
+    given = {"answer": answer, "solution": solution, "template": template, "prompts": prompts}
+    given |= {name: columns.get(name) for name in ("scorer", "opens_thought")}
+    rows = {name: _column(name, column, count) for name, column in given.items()}
     futures = [
         submit(
             completion,
-            golds[n],
-            template[n] if template is not None else "plain",
-            scorers[n] or "",
-            bool(opened[n]) or _opens(prompts[n] if prompts is not None else ""),
+            rows["solution"][n] if rows["answer"][n] is None else rows["answer"][n],
+            rows["template"][n] or "plain",
+            rows["scorer"][n] or "",
+            bool(rows["opens_thought"][n]) or _opens(rows["prompts"][n]),
         )
         for n, completion in enumerate(completions)
     ]
@@ -120,6 +117,16 @@ def verified(
         log_extra("status", [verdict.status for verdict in verdicts])
         log_extra("extracted", [verdict.extracted for verdict in verdicts])
     return [verdict.reward for verdict in verdicts]
+
+
+def _column(name: str, column: Any, count: int) -> Sequence[Any]:
+    """A value of each row; None where there is none, as in data sets that were joined."""
+    if column is None:
+        return [None] * count
+    if isinstance(column, str) or len(column) != count:
+        got = repr(column) if isinstance(column, str) else f"{len(column)}"
+        raise UsageError(f"the reward 'verified' got {count} completions and {got} of {name!r}: one each")
+    return column
 
 
 def _opens(prompt: Any) -> bool:
@@ -150,6 +157,8 @@ class MathTool:
         Returns:
             That the answer was noted.
         """
+        if not self._row:
+            raise UsageError("MathTool has no problem yet: call reset(answer=...) first, as TRL does with every row")
         self._reward = verify_answer(str(answer), self._row["answer"], self._row.get("scorer") or "").reward
         return "noted"
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 from envs.problem import Problem
 from registry import UsageError
 
-QUESTIONS = ("question", "problem", "query", "prompt", "input", "instruction")
+QUESTIONS = ("question", "problem", "query", "prompt", "instruction", "input")
 ANSWERS = (
-    "answer",
-    "final_answer",
+    "final_answer",  # beside an "answer" that explains it
     "expected_answer",
+    "answer",
     "gold",
     "ground_truth",
     "target",
@@ -41,6 +42,7 @@ class Columns:
     question: str
     answer: str
     body: str | None = None
+    context: str | None = None
     equation: str | None = None
     solutions: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
@@ -50,8 +52,11 @@ def find_columns(rows: Iterable[Any], source: str, question: str | None = None, 
     """The columns of ``rows``, those named or else the usual ones. Raises ``UsageError`` naming the columns that there
     are if one needed is missing or there twice."""
     names = _column_names(rows)
+    found = _find("question", question, QUESTIONS, names, source)
+    is_alpaca = question is None and found.strip().lower() == "instruction"
     return Columns(
-        question=_find("question", question, QUESTIONS, names, source),
+        question=found,
+        context=next(iter(_like(names, "input")), None) if is_alpaca else None,
         answer=_find("answer", answer, ANSWERS, names, source),
         body=next(iter(_like(names, "body")), None) if question is None else None,
         equation=next(iter(_like(names, "equation")), None),
@@ -72,17 +77,29 @@ def to_problem(row: Mapping[str, Any], source: str, index: int, columns: Columns
     raw = _value(row, columns.answer, where)
     is_worked = columns.answer.rpartition(".")[2].strip().lower() in SOLUTIONS
     answer, *alternatives = read_gold(raw, where, solution=is_worked)
-    solution = next((_solution_text(row[name]) for name in columns.solutions if row.get(name)), "")
+    solution = next((_solution_text(row[name]) for name in columns.solutions if _is_there(row.get(name))), "")
     if isinstance(raw, str) and (is_worked or is_solution(raw)):
         solution = _CALCULATION.sub("", raw.strip())
     if not question:
         raise UsageError(f"{where} has an empty question; correct or leave out that row")
     for role, text in (("question", question), ("solution", solution)):
         _check_unicode(role, text, where)
-    if not solution and columns.equation is not None and columns.equation in row:
+    if not solution and columns.equation is not None and _is_there(row.get(columns.equation)):
         solution = _worked_solution(str(row[columns.equation]), answer)
-    id = next((str(row[name]) for name in columns.ids if row.get(name) is not None), str(index))
+    id = next((_id_text(row[name]) for name in columns.ids if _is_there(row.get(name))), str(index))
     return Problem(question, answer, source, id, solution, alternatives=tuple(alternatives))
+
+
+def _is_there(value: Any) -> bool:
+    """Whether a row has a value in a column: not None, nor a blank, nor what is no number (pandas' missing values)."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return False
+    return not isinstance(value, Real | Decimal) or value == value
+
+
+def _id_text(value: Any) -> str:
+    """An id as text; whole where pandas made a float of an integer, for another row has none."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _check_unicode(role: str, text: str, where: str) -> None:
@@ -161,6 +178,9 @@ def _value(row: Mapping[str, Any], column: str, where: str) -> Any:
 def _question(row: Mapping[str, Any], columns: Columns, where: str) -> str:
     question = _question_text(_value(row, columns.question, where), columns.question, where)
     body = "" if columns.body is None else _question_text(row.get(columns.body), columns.body, where)
+    context = "" if columns.context is None else _question_text(row.get(columns.context), columns.context, where)
+    if context:  # Alpaca's
+        question = f"{question}\n{context}"
     if not body:
         return question
     # SVAMP and ASDiv keep the story apart; a story without a full stop is a clause that the question completes.
@@ -170,9 +190,11 @@ def _question(row: Mapping[str, Any], columns: Columns, where: str) -> str:
 def _question_text(value: Any, column: str, where: str) -> str:
     """A question as text. Of chat messages (TRL's and verl's layout) it is what the user says last: the system prompt
     is the template's."""
+    from envs.verifier.gold import unpacked
+
     if value is None:
         return ""
-    messages = _written_messages(value) if isinstance(value, str) else value
+    messages = _written_messages(value, where) if isinstance(value, str) else unpacked(value)
     if isinstance(messages, str):
         return messages.strip()
     if not _is_messages(messages):
@@ -191,14 +213,20 @@ def _question_text(value: Any, column: str, where: str) -> str:
     return (content or "").strip()
 
 
-def _written_messages(text: str) -> Any:
-    """Chat messages that a table without lists (CSV) has as text, or the text itself."""
-    if text.lstrip().startswith("[{"):
-        for parse in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                value = parse(text.strip())
-                if _is_messages(value):
-                    return value
+def _written_messages(text: str, where: str) -> Any:
+    """Chat messages that a table without lists (CSV) has as text, or the text itself. Raises ``UsageError`` for what
+    looks like messages and cannot be read."""
+    from envs.verifier.gold import printed_list
+
+    if not text.lstrip().startswith("[{"):
+        return text
+    for parse in (json.loads, printed_list):
+        with suppress(ValueError, RecursionError):
+            value = parse(text.strip())
+            if _is_messages(value):
+                return value
+    if re.search(r"['\"]role['\"]\s*:", text):
+        raise UsageError(f"{where} has chat messages that cannot be read ({text[:60]!r}...): write them as JSON")
     return text
 
 

@@ -20,6 +20,7 @@ from envs.problem import Problem, Problems
 from envs.problems.readers import (
     Row,
     arrow_rows,
+    check_distinct,
     check_exists,
     dataset_rows,
     is_file_name,
@@ -131,21 +132,30 @@ class TableSource(RowSource):
         return rows_of_table(table)
 
 
+_SHORT: dict[str, type[np.floating]] = {
+    **dict.fromkeys(("float16", "Float16", "halffloat[pyarrow]"), np.float16),
+    **dict.fromkeys(("float32", "Float32", "float[pyarrow]"), np.float32),
+}
+"""What pandas calls numbers of fewer bits than Python's."""
+
+
 def rows_of_table(table: Any) -> Sequence[Row | Problem]:
     """The rows of a table in memory. Raises ``UsageError`` for what is none."""
     with unreadable("the rows of the data set cannot be read"):
         if hasattr(table, "with_format") and hasattr(table, "num_rows"):  # datasets.Dataset
             return dataset_rows(table)
         if hasattr(table, "to_pylist") and hasattr(table, "column_names"):  # pyarrow.Table
+            check_distinct(table.column_names)
             return arrow_rows(table)
     if hasattr(table, "to_dict") and hasattr(table, "columns"):  # pandas.DataFrame
         with unreadable("the rows of the data frame cannot be read"):
+            check_distinct([str(name) for name in table.columns])
             rows = table.to_dict(orient="records")
             for column, kind in table.dtypes.items():
-                if getattr(kind, "type", None) in (np.float16, np.float32):
-                    for row in rows:
-                        if isinstance(row[column], float):  # not pandas' NA
-                            row[column] = shortest(row[column], kind.type)
+                short = _SHORT.get(str(kind))
+                for row in rows:
+                    if short and isinstance(row[column], float):  # not pandas' NA
+                        row[column] = shortest(row[column], short)
             return rows
     if isinstance(table, str | bytes) or not isinstance(table, Iterable):
         raise UsageError(
@@ -176,7 +186,7 @@ class FunctionSource(RowSource):
         """What the function returns; rows are checked as those of a file are."""
         result = self._callable()(split=split, **self.options)
         if not all(hasattr(result, name) for name in ("name", "size", "__getitem__")):
-            return self.list_rows(rows_of_table(result), split)
+            return self.list_rows(TableSource(table=result).rows(split), split)
         chosen = [name for name in fields_of(RowSource) if getattr(self, name) is not None]
         if chosen:
             raise UsageError(
@@ -193,7 +203,14 @@ class FunctionSource(RowSource):
             raise UsageError(
                 f"problems={self.function!r}: {error}; the form is 'module:function', importable from here"
             ) from error
+        if not callable(function):
+            raise UsageError(f"problems={self.function!r} is {str(function)[:60]!r}, not a function")
         parameters = inspect.signature(function).parameters
+        if "split" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            raise UsageError(
+                f"problems={self.function!r} takes no 'split': give it that parameter ('train' or 'test'), and have it "
+                "return the rows or problems of that split"
+            )
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             for option in self.options:
                 if option not in parameters:

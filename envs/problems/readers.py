@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -158,15 +159,35 @@ def dataset_rows(dataset: Any) -> list[Row]:
 
 def arrow_rows(table: Any) -> list[Row]:
     """The rows of a ``pyarrow.Table``, numbers of 16 and 32 bits as ``shortest`` has them."""
-    from pyarrow import types
-
     rows = table.to_pylist()
     for column in table.schema:
-        for half, kind in ((types.is_float16, np.float16), (types.is_float32, np.float32)):
-            if half(column.type):
-                for row in rows:
-                    row[column.name] = shortest(row[column.name], kind)
+        if _holds_short_numbers(column.type):
+            for row in rows:
+                row[column.name] = _shortened(row[column.name], column.type)
     return rows
+
+
+def _holds_short_numbers(kind: Any) -> bool:
+    """Whether a type of pyarrow is, or has inside of it, numbers of 16 or 32 bits."""
+    from pyarrow import types
+
+    inside = [kind.field(n).type for n in range(kind.num_fields)]
+    return types.is_float16(kind) or types.is_float32(kind) or any(map(_holds_short_numbers, inside))
+
+
+def _shortened(value: Any, kind: Any) -> Any:
+    """A value of a type of pyarrow, with its numbers of 16 and 32 bits as ``shortest`` has them."""
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if types.is_float16(kind) or types.is_float32(kind):
+        return shortest(value, np.float16 if types.is_float16(kind) else np.float32)
+    if isinstance(value, dict):
+        return {name: _shortened(one, kind.field(name).type) for name, one in value.items()}
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_shortened(one, kind.value_type) for one in value]
+    return value
 
 
 def shortest(value: float | None, kind: type[np.floating]) -> Decimal | None:
@@ -216,7 +237,7 @@ def _check_parts(folder: Path, split: str, parts: Sequence[re.Match[str]]) -> No
         )
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """JSON in which a number keeps all its digits."""
     return json.loads(text, object_pairs_hook=_object, parse_float=Decimal)
 
@@ -236,7 +257,7 @@ def _read_json(path: Path) -> list[Row]:
     if not text.strip():
         return []
     try:
-        content = _parse_json(text)
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # JSON lines under the name of JSON
             return _read_jsonl(path)
@@ -259,27 +280,42 @@ def _read_jsonl(path: Path) -> list[Row]:
     rows = []
     for number, line in numbered_lines(path):
         try:
-            rows.append(_parse_json(line))
+            rows.append(parse_json(line))
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from error
     return rows
 
 
 def _read_csv(path: Path) -> list[Row]:
-    with open_text(path, newline="") as lines:
-        reader = csv.reader(lines, strict=True)
-        header = next(reader, [])
-        _check_distinct(header)
-        rows = []
-        for values in reader:
-            if len(values) > len(header):
-                raise ValueError(
-                    f"line {reader.line_num} has {len(values)} values for {len(header)} columns; put a value that "
-                    "has a comma in double quotes"
-                )
-            if values:
-                rows.append({**dict.fromkeys(header), **dict(zip(header, values, strict=False))})
-        return rows
+    """Of several columns without a name, as spreadsheets write them, none may have values."""
+    limit = csv.field_size_limit(sys.maxsize)  # a worked solution may be longer than csv's 131,072 characters
+    try:
+        with open_text(path, newline="") as lines:
+            reader = csv.reader(lines, strict=True)
+            header = next(filter(None, reader), [])
+            nameless = {n for n, name in enumerate(header) if not name.strip()}
+            kept = [n for n in range(len(header)) if n not in nameless or len(nameless) == 1]
+            check_distinct([header[n] for n in kept])
+            return [
+                {header[n]: values[n] if n < len(values) else None for n in kept}
+                for values in filter(None, reader)
+                if _fits(values, header, kept, reader.line_num)
+            ]
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _fits(values: list[str], header: list[str], kept: list[int], line: int) -> bool:
+    """True; raises ``ValueError`` for values that no column of the ``kept`` ones would hold."""
+    if len(values) > len(header):
+        raise ValueError(
+            f"line {line} has {len(values)} values for {len(header)} columns; put a value that has a comma in double "
+            "quotes"
+        )
+    lost = [value for n, value in enumerate(values) if n not in kept and value.strip()]
+    if lost:
+        raise ValueError(f"line {line} has {lost[0][:40]!r} in a column without a name; name it")
+    return True
 
 
 def _read_parquet(path: Path) -> list[Row]:
@@ -287,11 +323,11 @@ def _read_parquet(path: Path) -> list[Row]:
 
     with parquet.ParquetFile(path) as file:
         table = file.read()
-    _check_distinct(table.column_names)
+    check_distinct(table.column_names)
     return arrow_rows(table)
 
 
-def _check_distinct(columns: list[str]) -> None:
+def check_distinct(columns: list[str]) -> None:
     """Of two columns of one name a row could keep but one."""
     for name in columns:
         if columns.count(name) > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ class RowSource:
                 errors[index] = error
         if errors:
             raise _bad_rows(name, errors, len(chosen))
+        _warn_damaged(name, chosen, problems)
         return list_problems(name, problems)
 
     def _choose(self, size: int, name: str) -> list[int]:
@@ -177,6 +179,20 @@ def _bad_rows(name: str, errors: dict[int, UsageError], count: int) -> UsageErro
     rows = ",".join(_ranges(sorted(errors)))
     what = "1 row" if len(errors) == 1 else f"{len(errors)} of {count} rows"
     return UsageError(f"{what} of {name} cannot be used: {first}. To leave out all such rows: omit={rows!r}")
+
+
+def _warn_damaged(name: str, chosen: list[int], problems: list[Problem]) -> None:
+    from envs.verifier.gold import is_damaged  # with the first rows, rather than by import envs
+
+    texts = [(one.question, one.solution) for one in problems]
+    damaged = sorted(index for index, pair in zip(chosen, texts, strict=True) if any(map(is_damaged, pair)))
+    if damaged:
+        warnings.warn(
+            f"{len(damaged)} of {len(problems)} rows of {name} have characters in a question or solution that a "
+            f"backslash of LaTeX may have become (in JSON write \\\\frac for \\frac): to leave them out, "
+            f"omit={','.join(_ranges(damaged))!r}",
+            stacklevel=4,
+        )
 
 
 def _ranges(rows: list[int]) -> list[str]:

@@ -47,6 +47,8 @@ MAX_EXPONENT = 400  # of a number that is written without one
 _ENVIRONMENT = re.compile(
     r"\\begin\{(cases|aligned|array|gathered|split)\}(?:\s*\{[lcr|]+\})?(.*?)\\end\{\1\}", re.DOTALL
 )
+_PRINTED_ITEM = re.compile(r"""(?P<item>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\})(?P<next>\s+(?=['"{]))?""", re.DOTALL)
+"""A text or the end of an object in a printed list, and the blanks before the next item where no comma is."""
 _MISSING = word_set("nan null <na>")
 _LABEL = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(?:[A-Za-z]{3,}|[0-9]+)(?:[ ,]+(?:[A-Za-z]{3,}|[0-9]+)){0,2}")
 
@@ -66,10 +68,9 @@ def read_gold(value: Any, where: str, solution: bool = False) -> tuple[str, ...]
         UsageError: no answer, an empty or a damaged one, a list of numbers, or a value of another type.
     """
     if isinstance(value, str) and value.strip().startswith(("['", '["')):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):  # unless it is no list in a string
-            value = ast.literal_eval(value.strip())
-    if hasattr(value, "tolist") and not isinstance(value, Real):  # of numpy and torch
-        value = value.tolist()
+        with suppress(ValueError):  # unless it is no list in a string
+            value = printed_list(value)
+    value = unpacked(value)
     if not isinstance(value, list | tuple):
         return (_one_answer(value, where, solution),)
     if not value:
@@ -82,9 +83,29 @@ def read_gold(value: Any, where: str, solution: bool = False) -> tuple[str, ...]
     return tuple(dict.fromkeys(_one_answer(item, where, solution) for item in value))
 
 
+def printed_list(text: str) -> Any:
+    """The list that a text is, as Python or numpy prints one; numpy puts no commas between its items, which are texts
+    or objects. Raises ``ValueError`` for a text that is none."""
+
+    def separated(match: re.Match[str]) -> str:
+        return match[0] if match["next"] is None else f"{match['item']},{match['next']}"
+
+    try:
+        return ast.literal_eval(_PRINTED_ITEM.sub(separated, text.strip()))
+    except (SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def unpacked(value: Any) -> Any:
+    """An array as the list of its numbers, each of the array's own type; one without dimensions as its number."""
+    if not hasattr(value, "tolist") or isinstance(value, Real):
+        return value
+    value = value.numpy() if hasattr(value, "numpy") else value  # of torch
+    return list(value) if getattr(value, "ndim", 0) else value.tolist()
+
+
 def _one_answer(value: Any, where: str, solution: bool) -> str:
-    if hasattr(value, "tolist") and not isinstance(value, Real):
-        value = value.tolist()
+    value = unpacked(value)
     if value is None:
         raise UsageError(f"{where} has no answer (None); correct or leave out that row")
     if isinstance(value, Real | Decimal) and not isinstance(value, Rational):
@@ -136,6 +157,14 @@ def _check_characters(text: str, where: str) -> None:
         raise UsageError(
             f"{where} has the gold answer {text[:80]!r}, in which {bare!r} lacks its backslash; correct that row"
         )
+
+
+def is_damaged(text: str) -> bool:
+    """Whether a question or a solution has characters that a backslash of its LaTeX may have become: ``\\times`` a tab
+    and ``imes``. A line break is none of them: lines begin with any word."""
+    return _DAMAGE.search(text) is not None or any(
+        match[1] == "\t" and "t" + match[2] in _COMMANDS for match in _BLANK_AND_LETTERS.finditer(text)
+    )
 
 
 def _is_mojibake(text: str) -> bool:
