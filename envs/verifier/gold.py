@@ -98,10 +98,13 @@ def printed_list(text: str) -> Any:
 
 def unpacked(value: Any) -> Any:
     """An array as the list of its numbers, each of the array's own type; one without dimensions as its number."""
-    if not hasattr(value, "tolist") or isinstance(value, Real):
+    if not hasattr(value, "tolist") or isinstance(value, Real | str):
         return value
     value = value.numpy() if hasattr(value, "numpy") else value  # of torch
-    return list(value) if getattr(value, "ndim", 0) else value.tolist()
+    if getattr(value, "ndim", 0):
+        return list(value)
+    number = value[()]
+    return number if isinstance(number, Real) or not hasattr(number, "item") else number.item()
 
 
 def _one_answer(value: Any, where: str, solution: bool) -> str:

@@ -258,3 +258,27 @@ def test_ids_of_a_checkpoint_that_are_no_actions_end_nothing(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, -1, size + 7]}))
     stops = Codec(templates.make("plain"), str(tmp_path)).stop_token_ids
     assert 3 in stops and not {-1, size + 7} & stops
+
+
+def test_a_tokenizer_that_its_user_changed_is_not_handed_on() -> None:
+    def change(tokenizer):
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+
+    def pad_left(tokenizer):
+        tokenizer.padding_side = "left"
+
+    def end_elsewhere(tokenizer):
+        tokenizer.eos_token = "<|pad|>"
+
+    def chat(tokenizer):
+        tokenizer.chat_template = "{{ messages[0]['content'] }}"
+
+    before = load_tokenizer("builtin")
+    size, side, eos, template = len(before), before.padding_side, before.eos_token, before.chat_template
+    for act in (change, pad_left, end_elsewhere, chat):
+        mine = load_tokenizer("builtin")
+        act(mine)
+        fresh = load_tokenizer("builtin")
+        assert fresh is not mine
+        assert (len(fresh), fresh.padding_side, fresh.eos_token, fresh.chat_template) == (size, side, eos, template)
+        assert load_tokenizer("builtin") is fresh

@@ -126,3 +126,19 @@ def test_rendering(capsys: pytest.CaptureFixture[str]) -> None:
     vector.step(np.array([eos_of(vector), 5]))
     texts = vector.render()
     assert texts is not None and len(texts) == 2 and "reward 0" in texts[0] and problem.question in texts[1]
+
+
+def test_the_coin_is_another_one_by_seed_and_slot() -> None:
+    env = gym.make("MathReason-v0", reward="random")
+
+    def coin(seed: int) -> float:
+        env.reset(seed=seed, options={"problem_index": 5})
+        return float(env.step(0)[1])
+
+    coins = [coin(seed) for seed in range(40)]
+    assert 8 < sum(coins) < 32
+    assert coins == [coin(seed) for seed in range(40)]
+    venv = gym.make_vec("MathReason-v0", num_envs=64, reward="random")
+    venv.reset(seed=0, options={"problem_index": 5})
+    slots = venv.step(np.zeros(64, dtype=np.int64))[1]
+    assert slots[:40].tolist() == coins and 16 < slots.sum() < 48

@@ -82,3 +82,38 @@ def test_stock_ppo_logs_its_episodes() -> None:
     model = PPO("MultiInputPolicy", env, n_steps=16, batch_size=64, n_epochs=1).learn(64)
     assert model.ep_info_buffer and all({"r", "l", "t"} == one.keys() for one in model.ep_info_buffer)
     assert len(model.ep_success_buffer or ()) == len(model.ep_info_buffer)
+
+
+def test_a_reset_of_some_slots_leaves_the_others_episodes() -> None:
+    env = SB3VecEnv(gym.make_vec("MathReason-v0", num_envs=2))
+    env.seed(0)
+    env.reset()
+    before = env.reset_infos[1]
+    for _ in range(10):
+        env.step(np.array([5, 5]))
+    env.set_options({"reset_mask": np.array([True, False])})
+    env.reset()
+    assert env.reset_infos[1] == before and env.reset_infos[0]["episode_id"] != before["episode_id"]
+    (_, info) = env.step(np.array([5, eos_of(env.venv)]))[3]
+    assert info["episode"]["l"] == info["response_len"] == 11
+
+
+def test_attributes_of_slots_are_their_own() -> None:
+    env = SB3VecEnv(gym.make_vec("MathReason-v0", num_envs=3))
+    env.seed(4)
+    env.reset()
+    assert env.get_attr("action_space") == [env.action_space] * 3
+    assert env.get_attr("observation_space") == [env.observation_space] * 3
+    assert env.get_attr("np_random_seed") == [4, 5, 6]
+    assert env.get_attr("np_random_seed", 2) == [6]
+    assert env.get_attr("num_envs") == [3, 3, 3]
+
+
+def test_options_of_slots_may_be_arrays() -> None:
+    env = SB3VecEnv(MathReasonVector(num_envs=2, **SHORT))
+    env.set_options([{"deck": np.array([4, 9])}, {"deck": np.array([4, 9])}])
+    env.reset()
+    assert [info["problem_index"] for info in env.reset_infos] == [4, 9]
+    env.set_options([{"deck": np.array([4, 9])}, {"deck": np.array([4, 8])}])
+    with pytest.raises(UsageError, match="differ"):
+        env.reset()

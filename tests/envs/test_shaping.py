@@ -26,6 +26,7 @@ from envs.vector import MathReasonVector
 from registry import UsageError, reward_parts
 from tests.oracles.env_oracles import SHORT, Typist, assert_same
 
+SAME_STEP: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
 PARTS = [FormatReward(0.5), LengthPenalty(0.01, free_tokens=1)]
 SUM = r"\sum_{k=1}^{4} \frac{1}{k^2}"  # asked for nowhere else: what is settled once is remembered
 AS_FIELD = ({"id": "format", "weight": 0.5}, {"id": "length-penalty", "weight": 0.01, "free_tokens": 1})
@@ -236,3 +237,49 @@ def test_a_terminal_info_has_its_own_names_and_those_of_the_parts():
         env.step(5)
         *_, info = env.step(5)
         assert set(info) == INFO | names
+
+
+@pytest.mark.parametrize("other_ends", [False, True])
+def test_an_episode_that_a_time_limit_cut_has_no_parts(other_ends: bool) -> None:
+    eos = tokens(gym.make("MathReason-v0"), "")[0]
+    for made, wrap in (
+        (gym.make_vec("MathReason-v0", num_envs=2, max_episode_steps=3), ShapedRewardVector),
+        (SyncVectorEnv([lambda: gym.make("MathReason-v0", max_episode_steps=3)] * 2, **SAME_STEP), ShapedRewardVector),
+    ):
+        env = wrap(made, ["format", "length-penalty"])
+        env.reset(seed=0)
+        for last in (5, 5, eos if other_ends else 5):
+            _, rewards, *_, infos = env.step(np.array([5, last]))
+        assert rewards[0] == 0.0
+        assert rewards[1] == (pytest.approx(-0.003) if other_ends else 0.0)
+        assert infos["final_info"].get("_format_reward", np.zeros(2, bool)).tolist() == [False, other_ends]
+    single = ShapedReward(gym.make("MathReason-v0", max_episode_steps=3), ["format"])
+    single.reset(seed=0)
+    *_, (_, reward, terminated, truncated, _) = [single.step(5) for _ in range(3)]
+    assert (reward, terminated, truncated) == (0.0, False, True)
+
+
+def test_environments_without_what_a_part_reads_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"needs AutoresetMode\.SAME_STEP"):
+        ShapedRewardVector(gym.make_vec("MathReason-v0", num_envs=2, vectorization_mode="sync"), ["format"])
+    pole = ShapedReward(gym.make("CartPole-v1"), ["format"])
+    pole.reset(seed=0)
+    with pytest.raises(UsageError, match=r"has none \('status'\)"):
+        for _ in range(200):
+            pole.step(0)
+    text = ShapedReward(gym.make("TextMathReason-v0"), ["length-penalty"])
+    text.reset(seed=0)
+    with pytest.raises(UsageError, match="'length_penalty' needs 'response_len'"):
+        text.step("7")
+
+
+@pytest.mark.parametrize("name", ["verdict_reward", "_status", "", None])
+def test_names_that_infos_cannot_have_are_refused(name: Any) -> None:
+    with pytest.raises(UsageError, match=f"the name {name!r}"):
+        gym.make("MathReason-v0", reward_parts=({"id": "format", "name": name},))
+
+
+def test_weights_are_any_numbers_and_free_tokens_are_there() -> None:
+    assert FormatReward(np.float32(0.5))({"status": "right"}) == 0.5
+    with pytest.raises(UsageError, match="free_tokens=-100 must be at least 0"):
+        LengthPenalty(free_tokens=-100)

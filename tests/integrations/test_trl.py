@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from envs.codec import load_tokenizer
 from envs.problem import Problem
+from envs.problems import load_problems
 from envs.task import Task, TaskSpec
 from integrations.trl import MathTool, problem_rows, verified
 from registry import UsageError, templates
@@ -267,3 +268,32 @@ class TestWithTRL:
         logged = made.state.log_history[0]
         assert logged["tools/call_frequency"] == 0.5 and logged["tools/failure_frequency"] == 0.0
         assert logged["rewards/MathTool/mean"] == 0.5
+
+
+def test_a_tool_takes_an_answer_as_the_prompt_asks_for_it() -> None:
+    tool = MathTool()
+    with pytest.raises(UsageError, match="call reset"):
+        tool.give_answer("5")
+    tool.reset(answer=["5"])
+    for answer, reward in (("\\boxed{5}", 1.0), ("#### 5", 1.0), ("5", 1.0), ("\\boxed{6}", 0.0), ("", 0.0)):
+        tool.give_answer(answer)
+        assert tool.get_reward() == reward, answer
+
+
+def test_columns_that_joined_data_sets_lack_in_some_rows_are_absent_there() -> None:
+    texts, none = ["\\boxed{3}", "#### 4"], [None, None]
+    columns: dict[str, Any] = {"template": ["plain", None], "scorer": none, "opens_thought": none}
+    assert verified(texts, answer=[["3"], None], solution=[None, "2 + 2 = 4. #### 4"], **columns) == [1.0, 1.0]
+    for name, column in (("answer", "42"), ("answer", ["4"]), ("scorer", [""]), ("opens_thought", [True])):
+        with pytest.raises(UsageError, match=f"2 completions and .* of '{name}': one each"):
+            verified(texts, **({"answer": ["3", "4"]} | {name: column}))  # type: ignore[arg-type]
+
+
+def test_rows_of_a_path_and_of_loaded_problems(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "2 + 2?", "answer": "4"}\n{"question": "2 + 3?", "answer": "5"}\n')
+    assert problem_rows(path, limit=1)["question"][:] == ["2 + 2?"]
+    loaded = load_problems(path)
+    assert len(problem_rows(loaded)) == 2
+    with pytest.raises(UsageError, match="loaded already, so limit=1 would do nothing"):
+        problem_rows(loaded, limit=1)

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 
 from envs.grade import main as grade
 from envs.problems import load_problems
 from envs.problems.readers import READERS
 from envs.problems.sources import PUBLISHED
+from integrations.trl import verified
 from registry import UsageError
 
 ROWS = [{"question": f"What is {n} + 2?", "answer": str(n + 2)} for n in range(12)]
@@ -220,7 +225,7 @@ QA = b'"question": "Q?", "answer": '
         ("a.csv", b"question,answer,answer\nQ?,7,8\n", "'answer' is there twice"),
         ("a.csv", b"question,answer\nWhat is 1,200 + 3?,1203\n", "in double quotes"),
         ("a.csv", b'question,answer\n"What is 5 + 2?,7\nQ?,8\n', "cannot be read as csv"),
-        ("a.csv", b"question,answer\n" + b"x" * 200_000 + b",7\n", "cannot be read as csv"),
+        ("a.csv", b"question,answer,,\nQ?,7,,8\n", "'8' in a column without a name"),
         ("a.csv", b"question,answer\nQ?\n", "no answer (None)"),
         ("a.csv", b"question;answer\nQ?;7\n", "its columns are 'question;answer'"),
         ("a.csv", b"\n", "has no rows"),
@@ -428,3 +433,150 @@ def test_a_class_label_is_its_name(tmp_path: Path) -> None:
     labels.save_to_disk(str(tmp_path / "labels"))
     for source in (labels, str(tmp_path / "labels")):
         assert [gold for _, gold in texts(source)] == ["yes", "no", "yes"]
+
+
+@pytest.mark.parametrize("answers", [["3", "5"], ["1/2", "0.5"], ["it's", "no"]])
+def test_lists_that_numpy_has_printed_are_lists(answers: list[str], tmp_path: Path) -> None:
+    printed = str(np.array(answers, dtype=object))
+    assert "," not in printed
+    path = write(tmp_path / "a.csv", [{"question": "Q?", "answer": printed}])
+    (problem,) = load_problems(str(path))
+    assert [problem.answer, *problem.alternatives] == answers
+    assert verified([f"\\boxed{{{answers[0]}}}"], answer=[printed]) == [1.0]
+
+
+def test_messages_that_numpy_has_printed_are_messages(tmp_path: Path) -> None:
+    user = {"role": "user", "content": "Is {1} {2} a set, or '1 2' a text?"}
+    printed = str(np.array([SYSTEM, user], dtype=object))
+    path = write(tmp_path / "a.csv", [{"prompt": printed, "answer": "no"}])
+    assert texts(str(path)) == [(user["content"], "no")]
+    damaged = write(tmp_path / "b.csv", [{"prompt": printed[:-9], "answer": "no"}])
+    assert "row 0" in (said := refusal(str(damaged))) and "cannot be read" in said
+
+
+def test_a_frame_of_verls_parquet_is_read_as_its_file_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", [{"prompt": [SYSTEM, USER], "reward_model": {"ground_truth": "7"}}])
+    assert texts(pd.read_parquet(path)) == texts(str(path)) == [("What is 12 - 5?", "7")]
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", float("nan"), np.float64("nan"), Decimal("nan")])
+@pytest.mark.parametrize("column", ["solution", "rationale", "equation"])
+def test_a_missing_solution_is_none(column: str, missing: Any) -> None:
+    rows = [{"question": "Q?", "answer": 5, column: missing, "id": missing}, {"question": "R?", "answer": 6, "id": 7.0}]
+    problems: Any = load_problems(rows)
+    assert [problem.solution for problem in problems] == ["", ""]
+    assert [problem.id for problem in problems] == ["0", "7"]
+
+
+def test_alpacas_input_stands_below_its_instruction() -> None:
+    rows = [
+        {"instruction": "Add the numbers.", "input": "3, 4", "output": "7"},
+        {"instruction": "What is 3 + 4?", "input": "", "output": "7"},
+        {"instruction": "What is 3 + 5?", "input": None, "output": "8"},
+    ]
+    assert texts(rows) == [("Add the numbers.\n3, 4", "7"), ("What is 3 + 4?", "7"), ("What is 3 + 5?", "8")]
+    assert texts(rows[:1], question="input") == [("3, 4", "7")]
+
+
+@pytest.mark.parametrize("column", ["final_answer", "expected_answer"])
+def test_a_final_answer_goes_before_an_answer_that_explains_it(column: str) -> None:
+    assert texts([{"question": "Q?", "answer": "Five and two is seven.", column: "7"}]) == [("Q?", "7")]
+
+
+SHORT = pa.struct({"ground_truth": pa.float32()})
+
+
+@pytest.mark.parametrize(
+    ("table", "options"),
+    [
+        (pa.table({"question": ["Q?"], "m": pa.array([{"ground_truth": 0.1}], SHORT)}), {"answer": "m.ground_truth"}),
+        (pa.table({"question": ["Q?"], "answer": pa.array([[0.1]], pa.list_(pa.float32()))}), {}),
+        (pa.table({"question": ["Q?"], "answer": pa.array([[np.float16(0.1)]], pa.list_(pa.float16()))}), {}),
+        (pd.DataFrame({"question": ["Q?"], "answer": pd.array([0.1], dtype="float[pyarrow]")}), {}),
+        (pd.DataFrame({"question": ["Q?"], "answer": pd.array([0.1], dtype="Float32")}), {}),
+        ([{"question": "Q?", "answer": np.array([0.1], np.float32)}], {}),
+        ([{"question": "Q?", "answer": np.array(0.1, np.float16)}], {}),
+        ([{"question": "Q?", "answer": torch.tensor([0.1])}], {}),
+        ([{"question": "Q?", "answer": torch.tensor(0.1)}], {}),
+        ([{"question": "Q?", "answer": np.str_("0.1")}], {}),
+        ([{"question": "Q?", "answer": np.array(Decimal("0.1"), dtype=object)}], {}),
+    ],
+)
+def test_short_numbers_are_what_was_written_wherever_they_stand(table: Any, options: dict[str, Any]) -> None:
+    assert texts(table, **options) == [("Q?", "0.1")]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table([["Q?"], ["1"], ["2"]], names=["question", "answer", "answer"]),
+        pd.DataFrame([["Q?", "1", "2"]], columns=["question", "answer", "answer"]),
+    ],
+)
+def test_columns_of_one_name_in_memory_are_refused(table: Any) -> None:
+    assert "'answer' is there twice" in refusal(table)
+
+
+@pytest.mark.parametrize("role", ["question", "solution"])
+def test_what_has_lost_its_backslashes_is_warned_of(role: str) -> None:
+    rows = [
+        {**ROWS[0]},
+        {**ROWS[1], role: "It is \frac{3}{8} \times 2."},
+        {**ROWS[2], role: "First,\nto \\times it\tx"},
+    ]
+    with pytest.warns(UserWarning, match=r"1 of 3 rows of table/train.*omit='1'"):
+        load_problems(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\nquestion,answer\nQ?,7\n", [("Q?", "7")]),
+        ("question,answer,,\nQ?,7,,\n\nR?,8\n", [("Q?", "7"), ("R?", "8")]),
+        (",question,answer\n0,Q?,7\n", [("Q?", "7")]),
+        (f"question,answer,solution\nQ?,7,{'x' * 200_000}\n", [("Q?", "7")]),
+    ],
+)
+def test_csv_as_spreadsheets_write_it(text: str, expected: list[tuple[str, str]], tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(text)
+    assert texts(str(tmp_path / "a.csv")) == expected
+    assert csv.field_size_limit() == limit
+
+
+def splits(split: str) -> Any:
+    return DatasetDict({split: Dataset.from_list(ROWS)})
+
+
+def whole() -> Any:
+    return ROWS
+
+
+SEVEN = 7
+
+
+def test_functions_that_are_none_or_take_no_split_are_refused() -> None:
+    assert texts(f"{__name__}:splits") == EXPECTED
+    assert "takes no 'split'" in refusal(f"{__name__}:whole")
+    assert "'7', not a function" in refusal(f"{__name__}:SEVEN")
+
+
+@pytest.mark.parametrize("gold", ["0.12345678901234567890123", "12345678901234567890.5"])
+def test_graded_golds_keep_their_digits(gold: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"id": 1.5, "gold": {gold}, "completion": "\\\\boxed{{{gold}}}"}}\n')
+    assert grade([str(path)]) == 0
+    assert json.loads(capsys.readouterr().out) | {"seconds": 0} == {
+        **{"id": 1.5, "reward": 1, "status": "right", "extracted": gold, "seconds": 0}
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "the file has none"), ('{"gold": "5", "gold": "6", "completion": "6"}\n', "'gold' twice")]
+)
+def test_files_that_cannot_be_graded_are_one_line(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    assert grade([str(tmp_path / "a.jsonl"), "--table"]) == 2
+    assert said in capsys.readouterr().err
