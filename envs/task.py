@@ -18,7 +18,7 @@ from envs.problems import load_problems
 from envs.shaping import RewardPart, make_parts, shape
 from envs.templates import Template
 from envs.verifier import Verifier
-from registry import UsageError, did_you_mean, templates
+from registry import UsageError, check_at_least, did_you_mean, templates
 
 __all__ = ["BUILTIN_TOKENIZER", "Task", "TaskSpec", "final_info", "load_tokenizer", "start_info"]
 
@@ -35,11 +35,6 @@ def _reward_parts(given: Any, max_new_tokens: int) -> tuple[RewardPart, ...]:
             "wrap the environment in envs.shaping.ShapedReward for others"
         )
     return make_parts(given, max_new_tokens)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | np.integer) or value < least:
-        raise UsageError(f"{name}={value!r} must be an integer of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -94,8 +89,8 @@ class Task:
     """A loaded ``TaskSpec``. ``V`` is the number of actions, ``max_length`` the longest prefix, in tokens."""
 
     def __init__(self, spec: TaskSpec) -> None:
-        _check_at_least("max_prompt_tokens", spec.max_prompt_tokens, 1)
-        _check_at_least("max_new_tokens", spec.max_new_tokens, 2)
+        check_at_least(spec.max_prompt_tokens, 1, "max_prompt_tokens")
+        check_at_least(spec.max_new_tokens, 2, "max_new_tokens")
         if spec.reward not in REWARDS:
             raise UsageError(f"reward={spec.reward!r}: {did_you_mean(spec.reward, REWARDS)}")
         self.spec = spec

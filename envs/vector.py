@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from envs.math_reason import RENDER_MODES, Observation, plain_index, plain_seed, task_spec
 from envs.problem import PENDING, Verdict
 from envs.task import Task, start_info
-from registry import UnknownField, UsageError, did_you_mean
+from registry import UnknownField, UsageError, check_at_least, did_you_mean
 
 OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_group", "defer", "reset_mask")
 
@@ -91,7 +91,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         copy: return fresh observation arrays. False returns views of the live buffers, valid until the next step.
         render_mode: ``ansi`` renders a tuple of texts, one a slot; ``human`` renders nothing here.
         max_episode_steps: as gymnasium's ``TimeLimit``: episodes are truncated after so many tokens, without a verdict.
-            ``max_new_tokens`` is the budget that ends a completion with one.
+            ``max_new_tokens`` is the budget that ends a completion with one. -1 is no limit, as to ``gym.make``.
         **task: the fields of ``envs.task.TaskSpec``.
     """
 
@@ -111,11 +111,12 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise UsageError(f"render_mode={render_mode!r} is unknown: {did_you_mean(render_mode, RENDER_MODES)}")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise UsageError(f"max_episode_steps={max_episode_steps} must be at least 1")
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise UsageError(f"num_envs={num_envs!r} must be an integer of at least 1")
-        self.num_envs = num_envs
+        if max_episode_steps == -1:
+            max_episode_steps = None
+        if max_episode_steps is not None:
+            check_at_least(max_episode_steps, 1, "max_episode_steps")
+        check_at_least(num_envs, 1, "num_envs")
+        self.num_envs = num_envs = int(num_envs)
         self.copy = copy
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps

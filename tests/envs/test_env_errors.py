@@ -27,6 +27,8 @@ def venv() -> Iterator[MathReasonVector]:
 IN_THE_CONSTRUCTOR = {
     "no slots": ({"num_envs": 0}, "at least 1"),
     "slots of another type": ({"num_envs": 2.5}, "integer"),
+    "a truth value of slots": ({"num_envs": True}, "integer"),
+    "a truth value of tokens": ({"max_prompt_tokens": True}, "max_prompt_tokens=True must be an integer"),
     "unknown argument": ({"max_new_token": 5}, "max_new_tokens"),
     "unknown template": ({"template": "plian"}, "plain"),
     "a template of another type": ({"template": 3}, "template 3 is int: give a name.*plain"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -161,6 +162,7 @@ def test_subset_shuffle_and_limit(tmp_path: Path) -> None:
     assert ids(shuffle=0) == ids(shuffle=0) != ids(shuffle=1)
     assert sorted(ids(shuffle=0)) == sorted(ids())
     assert ids(shuffle=0, subset="1:", limit=2) == ids(shuffle=0)[1:3]
+    assert ids(shuffle=np.int64(1), limit=np.int64(3)) == ids(shuffle=1, limit=3)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +354,7 @@ def test_names_and_options_are_checked_without_loading(tmp_path: Path, monkeypat
         ("gms8k", {}, "no hub id of the form 'owner/name' either: did you mean 'gsm8k'"),
         ("arithmetic", {"levl": 2}, "did you mean 'level'"),
         ("svamp", {"config": "x"}, "'svamp' has no field 'config'"),
-        ("arithmetic", {"limit": 0}, "limit=0 must be at least 1"),
+        ("arithmetic", {"limit": 0}, "limit=0 must be an integer of at least 1"),
         ("svamp", {"limit": "ten"}, "limit='ten' must be"),
         ("svamp", {"subset": 5}, "'start:stop'"),
     ):
