@@ -301,8 +301,10 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def _first_indices(self, options: dict[str, Any]) -> list[int | None] | None:
         """The problem that each slot begins with, where the options say so; None draws one."""
         indices = options.get("problem_indices")
-        if indices is None and "problem_index" in options:
-            indices = [options["problem_index"]] * self.num_envs
+        if "problem_index" in options:
+            if "problem_indices" in options:
+                raise UsageError("each slot begins with one problem: give problem_index or problem_indices, not both")
+            indices = [plain_index(options["problem_index"])] * self.num_envs
         if indices is not None and not isinstance(indices, Collection):
             raise UsageError(f"problem_indices={indices!r} is no list of problem indices")
         if indices is not None and len(indices) != self.num_envs:

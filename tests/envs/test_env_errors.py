@@ -126,13 +126,25 @@ def test_play_says_what_is_wrong_without_a_traceback(arguments: list[str], said:
 @pytest.mark.parametrize("index", [3.9, "3", True, None, np.True_])
 def test_an_index_of_reset_options_is_an_integer(index: Any, venv: MathReasonVector) -> None:
     single = gym.make("MathReason-v0")
-    for env, options in ((single, {"problem_index": index}), (venv, {"deck": [index]})):
+    for env, options in (
+        (single, {"problem_index": index}),
+        (venv, {"problem_index": index}),
+        (venv, {"deck": [index]}),
+    ):
         with pytest.raises(UsageError, match="no integer"):
             env.reset(options=options)
     single.reset(options={"problem_index": np.int64(3)})
 
 
-@pytest.mark.parametrize("options", [{"deck": 3}, {"problem_indices": 3}, {"deck": [1], "problem_index": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"deck": 3},
+        {"problem_indices": 3},
+        {"deck": [1], "problem_index": 2},
+        {"problem_index": 1, "problem_indices": [0, 0, 0]},
+    ],
+)
 def test_decks_and_indices_are_lists_and_one_of_them(options: dict[str, Any], venv: MathReasonVector) -> None:
     with pytest.raises(UsageError, match=r"no list of problem indices|not both"):
         venv.reset(options=options)
