@@ -25,6 +25,7 @@ __all__ = ["BUILTIN_TOKENIZER", "Task", "TaskSpec", "final_info", "load_tokenize
 REWARDS = ("verified", "random")
 UNLIMITED = 2**31  # an unlimited source is indexed from 0 to here
 REMEMBERED = 4096  # generated problems, and prompts of them: a batch and an evaluation come back to theirs
+DRAWN, MEASURED = 256, 32  # of an unlimited source, at first: problems, and prompts of the longest questions of these
 
 
 def _reward_parts(given: Any, max_new_tokens: int) -> tuple[RewardPart, ...]:
@@ -124,15 +125,20 @@ class Task:
         return self
 
     def _check_prompts(self) -> None:
-        """A finite source is checked at once, so that hours later no prompt turns out too long."""
+        """All prompts of a finite source are measured at once, so that hours later none turns out too long; of an
+        unlimited one the prompts of the longest questions among some that are drawn as episodes draw them."""
         if self.problems.size is None:
-            self.prompt(0)
-            return
-        lengths = [len(self._tokenize(index)) for index in range(self.problems.size)]
+            rng = np.random.default_rng(0)
+            drawn = {self.draw(rng) for _ in range(DRAWN)}
+            indices = sorted(drawn, key=lambda index: len(self._problem(index).question))[-MEASURED:]
+        else:
+            indices = list(range(self.problems.size))
+        lengths = [len(self._tokenize(index)) for index in indices]
         over = sum(length > self.spec.max_prompt_tokens for length in lengths)
         if over:
             raise UsageError(
-                f"{over} of {len(lengths)} prompts of {self.problems.name} are longer than "
+                f"{'some' if self.problems.size is None else over} of {self.problems.size or DRAWN} prompts of "
+                f"{self.problems.name} are longer than "
                 f"max_prompt_tokens={self.spec.max_prompt_tokens} (the longest has {max(lengths)}); "
                 f"raise max_prompt_tokens, or leave those problems out"
             )

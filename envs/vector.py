@@ -165,15 +165,10 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             if name not in OPTIONS:
                 raise UnknownField("reset options of MathReasonVector", name, OPTIONS)
         slots = self._mask(options.get("reset_mask"))
+        indices = self._first_indices(options)
         self._seed(seed, slots)
         self._open_deck(options)
-        indices = self._first_indices(options)
-        self._begun = True
-        infos: dict[str, Any] = {}
-        for slot in slots:
-            info = self._begin(slot, indices[slot] if indices is not None else None)
-            if info is not None:
-                infos = self._add_info(infos, info, slot)
+        infos = self._begin_all(slots.tolist(), indices, {})
         return self._observation(), infos
 
     def step(  # type: ignore[override]
@@ -209,10 +204,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             if self.render_mode == "ansi":
                 self._last[slot] = f"{self._text(slot)}\n[{verdict.status}: reward {verdict.reward:g}]\n"
         infos = self._cut(live, {one.slot for one in finished}, truncations, infos)
-        for slot in np.flatnonzero(terminations | truncations).tolist():
-            start = self._begin(slot, None)
-            if start is not None:
-                infos = self._add_info(infos, start, slot)
+        infos = self._begin_all(np.flatnonzero(terminations | truncations).tolist(), None, infos)
         return self._observation(), rewards, terminations, truncations, infos
 
     def settle(self) -> list[tuple[float, dict[str, Any]]]:
@@ -282,9 +274,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             if not isinstance(options["deck"], Iterable):
                 raise UsageError(f"deck={options['deck']!r} is no list of problem indices")
             indices = [plain_index(index, "an index of the deck") for index in options["deck"]]
-            for index in set(indices):
-                self.task.problem(index)
-                self.task.prompt(index)
+            self._check_indices(indices)
             groups = enumerate(indices, plain_index(options.get("first_group", 0), "first_group"))
             self._deck = deque(Card(index, n * size + k, n, k) for n, index in groups for k in range(size))
             self._defer = bool(options.get("defer", False))
@@ -309,23 +299,45 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             raise UsageError(f"problem_indices={indices!r} is no list of problem indices")
         if indices is not None and len(indices) != self.num_envs:
             raise UsageError(f"{len(indices)} problem_indices given for num_envs={self.num_envs}")
-        return None if indices is None else [None if index is None else plain_index(index) for index in indices]
+        if indices is None:
+            return None
+        indices = [None if index is None else plain_index(index) for index in indices]
+        self._check_indices([index for index in indices if index is not None])
+        return indices
+
+    def _check_indices(self, indices: list[int]) -> None:
+        """Raise UsageError for a problem that is not there, or whose prompt is too long, before anything changes."""
+        for index in set(indices):
+            self.task.problem(index)
+            self.task.prompt(index)
+
+    def _begin_all(self, slots: list[int], indices: list[int | None] | None, infos: dict[str, Any]) -> dict[str, Any]:
+        """Start the next episodes of ``slots``; ``infos`` with theirs. Where one cannot be had, only a reset helps."""
+        self._begun = False
+        for slot in slots:
+            start = self._begin(slot, indices[slot] if indices is not None else None)
+            if start is not None:
+                infos = self._add_info(infos, start, slot)
+        self._begun = True
+        return infos
 
     def _begin(self, slot: int, index: int | None) -> dict[str, Any] | None:
         """Start the next episode of a slot, on problem ``index`` if given; None where the slot idles."""
-        self._ids[slot] = self.task.pad_token_id
         card = self._deal(slot, index)
         if card is None:
+            self._ids[slot] = self.task.pad_token_id
             self._live[slot] = False
             self._length[slot] = self._prompt[slot] = 0
             return None
-        self._episodes[slot] += 1
-        prompt = self.task.prompt(card.index)
+        info = start_info(self.task, card.index, card.episode, card.group, card.sample)
+        prompt = self.task.prompt(card.index)  # nothing of the slot has changed, should there be none
+        self._ids[slot] = self.task.pad_token_id
         self._ids[slot, : len(prompt)] = prompt
         self._length[slot] = self._prompt[slot] = len(prompt)
         self._live[slot] = True
-        self._infos[slot] = start_info(self.task, card.index, card.episode, card.group, card.sample)
-        return dict(self._infos[slot])
+        self._episodes[slot] += 1
+        self._infos[slot] = info
+        return dict(info)
 
     def _deal(self, slot: int, index: int | None) -> Card | None:
         """From the deck, None when it is drained; without a deck, problem ``index`` or a drawn one."""

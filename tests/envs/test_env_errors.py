@@ -14,7 +14,7 @@ import pytest
 from envs.math_reason import MathReason
 from envs.vector import MathReasonVector
 from registry import UsageError
-from tests.oracles.env_oracles import SHORT
+from tests.oracles.env_oracles import SHORT, assert_same, eos_of
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,10 @@ IN_THE_CONSTRUCTOR = {
     "problems of another type": ({"problems": ["a", "b"]}, "is list.*path as text"),
     "options of another type": ({"problem_options": ["level"]}, "is no mapping"),
     "prompt over budget": ({"max_prompt_tokens": 3}, "raise"),
+    "some prompts over budget": (
+        {"problem_options": {"level": [3, 4]}, "max_prompt_tokens": 44},
+        "some of 256 prompts of arithmetic/train are longer than max_prompt_tokens=44 .*raise max_prompt_tokens",
+    ),
     "no file": ({"problems": "no/such/file.jsonl"}, "no/such/file.jsonl"),
     "no tokenizer": ({"tokenizer": "./no-such-folder"}, "builtin"),
     "no split": ({"split": "tset"}, "test"),
@@ -148,3 +152,30 @@ def test_an_index_of_reset_options_is_an_integer(index: Any, venv: MathReasonVec
 def test_decks_and_indices_are_lists_and_one_of_them(options: dict[str, Any], venv: MathReasonVector) -> None:
     with pytest.raises(UsageError, match=r"no list of problem indices|not both"):
         venv.reset(options=options)
+
+
+@pytest.mark.parametrize("options", [{"problem_index": -1}, {"problem_indices": [5, None, 2**31]}])
+def test_a_reset_to_a_problem_that_is_not_there_changes_nothing(options: dict[str, Any]) -> None:
+    env, other = MathReasonVector(num_envs=3, **SHORT), MathReasonVector(num_envs=3, **SHORT)
+    assert_same(env.reset(seed=1), other.reset(seed=1))
+    with pytest.raises(UsageError, match=r"problem_index=.* is outside"):
+        env.reset(seed=2, options=options)
+    for _ in range(9):
+        assert_same(env.step(np.array([5, 6, 7])), other.step(np.array([5, 6, 7])))
+
+
+def test_an_episode_whose_prompt_cannot_be_had_leaves_its_slot_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = MathReasonVector(num_envs=2, copy=False, **SHORT)
+    observation, _ = env.reset(seed=0)
+    before, eos = observation["input_ids"][0].copy(), eos_of(env)
+    length = observation["length"][0, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(env.task, "_tokenize", lambda index: np.zeros(65, dtype=np.int64))
+        with pytest.raises(UsageError, match="has 65 tokens, over max_prompt_tokens=64"):
+            env.step(np.array([eos, 5]))
+    before[length] = eos
+    np.testing.assert_array_equal(env._ids[0], before)
+    with pytest.raises(gym.error.ResetNeeded, match="reset"):
+        env.step(np.array([5, 5]))
+    env.reset(seed=0)
+    env.step(np.array([5, 5]))
