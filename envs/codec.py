@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.templates import Template
-from registry import UsageError
+from registry import UsageError, check_at_least
 from registry.hub import hub_unreachable, is_lfs_pointer
 
 BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
@@ -80,7 +80,9 @@ class Codec:
         self.tokenizer = load_tokenizer(tokenizer)
         settings = _settings(tokenizer, "tokenizer_config.json")
         self._kept = {key: settings[key] for key in ("tokenizer_class", "auto_map") if key in settings}
-        self.vocab_size = vocab_size or len(self.tokenizer)
+        if vocab_size is not None:
+            check_at_least(vocab_size, 1, "vocab_size")
+        self.vocab_size = len(self.tokenizer) if vocab_size is None else int(vocab_size)
         self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
         if stop_token_ids is not None:
             stop_token_ids = tuple(_token_ids(stop_token_ids, f"stop_token_ids={stop_token_ids!r}"))

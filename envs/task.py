@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -83,6 +84,12 @@ def named_problems(problems: str, split: str, options: Mapping[str, Any]) -> Pro
         )
     if not isinstance(options, Mapping):
         raise UsageError(f"problem_options={options!r} is no mapping: give names and values, such as {{'limit': 100}}")
+    if "split" in options:
+        raise UsageError(
+            f"problem_options={options!r}: the split is an argument of its own, split={options['split']!r}"
+        )
+    if not isinstance(split, str):
+        raise UsageError(f"split={split!r} is {type(split).__name__}: give its name, such as 'train' or 'test'")
     return load_problems(problems, split, **options)
 
 
@@ -93,11 +100,16 @@ class Task:
         check_at_least(spec.max_prompt_tokens, 1, "max_prompt_tokens")
         check_at_least(spec.max_new_tokens, 2, "max_new_tokens")
         if spec.reward not in REWARDS:
-            raise UsageError(f"reward={spec.reward!r}: {did_you_mean(spec.reward, REWARDS)}")
+            raise UsageError(f"reward={spec.reward!r}: {did_you_mean(str(spec.reward), REWARDS)}")
+        if not isinstance(spec.tokenizer, str | os.PathLike):
+            raise UsageError(
+                f"tokenizer={str(spec.tokenizer)[:60]!r} is {type(spec.tokenizer).__name__}: give 'builtin', a folder "
+                "or a hub id as text; one in memory is written into a folder by its save_pretrained"
+            )
         self.spec = spec
         self.reward_parts = _reward_parts(spec.reward_parts, spec.max_new_tokens)
         self.template: Template = templates.make(spec.template)
-        self.codec = Codec(self.template, spec.tokenizer, spec.vocab_size, spec.stop_token_ids)
+        self.codec = Codec(self.template, os.fspath(spec.tokenizer), spec.vocab_size, spec.stop_token_ids)
         self.tokenizer = self.codec.tokenizer
         self.vocab_size = self.codec.vocab_size
         self.stop_token_ids = self.codec.stop_token_ids

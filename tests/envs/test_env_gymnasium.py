@@ -135,7 +135,9 @@ def test_a_limit_of_steps_is_an_integer_from_1_on(limit: Any) -> None:
 
 def test_numbers_may_be_those_of_numpy() -> None:
     size = np.int64(2)
-    venv = gym.make_vec("MathReason-v0", num_envs=size, max_episode_steps=size, problem_options={"limit": size})
+    venv = gym.make_vec(
+        "MathReason-v0", num_envs=size, max_episode_steps=size, problem_options={"level": size, "limit": size}
+    )
     venv.reset(seed=0)
     assert [venv.step(np.array([5, 6]))[3].tolist() for _ in range(2)] == [[False, False], [True, True]]
     assert gym.make("TextMathReason-v0", max_characters=size).action_space.max_length == 2  # type: ignore[attr-defined]
