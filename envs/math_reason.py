@@ -162,6 +162,9 @@ def reset_index(options: dict[str, Any] | None) -> int | None:
 def plain_index(index: Any, name: str = "problem_index") -> int:
     """A number of reset options as it is; any integer type is one. Raises UsageError for others, such as 3.9 and
     True."""
-    if isinstance(index, bool | np.bool_) or not hasattr(index, "__index__"):
-        raise UsageError(f"{name}={index!r} is no integer")
-    return operator.index(index)
+    try:
+        if not isinstance(index, bool | np.bool_):
+            return operator.index(index)
+    except TypeError:  # arrays have an ``__index__``, which fails but for one integer
+        pass
+    raise UsageError(f"{name}={' '.join(repr(index).split())[:60]} is no integer")

@@ -8,7 +8,6 @@ short completions are not preferred; idle slots once the deck is empty; and a pr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass
@@ -271,9 +270,8 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             size = plain_index(options.get("group_size", 1), "group_size")
             if size < 1:
                 raise UsageError(f"group_size={size} must be at least 1")
-            if not isinstance(options["deck"], Iterable):
-                raise UsageError(f"deck={options['deck']!r} is no list of problem indices")
-            indices = [plain_index(index, "an index of the deck") for index in options["deck"]]
+            deck = _listed(options["deck"], "deck")
+            indices = [plain_index(index, "an index of the deck") for index in deck]
             self._check_indices(indices)
             groups = enumerate(indices, plain_index(options.get("first_group", 0), "first_group"))
             self._deck = deque(Card(index, n * size + k, n, k) for n, index in groups for k in range(size))
@@ -290,18 +288,16 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def _first_indices(self, options: dict[str, Any]) -> list[int | None] | None:
         """The problem that each slot begins with, where the options say so; None draws one."""
-        indices = options.get("problem_indices")
+        given = options.get("problem_indices")
         if "problem_index" in options:
             if "problem_indices" in options:
                 raise UsageError("each slot begins with one problem: give problem_index or problem_indices, not both")
-            indices = [plain_index(options["problem_index"])] * self.num_envs
-        if indices is not None and not isinstance(indices, Collection):
-            raise UsageError(f"problem_indices={indices!r} is no list of problem indices")
-        if indices is not None and len(indices) != self.num_envs:
-            raise UsageError(f"{len(indices)} problem_indices given for num_envs={self.num_envs}")
-        if indices is None:
+            given = [plain_index(options["problem_index"])] * self.num_envs
+        if given is None:
             return None
-        indices = [None if index is None else plain_index(index) for index in indices]
+        indices = [None if index is None else plain_index(index) for index in _listed(given, "problem_indices")]
+        if len(indices) != self.num_envs:
+            raise UsageError(f"{len(indices)} problem_indices given for num_envs={self.num_envs}")
         self._check_indices([index for index in indices if index is not None])
         return indices
 
@@ -397,6 +393,14 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def _observation(self) -> Observation:
         observation = {"input_ids": self._ids, "length": self._length[:, None]}
         return deepcopy(observation) if self.copy else observation
+
+
+def _listed(given: Any, name: str) -> list[Any]:
+    """The elements of a list, array or other iterable of reset options; raises UsageError for what is none."""
+    try:
+        return list(given)
+    except TypeError:
+        raise UsageError(f"{name}={given!r} is no list of problem indices") from None
 
 
 def _settled(verdict: Verdict) -> Future[Verdict]:
