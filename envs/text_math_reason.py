@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from envs.math_reason import plain_seed, reset_index
+from envs.math_reason import RENDER_MODES, check_render_mode, plain_seed, reset_index
 from envs.problem import Problem, Problems
 from envs.task import UNLIMITED, named_problems
 from envs.text import opens_thought, prompt_of, submit
@@ -47,7 +47,7 @@ class TextMathReason(gym.Env[str, str]):
     (1.0, True, False, 'right')
     """
 
-    metadata = {"render_modes": ["human", "ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's convention)
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012 (gymnasium's convention)
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class TextMathReason(gym.Env[str, str]):
         for name in unknown:
             raise UnknownField("TextMathReason", name, fields_of(TextMathReason))
         check_at_least(max_characters, 1, "max_characters")
+        check_render_mode(render_mode)
         self.render_mode = render_mode
         self.max_characters = int(max_characters)
         self.problems: Problems = named_problems(problems, split, {} if problem_options is None else problem_options)

@@ -21,10 +21,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.math_reason import RENDER_MODES, Observation, plain_index, plain_seed, task_spec
+from envs.math_reason import RENDER_MODES, Observation, check_render_mode, plain_index, plain_seed, task_spec
 from envs.problem import PENDING, Verdict
 from envs.task import Task, start_info
-from registry import UnknownField, UsageError, check_at_least, did_you_mean
+from registry import UnknownField, UsageError, check_at_least
 
 OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_group", "defer", "reset_mask")
 
@@ -108,8 +108,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         max_episode_steps: int | None = None,
         **task: Any,
     ) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise UsageError(f"render_mode={render_mode!r} is unknown: {did_you_mean(render_mode, RENDER_MODES)}")
+        check_render_mode(render_mode)
         if max_episode_steps == -1:
             max_episode_steps = None
         if max_episode_steps is not None:

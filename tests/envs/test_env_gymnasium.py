@@ -17,7 +17,9 @@ from gymnasium.utils.env_checker import check_env, check_step_determinism, data_
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeAwareObservation
 
+from envs.math_reason import MathReason
 from envs.problems.sources import PUBLISHED
+from envs.text_math_reason import TextMathReason
 from envs.vector import MathReasonVector
 from registry import UsageError
 from tests.oracles.env_oracles import R1, SHORT, Typist, assert_same, eos_of
@@ -172,9 +174,14 @@ def test_random_numbers_and_their_seeds_are_those_of_the_slots() -> None:
     assert len(set(MathReasonVector(num_envs=3, **SHORT).np_random_seed)) == 3
 
 
+@pytest.mark.parametrize("env", [MathReason, TextMathReason, MathReasonVector])
+@pytest.mark.parametrize("mode", ["rgb_array", 3])
+def test_a_render_mode_that_is_not_there_is_refused(env: type, mode: Any) -> None:
+    with pytest.raises(UsageError, match=f"render_mode={mode!r} is unknown: .*ansi"):
+        env(render_mode=mode)
+
+
 def test_bad_input_is_of_the_types_that_gymnasium_raises() -> None:
-    with pytest.raises(UsageError, match=r"render_mode='rgb_array'.*ansi"):
-        gym.make_vec("MathReason-v0", num_envs=2, render_mode="rgb_array")
     env = MathReasonVector(num_envs=2, **SHORT)
     env.reset(seed=0)
     for act in (
