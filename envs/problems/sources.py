@@ -128,7 +128,7 @@ class RowSource:
                 errors[index] = error
         if errors:
             raise _bad_rows(name, errors, len(chosen))
-        return list_problems(name, problems)
+        return list_problems(name, problems, chosen)
 
     def _choose(self, size: int, name: str) -> list[int]:
         indices, omitted = list(range(size)), self._omitted()

@@ -166,6 +166,21 @@ def test_subset_shuffle_and_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "options", "ids"),
+    [
+        ("aac", {}, ["a#0", "a#1", "c"]),
+        ("aac", {"subset": "1:"}, ["a", "c"]),
+        ("caa", {"subset": "1:"}, ["a#1", "a#2"]),
+        ("bcaa", {"omit": "0"}, ["c", "a#2", "a#3"]),
+        (["a", "a", "a#0"], {}, ["a#0#0", "a#1", "a#0#2"]),
+    ],
+)
+def test_shared_ids_alone_get_the_numbers_of_their_rows(given: Any, options: dict[str, Any], ids: list[str]) -> None:
+    rows = [{"id": id, "question": f"How much is 1 + {n}?", "answer": n + 1} for n, id in enumerate(given)]
+    assert [problem.id for problem in load_problems(rows, **options)] == ids  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"limit": 0}, "limit=0"),
