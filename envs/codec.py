@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.templates import Template
-from registry import UsageError
+from registry import UsageError, check_at_least
 from registry.hub import hub_unreachable, is_lfs_pointer
 
 BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
@@ -22,6 +22,12 @@ BUILTIN_TOKENIZER = Path(__file__).parent / "tokenizer"
 
 def load_tokenizer(name: str) -> Any:
     """A transformers fast tokenizer: ``builtin``, a folder or a hub id. Raises UsageError when there is none."""
+    if not isinstance(name, str | os.PathLike):
+        raise UsageError(
+            f"tokenizer={str(name)[:60]!r} is {type(name).__name__}: give 'builtin', a folder or a hub id as text; one "
+            "in memory is written into a folder by its save_pretrained"
+        )
+    name = os.fspath(name)
     source = _source(name)
     files = sorted(file for file in Path(source).glob("*") if file.suffix in (".json", ".jinja", ".model"))
     key = name, str(Path(source).resolve()), tuple((f.name, f.stat().st_mtime_ns) for f in files)
@@ -87,11 +93,13 @@ class Codec:
         stop_token_ids: tuple[int, ...] | None = None,
     ) -> None:
         self.template = template
-        self.name = tokenizer
         self.tokenizer = load_tokenizer(tokenizer)
-        settings = _settings(tokenizer, "tokenizer_config.json")
+        self.name = os.fspath(tokenizer)
+        settings = _settings(self.name, "tokenizer_config.json")
         self._kept = {key: settings[key] for key in ("tokenizer_class", "auto_map") if key in settings}
-        self.vocab_size = vocab_size or len(self.tokenizer)
+        if vocab_size is not None:
+            check_at_least(vocab_size, 1, "vocab_size")
+        self.vocab_size = len(self.tokenizer) if vocab_size is None else int(vocab_size)
         self.pad_token_id = int(self.tokenizer.pad_token_id or 0)
         if stop_token_ids is not None:
             stop_token_ids = tuple(_token_ids(stop_token_ids, f"stop_token_ids={stop_token_ids!r}"))

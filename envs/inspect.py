@@ -23,7 +23,7 @@ from envs.templates import Template
 from envs.verifier.literal import Literal
 from envs.verifier.notation import normalise
 from envs.verifier.structure import read
-from registry import UsageError, fields_of, templates
+from registry import UsageError, check_at_least, fields_of, templates
 from registry.command import assignment, command
 
 UNLIMITED_SAMPLE = 1000
@@ -128,7 +128,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     from envs.task import load_tokenizer
 
+    check_at_least(args.rows, 0, "--rows")
     options = parse_options(args.options)
+    if "split" in options:
+        raise UsageError(f"split={options['split']} is no option of the problems: write --split {options['split']}")
     chosen: Template = templates.make(args.template)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # repetitions are reported below

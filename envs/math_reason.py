@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 
 from envs.problem import Verdict
 from envs.task import Task, TaskSpec, start_info
-from registry import UnknownField, UsageError
+from registry import UnknownField, UsageError, did_you_mean
 
 Observation = dict[str, NDArray[np.int64]]
 RENDER_MODES = ("human", "ansi")
+
+
+def check_render_mode(mode: Any) -> None:
+    """Raise UsageError for a render mode that no environment here has."""
+    if mode is not None and mode not in RENDER_MODES:
+        raise UsageError(f"render_mode={mode!r} is unknown: {did_you_mean(str(mode), RENDER_MODES)}")
 
 
 def task_spec(arguments: dict[str, Any]) -> TaskSpec:
@@ -61,6 +67,7 @@ class MathReason(gym.Env[Observation, np.int64]):
     metadata = {"render_modes": list(RENDER_MODES), "render_fps": 30}  # noqa: RUF012 (gymnasium's convention)
 
     def __init__(self, render_mode: str | None = None, **task: Any) -> None:
+        check_render_mode(render_mode)
         self.render_mode = render_mode
         self.task = Task(task_spec(task))
         self.observation_space = self.task.observation_space()  # type: ignore[assignment]
@@ -162,6 +169,9 @@ def reset_index(options: dict[str, Any] | None) -> int | None:
 def plain_index(index: Any, name: str = "problem_index") -> int:
     """A number of reset options as it is; any integer type is one. Raises UsageError for others, such as 3.9 and
     True."""
-    if isinstance(index, bool | np.bool_) or not hasattr(index, "__index__"):
-        raise UsageError(f"{name}={index!r} is no integer")
-    return operator.index(index)
+    try:
+        if not isinstance(index, bool | np.bool_):
+            return operator.index(index)
+    except TypeError:  # arrays have an ``__index__``, which fails but for one integer
+        pass
+    raise UsageError(f"{name}={' '.join(repr(index).split())[:60]} is no integer")

@@ -18,13 +18,14 @@ from envs.problems import load_problems
 from envs.shaping import RewardPart, make_parts, shape
 from envs.templates import Template
 from envs.verifier import Verifier
-from registry import UsageError, did_you_mean, templates
+from registry import UsageError, check_at_least, did_you_mean, templates
 
 __all__ = ["BUILTIN_TOKENIZER", "Task", "TaskSpec", "final_info", "load_tokenizer", "start_info"]
 
 REWARDS = ("verified", "random")
 UNLIMITED = 2**31  # an unlimited source is indexed from 0 to here
 REMEMBERED = 4096  # generated problems, and prompts of them: a batch and an evaluation come back to theirs
+DRAWN, MEASURED = 256, 32  # of an unlimited source, at first: problems, and prompts of the longest questions of these
 
 
 def _reward_parts(given: Any, max_new_tokens: int) -> tuple[RewardPart, ...]:
@@ -35,11 +36,6 @@ def _reward_parts(given: Any, max_new_tokens: int) -> tuple[RewardPart, ...]:
             "wrap the environment in envs.shaping.ShapedReward for others"
         )
     return make_parts(given, max_new_tokens)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int | np.integer) or value < least:
-        raise UsageError(f"{name}={value!r} must be an integer of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,12 @@ def named_problems(problems: str, split: str, options: Mapping[str, Any]) -> Pro
         )
     if not isinstance(options, Mapping):
         raise UsageError(f"problem_options={options!r} is no mapping: give names and values, such as {{'limit': 100}}")
+    if "split" in options:
+        raise UsageError(
+            f"problem_options={options!r}: the split is an argument of its own, split={options['split']!r}"
+        )
+    if not isinstance(split, str):
+        raise UsageError(f"split={split!r} is {type(split).__name__}: give its name, such as 'train' or 'test'")
     return load_problems(problems, split, **options)
 
 
@@ -94,10 +96,10 @@ class Task:
     """A loaded ``TaskSpec``. ``V`` is the number of actions, ``max_length`` the longest prefix, in tokens."""
 
     def __init__(self, spec: TaskSpec) -> None:
-        _check_at_least("max_prompt_tokens", spec.max_prompt_tokens, 1)
-        _check_at_least("max_new_tokens", spec.max_new_tokens, 2)
+        check_at_least(spec.max_prompt_tokens, 1, "max_prompt_tokens")
+        check_at_least(spec.max_new_tokens, 2, "max_new_tokens")
         if spec.reward not in REWARDS:
-            raise UsageError(f"reward={spec.reward!r}: {did_you_mean(spec.reward, REWARDS)}")
+            raise UsageError(f"reward={spec.reward!r}: {did_you_mean(str(spec.reward), REWARDS)}")
         self.spec = spec
         self.reward_parts = _reward_parts(spec.reward_parts, spec.max_new_tokens)
         self.template: Template = templates.make(spec.template)
@@ -129,15 +131,20 @@ class Task:
         return self
 
     def _check_prompts(self) -> None:
-        """A finite source is checked at once, so that hours later no prompt turns out too long."""
+        """All prompts of a finite source are measured at once, so that hours later none turns out too long; of an
+        unlimited one the prompts of the longest questions among some that are drawn as episodes draw them."""
         if self.problems.size is None:
-            self.prompt(0)
-            return
-        lengths = [len(self._tokenize(index)) for index in range(self.problems.size)]
+            rng = np.random.default_rng(0)
+            drawn = {self.draw(rng) for _ in range(DRAWN)}
+            indices = sorted(drawn, key=lambda index: len(self._problem(index).question))[-MEASURED:]
+        else:
+            indices = list(range(self.problems.size))
+        lengths = [len(self._tokenize(index)) for index in indices]
         over = sum(length > self.spec.max_prompt_tokens for length in lengths)
         if over:
             raise UsageError(
-                f"{over} of {len(lengths)} prompts of {self.problems.name} are longer than "
+                f"{'some' if self.problems.size is None else over} of {self.problems.size or DRAWN} prompts of "
+                f"{self.problems.name} are longer than "
                 f"max_prompt_tokens={self.spec.max_prompt_tokens} (the longest has {max(lengths)}); "
                 f"raise max_prompt_tokens, or leave those problems out"
             )

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from string import ascii_letters
 from typing import Any, ClassVar
 
 from envs.verifier.extract import Extraction, extract, extract_tagged, last_box
@@ -24,13 +25,16 @@ R1_PREAMBLE = (
 )
 
 _DATE = datetime(2024, 7, 26)  # Llama 3.1's own, where its template knows no clock
+_CODES = [f"%{flag}{letter}" for flag in ("", *"-_0^#EO") for letter in ascii_letters]
+_TOLD = {code: _DATE.strftime(code) for code in _CODES if _DATE.strftime(code) != code}
 _UNDATED = (
-    "{%- macro strftime_now(form) -%}{{ form"
-    + "".join(f".replace('%{code}', '{_DATE.strftime('%' + code)}')" for code in "dmyYbBaAHIMSpj")
-    + " }}{%- endmacro -%}"
+    "{%- macro strftime_now(form) -%}{%- for part in form.split('%%') -%}{%- set said = namespace(text=part) -%}"
+    f"{{%- for code, value in {_TOLD}.items() -%}}"
+    "{%- set said.text = said.text.replace(code, value) -%}{%- endfor -%}"
+    "{{ '' if loop.first else '%' }}{{ said.text }}{%- endfor -%}{%- endmacro -%}"
 )
 """What makes a template that tells the date tell the same one on every day, so that a run that goes on, or is repeated,
-has the prompts that it had."""
+has the prompts that it had. It is text, as transformers lets no function into a template."""
 _MARK = "\ue000question\ue000"  # stands for the question where a template is asked what it puts around one
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from envs.math_reason import plain_seed, reset_index
+from envs.math_reason import RENDER_MODES, check_render_mode, plain_seed, reset_index
 from envs.problem import Problem, Problems
 from envs.task import UNLIMITED, named_problems
 from envs.text import opens_thought, prompt_of, submit
-from registry import UnknownField, UsageError, fields_of, templates
+from registry import UnknownField, UsageError, check_at_least, fields_of, templates
 
 LONGEST_GENERATED = 4096  # characters of a prompt of a source without an end
 _RANGES = ((0xA0, 0x180), (0x370, 0x400), (0x2000, 0x2070), (0x2070, 0x20D0), (0x2100, 0x2300), (0x25A0, 0x2600))
@@ -47,7 +47,7 @@ class TextMathReason(gym.Env[str, str]):
     (1.0, True, False, 'right')
     """
 
-    metadata = {"render_modes": ["human", "ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's convention)
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012 (gymnasium's convention)
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class TextMathReason(gym.Env[str, str]):
     ) -> None:
         for name in unknown:
             raise UnknownField("TextMathReason", name, fields_of(TextMathReason))
-        if not isinstance(max_characters, int) or max_characters < 1:
-            raise UsageError(f"max_characters={max_characters!r} must be an integer of at least 1")
+        check_at_least(max_characters, 1, "max_characters")
+        check_render_mode(render_mode)
         self.render_mode = render_mode
-        self.max_characters = max_characters
+        self.max_characters = int(max_characters)
         self.problems: Problems = named_problems(problems, split, {} if problem_options is None else problem_options)
         self.template_name = template
         self.template = templates.make(template)
@@ -74,7 +74,7 @@ class TextMathReason(gym.Env[str, str]):
         longest = max(map(len, prompts), default=LONGEST_GENERATED)
         charset = "".join(sorted(characters))
         self.observation_space = spaces.Text(longest, min_length=0, charset=charset)
-        self.action_space = spaces.Text(max_characters, min_length=0, charset=charset)
+        self.action_space = spaces.Text(self.max_characters, min_length=0, charset=charset)
         self._episodes = 0
         self._info: dict[str, Any] = {}
         self._prompt = ""

@@ -8,7 +8,6 @@ short completions are not preferred; idle slots once the deck is empty; and a pr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.math_reason import RENDER_MODES, Observation, plain_index, plain_seed, task_spec
+from envs.math_reason import RENDER_MODES, Observation, check_render_mode, plain_index, plain_seed, task_spec
 from envs.problem import PENDING, Verdict
 from envs.task import Task, start_info
-from registry import UnknownField, UsageError, did_you_mean
+from registry import UnknownField, UsageError, check_at_least
 
 OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_group", "defer", "reset_mask")
 
@@ -93,7 +92,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         copy: return fresh observation arrays. False returns views of the live buffers, valid until the next step.
         render_mode: ``ansi`` renders a tuple of texts, one a slot; ``human`` renders nothing here.
         max_episode_steps: as gymnasium's ``TimeLimit``: episodes are truncated after so many tokens, without a verdict.
-            ``max_new_tokens`` is the budget that ends a completion with one.
+            ``max_new_tokens`` is the budget that ends a completion with one. -1 is no limit, as to ``gym.make``.
         **task: the fields of ``envs.task.TaskSpec``.
     """
 
@@ -111,13 +110,13 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         max_episode_steps: int | None = None,
         **task: Any,
     ) -> None:
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise UsageError(f"render_mode={render_mode!r} is unknown: {did_you_mean(render_mode, RENDER_MODES)}")
-        if max_episode_steps is not None and max_episode_steps < 1:
-            raise UsageError(f"max_episode_steps={max_episode_steps} must be at least 1")
-        if not isinstance(num_envs, int) or num_envs < 1:
-            raise UsageError(f"num_envs={num_envs!r} must be an integer of at least 1")
-        self.num_envs = num_envs
+        check_render_mode(render_mode)
+        if max_episode_steps == -1:
+            max_episode_steps = None
+        if max_episode_steps is not None:
+            check_at_least(max_episode_steps, 1, "max_episode_steps")
+        check_at_least(num_envs, 1, "num_envs")
+        self.num_envs = num_envs = int(num_envs)
         self.copy = copy
         self.render_mode = render_mode
         self.max_episode_steps = max_episode_steps
@@ -166,15 +165,10 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             if name not in OPTIONS:
                 raise UnknownField("reset options of MathReasonVector", name, OPTIONS)
         slots = self._mask(options.get("reset_mask"))
+        indices = self._first_indices(options)
         self._seed(seed, slots)
         self._open_deck(options)
-        indices = self._first_indices(options)
-        self._begun = True
-        infos: dict[str, Any] = {}
-        for slot in slots:
-            info = self._begin(slot, indices[slot] if indices is not None else None)
-            if info is not None:
-                infos = self._add_info(infos, info, slot)
+        infos = self._begin_all(slots.tolist(), indices, {})
         return self._observation(), infos
 
     def step(  # type: ignore[override]
@@ -210,10 +204,7 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             if self.render_mode == "ansi":
                 self._last[slot] = f"{self._text(slot)}\n[{verdict.status}: reward {verdict.reward:g}]\n"
         infos = self._cut(live, {one.slot for one in finished}, truncations, infos)
-        for slot in np.flatnonzero(terminations | truncations).tolist():
-            start = self._begin(slot, None)
-            if start is not None:
-                infos = self._add_info(infos, start, slot)
+        infos = self._begin_all(np.flatnonzero(terminations | truncations).tolist(), None, infos)
         return self._observation(), rewards, terminations, truncations, infos
 
     def settle(self) -> list[tuple[float, dict[str, Any]]]:
@@ -280,12 +271,9 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             size = plain_index(options.get("group_size", 1), "group_size")
             if size < 1:
                 raise UsageError(f"group_size={size} must be at least 1")
-            if not isinstance(options["deck"], Iterable):
-                raise UsageError(f"deck={options['deck']!r} is no list of problem indices")
-            indices = [plain_index(index, "an index of the deck") for index in options["deck"]]
-            for index in set(indices):
-                self.task.problem(index)
-                self.task.prompt(index)
+            deck = _listed(options["deck"], "deck")
+            indices = [plain_index(index, "an index of the deck") for index in deck]
+            self._check_indices(indices)
             groups = enumerate(indices, plain_index(options.get("first_group", 0), "first_group"))
             self._deck = deque(Card(index, n * size + k, n, k) for n, index in groups for k in range(size))
             self._defer = bool(options.get("defer", False))
@@ -301,30 +289,52 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def _first_indices(self, options: dict[str, Any]) -> list[int | None] | None:
         """The problem that each slot begins with, where the options say so; None draws one."""
-        indices = options.get("problem_indices")
-        if indices is None and "problem_index" in options:
-            indices = [options["problem_index"]] * self.num_envs
-        if indices is not None and not isinstance(indices, Collection):
-            raise UsageError(f"problem_indices={indices!r} is no list of problem indices")
-        if indices is not None and len(indices) != self.num_envs:
+        given = options.get("problem_indices")
+        if "problem_index" in options:
+            if "problem_indices" in options:
+                raise UsageError("each slot begins with one problem: give problem_index or problem_indices, not both")
+            given = [plain_index(options["problem_index"])] * self.num_envs
+        if given is None:
+            return None
+        indices = [None if index is None else plain_index(index) for index in _listed(given, "problem_indices")]
+        if len(indices) != self.num_envs:
             raise UsageError(f"{len(indices)} problem_indices given for num_envs={self.num_envs}")
-        return None if indices is None else [None if index is None else plain_index(index) for index in indices]
+        self._check_indices([index for index in indices if index is not None])
+        return indices
+
+    def _check_indices(self, indices: list[int]) -> None:
+        """Raise UsageError for a problem that is not there, or whose prompt is too long, before anything changes."""
+        for index in set(indices):
+            self.task.problem(index)
+            self.task.prompt(index)
+
+    def _begin_all(self, slots: list[int], indices: list[int | None] | None, infos: dict[str, Any]) -> dict[str, Any]:
+        """Start the next episodes of ``slots``; ``infos`` with theirs. Where one cannot be had, only a reset helps."""
+        self._begun = False
+        for slot in slots:
+            start = self._begin(slot, indices[slot] if indices is not None else None)
+            if start is not None:
+                infos = self._add_info(infos, start, slot)
+        self._begun = True
+        return infos
 
     def _begin(self, slot: int, index: int | None) -> dict[str, Any] | None:
         """Start the next episode of a slot, on problem ``index`` if given; None where the slot idles."""
-        self._ids[slot] = self.task.pad_token_id
         card = self._deal(slot, index)
         if card is None:
+            self._ids[slot] = self.task.pad_token_id
             self._live[slot] = False
             self._length[slot] = self._prompt[slot] = 0
             return None
-        self._episodes[slot] += 1
-        prompt = self.task.prompt(card.index)
+        info = start_info(self.task, card.index, card.episode, card.group, card.sample)
+        prompt = self.task.prompt(card.index)  # nothing of the slot has changed, should there be none
+        self._ids[slot] = self.task.pad_token_id
         self._ids[slot, : len(prompt)] = prompt
         self._length[slot] = self._prompt[slot] = len(prompt)
         self._live[slot] = True
-        self._infos[slot] = start_info(self.task, card.index, card.episode, card.group, card.sample)
-        return dict(self._infos[slot])
+        self._episodes[slot] += 1
+        self._infos[slot] = info
+        return dict(info)
 
     def _deal(self, slot: int, index: int | None) -> Card | None:
         """From the deck, None when it is drained; without a deck, problem ``index`` or a drawn one."""
@@ -387,6 +397,14 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def _observation(self) -> Observation:
         observation = {"input_ids": self._ids, "length": self._length[:, None]}
         return deepcopy(observation) if self.copy else observation
+
+
+def _listed(given: Any, name: str) -> list[Any]:
+    """The elements of a list, array or other iterable of reset options; raises UsageError for what is none."""
+    try:
+        return list(given)
+    except TypeError:
+        raise UsageError(f"{name}={given!r} is no list of problem indices") from None
 
 
 def _settled(verdict: Verdict) -> Future[Verdict]:

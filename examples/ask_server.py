@@ -42,17 +42,16 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--max-tokens", type=int, default=1024)
     args = parser.parse_args(argv)
-    options = {"limit": args.limit}
-    env = gym.make(
-        "TextMathReason-v0", problems=args.problems, split=args.split, problem_options=options, template="chat"
-    )
+    options = {"problems": args.problems, "split": args.split, "problem_options": {"limit": args.limit}}
+    env = gym.make("TextMathReason-v0", template="chat", **options)
+    size = env.unwrapped.problems.size  # the limit, or all where there are fewer
     total = 0.0
-    for index in range(args.limit):
+    for index in range(size):
         message, _ = env.reset(options={"problem_index": index})
         _, reward, _, _, info = env.step(ask(args.server, args.model, message, args.max_tokens))
         total += float(reward)
         print(f"{index}: {info['status']} ({info['extracted']}), accuracy so far {total / (index + 1):.1%}", flush=True)
-    return total / args.limit
+    return total / size
 
 
 if __name__ == "__main__":

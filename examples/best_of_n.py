@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> Accuracy:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.problems < 1 or args.samples < 1:
+        parser.error("--problems and --samples must be at least 1")
 
     policy = Policy.load(args.policy)
     own = {} if args.policy == "tiny" else {"tokenizer": args.policy, "vocab_size": policy.vocab_size}
@@ -62,9 +64,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
         chosen = vote([str(info["extracted"]) for info in episodes], verifier)
         votes.append(verifier.verify(f"\\boxed{{{chosen}}}", venv.task.problem(problem)).reward)
     accuracy = Accuracy(float(right.float().mean()), float(np.mean(votes)), float(right.any(1).float().mean()))
-    print(
-        f"of {args.samples} completions: mean {accuracy.mean:.1%}, vote {accuracy.vote:.1%}, best {accuracy.best:.1%}"
-    )
+    print(f"of {args.samples} completions:", ", ".join(f"{name} {share:.1%}" for name, share in vars(accuracy).items()))
     return accuracy
 
 

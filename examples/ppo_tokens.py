@@ -81,6 +81,9 @@ def main(argv: list[str] | None = None) -> list[float]:
     for field in fields(Args):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     args = Args(**vars(parser.parse_args(argv)))
+    size = args.num_steps * args.num_envs
+    if not 2 <= 2 * args.num_minibatches <= size <= args.total_timesteps:
+        parser.error(f"{size} tokens (steps * envs) must be at least 2 a minibatch and at most --total-timesteps")
     torch.manual_seed(args.seed)
 
     venv = gym.make_vec(args.env_id, num_envs=args.num_envs)
@@ -92,7 +95,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     observation, _ = venv.reset(seed=args.seed)
     success_rates, start = [], time.perf_counter()
 
-    for iteration in range(1, args.total_timesteps // (args.num_steps * args.num_envs) + 1):
+    for iteration in range(1, args.total_timesteps // size + 1):
         successes: list[bool] = []
         for step in range(args.num_steps):
             ids[step] = torch.from_numpy(observation["input_ids"])
@@ -115,7 +118,7 @@ def main(argv: list[str] | None = None) -> list[float]:
         returns = advantage + values
 
         for _ in range(args.update_epochs):
-            for batch in torch.randperm(args.num_steps * args.num_envs).chunk(args.num_minibatches):
+            for batch in torch.randperm(size).tensor_split(args.num_minibatches):
                 distribution, value = agent(ids.flatten(0, 1)[batch], lengths.flatten()[batch])
                 ratio = (distribution.log_prob(actions.flatten()[batch]) - logprobs.flatten()[batch]).exp()
                 a = advantage.flatten()[batch]
@@ -123,18 +126,14 @@ def main(argv: list[str] | None = None) -> list[float]:
                 clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
                 policy_loss = -torch.min(ratio * a, clipped * a).mean()
                 value_loss = 0.5 * (value - returns.flatten()[batch]).square().mean()
-                loss = policy_loss + args.vf_coef * value_loss
                 optimizer.zero_grad()
-                loss.backward()
+                (policy_loss + args.vf_coef * value_loss).backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
 
         success_rates.append(float(np.mean(successes)) if successes else float("nan"))
-        speed = iteration * args.num_steps * args.num_envs / (time.perf_counter() - start)
-        print(
-            f"iteration {iteration}: success {success_rates[-1]:.1%} of {len(successes)}, {speed:.0f} steps/s",
-            flush=True,
-        )
+        speed = f"{iteration * size / (time.perf_counter() - start):.0f} steps/s"
+        print(f"iteration {iteration}: success {success_rates[-1]:.1%} of {len(successes)}, {speed}", flush=True)
     venv.close()
     return success_rates
 

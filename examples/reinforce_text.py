@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> list[float]:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.group_size < 2 or args.problems < 1:
+        parser.error("--group-size must be at least 2, for there are no others to compare one with, and --problems 1")
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
 
@@ -59,14 +61,8 @@ def main(argv: list[str] | None = None) -> list[float]:
         prompts = [env.reset(options={"problem_index": int(index)})[0] for index in indices]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
         with torch.no_grad():
-            sequences = model.generate(
-                **inputs,
-                do_sample=True,
-                top_k=0,
-                max_new_tokens=args.max_new_tokens,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+            sequences = model.generate(**inputs, **ends, do_sample=True, top_k=0, max_new_tokens=args.max_new_tokens)
         longest = inputs["input_ids"].shape[1]
         completions = sequences[:, longest:]
         ended = (completions == tokenizer.eos_token_id).int()

@@ -20,7 +20,7 @@ registers components.
 """
 
 from registry.errors import UnknownField, UnknownName, UsageError, did_you_mean
-from registry.fields import Field, check_number, fields_of, parse_value
+from registry.fields import Field, check_at_least, check_number, fields_of, parse_value
 from registry.registry import ENTRY_POINT_GROUP, Registry
 
 corrections: Registry = Registry("correction", product=True)
@@ -51,6 +51,7 @@ __all__ = [
     "aggregations",
     "anchors",
     "batches",
+    "check_at_least",
     "check_number",
     "corrections",
     "did_you_mean",

@@ -56,6 +56,12 @@ def check_number(value: Any, kind: Any, where: str) -> None:
     raise UsageError(f"{where}={value!r} must be {' or '.join(_NUMBERS[option][0] for option in options)}")
 
 
+def check_at_least(value: Any, least: int, where: str) -> None:
+    """Raise ``UsageError`` unless ``value`` is an integer, of Python or numpy, of at least ``least``."""
+    if not _is_whole(value) or value < least:
+        raise UsageError(f"{where}={value!r} must be an integer of at least {least}")
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) <= MOST
 

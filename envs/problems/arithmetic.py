@@ -14,13 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from hashlib import blake2b
+from numbers import Integral
 from random import Random
 
 from envs.problem import Problem
 from envs.problems.scenes import DEFAULT_LEVELS, DISTRACTED_LEVEL, FORMS, LEVELS, Size, Story, distraction
-from registry import UsageError
+from registry import UsageError, check_at_least
 from registry.command import command
 from registry.errors import did_you_mean
 from registry.paths import WriteFile
@@ -53,10 +55,10 @@ class Arithmetic:
     def __init__(
         self, split: str = "train", level: int | tuple[int, ...] | list[int] = DEFAULT_LEVELS, seed: int = 0
     ) -> None:
-        levels = (level,) if isinstance(level, int) else tuple(level)
+        levels = tuple(level) if isinstance(level, Iterable) else (level,)
         if split not in SPLITS:
             raise UsageError(f"arithmetic has no split {split!r}: {did_you_mean(str(split), SPLITS)}")
-        if not levels or any(one not in LEVELS for one in levels):
+        if not levels or not all(isinstance(one, Integral) and one is not True and one in LEVELS for one in levels):
             raise UsageError(
                 f"arithmetic level {level!r} is unknown: give one or several of {', '.join(map(str, LEVELS))}"
             )
@@ -110,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=10, help="problems to write (default %(default)s)")
     parser.add_argument("--out", action=WriteFile, help="file to write (default: standard output)")
     args = parser.parse_args(argv)
+    check_at_least(args.count, 1, "--count")
     problems = Arithmetic(args.split, tuple(args.level), args.seed)
     text = "".join(json.dumps(asdict(problems[n])) + "\n" for n in range(args.count))
     if args.out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -32,19 +33,21 @@ class ListedProblems:
         return iter(self.problems)
 
 
-def list_problems(name: str, problems: list[Problem]) -> ListedProblems:
-    """``problems``, whose gold answers are checked, with ids that differ. Warns of equal questions."""
-    listed = ListedProblems(name, _with_unique_ids(problems))
+def list_problems(name: str, problems: list[Problem], places: list[int]) -> ListedProblems:
+    """``problems``, whose gold answers are checked, with ids that differ: to those that are shared the rows' numbers in
+    the source, ``places``, are added. Warns of equal questions."""
+    listed = ListedProblems(name, _with_unique_ids(problems, places))
     repeated = len(listed) - len({question_key(problem) for problem in listed})
     if repeated:
         warnings.warn(f"{repeated} of {len(listed)} problems of {name} repeat an earlier question", stacklevel=5)
     return listed
 
 
-def _with_unique_ids(problems: list[Problem]) -> list[Problem]:
-    if len({problem.id for problem in problems}) == len(problems):
-        return problems
-    return [replace(problem, id=f"{problem.id}#{index}") for index, problem in enumerate(problems)]
+def _with_unique_ids(problems: list[Problem], places: list[int]) -> list[Problem]:
+    ids = [problem.id for problem in problems]
+    while len(counts := Counter(ids)) < len(ids):  # again where an id with its number is another's own
+        ids = [f"{id}#{place}" if counts[id] > 1 else id for id, place in zip(ids, places, strict=True)]
+    return [one if one.id == id else replace(one, id=id) for one, id in zip(problems, ids, strict=True)]
 
 
 def problem_digest(problems: Problems) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from envs.problem import Problem
 from envs.problems.sources import check_limit
 from envs.verifier.scorers import entries
-from registry import UnknownName, UsageError
+from registry import UnknownName, UsageError, check_number
 
 DEFAULT_SIZE = 1000
 TEST_SEED_OFFSET = 1 << 40
@@ -83,6 +83,7 @@ class ReasoningGymSource:
     def __post_init__(self) -> None:
         check_limit(self.limit)
         check_limit(self.size, "size")
+        check_number(self.seed, int, "seed")
 
     def load(self, split: str) -> ReasoningGym:
         """The problems of a split. Raises ``UsageError``: no such task, or options that it refuses."""
@@ -94,4 +95,4 @@ class ReasoningGymSource:
         if self.task not in DATASETS:
             raise UnknownName("reasoning_gym task", self.task, DATASETS)
         size = self.size or self.limit or DEFAULT_SIZE
-        return ReasoningGym(self.task, split, min(size, self.limit or size), self.seed, self.options)
+        return ReasoningGym(self.task, split, int(min(size, self.limit or size)), int(self.seed), self.options)

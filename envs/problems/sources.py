@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Protocol
@@ -20,7 +21,7 @@ from envs.problems.columns import Columns, find_columns, to_problem
 from envs.problems.listed import ListedProblems, list_problems
 from envs.problems.readers import Row, has_split, read_hub, read_path
 from envs.problems.scenes import DEFAULT_LEVELS
-from registry import UsageError, did_you_mean, problem_sources
+from registry import UsageError, check_at_least, did_you_mean, problem_sources
 
 DATA_VARIABLE = "NESTED_REFT_DATA"
 SVAMP_TRAIN = 700
@@ -64,8 +65,8 @@ class ArithmeticSource:
 
 def check_limit(limit: Any, name: str = "limit") -> None:
     """Raise ``UsageError`` unless ``limit``, called ``name``, is None or a positive integer."""
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise UsageError(f"{name}={limit!r} must be at least 1")
+    if limit is not None:
+        check_at_least(limit, 1, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class RowSource:
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
-        if self.shuffle is not None and not isinstance(self.shuffle, int):
+        if self.shuffle is not None and not isinstance(self.shuffle, Integral):
             raise UsageError(f"shuffle={self.shuffle!r} must be the seed of a permutation, an integer")
         self._bounds()
         self._omitted()
@@ -129,14 +130,14 @@ class RowSource:
         if errors:
             raise _bad_rows(name, errors, len(chosen))
         _warn_damaged(name, chosen, problems)
-        return list_problems(name, problems)
+        return list_problems(name, problems, chosen)
 
     def _choose(self, size: int, name: str) -> list[int]:
         indices, omitted = list(range(size)), self._omitted()
         if any(rows.stop > size for rows in omitted):
             raise UsageError(f"omit={self.omit!r} names rows beyond those of {name}, which are 0..{size - 1}")
         if self.shuffle is not None:
-            Random(self.shuffle).shuffle(indices)
+            Random(int(self.shuffle)).shuffle(indices)
         kept = [index for index in indices[self._bounds()] if not any(index in rows for rows in omitted)]
         return kept[: self.limit]
 

@@ -17,7 +17,9 @@ from gymnasium.utils.env_checker import check_env, check_step_determinism, data_
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeAwareObservation
 
+from envs.math_reason import MathReason
 from envs.problems.sources import PUBLISHED
+from envs.text_math_reason import TextMathReason
 from envs.vector import MathReasonVector
 from registry import UsageError
 from tests.oracles.env_oracles import R1, SHORT, Typist, assert_same, eos_of
@@ -120,10 +122,27 @@ def test_ids_of_users_with_a_limit_can_be_made() -> None:
         cut = [venv.step(np.array([5, 6]))[3].tolist() for _ in range(5)]
         assert cut == [[False, False]] * 4 + [[True, True]]
         TimeAwareObservation(gym.make("Limited-v0")).reset(seed=0)
+        free = gym.make_vec("Limited-v0", num_envs=2, max_episode_steps=-1)
+        free.reset(seed=0)
+        assert not any(free.step(np.array([5, 6]))[3].any() for _ in range(6))
     finally:
         del gym.registry["Limited-v0"]
-    with pytest.raises(UsageError, match="max_episode_steps=0"):
-        MathReasonVector(num_envs=1, max_episode_steps=0)
+
+
+@pytest.mark.parametrize("limit", [0, -2, 2.5, "3", True])
+def test_a_limit_of_steps_is_an_integer_from_1_on(limit: Any) -> None:
+    with pytest.raises(UsageError, match=f"max_episode_steps={limit!r} must be an integer of at least 1"):
+        MathReasonVector(num_envs=1, max_episode_steps=limit)
+
+
+def test_numbers_may_be_those_of_numpy() -> None:
+    size = np.int64(2)
+    venv = gym.make_vec(
+        "MathReason-v0", num_envs=size, max_episode_steps=size, problem_options={"level": size, "limit": size}
+    )
+    venv.reset(seed=0)
+    assert [venv.step(np.array([5, 6]))[3].tolist() for _ in range(2)] == [[False, False], [True, True]]
+    assert gym.make("TextMathReason-v0", max_characters=size).action_space.max_length == 2  # type: ignore[attr-defined]
 
 
 INTEGERS = [11, np.int64(11), np.uint8(11), np.array(11)]
@@ -155,9 +174,14 @@ def test_random_numbers_and_their_seeds_are_those_of_the_slots() -> None:
     assert len(set(MathReasonVector(num_envs=3, **SHORT).np_random_seed)) == 3
 
 
+@pytest.mark.parametrize("env", [MathReason, TextMathReason, MathReasonVector])
+@pytest.mark.parametrize("mode", ["rgb_array", 3])
+def test_a_render_mode_that_is_not_there_is_refused(env: type, mode: Any) -> None:
+    with pytest.raises(UsageError, match=f"render_mode={mode!r} is unknown: .*ansi"):
+        env(render_mode=mode)
+
+
 def test_bad_input_is_of_the_types_that_gymnasium_raises() -> None:
-    with pytest.raises(UsageError, match=r"render_mode='rgb_array'.*ansi"):
-        gym.make_vec("MathReason-v0", num_envs=2, render_mode="rgb_array")
     env = MathReasonVector(num_envs=2, **SHORT)
     env.reset(seed=0)
     for act in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,22 @@ def test_a_chat_template_that_leaves_the_question_out_is_refused(adds_bos: Any, 
         adds_bos.chat_template = CHAT
 
 
-def test_a_template_that_tells_the_date_tells_the_same_on_every_day(tmp_path):
+@pytest.mark.parametrize(
+    "form",
+    [
+        "%d %B %Y",
+        "%-d %B %Y %Z",
+        "%F %T",
+        "%D, %e %^b %h",
+        "%-m/%-d/%y %-I:%M %p",
+        "%x %X",
+        "%j %U %u",
+        "100%% %%d %%%d",
+        "",
+    ],
+)
+def test_a_template_that_tells_the_date_tells_the_same_on_every_day(form):
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0]['content'] }}"
+    tokenizer.chat_template = f"{{{{ strftime_now('{form}') }}}}: {{{{ messages[0]['content'] }}}}"
     ids = templates.make("chat").prompt_ids("How much?", tokenizer)
-    assert tokenizer.decode(ids).startswith("26 July 2024: How much?")
+    assert tokenizer.decode(ids).startswith(f"{datetime(2024, 7, 26).strftime(form)}: How much?")

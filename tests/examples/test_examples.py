@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,34 @@ class TestBestOfN:
         accuracy = best_of_n.main(["--problems", "12", "--samples", "4"])
         assert 0.0 < accuracy.mean <= accuracy.best <= 1.0
         assert accuracy.vote <= accuracy.best
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (reinforce_text.main, ["--group-size", "1"], "--group-size must be at least 2"),
+        (reinforce_text.main, ["--problems", "0"], "--problems 1"),
+        (best_of_n.main, ["--problems", "0"], "must be at least 1"),
+        (best_of_n.main, ["--samples", "0"], "must be at least 1"),
+        (ppo_tokens.main, ["--num-envs", "1", "--num-steps", "4"], "4 tokens (steps * envs) must be at least 2"),
+        (ppo_tokens.main, ["--num-minibatches", "0"], "at least 2 a minibatch"),
+        (ppo_tokens.main, ["--total-timesteps", "10"], "at most --total-timesteps"),
+    ],
+)
+def test_numbers_that_leave_nothing_to_compute_are_refused(
+    main: Any, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_server_is_asked_all_problems_where_there_are_fewer_than_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "two.jsonl"
+    path.write_text('{"question": "1 + 1?", "answer": 2}\n{"question": "1 + 2?", "answer": 3}\n')
+    with ChatServer(lambda prompt, body: "\\boxed{3}").running() as served:
+        arguments = [served.url, "--model", "oracle", "--problems", str(path), "--limit", "50"]
+        assert ask_server.main(arguments) == 0.5
 
 
 def test_a_server_is_asked() -> None:

@@ -297,3 +297,8 @@ def test_rows_of_a_path_and_of_loaded_problems(tmp_path: Path) -> None:
     assert len(problem_rows(loaded)) == 2
     with pytest.raises(UsageError, match="loaded already, so limit=1 would do nothing"):
         problem_rows(loaded, limit=1)
+
+
+def test_a_tokenizer_in_memory_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"give 'builtin', a folder or a hub id"):
+        problem_rows("arithmetic", template="chat", limit=1, tokenizer=load_tokenizer("builtin"))

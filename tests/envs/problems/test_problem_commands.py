@@ -13,6 +13,7 @@ import pytest
 
 from envs import inspect as inspect_command
 from envs.grade import main as grade
+from envs.problems.arithmetic import main as write_problems
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(10)]
 
@@ -70,6 +71,32 @@ def test_commands_exit_without_a_traceback() -> None:
         done = subprocess.run([sys.executable, "-m", module, argument], capture_output=True, text=True, timeout=120)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (
+            inspect_command.main,
+            ["arithmetic", "split=test"],
+            "split=test is no option of the problems: write --split test",
+        ),
+        (
+            inspect_command.main,
+            ["arithmetic", "level=2.0"],
+            "arithmetic level 2.0 is unknown: give one or several of 1, 2",
+        ),
+        (inspect_command.main, ["arithmetic", "level=null"], "arithmetic level None is unknown"),
+        (inspect_command.main, ["arithmetic", "--rows", "-1"], "--rows=-1 must be an integer of at least 0"),
+        (write_problems, ["--count", "-1"], "--count=-1 must be an integer of at least 1"),
+    ],
+)
+def test_bad_input_of_commands_is_one_line(
+    main: Any, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {said}") and shown.err.count("\n") == 1 and not shown.out
 
 
 def test_inspect_needs_problems_and_no_options(capsys: pytest.CaptureFixture[str]) -> None:

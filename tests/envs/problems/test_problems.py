@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -161,6 +162,22 @@ def test_subset_shuffle_and_limit(tmp_path: Path) -> None:
     assert ids(shuffle=0) == ids(shuffle=0) != ids(shuffle=1)
     assert sorted(ids(shuffle=0)) == sorted(ids())
     assert ids(shuffle=0, subset="1:", limit=2) == ids(shuffle=0)[1:3]
+    assert ids(shuffle=np.int64(1), limit=np.int64(3)) == ids(shuffle=1, limit=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "ids"),
+    [
+        ("aac", {}, ["a#0", "a#1", "c"]),
+        ("aac", {"subset": "1:"}, ["a", "c"]),
+        ("caa", {"subset": "1:"}, ["a#1", "a#2"]),
+        ("bcaa", {"omit": "0"}, ["c", "a#2", "a#3"]),
+        (["a", "a", "a#0"], {}, ["a#0#0", "a#1", "a#0#2"]),
+    ],
+)
+def test_shared_ids_alone_get_the_numbers_of_their_rows(given: Any, options: dict[str, Any], ids: list[str]) -> None:
+    rows = [{"id": id, "question": f"How much is 1 + {n}?", "answer": n + 1} for n, id in enumerate(given)]
+    assert [problem.id for problem in load_problems(rows, **options)] == ids  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +369,7 @@ def test_names_and_options_are_checked_without_loading(tmp_path: Path, monkeypat
         ("gms8k", {}, "no hub id of the form 'owner/name' either: did you mean 'gsm8k'"),
         ("arithmetic", {"levl": 2}, "did you mean 'level'"),
         ("svamp", {"config": "x"}, "'svamp' has no field 'config'"),
-        ("arithmetic", {"limit": 0}, "limit=0 must be at least 1"),
+        ("arithmetic", {"limit": 0}, "limit=0 must be an integer of at least 1"),
         ("svamp", {"limit": "ten"}, "limit='ten' must be"),
         ("svamp", {"subset": 5}, "'start:stop'"),
     ):

@@ -81,7 +81,7 @@ def test_an_unlimited_source_has_neither_length_nor_end() -> None:
 @pytest.mark.usefixtures("reasoning_gym")
 @pytest.mark.parametrize("options", [{"size": 0}, {"size": -1}, {"size": "3"}, {"limit": 0}, {"limit": True}])
 def test_sizes_out_of_range(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="must be at least 1"):
+    with pytest.raises(UsageError, match="must be an integer of at least 1"):
         load_problems("reasoning_gym:chess", **options)
 
 
