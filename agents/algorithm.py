@@ -43,6 +43,7 @@ class SavesFolders:
     """Weights in and out, for stable-baselines3's own algorithms, too."""
 
     env: Any
+    made: Mapping[str, Any] = {}  # ``in_force`` when it was set up
 
     @property
     def envs(self) -> Any:

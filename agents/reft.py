@@ -63,7 +63,7 @@ from agents.nesting import Nesting
 from agents.objective.anchors import Anchoring
 from agents.objective.consistency import Consistency
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps, one_each
-from agents.saving.configuration import NotStorable, constructor_arguments, describe
+from agents.saving.configuration import NotStorable, constructor_arguments, describe, in_force
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, OfUpdate, Update
 from agents.writing import Deck, OwnWriter
@@ -335,6 +335,7 @@ class ReFT(LanguageModelAlgorithm):
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
+        self.made = in_force(self)
 
     def _load_target(self, given: str | Policy, dtype: str | None, device: str) -> Policy:
         """The same in all processes; split over them where that is wanted."""

@@ -50,7 +50,7 @@ from agents.memory import check_memory
 from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
 from agents.rollout import Interrupted
-from agents.saving.configuration import constructor_arguments
+from agents.saving.configuration import constructor_arguments, in_force
 from agents.sb3_policy import choose_trained, target_of
 from agents.schedules import Spent
 from agents.update import NotFinite, refuse_broken_step
@@ -216,6 +216,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         self._logger = Logger(None, [])
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        self.made = in_force(self)
 
     def _scheduled(self) -> float:
         """The learning rate of now. Raises UsageError where a schedule gives none, or no clip."""
