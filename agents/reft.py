@@ -593,7 +593,7 @@ class ReFT(LanguageModelAlgorithm):
         the project's engine only what it has written is scored."""
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
-            return collect(mu, self.envs, problems, 1, first_group=first_group)
+            return collect(mu, self.envs.unwrapped, problems, 1, first_group=first_group)  # wrappers would count it
 
         def floor(rollout: Rollout, layers: Nested) -> dict[str, float]:
             logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=layers)
