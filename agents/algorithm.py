@@ -44,6 +44,7 @@ class SavesFolders:
 
     env: Any
     made: Mapping[str, Any] = {}  # ``in_force`` when it was set up
+    begun_with: int | None = None  # num_timesteps before an iteration that is not finished
 
     @property
     def envs(self) -> Any:

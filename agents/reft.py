@@ -423,7 +423,7 @@ class ReFT(LanguageModelAlgorithm):
             hooks: stable-baselines3's callbacks.
             spent: what share of the run some iterations and tokens are, where the learning rate goes by that.
         """
-        self.target.temperature = self.temperature  # which another agent may share
+        self.target.temperature, self.begun_with = self.temperature, self.num_timesteps  # a target may be shared
         spent = run_length(self.schedule, self.learning_rate, spent)
         begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
         self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
@@ -458,7 +458,7 @@ class ReFT(LanguageModelAlgorithm):
         if problems:
             self.nesting.observe(rollout, of_fresh(diagnostics))
             self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
-        self.iteration += 1
+        self.iteration, self.begun_with = self.iteration + 1, None
         self.metrics = {
             **diagnostics,
             **noise,

@@ -257,6 +257,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
     ) -> bool:
         """SB3's, from fresh episodes and random numbers of (seed, iteration)."""
         self.set_random_seed(int(np.random.SeedSequence([self.seed or 0, self.iteration]).generate_state(1)[0]))
+        self.begun_with = self.num_timesteps
         self._began = time.perf_counter()
         judged = self.envs.unwrapped.reward_seconds
         self._last_obs = env.reset()  # type: ignore[assignment]
@@ -282,7 +283,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         except NotFinite as error:
             raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.target.refresh()
-        self.iteration += 1
+        self.iteration, self.begun_with = self.iteration + 1, None
         recorded = self.logger.name_to_value
         tokens = self.n_steps * self.n_envs
         self.metrics = {

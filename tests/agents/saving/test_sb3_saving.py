@@ -230,6 +230,28 @@ def test_a_learned_state_without_a_taker_is_refused(world: World, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_saved_inside_an_iteration_it_goes_on_from_that_iterations_begin(
+    world: World, name: str, tmp_path: Path
+) -> None:
+    """What the unfinished iteration has written is written again, so that it counts once."""
+    given = {"schedule": "linear"} if name == "reft" else {}
+    first, straight = world.agent(name, **given), world.agent(name, **given)
+    first.iterate(spent=lambda iterations, tokens: tokens / 400)
+
+    def save(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        if straight.iteration == 1 and straight.num_timesteps > first.num_timesteps + 4:
+            straight.save(tmp_path / "agent")
+        return True
+
+    straight.learn(400, callback=save)
+    resumed = AGENTS[name][0].load(tmp_path / "agent")
+    assert (resumed.iteration, resumed.num_timesteps) == (1, first.num_timesteps)
+    resumed.learn(400 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert (resumed.iteration, resumed.num_timesteps) == (straight.iteration, straight.num_timesteps)
+    assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(resumed).items())
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_names_with_and_without_zip_are_the_same(world: World, name: str, tmp_path: Path) -> None:
     cls, agent = AGENTS[name][0], world.agent(name)
     saving = CheckpointCallback(save_freq=8, save_path=str(tmp_path), name_prefix="model")
