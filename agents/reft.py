@@ -603,7 +603,8 @@ class ReFT(LanguageModelAlgorithm):
         if is_own:
             mu = self.behavior(self.all_layers, self.iteration)
             measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
-        if (self._is_off_policy() or not is_own) and not self.batching.is_lenient:
+        wrote_some = self.target_written < self.group_size
+        if (self._is_off_policy() or not is_own) and wrote_some and not self.batching.is_lenient:
             prefix = "behavior_" if self._is_off_policy() else ""
             first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
             own = replace(written.select(first_nested), by_target=None)

@@ -172,6 +172,17 @@ def test_defensive_groups_hold_both_writers(folder: str) -> None:
     assert float(weight.max()) <= 2.0 + 1e-4
 
 
+@pytest.mark.parametrize("sampler", ["fixed", "softmax"])
+@pytest.mark.parametrize("target_written", [0, 3, 4])
+def test_any_number_of_a_group_may_be_by_the_target(folder: str, sampler: str, target_written: int) -> None:
+    given = {"correction": "defensive", "problems_per_batch": 10}
+    agent = make(folder, sampler=sampler, target_written=target_written, **given)
+    for noise in (True, False):
+        metrics = agent.iterate()
+        assert ("behavior_noise_kl" in metrics) is (noise and target_written < 4)
+        assert metrics["grad_norm"] > 0 and ("kl_k1" in metrics) is (target_written < 4)
+
+
 def test_group_mixture_deals_each_episode_to_one_writer() -> None:
     class Constant:
         def __init__(self, token: int) -> None:
