@@ -141,8 +141,9 @@ class ReFT(LanguageModelAlgorithm):
             the coefficients that the aggregation gives to tokens (A3C, arXiv 1602.01783, sec. 4). 0, the default, is
             off. With or without it the metric ``entropy`` is -mean log mu over the rollout's tokens: an unbiased
             estimate for the policy that wrote them, which is the target where no layer was skipped.
-        mask_truncated: leave completions that the token budget cut off out of the loss, its normaliser included (DAPO's
-            overlong filtering, arXiv 2503.14476, sec. 3.4); advantages are still relative to them.
+        mask_truncated: leave the tokens of completions that the budget cut off out of the loss, and out of the count
+            that ``token-mean`` divides by (DAPO's overlong filtering, arXiv 2503.14476, sec. 3.4); other aggregations
+            still divide by all B completions, as TRL's do, and advantages are still relative to them.
         weight_decay: of AdamW.
         adam_betas: of AdamW, the decays of its two moments.
         adam_eps: of AdamW.

@@ -110,8 +110,8 @@ class Update:
         anchoring: what keeps the target near a reference; in the loss it pulls at every completion.
         experts: worked solutions, which have a part in the loss beside the rollout's.
         entropy_bonus: weight of the exact entropy of every token's distribution, which the loss is lowered by.
-        mask_truncated: completions that the token budget cut off have no part in the loss nor in its normaliser (DAPO's
-            overlong filtering, arXiv 2503.14476, sec. 3.4).
+        mask_truncated: completions that the token budget cut off have no part in the loss, and their tokens none in its
+            normaliser (DAPO's overlong filtering, arXiv 2503.14476, sec. 3.4); where that holds B, it counts them.
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
     """
 
