@@ -645,8 +645,13 @@ class ReFT(LanguageModelAlgorithm):
         agent they must call it as well.
 
         Raises:
-            UsageError: in the middle of a rollout that older weights write.
+            UsageError: in the middle of a rollout that older weights write, or inside ``averaged``.
         """
+        if self.average is not None and self.average.is_in_place:
+            raise UsageError(
+                "ema_decay: the average is in place of the weights; save after the block of averaged(), or the average "
+                "alone with agent.target.save(folder)"
+            )
         if self.batching.is_writing:
             raise UsageError(
                 f"batch={self.batch!r}: older weights are in place while a rollout is written; save between iterations"
