@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.arguments import check_grad_norm
 from agents.batches.experts import Experts
-from agents.corrections import traits, weigh
+from agents.corrections import traits, warn_zero, weigh
 from agents.distributed import ALONE, Ranks
 from agents.monitoring.diagnostics import by_kind, by_length, design_weights, diagnostics, weight_diagnostics
 from agents.objective.anchors import Anchoring
@@ -250,6 +250,9 @@ class Update:
             loss.backward()
             self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
+        signal = (advantage != 0)[:, None]
+        if signal.any() and not self.ranks.sum((signal & (used[1] != 0)).sum()):
+            warn_zero(self.correction)
         if not len(wanted) and solutions is None:
             return 0.0, used
         self.ranks.sum_gradients(self.policy.parameters())
