@@ -124,6 +124,20 @@ def test_zero_weights_are_said_of_a_minibatch(folder: str, tokens: int, dropped:
     assert metrics["weight_zero"] == 1.0 if said else 0 < metrics["weight_zero"] < 1
 
 
+@pytest.mark.parametrize("correction", ["none", "self-normalised"])
+@pytest.mark.parametrize("silent", [0, 2, 6])
+def test_steps_without_a_gradient_are_not_counted(folder: str, correction: str, silent: int) -> None:
+    agent = make(folder, correction=correction, minibatches=6)
+    rollout, _ = write_batch(agent, np.random.default_rng(0))
+    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5]).repeat(6)
+    advantage[rollout.group < silent] = 0.0
+    steps: list[float] = []
+    agent.optimizer.register_step_post_hook(lambda *_: steps.append(1.0))
+    metrics = agent.update(rollout, advantage, np.random.default_rng(0))
+    assert metrics["updates"] == len(steps) == 6 - silent
+    assert (metrics["grad_norm"] > 0) is (silent < 6)
+
+
 def test_slots_change_nothing(folder: str) -> None:
     few, many = make(folder, slots=5), make(folder, slots=24)
     first, second = (gradient_of(agent, agent.iterate) for agent in (few, many))
