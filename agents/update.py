@@ -226,9 +226,10 @@ class Update:
         coef = self.aggregation(batch.mask & self._counted(batch)[:, None])
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
         wanted = self._learnt(batch, advantage).nonzero()[:, 0]
+        pull = self.consistency.coefficients(batch, wanted, self.aggregation)
         self.optimizer.zero_grad(set_to_none=True)
         if self.experts is not None and solutions is not None:
-            coef = coef * (1 - self.experts.weight)
+            coef, pull = coef * (1 - self.experts.weight), pull * (1 - self.experts.weight)
             self._imitate(solutions, self.experts)
         for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
@@ -248,7 +249,7 @@ class Update:
             if entropy is not None:
                 loss = loss - self.entropy_bonus * (coef[index][:, :width] * entropy).sum()
             loss.backward()
-            self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
+            self.consistency.backward(self.policy, nested, micro, now, pull[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
         signal = (advantage != 0)[:, None]
         if signal.any() and not self.ranks.sum((signal & (used[1] != 0)).sum()):
