@@ -312,7 +312,7 @@ class ReFT(LanguageModelAlgorithm):
         self.writer.check(self.target, self.nesting, self.target_written, self._drafts)
         self.writing = self.writer.open(self.target)
         self.experts = self._worked_solutions()
-        self.drafted = torch.zeros(3, dtype=torch.int64)  # of an iteration, as Drafting.counts
+        self.drafted = torch.zeros(4, dtype=torch.int64)  # of an iteration, as Drafting.counts
         self.average = WeightCopy(self.target) if self.ema_decay else None
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
@@ -549,7 +549,7 @@ class ReFT(LanguageModelAlgorithm):
         self.num_timesteps = before + int(rollout.mask.sum())
         if self._drafts:
             counts = [one.drafting.counts for one in acting if isinstance(one, Behavior) and one.drafting is not None]
-            self.drafted += self.ranks.sum(torch.tensor([(0, 0, 0), *counts]).sum(0))
+            self.drafted += self.ranks.sum(torch.tensor([(0, 0, 0, 0), *counts]).sum(0))
         ended = [
             {**final, "episode": {"r": reward, "l": length}}
             for final, reward, length in zip(
