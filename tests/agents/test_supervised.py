@@ -126,6 +126,17 @@ def test_a_batch_is_a_function_of_its_step(steps: list[int], endless: bool) -> N
 TASK = task_of()
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_batch_of_an_unlimited_source_is_full_though_few_solutions_fit(size: int) -> None:
+    task = task_of(max_new_tokens=20)
+    batches = Batches(task, 0, size, 12, 0.0, seed=0)
+    for step in range(20):
+        shown = batches[step].demonstrations
+        assert len(shown) == size and all(len(one.completion) <= 20 for one in shown)
+    with pytest.raises(UsageError, match="no solution fits max_new_tokens=2"):
+        Batches(task_of(max_new_tokens=2), 0, size, 12, 0.0, seed=0)
+
+
 def test_an_unlimited_source_gives_fresh_problems_by_the_seed() -> None:
     first, second = (Batches(TASK, 0, 16, 12, 0.0, seed) for seed in (0, 1))
     assert first.per_epoch is None
