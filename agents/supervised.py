@@ -139,14 +139,19 @@ class Batches:
         num_layers: L.
         skip: the chance that a step leaves layers out (``draw_layers``).
         seed: of order, fresh problems and layers.
+        across: whether a step that the end of an epoch would leave with fewer than ``size`` goes on into the next; else
+            the steps of an epoch are of nearly equal size.
     """
 
-    def __init__(self, task: Task, problems: int, size: int, num_layers: int, skip: float, seed: int) -> None:
+    def __init__(
+        self, task: Task, problems: int, size: int, num_layers: int, skip: float, seed: int, across: bool = False
+    ) -> None:
         self.task = task
         self.size = size
         self.num_layers = num_layers
         self.skip = skip
         self.seed = seed
+        self.across = across
         endless = task.problems.size is None and not problems
         self.known = [] if endless else demonstrations(task, problems)
         if endless:
@@ -172,8 +177,15 @@ class Batches:
     def _epochs(self) -> Iterator[tuple[NDArray[np.int64], LayerSubset]]:
         """Positions in ``known`` and layers, step by step, without end."""
         rng = np.random.default_rng(self.seed)
+        size, rest = min(self.size, len(self.known)), np.zeros(0, dtype=np.int64)
         while True:
-            for chosen in np.array_split(rng.permutation(len(self.known)), self.per_epoch or 1):
+            order = rng.permutation(len(self.known))
+            if self.across:
+                whole = np.concatenate([rest, order])
+                *steps, rest = np.split(whole, range(size, len(whole) + 1, size))
+            else:
+                steps = np.array_split(order, self.per_epoch or 1)
+            for chosen in steps:
                 yield chosen, draw_layers(self.num_layers, self.skip, rng)
 
     def _fresh(self, step: int) -> Batch:
