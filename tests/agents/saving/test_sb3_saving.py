@@ -259,7 +259,7 @@ def test_names_with_and_without_zip_are_the_same(world: World, name: str, tmp_pa
     saved = tmp_path / "model_32_steps"
     AutoModelForCausalLM.from_pretrained(saved)
     for path in (saved, f"{saved}.zip"):
-        assert cls.load(path).num_timesteps == 32
+        assert cls.load(path).num_timesteps == 0  # inside the first iteration, which is written again
     agent.save(f"{saved}.zip")  # over the folder
     assert cls.load(saved).num_timesteps == agent.num_timesteps
     shutil.make_archive(str(tmp_path / "packed"), "zip", saved)
