@@ -43,6 +43,8 @@ class SavesFolders:
     """Weights in and out, for stable-baselines3's own algorithms, too."""
 
     env: Any
+    made: Mapping[str, Any] = {}  # ``in_force`` when it was set up
+    begun_with: int | None = None  # num_timesteps before an iteration that is not finished
 
     @property
     def envs(self) -> Any:

@@ -63,7 +63,7 @@ from agents.nesting import Nesting
 from agents.objective.anchors import Anchoring
 from agents.objective.consistency import Consistency
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps, one_each
-from agents.saving.configuration import NotStorable, constructor_arguments, describe
+from agents.saving.configuration import NotStorable, constructor_arguments, describe, in_force
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, OfUpdate, Update
 from agents.writing import Deck, OwnWriter
@@ -141,8 +141,9 @@ class ReFT(LanguageModelAlgorithm):
             the coefficients that the aggregation gives to tokens (A3C, arXiv 1602.01783, sec. 4). 0, the default, is
             off. With or without it the metric ``entropy`` is -mean log mu over the rollout's tokens: an unbiased
             estimate for the policy that wrote them, which is the target where no layer was skipped.
-        mask_truncated: leave completions that the token budget cut off out of the loss, its normaliser included (DAPO's
-            overlong filtering, arXiv 2503.14476, sec. 3.4); advantages are still relative to them.
+        mask_truncated: leave the tokens of completions that the budget cut off out of the loss, and out of the count
+            that ``token-mean`` divides by (DAPO's overlong filtering, arXiv 2503.14476, sec. 3.4); other aggregations
+            still divide by all B completions, as TRL's do, and advantages are still relative to them.
         weight_decay: of AdamW.
         adam_betas: of AdamW, the decays of its two moments.
         adam_eps: of AdamW.
@@ -311,7 +312,7 @@ class ReFT(LanguageModelAlgorithm):
         self.writer.check(self.target, self.nesting, self.target_written, self._drafts)
         self.writing = self.writer.open(self.target)
         self.experts = self._worked_solutions()
-        self.drafted = torch.zeros(3, dtype=torch.int64)  # of an iteration, as Drafting.counts
+        self.drafted = torch.zeros(4, dtype=torch.int64)  # of an iteration, as Drafting.counts
         self.average = WeightCopy(self.target) if self.ema_decay else None
         if self.average is not None:
             self.optimizer.register_step_post_hook(self._follow)
@@ -335,6 +336,7 @@ class ReFT(LanguageModelAlgorithm):
             mask_truncated=self.mask_truncated,
             ranks=self.ranks,
         )
+        self.made = in_force(self)
 
     def _load_target(self, given: str | Policy, dtype: str | None, device: str) -> Policy:
         """The same in all processes; split over them where that is wanted."""
@@ -422,7 +424,7 @@ class ReFT(LanguageModelAlgorithm):
             hooks: stable-baselines3's callbacks.
             spent: what share of the run some iterations and tokens are, where the learning rate goes by that.
         """
-        self.target.temperature = self.temperature  # which another agent may share
+        self.target.temperature, self.begun_with = self.temperature, self.num_timesteps  # a target may be shared
         spent = run_length(self.schedule, self.learning_rate, spent)
         begun = spent(self.iteration, self.num_timesteps) if spent else 0.0
         self._current_progress_remaining = 1.0 - begun  # as stable-baselines3's callbacks read it
@@ -457,7 +459,7 @@ class ReFT(LanguageModelAlgorithm):
         if problems:
             self.nesting.observe(rollout, of_fresh(diagnostics))
             self.problem_sampler.observe(problems, success_rates(rollout, self.group_size), self.group_size)
-        self.iteration += 1
+        self.iteration, self.begun_with = self.iteration + 1, None
         self.metrics = {
             **diagnostics,
             **noise,
@@ -547,7 +549,7 @@ class ReFT(LanguageModelAlgorithm):
         self.num_timesteps = before + int(rollout.mask.sum())
         if self._drafts:
             counts = [one.drafting.counts for one in acting if isinstance(one, Behavior) and one.drafting is not None]
-            self.drafted += self.ranks.sum(torch.tensor([(0, 0, 0), *counts]).sum(0))
+            self.drafted += self.ranks.sum(torch.tensor([(0, 0, 0, 0), *counts]).sum(0))
         ended = [
             {**final, "episode": {"r": reward, "l": length}}
             for final, reward, length in zip(
@@ -592,7 +594,7 @@ class ReFT(LanguageModelAlgorithm):
         the project's engine only what it has written is scored."""
 
         def write(problems: Sequence[int], first_group: int) -> Rollout:
-            return collect(mu, self.envs, problems, 1, first_group=first_group)
+            return collect(mu, self.envs.unwrapped, problems, 1, first_group=first_group)  # wrappers would count it
 
         def floor(rollout: Rollout, layers: Nested) -> dict[str, float]:
             logp = self.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask, layers=layers)
@@ -602,7 +604,8 @@ class ReFT(LanguageModelAlgorithm):
         if is_own:
             mu = self.behavior(self.all_layers, self.iteration)
             measured = floor(self.ranks.rollout(write, problems[:NOISE_PROBLEMS]), self.all_layers)
-        if (self._is_off_policy() or not is_own) and not self.batching.is_lenient:
+        wrote_some = self.target_written < self.group_size
+        if (self._is_off_policy() or not is_own) and wrote_some and not self.batching.is_lenient:
             prefix = "behavior_" if self._is_off_policy() else ""
             first_nested = torch.arange(len(problems[:NOISE_PROBLEMS])) * self.group_size + self.target_written
             own = replace(written.select(first_nested), by_target=None)
@@ -642,8 +645,13 @@ class ReFT(LanguageModelAlgorithm):
         agent they must call it as well.
 
         Raises:
-            UsageError: in the middle of a rollout that older weights write.
+            UsageError: in the middle of a rollout that older weights write, or inside ``averaged``.
         """
+        if self.average is not None and self.average.is_in_place:
+            raise UsageError(
+                "ema_decay: the average is in place of the weights; save after the block of averaged(), or the average "
+                "alone with agent.target.save(folder)"
+            )
         if self.batching.is_writing:
             raise UsageError(
                 f"batch={self.batch!r}: older weights are in place while a rollout is written; save between iterations"

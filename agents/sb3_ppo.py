@@ -50,7 +50,7 @@ from agents.memory import check_memory
 from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
 from agents.rollout import Interrupted
-from agents.saving.configuration import constructor_arguments
+from agents.saving.configuration import constructor_arguments, in_force
 from agents.sb3_policy import choose_trained, target_of
 from agents.schedules import Spent
 from agents.update import NotFinite, refuse_broken_step
@@ -216,6 +216,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         self._logger = Logger(None, [])
         self.ep_info_buffer = deque(maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        self.made = in_force(self)
 
     def _scheduled(self) -> float:
         """The learning rate of now. Raises UsageError where a schedule gives none, or no clip."""
@@ -256,6 +257,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
     ) -> bool:
         """SB3's, from fresh episodes and random numbers of (seed, iteration)."""
         self.set_random_seed(int(np.random.SeedSequence([self.seed or 0, self.iteration]).generate_state(1)[0]))
+        self.begun_with = self.num_timesteps
         self._began = time.perf_counter()
         judged = self.envs.unwrapped.reward_seconds
         self._last_obs = env.reset()  # type: ignore[assignment]
@@ -281,7 +283,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         except NotFinite as error:
             raise UsageError(f"iteration {self.iteration + 1}: {error}") from error
         self.target.refresh()
-        self.iteration += 1
+        self.iteration, self.begun_with = self.iteration + 1, None
         recorded = self.logger.name_to_value
         tokens = self.n_steps * self.n_envs
         self.metrics = {

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from agents.algorithm import LanguageModelAlgorithm, tell_step
 from agents.arguments import check_lora_rank, device_of, slots_of
 from agents.memory import ModelSize, check_memory, microbatch_budget
-from agents.saving.configuration import constructor_arguments
+from agents.saving.configuration import constructor_arguments, in_force
 from agents.schedules import Spent, run_length
 from agents.supervised import Batch, Batches, clipped_step
 from policies import Policy
@@ -139,6 +139,7 @@ class SFT(LanguageModelAlgorithm):
         check_memory(self.target, task, self.optimizer, 1)
         self.microbatch_tokens = microbatch_budget(self._given_budget, ModelSize.of(self.target))
         self._learn_from(task)
+        self.made = in_force(self)
 
     def _learn_from(self, task: Any) -> None:
         self.batches = Batches(task, self.problems, self.batch_size, self.target.num_layers, self.skip, self.seed or 0)

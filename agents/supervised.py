@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from envs.task import UNLIMITED, Task
 from policies import LayerSubset
 from policies.nested import without
 from registry import UsageError
+
+MOST_TRIED = 1000  # problems of an unlimited source that a step looks at for solutions that fit
 
 
 class Demonstration(NamedTuple):
@@ -74,6 +77,11 @@ def demonstrations(task: Task, count: int) -> list[Demonstration]:
 
 def demonstrations_of(task: Task, indices: Iterable[int]) -> list[Demonstration]:
     """As ``demonstrations``, of the problems at ``indices``."""
+    return _checked(task, _fitting(task, indices))
+
+
+def _fitting(task: Task, indices: Iterable[int]) -> dict[int, NDArray[np.int64]]:
+    """Completions of the problems at ``indices``, by index, over-long ones left out."""
     completions = {}
     for index in indices:
         problem = task.problem(index)
@@ -84,6 +92,11 @@ def demonstrations_of(task: Task, indices: Iterable[int]) -> list[Demonstration]
         completion = task.codec.demonstration(problem.solution, problem.answer)
         if len(completion) <= task.spec.max_new_tokens:
             completions[index] = completion
+    return completions
+
+
+def _checked(task: Task, completions: dict[int, NDArray[np.int64]]) -> list[Demonstration]:
+    """Demonstrations of ``completions`` by index. Raises UsageError for none, or for one that would not be right."""
     if not completions:
         raise UsageError(f"no solution fits max_new_tokens={task.spec.max_new_tokens}: raise it")
     _check_right(task, completions)
@@ -117,7 +130,7 @@ class Batches:
     """The batch of each step by its number, so that a run that goes on sees what it would have seen.
 
     Of a known number of problems each epoch is one pass in random order. Of an unlimited source, where no number is
-    given, every step has fresh problems.
+    given, every step has fresh problems, as many as fit of ``MOST_TRIED``.
 
     Args:
         task: whose worked solutions are shown.
@@ -126,14 +139,19 @@ class Batches:
         num_layers: L.
         skip: the chance that a step leaves layers out (``draw_layers``).
         seed: of order, fresh problems and layers.
+        across: whether a step that the end of an epoch would leave with fewer than ``size`` goes on into the next; else
+            the steps of an epoch are of nearly equal size.
     """
 
-    def __init__(self, task: Task, problems: int, size: int, num_layers: int, skip: float, seed: int) -> None:
+    def __init__(
+        self, task: Task, problems: int, size: int, num_layers: int, skip: float, seed: int, across: bool = False
+    ) -> None:
         self.task = task
         self.size = size
         self.num_layers = num_layers
         self.skip = skip
         self.seed = seed
+        self.across = across
         endless = task.problems.size is None and not problems
         self.known = [] if endless else demonstrations(task, problems)
         if endless:
@@ -159,13 +177,25 @@ class Batches:
     def _epochs(self) -> Iterator[tuple[NDArray[np.int64], LayerSubset]]:
         """Positions in ``known`` and layers, step by step, without end."""
         rng = np.random.default_rng(self.seed)
+        size, rest = min(self.size, len(self.known)), np.zeros(0, dtype=np.int64)
         while True:
-            for chosen in np.array_split(rng.permutation(len(self.known)), self.per_epoch or 1):
+            order = rng.permutation(len(self.known))
+            if self.across:
+                whole = np.concatenate([rest, order])
+                *steps, rest = np.split(whole, range(size, len(whole) + 1, size))
+            else:
+                steps = np.array_split(order, self.per_epoch or 1)
+            for chosen in steps:
                 yield chosen, draw_layers(self.num_layers, self.skip, rng)
 
     def _fresh(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step])
-        chosen = demonstrations_of(self.task, rng.integers(UNLIMITED, size=self.size).tolist())
+        fitting: dict[int, NDArray[np.int64]] = {}
+        for _ in range(0, max(self.size, MOST_TRIED), self.size):
+            fitting |= _fitting(self.task, rng.integers(UNLIMITED, size=self.size).tolist())
+            if len(fitting) >= self.size:
+                break
+        chosen = _checked(self.task, dict(islice(fitting.items(), self.size)))
         return Batch(chosen, draw_layers(self.num_layers, self.skip, rng))
 
 

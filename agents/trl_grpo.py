@@ -23,7 +23,7 @@ from agents.arguments import check_counts, slots_of
 from agents.batches.problem_samplers import UniformProblems
 from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
-from agents.saving.configuration import constructor_arguments
+from agents.saving.configuration import constructor_arguments, in_force
 from agents.schedules import Spent, run_length
 from agents.update import NotFinite, refuse_broken_step
 from envs.task import start_info
@@ -132,6 +132,7 @@ class TRLGRPO(LanguageModelAlgorithm):
         self._began = self._wrote = self._judged = self._ended = 0.0  # of the last step, by the clock
         self.optimizer.register_step_pre_hook(refuse_broken_step)  # TRL would step, and fail when it next draws
         self._trainer = self._make_trainer()
+        self.made = in_force(self)
 
     def _make_trainer(self) -> Any:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.arguments import check_grad_norm
 from agents.batches.experts import Experts
-from agents.corrections import traits, weigh
+from agents.corrections import traits, warn_zero, weigh
 from agents.distributed import ALONE, Ranks
 from agents.monitoring.diagnostics import by_kind, by_length, design_weights, diagnostics, weight_diagnostics
 from agents.objective.anchors import Anchoring
@@ -110,8 +110,8 @@ class Update:
         anchoring: what keeps the target near a reference; in the loss it pulls at every completion.
         experts: worked solutions, which have a part in the loss beside the rollout's.
         entropy_bonus: weight of the exact entropy of every token's distribution, which the loss is lowered by.
-        mask_truncated: completions that the token budget cut off have no part in the loss nor in its normaliser (DAPO's
-            overlong filtering, arXiv 2503.14476, sec. 3.4).
+        mask_truncated: completions that the token budget cut off have no part in the loss, and their tokens none in its
+            normaliser (DAPO's overlong filtering, arXiv 2503.14476, sec. 3.4); where that holds B, it counts them.
         ranks: the processes that share the forwards and backwards; each knows the whole rollout.
     """
 
@@ -147,9 +147,9 @@ class Update:
         share: float = 0.0,
         beside: Rollout | None = None,
     ) -> dict[str, float]:
-        """Take ``epochs * minibatches`` optimizer steps. Returns the gradient norm, the weights of the first epoch, and
-        the diagnostics at pi_old: of all completions if ``share`` is above 0 or all are scored anyway, else of those
-        with an advantage.
+        """Take ``epochs * minibatches`` optimizer steps, less those without a gradient. Returns their number
+        ``updates`` and mean gradient norm, the weights of the first epoch, and the diagnostics at pi_old: of all
+        completions if ``share`` is above 0 or all are scored anyway, else of those with an advantage.
 
         Raises:
             NotFinite: before a step whose log-probabilities, advantages or gradient are not finite.
@@ -185,20 +185,20 @@ class Update:
         logp, weight = torch.zeros_like(rollout.behavior_logp), torch.zeros_like(rollout.behavior_logp)
         for epoch in range(self.epochs):
             order = torch.from_numpy(rng.permutation(len(groups)))
-            for chosen in order.tensor_split(self.minibatches):
+            for number, chosen in enumerate(order.tensor_split(self.minibatches)):
                 index = torch.isin(rollout.group, groups[chosen]).nonzero()[:, 0]
                 batch, a = rollout.select(index), advantage[index]
                 weights = self._whole_weights(batch, a, moved=bool(norms)) if wide else None
-                solutions = self.experts.part(len(norms), self.minibatches) if self.experts else None
+                solutions = self.experts.part(number, self.minibatches) if self.experts else None
                 norm, used = self._step(batch, a, weights, nested, solutions)
-                norms.append(norm)
+                norms += [] if norm is None else [norm]
                 if epoch == 0:
                     width = batch.mask.shape[1]
                     logp[index, :width], weight[index, :width] = used
         logp, weight = self.ranks.sum(logp), self.ranks.sum(weight)
         if rollout.old_logp is None:
             old_logp[used_index] = logp[used_index]
-        metrics = {"grad_norm": float(np.mean(norms)), "updates": float(len(norms))}
+        metrics = {"grad_norm": float(np.mean(norms or [0.0])), "updates": float(len(norms))}
         metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
         metrics |= self._anchor_metrics(rollout, logp)
         written = replace(rollout, old_logp=old_logp)
@@ -220,15 +220,16 @@ class Update:
         weights: Tensor | None,
         nested: Nested | None,
         solutions: Rollout | None = None,
-    ) -> tuple[float, tuple[Tensor, Tensor]]:
-        """One optimizer step on whole groups: the gradient norm, and the [B, T] log pi and weights that this process's
-        part of the gradient was made of."""
+    ) -> tuple[float | None, tuple[Tensor, Tensor]]:
+        """One optimizer step on whole groups: the gradient norm, None where there is no gradient and no step, and the
+        [B, T] log pi and weights that this process's part of the gradient was made of."""
         coef = self.aggregation(batch.mask & self._counted(batch)[:, None])
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
         wanted = self._learnt(batch, advantage).nonzero()[:, 0]
+        pull = self.consistency.coefficients(batch, wanted, self.aggregation)
         self.optimizer.zero_grad(set_to_none=True)
         if self.experts is not None and solutions is not None:
-            coef = coef * (1 - self.experts.weight)
+            coef, pull = coef * (1 - self.experts.weight), pull * (1 - self.experts.weight)
             self._imitate(solutions, self.experts)
         for index in self._microbatches(batch, wanted):
             micro, a = batch.select(index), advantage[index]
@@ -248,10 +249,13 @@ class Update:
             if entropy is not None:
                 loss = loss - self.entropy_bonus * (coef[index][:, :width] * entropy).sum()
             loss.backward()
-            self.consistency.backward(self.policy, nested, micro, now, coef[index][:, :width])
+            self.consistency.backward(self.policy, nested, micro, now, pull[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
+        signal = (advantage != 0)[:, None]
+        if signal.any() and not self.ranks.sum((signal & (used[1] != 0)).sum()):
+            warn_zero(self.correction)
         if not len(wanted) and solutions is None:
-            return 0.0, used
+            return None, used
         self.ranks.sum_gradients(self.policy.parameters())
         norm = self._clip(float(used[1].max()))
         self.optimizer.step()

@@ -38,7 +38,8 @@ class Expert(Fresh):
         warmup: iterations.
         decay: iterations; 0 for a constant.
         tokens: ``phi`` for p (1 - p), which spares tokens that are sure or hopeless, or ``one``.
-        solutions: how many an iteration.
+        solutions: how many an iteration, or all where there are fewer; at least as many as it has optimizer steps in an
+            epoch: a step without a solution is of L alone, so that m would be a smaller share of the iteration's loss.
     """
 
     weight: float = 0.1
@@ -96,7 +97,9 @@ class Experts:
     def __init__(self, source: Any, task: Task, num_layers: int, seed: int) -> None:
         experts = [one for one in factors_of(source) if isinstance(one, Expert) and (one.weight or one.valley)]
         self.source = experts[0] if experts else None
-        self.order = Batches(task, 0, self.source.solutions, num_layers, 0.0, seed) if self.source else None
+        self.order = None
+        if self.source:
+            self.order = Batches(task, 0, self.source.solutions, num_layers, 0.0, seed, across=True)
         self.weight = 0.0
         self.solutions: Rollout | None = None
 

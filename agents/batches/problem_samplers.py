@@ -81,8 +81,9 @@ class Curriculum:
         pool = self.pool if size is None else size
         alpha, beta = np.ones(pool), np.ones(pool)
         for problem, (right, wrong) in self._evidence.items():
-            alpha[problem] += right
-            beta[problem] += wrong
+            if problem < pool:  # what was learned with a larger one stays
+                alpha[problem] += right
+                beta[problem] += wrong
         distance = np.abs(rng.beta(alpha, beta) - self.target)
         order = np.argsort(distance, kind="stable")
         chosen = order[np.arange(count) % pool]

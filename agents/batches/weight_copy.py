@@ -18,10 +18,15 @@ from registry import UsageError
 
 
 class WeightCopy:
-    """The policy's trained weights as they are now, until ``take`` or ``average`` changes them."""
+    """The policy's trained weights as they are now, until ``take`` or ``average`` changes them.
+
+    Attributes:
+        is_in_place: whether it has changed places with the policy's own weights.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self.is_in_place = False
         self._weights = {name: p.detach().clone() for name, p in policy.model.named_parameters() if p.requires_grad}
 
     @contextmanager
@@ -39,6 +44,7 @@ class WeightCopy:
             kept = trained.clone()
             trained.copy_(copy)
             copy.copy_(kept)
+        self.is_in_place = not self.is_in_place
         self._policy.refresh()
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from agents.corrections.correction import (
     log_rho,
     sampled_logp,
     traits,
+    warn_zero,
     weigh,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "traces",
     "traits",
     "trust_regions",
+    "warn_zero",
     "weigh",
 ]

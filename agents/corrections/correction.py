@@ -125,12 +125,22 @@ def traits(correction: Any) -> Traits:
 
 
 class ZeroWeights(UserWarning):
-    """A correction gave every token of a batch the weight zero: the step learns nothing, without an error."""
+    """A correction gave every token of a minibatch the weight zero: the step learns nothing, without an error."""
+
+
+def warn_zero(correction: Any) -> None:
+    """Say that a minibatch with advantages has no weight other than zero."""
+    warnings.warn(
+        f"{type(correction).__name__} gave every token of a minibatch the weight 0, and nothing is learned from it. "
+        "Skip fewer layers, widen its bounds, or take a correction that truncates instead of masking",
+        ZeroWeights,
+        stacklevel=2,
+    )
 
 
 def weigh(correction: Any, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
     """The weight [B, T] of any correction, checked: detached, zero on padding, in float32 (float64 for a float64
-    ``logp``). Call it with all that the correction's scope needs. Warns with ``ZeroWeights`` if nothing is left."""
+    ``logp``). Call it with all that the correction's scope needs."""
     weight = correction(logp.detach(), rollout, advantage)
     name = type(correction).__name__
     if not isinstance(weight, Tensor):
@@ -140,13 +150,6 @@ def weigh(correction: Any, logp: Tensor, rollout: Rollout, advantage: Tensor) ->
     weight = torch.where(rollout.mask, weight.detach(), 0.0).to(_weight_dtype(logp))
     if not torch.isfinite(weight).all():
         raise UsageError(f"{name} returned a weight that is not finite; clamp the exponent, as corrections.exp does")
-    if rollout.mask.any() and not (weight != 0).any():
-        warnings.warn(
-            f"{name} gave every token of a batch the weight 0, and nothing is learned from it. Skip fewer layers, "
-            "widen its bounds, or take a correction that truncates instead of masking",
-            ZeroWeights,
-            stacklevel=2,
-        )
     return weight
 
 

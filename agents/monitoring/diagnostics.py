@@ -27,6 +27,8 @@ MAX_EXPONENT = 600.0  # of a moment: exp(600) is finite in float64 and in JSON
 SHARE = 1 / 16  # of the completions without an advantage that are scored for the diagnostics alone
 FEWEST_SCORED = 2
 
+ROUNDING = 0.05  # of a ratio: what the engine's and the trainer's bfloat16 differ by on a token of the same model
+
 COLLAPSED_ESS = 0.1
 COLLAPSED_D = 2.0
 FEWEST = 8  # completions below which an effective size under 2 says nothing
@@ -214,8 +216,8 @@ def weight_diagnostics(weight: Tensor, logp: Tensor, rollout: Rollout) -> dict[s
 
     Returns:
         ``weight_mean``, ``weight_zero`` (fraction of tokens with the weight 0), ``weight_shrunk`` (fraction with a
-        weight below the token's raw ratio by more than 1e-6 of it) and ``weight_q01``, ``_q50``, ``_q99`` over tokens;
-        0 where there is no token.
+        weight below the token's raw ratio by more than ``ROUNDING`` of it) and ``weight_q01``, ``_q50``, ``_q99`` over
+        tokens; 0 where there is no token.
     """
     mask = rollout.mask if rollout.by_target is None else rollout.mask & ~rollout.by_target[:, None]
     w = weight.detach()[mask].double()
@@ -224,7 +226,7 @@ def weight_diagnostics(weight: Tensor, logp: Tensor, rollout: Rollout) -> dict[s
     return {
         "weight_mean": float(w.mean()) if len(w) else 0.0,
         "weight_zero": float((w == 0).double().mean()) if len(w) else 0.0,
-        "weight_shrunk": float((w < raw * (1 - 1e-6)).double().mean()) if len(w) else 0.0,
+        "weight_shrunk": float((w < raw * (1 - ROUNDING)).double().mean()) if len(w) else 0.0,
         **{f"weight_{name}": float(level) for name, level in zip(QUANTILES, levels, strict=True)},
     }
 

@@ -66,9 +66,9 @@ def draft_metrics(drafted: Tensor, rollout: Rollout) -> dict[str, float]:
     step each; the accepted ones' ``draft/share`` of all tokens; ``draft/length``, those accepted of a draft.
 
     Args:
-        drafted: [3], drafts, their tokens, and the tokens accepted.
+        drafted: [4], as ``Drafting.counts``.
     """
-    drafts, proposed, accepted = drafted.tolist()
+    drafts, proposed, accepted, _ = drafted.tolist()
     share, length = accepted / max(int(rollout.mask.sum()), 1), accepted / max(drafts, 1)
     return {
         "draft/proposed": proposed,
@@ -81,19 +81,20 @@ def draft_metrics(drafted: Tensor, rollout: Rollout) -> dict[str, float]:
 def target_tokens(rollout: Rollout, skipped: float, drafting: float, drafted: Tensor) -> float:
     """Tokens by the target that would have cost as many layers' passes as ``rollout`` did to write.
 
-    A nested writer's token counts by the share of the layers that it keeps. A token of a draft takes a pass of the
-    target's whether it is accepted or not, and before that one of what drafted it: of the layers that do, where there
-    are any, even if some drafts were stored.
+    A nested writer's token counts by the share of the layers that it keeps. A place that was judged in vain takes a
+    pass as a token does (in defensive groups as the mean of them), and a token of a draft one of what drafted it: of
+    the layers that do, where there are any, even if some drafts were stored.
 
     Args:
         skipped: share of the layers that the nested writer skips, in [0, 1).
         drafting: share of the layers that draft; 0 where drafts are stored completions.
-        drafted: [3], drafts, their tokens, and the tokens accepted.
+        drafted: [4], as ``Drafting.counts``.
     """
     lengths = rollout.mask.sum(1)
     nested = int(lengths.sum() if rollout.by_target is None else lengths[~rollout.by_target].sum())
-    _, proposed, accepted = drafted.tolist()
-    return int(lengths.sum()) - skipped * nested + proposed - accepted + drafting * proposed
+    _, proposed, _, lost = drafted.tolist()
+    written = int(lengths.sum()) - skipped * nested
+    return written + lost * written / max(int(lengths.sum()), 1) + drafting * proposed
 
 
 def success_rates(rollout: Rollout, group_size: int) -> NDArray[np.float64]:

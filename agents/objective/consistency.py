@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from agents.rollout import Rollout
@@ -23,7 +25,8 @@ CAP = 10.0  # of rho: one token in a thousand would otherwise be most of the gra
 
 @dataclass
 class Consistency:
-    """``coefficient`` times the KL, added to the loss.
+    """``coefficient`` times the KL, added to the loss: the aggregation's mean over the tokens that take part, however
+    many completions of the minibatch have no advantage and are not scored.
 
     Attributes:
         coefficient: weight beside the policy loss; 0 switches it off.
@@ -37,21 +40,31 @@ class Consistency:
         if not self.coefficient >= 0.0:
             raise UsageError(f"consistency={self.coefficient} must be at least 0, the weight of an auxiliary loss")
 
-    def backward(self, policy: Policy, nested: Nested | None, batch: Rollout, logp: Tensor, coef: Tensor) -> None:
-        """Add the gradient on ``batch``, which ``nested`` wrote (None: the full model, and there is no gradient); its
-        tokens have log pi ``logp`` [B, T] and coefficients ``coef`` [B, T].
+    def coefficients(self, batch: Rollout, scored: Tensor, aggregation: Any) -> Tensor:
+        """[B, T] of a whole minibatch, by ``aggregation`` over the completions at ``scored`` that mu wrote itself; 0
+        elsewhere.
 
         Completions that the target wrote (defensive groups) and stored ones are left out: the tokens have to be mu's
         own. In later minibatches of a rollout, and where older weights write, they are those of a mu some steps old."""
+        own = torch.zeros(len(batch), dtype=torch.bool)
+        own[scored] = True
+        if batch.by_target is not None:
+            own &= ~batch.by_target
+        if batch.age is not None:
+            own &= batch.age == 0
+        coef = torch.zeros_like(batch.behavior_logp)
+        if self.coefficient and own.any():
+            coef[own] = aggregation(batch.mask[own]).to(coef)
+        return coef
+
+    def backward(self, policy: Policy, nested: Nested | None, batch: Rollout, logp: Tensor, coef: Tensor) -> None:
+        """Add the gradient on ``batch``, which ``nested`` wrote (None: the full model, and there is no gradient); its
+        tokens have log pi ``logp`` [B, T] and coefficients ``coef`` [B, T]."""
         if not self.coefficient or nested is None:
             return
         began = time.perf_counter()
         own = policy.logprobs(batch.prompts, batch.tokens, batch.mask, layers=nested)
         own = own.to(logp.device)
-        if batch.by_target is not None:
-            coef = coef * ~batch.by_target[:, None]
-        if batch.age is not None:
-            coef = coef * (batch.age == 0)[:, None]
         rho = (logp - own.detach()).exp().clamp(max=CAP)
         (-(self.coefficient * coef * (rho - 1)).detach() * own).sum().backward()
         self.seconds += time.perf_counter() - began

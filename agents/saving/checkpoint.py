@@ -89,7 +89,7 @@ def _write(agent: Any, folder: Path) -> None:
         "left_out": left_out,
         "env": stored_env(agent.envs),
         "problem_set": problem_digest(agent.envs.unwrapped.task.problems),
-        "num_timesteps": agent.num_timesteps,
+        "num_timesteps": agent.num_timesteps if agent.begun_with is None else agent.begun_with,
         "iteration": agent.iteration,
         "lora_rank": agent.target.adapter_rank,
         "trained_layers": list(agent.target.trained_layers),

@@ -45,6 +45,8 @@ COMPONENTS: dict[str, Registry] = {
 """Arguments that name a component, and the registry of each."""
 SAVED_BY = ("ReFT", "SFT", "SB3PPO")
 """The classes whose folders others than their subclasses cannot go on from."""
+READ_ONCE = ("sampler", "patch", "anchor", "batch", "writer")
+"""Components that setting an agent up reads; another one that is set on it later does nothing."""
 APART = ("policy", "env")
 """Arguments that are not stored as such: the weights are the folder's, the environment has a place of its own."""
 SPEC_TUPLES = ("stop_token_ids", "reward_parts")
@@ -61,10 +63,19 @@ def constructor_arguments(cls: type, scope: Mapping[str, Any]) -> dict[str, Any]
     return {name: scope[name] for name in fields_of(cls) if name not in APART}
 
 
+def in_force(agent: Any) -> dict[str, Any]:
+    """What the agent has of its arguments as attributes, now; of the consistency loss its coefficient."""
+    now = {name: getattr(agent, name) for name in agent.arguments if name not in READ_ONCE and hasattr(agent, name)}
+    return now | ({"consistency": agent.consistency.coefficient} if "consistency" in now else {})
+
+
 def stored_arguments(agent: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The agent's arguments that JSON can hold, and those that it cannot as texts. A number that was changed on the
-    agent since (``agent.ent_coef = 0``) is stored as it is now, and so is what a policy given as an object brought."""
+    """The agent's arguments that JSON can hold, and those that it cannot as texts. What was set on the agent since it
+    was set up (``agent.ent_coef = 0``, another correction) is stored as it is now, and so is what a policy given as an
+    object brought."""
     stored, left_out = {}, {}
+    now = in_force(agent)
+    changed = {name: now[name] for name, made in agent.made.items() if now[name] is not made}
     trained = agent.target.trained_layers
     brought = {
         "lora_rank": agent.target.adapter_rank,
@@ -75,10 +86,8 @@ def stored_arguments(agent: Any) -> tuple[dict[str, Any], dict[str, str]]:
     own = {
         name: getattr(agent, name) for name in _all_fields(type(agent)) if name not in APART and hasattr(agent, name)
     }
-    for name, given in {**own, **agent.arguments}.items():
-        now = getattr(agent, name, given)
-        value = now if isinstance(given, int | float) and isinstance(now, int | float) else given
-        value = brought.get(name, value)
+    for name, given in {**own, **agent.arguments, **changed}.items():
+        value = brought.get(name, given)
         try:
             stored[name] = _as_json(value, COMPONENTS.get(name))
         except NotStorable:

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 
 import agents  # noqa: F401  registers the components
-from agents.corrections import ZeroWeights, traits
+from agents.corrections import traits
 from benchmarks.estimators import adviser, against, contract, picture, report
 from benchmarks.estimators.families import families
 from benchmarks.estimators.moments import Grouping
@@ -111,20 +110,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     console = output()
     torch.set_num_threads(1)  # the tensors are small
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ZeroWeights)
-        if given.check:
-            return check(given.check, console)
-        chosen = choose(given.correction or ["*"], dict(assignment(text) for text in given.set))
-        line = "python -m benchmarks.estimators " + shlex.join(arguments if arguments is not None else sys.argv[1:])
-        if given.run:
-            write(adviser.advise(given.run, chosen, console), given, line)
-        elif given.against:
-            write(against.compare(given.against, sweep_of(given), console), given, line)
-        else:
-            lab = list(rows(sweep_of(given), chosen))
-            write(lab, given, line)
-            report.show(lab, console)
+    if given.check:
+        return check(given.check, console)
+    chosen = choose(given.correction or ["*"], dict(assignment(text) for text in given.set))
+    line = "python -m benchmarks.estimators " + shlex.join(arguments if arguments is not None else sys.argv[1:])
+    if given.run:
+        write(adviser.advise(given.run, chosen, console), given, line)
+    elif given.against:
+        write(against.compare(given.against, sweep_of(given), console), given, line)
+    else:
+        lab = list(rows(sweep_of(given), chosen))
+        write(lab, given, line)
+        report.show(lab, console)
     return 0
 
 

@@ -5,7 +5,6 @@ Each check takes a correction and returns what is wrong, or an empty string.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.corrections import ZeroWeights, traits, weigh
+from agents.corrections import traits, weigh
 from agents.objective.advantages import Reinforce
 from agents.rollout import Rollout
 from benchmarks.estimators.mdp import Cell, random_reward, random_target, tree
@@ -144,9 +143,7 @@ def scope(correction: Any) -> str:
         index = (unit == value).nonzero()[:, 0]
         part = rollout.select(index)
         width = part.mask.shape[1]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ZeroWeights)  # one completion may well be masked
-            alone = weigh(correction, logp[index][:, :width], part, advantage[index])
+        alone = weigh(correction, logp[index][:, :width], part, advantage[index])
         if not torch.allclose(weight[index][:, :width], alone, rtol=1e-9):
             return f"declares the scope {declared!r}, but completions outside of it change the weight"
     return ""

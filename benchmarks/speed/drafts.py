@@ -62,7 +62,7 @@ class Paired(ReFT):
             began = perf_counter()
             written[name] = collect(mu, self.envs, problems, self.group_size, first_group=first_group)
             seconds = perf_counter() - began
-            judged, proposed, accepted = (0, 0, 0) if mu.drafting is None else mu.drafting.counts
+            judged, proposed, accepted, _ = (0, 0, 0, 0) if mu.drafting is None else mu.drafting.counts
             row = {"seconds": seconds, "tokens": int(written[name].mask.sum())}
             self.arms.setdefault(name, []).append(row | {"judged": judged, "proposed": proposed, "accepted": accepted})
         plain = written["plain"]

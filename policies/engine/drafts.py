@@ -259,6 +259,7 @@ class Drafting:
         judged: drafts.
         proposed: tokens of drafts.
         accepted: tokens written that were drafted; those after an episode's end do not count.
+        lost: places computed, of drafts and behind them, that no token was written at.
     """
 
     def __init__(
@@ -273,7 +274,7 @@ class Drafting:
         self.drafted = np.zeros((slots, decoder.longest + 1), bool)
         self.known = np.zeros(slots, np.int64)  # by slot: how many of ``ids``
         self.episode = np.zeros(slots, np.int64)
-        self.judged = self.proposed = self.accepted = 0
+        self.judged = self.proposed = self.accepted = self.lost = 0
 
     def next(
         self, ids: np.ndarray, length: np.ndarray, start: np.ndarray, episode: np.ndarray, active: np.ndarray
@@ -293,12 +294,13 @@ class Drafting:
             for part in _parts(lacking, drafts):
                 self._write(length, start, part)
         self.accepted += int(self.drafted[active, size].sum())
+        self.lost -= len(active)
         return self.ids[active, size], self.logp[active, size]
 
     @property
-    def counts(self) -> tuple[int, int, int]:
-        """``judged``, ``proposed`` and ``accepted``."""
-        return self.judged, self.proposed, self.accepted
+    def counts(self) -> tuple[int, int, int, int]:
+        """``judged``, ``proposed``, ``accepted`` and ``lost``, the last of episodes that have ended."""
+        return self.judged, self.proposed, self.accepted, self.lost
 
     def _drafts(
         self,
@@ -353,6 +355,7 @@ class Drafting:
         self.known[slots] = first + np.minimum(right + 1, count)
         self.judged += int((sizes > 0).sum())
         self.proposed += int(drafted.sum())
+        self.lost += int(count.sum())
 
     def _draw(self, hidden: Tensor, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[N] tokens and [N] log-probabilities."""

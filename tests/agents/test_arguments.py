@@ -197,7 +197,7 @@ def test_what_is_set_on_an_agent_counts_from_its_next_iteration_on() -> None:
     assert agent.target.temperature == 1.5
     agent.temperature, agent.learning_rate, agent.minibatches, agent.max_grad_norm = 0.5, 1e-4, 2, 0.1
     metrics = agent.iterate()
-    assert metrics["learning_rate"] == 1e-4 and metrics["updates"] == 2
+    assert metrics["learning_rate"] == 1e-4 and agent.update.minibatches == 2
     assert agent.target.temperature == 0.5 and agent.update.max_grad_norm == 0.1
     for name, value in (("entropy_bonus", -1.0), ("epochs", 0), ("max_grad_norm", math.nan)):
         before = getattr(agent, name)

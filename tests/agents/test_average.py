@@ -51,6 +51,19 @@ def test_it_survives_saving(folder: str, tmp_path: Path) -> None:
         assert torch.equal(weights(resumed), weights(straight))
 
 
+def test_it_is_not_saved_in_place_of_the_weights(folder: str, tmp_path: Path) -> None:
+    agent = make(folder, ema_decay=0.5)
+    agent.iterate()
+    with agent.averaged():
+        with pytest.raises(UsageError, match="average is in place"):
+            agent.save(tmp_path / "saved")
+        agent.target.save(tmp_path / "model")
+        averaged = weights(agent).clone()
+    assert torch.equal(torch.cat([p.flatten() for p in Policy.load(tmp_path / "model").parameters()]), averaged)
+    agent.save(tmp_path / "saved")
+    assert numbers(ReFT.load(tmp_path / "saved", CoinFlips(16)).iterate()) == numbers(agent.iterate())
+
+
 def train(folder: Path, stop: int | None = None, **settings: str) -> Training:
     given = {"group_size": "2", "problems_per_batch": "2", "iterations": "3", "evaluation.problems": "8"}
     given |= {"evaluation.samples": "2", "evaluation.every": "1", "checkpoint_every": "1", "learning_rate": "3e-3"}

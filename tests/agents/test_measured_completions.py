@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers.vector import NormalizeReward
 
 from agents import ReFT
 from agents.batches.refill import left_out
 from agents.rollout import Rollout
-from tests.oracles.reft_agents import SKIP, make, weights, write_batch
+from tests.oracles.reft_agents import SKIP, CoinFlips, make, weights, write_batch
 
 
 def one_rollout(agent: ReFT) -> tuple[Rollout, torch.Tensor]:
@@ -133,6 +134,18 @@ def test_the_noise_of_the_behaviour_in_use_is_that_of_its_own_score(folder: str,
 def test_the_noise_of_the_full_model_is_said_once(folder: str) -> None:
     found = make(folder).iterate()
     assert found["noise_kl"] < 1e-8 and not [name for name in found if name.startswith("behavior_")]
+
+
+def test_measuring_the_noise_counts_in_no_wrapper(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"group_size": 4, "problems_per_batch": 6, "learning_rate": 1e-2, "seed": 3}
+    measured, without = (ReFT(folder, NormalizeReward(CoinFlips(16)), **given) for _ in range(2))
+    monkeypatch.setattr(without, "_noise", lambda *_: {})
+    for noise in (True, False):
+        found, expected = measured.iterate(), without.iterate()
+        assert ("noise_kl" in found) is noise and "noise_kl" not in expected
+        assert found["rollout_reward"] == expected["rollout_reward"]
+    assert measured.envs.return_rms.count == without.envs.return_rms.count
+    assert torch.equal(weights(measured), weights(without))
 
 
 def test_completions_that_are_not_learnt_from_are_measured_with_the_others(folder: str) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from agents import ReFT
 from envs.vector import MathReasonVector
+from policies.engine.decoder import CachedDecoder
 from registry import UsageError
 from tests.oracles.reft_agents import numbers, weights
 
@@ -29,13 +30,43 @@ def test_with_layers_that_draft_training_is_what_it_is_without(batch: str) -> No
         }
         accepted += found["draft/accepted"]
         assert passes > plain_passes
-        if batch == "fresh":
-            drafts, kept = found["draft/proposed"], found["draft/accepted"]
-            assert plain_passes == found["tokens"]
-            assert passes == pytest.approx(found["tokens"] + drafts - kept + 8 / 12 * drafts)  # 4 of 12 do not draft
         assert found["draft/accepted"] < found["draft/proposed"]
     assert accepted > 30
     assert torch.equal(weights(plain), weights(drafted))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"sampler": "even"},
+        {"batch": "reuse"},
+        {"batch": "reuse", "sampler": "even"},
+        {"sampler": {"id": "nested-draft", "tokens": 3}},
+    ],
+    ids=str,
+)
+def test_target_tokens_are_the_passes_that_were_computed(arguments: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of every decoder, each by the share of the layers that it has."""
+    computed: list[float] = []
+    extend, hidden = CachedDecoder.extend, CachedDecoder.hidden
+
+    def extended(self, ids, first, last, start, slots):
+        computed.append(int((last - first + 1).sum()) * len(self.model.layers) / 12)
+        return extend(self, ids, first, last, start, slots)
+
+    def stepped(self, *given):
+        rows = hidden(self, *given)
+        computed.append(len(rows) * len(self.model.layers) / 12)
+        return rows
+
+    monkeypatch.setattr(CachedDecoder, "extend", extended)
+    monkeypatch.setattr(CachedDecoder, "hidden", stepped)
+    agent = ReFT("tiny", room(), group_size=4, problems_per_batch=3, learning_rate=1e-3, seed=3, **arguments)
+    monkeypatch.setattr(agent, "_noise", lambda *_: {})
+    for _ in range(3):
+        computed.clear()
+        assert agent.iterate()["target_tokens"] == pytest.approx(sum(computed))
 
 
 def test_a_drafter_that_drafts_nothing_is_refused() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import agents  # noqa: F401 (registers)
 from agents import ReFT, collect
+from agents.corrections import Correction, ZeroWeights
 from agents.monitoring.watch import StaleData
 from agents.rollout import GroupMixture, Rollout
 from envs.vector import MathReasonVector
@@ -28,6 +30,18 @@ def rollout_of(agent: ReFT, layers: tuple[int, ...], problems: int = 6, group: i
     length = agent.observation_space["input_ids"].shape[0]
     mu = agent.target.behavior(layers, agent.env.num_envs, length, seed=1)
     return collect(mu, agent.envs, list(range(problems)), group)
+
+
+@dataclass(frozen=True)
+class Drops(Correction):
+    """Gives all completions, or those without a reward, no weight."""
+
+    everything: bool
+    scope = "token"
+
+    def __call__(self, logp: torch.Tensor, rollout: Rollout, advantage: torch.Tensor) -> torch.Tensor:
+        kept = (advantage > 0) & (not self.everything)
+        return kept[:, None].expand(logp.shape).float()
 
 
 def test_reft_is_the_on_policy_baseline(folder: str) -> None:
@@ -96,6 +110,32 @@ def test_microbatches_bound_memory_and_nothing_else(folder: str, correction: str
     first, second = (gradient_of(agent, agent.iterate) for agent in (whole, parts))
     assert first.abs().max() > 1e-4
     torch.testing.assert_close(second, first, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 16_384])
+@pytest.mark.parametrize(("dropped", "said"), [("some", 0), ("all", 2)])
+def test_zero_weights_are_said_of_a_minibatch(folder: str, tokens: int, dropped: str, said: int) -> None:
+    """Once a step where nothing is left; not where a mask drops the only completions of a micro-batch."""
+    agent = make(folder, correction=Drops(dropped == "all"), minibatches=2, microbatch_tokens=tokens)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        metrics = agent.iterate()
+    assert sum(issubclass(one.category, ZeroWeights) for one in caught) == said
+    assert metrics["weight_zero"] == 1.0 if said else 0 < metrics["weight_zero"] < 1
+
+
+@pytest.mark.parametrize("correction", ["none", "self-normalised"])
+@pytest.mark.parametrize("silent", [0, 2, 6])
+def test_steps_without_a_gradient_are_not_counted(folder: str, correction: str, silent: int) -> None:
+    agent = make(folder, correction=correction, minibatches=6)
+    rollout, _ = write_batch(agent, np.random.default_rng(0))
+    advantage = torch.tensor([1.0, -1.0, 0.5, -0.5]).repeat(6)
+    advantage[rollout.group < silent] = 0.0
+    steps: list[float] = []
+    agent.optimizer.register_step_post_hook(lambda *_: steps.append(1.0))
+    metrics = agent.update(rollout, advantage, np.random.default_rng(0))
+    assert metrics["updates"] == len(steps) == 6 - silent
+    assert (metrics["grad_norm"] > 0) is (silent < 6)
 
 
 def test_slots_change_nothing(folder: str) -> None:
@@ -170,6 +210,17 @@ def test_defensive_groups_hold_both_writers(folder: str) -> None:
         full = agent.target.logprobs(rollout.prompts, rollout.tokens, rollout.mask)
     weight = corrections.make("defensive")(full, replace(rollout, old_logp=full), torch.ones(len(rollout)))
     assert float(weight.max()) <= 2.0 + 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["fixed", "softmax"])
+@pytest.mark.parametrize("target_written", [0, 3, 4])
+def test_any_number_of_a_group_may_be_by_the_target(folder: str, sampler: str, target_written: int) -> None:
+    given = {"correction": "defensive", "problems_per_batch": 10}
+    agent = make(folder, sampler=sampler, target_written=target_written, **given)
+    for noise in (True, False):
+        metrics = agent.iterate()
+        assert ("behavior_noise_kl" in metrics) is (noise and target_written < 4)
+        assert metrics["grad_norm"] > 0 and ("kl_k1" in metrics) is (target_written < 4)
 
 
 def test_group_mixture_deals_each_episode_to_one_writer() -> None:

@@ -110,20 +110,44 @@ def test_an_epoch_shows_each_demonstration_once() -> None:
     assert orders[0] != orders[1] != orders[2]
 
 
+@pytest.mark.parametrize(("size", "of_step"), [(4, 4), (5, 5), (9, 9), (10, 10), (32, 10)])
+def test_across_epochs_every_step_is_full(size: int, of_step: int) -> None:
+    task = task_of()
+    batches = Batches(task, 10, size, 12, 0.0, seed=3, across=True)
+    shown = [prompts_of(batches[step]) for step in range(10)]
+    assert [len(batch) for batch in shown] == [of_step] * 10
+    every = [prompt for batch in shown for prompt in batch]
+    for epoch in range(of_step):
+        assert len(set(every[10 * epoch : 10 * epoch + 10])) == 10
+    if 10 % of_step == 0:
+        assert shown == [prompts_of(Batches(task, 10, size, 12, 0.0, seed=3)[step]) for step in range(10)]
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.booleans())
-def test_a_batch_is_a_function_of_its_step(steps: list[int], endless: bool) -> None:
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_a_batch_is_a_function_of_its_step(steps: list[int], endless: bool, across: bool) -> None:
     """Whatever was asked for before: how a run that goes on sees what it would have seen."""
     problems = 0 if endless else 7
-    whole = Batches(TASK, problems, 3, 12, 0.5, seed=1)
+    whole = Batches(TASK, problems, 3, 12, 0.5, 1, across)
     in_order = [whole[step] for step in range(13)]
-    asked = Batches(TASK, problems, 3, 12, 0.5, seed=1)
+    asked = Batches(TASK, problems, 3, 12, 0.5, 1, across)
     for step in steps:
         batch = asked[step]
         assert prompts_of(batch) == prompts_of(in_order[step]) and batch.layers == in_order[step].layers
 
 
 TASK = task_of()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_batch_of_an_unlimited_source_is_full_though_few_solutions_fit(size: int) -> None:
+    task = task_of(max_new_tokens=20)
+    batches = Batches(task, 0, size, 12, 0.0, seed=0)
+    for step in range(20):
+        shown = batches[step].demonstrations
+        assert len(shown) == size and all(len(one.completion) <= 20 for one in shown)
+    with pytest.raises(UsageError, match="no solution fits max_new_tokens=2"):
+        Batches(task_of(max_new_tokens=2), 0, size, 12, 0.0, seed=0)
 
 
 def test_an_unlimited_source_gives_fresh_problems_by_the_seed() -> None:

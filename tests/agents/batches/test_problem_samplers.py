@@ -86,6 +86,16 @@ def test_curriculum_state_survives_json() -> None:
     assert draws[0] == draws[1]
 
 
+@pytest.mark.parametrize("size", [None, 6])
+def test_curriculum_goes_on_with_fewer_candidates(size: int | None) -> None:
+    learned = problem_samplers.make("curriculum", pool=100)
+    learned.observe([3, 70], np.array([0.0, 1.0]), 8)
+    smaller = problem_samplers.make("curriculum", pool=6)
+    smaller.load_state_dict(learned.state_dict())
+    assert set(smaller.sample(50, size, np.random.default_rng(0)).tolist()) == set(range(6))
+    assert smaller.state_dict() == learned.state_dict()
+
+
 @pytest.mark.parametrize("field", [{"target": 1.0}, {"discount": 0.0}, {"pool": 0}, {"explore": 2.0}])
 def test_curriculum_refuses_impossible_fields(field: dict) -> None:
     with pytest.raises(UsageError, match="curriculum"):

@@ -47,8 +47,8 @@ def test_training_with_it_is_training_without_it(arguments: dict[str, Any]) -> N
         expected = of_training(without)
         assert of_training(reusing) == expected
         accepted += reusing.metrics["draft/accepted"]
-        rejected = reusing.metrics["draft/proposed"] - reusing.metrics["draft/accepted"]
-        assert reusing.metrics["target_tokens"] == pytest.approx(without.metrics["target_tokens"] + rejected)
+        in_vain = reusing.metrics["target_tokens"] - without.metrics["target_tokens"]
+        assert 0 <= in_vain <= reusing.metrics["draft/proposed"] - reusing.metrics["draft/accepted"]
         assert reusing.metrics["draft/share"] == reusing.metrics["draft/accepted"] / reusing.metrics["tokens"]
     assert accepted > 50
     assert torch.equal(weights(reusing), weights(without))

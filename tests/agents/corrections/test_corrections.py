@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import textwrap
-import warnings
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import agents  # noqa: F401  registers the components
-from agents.corrections import SCOPES, Correction, Product, ZeroWeights, exp, log_rho, traits, weigh
+from agents.corrections import SCOPES, Correction, Product, exp, log_rho, traits, weigh
 from agents.rollout import Rollout
 from benchmarks.estimators.contract import CHECKS, example, relative_bias
 from registry import Registry, UsageError, corrections
@@ -36,7 +35,6 @@ ZOO = """
 """
 
 
-@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("id", corrections.ids() + PRODUCTS)
 def test_contract(id, check):
@@ -120,7 +118,6 @@ HAND = [  # rho = 2, 1/3, 3, by hand
 ]
 
 
-@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
 @pytest.mark.parametrize(("id", "fields", "expected"), HAND, ids=[f"{id}-{fields}" for id, fields, _ in HAND])
 def test_by_hand(id, fields, expected):
     found = weight_of(id, [[LOG2, -LOG3, LOG3]], **fields)
@@ -232,7 +229,6 @@ def test_defensive_is_the_balance_heuristic():
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
 @given(st.integers(1, 7), st.floats(-80, 80), st.integers(1, 40))
 @settings(max_examples=40, deadline=None)
 def test_defensive_is_bounded(by_target, log_ratio, length):
@@ -356,7 +352,6 @@ def test_a_product_that_declares_unbiased_is(id, other):
 
 
 @pytest.mark.parametrize("id", corrections.ids())
-@pytest.mark.filterwarnings("ignore::agents.corrections.ZeroWeights")
 def test_micro_batches_of_the_scope_change_nothing(id):
     """Groups dealt to micro-batches in any order, as the update does for every scope up to the group."""
     correction = corrections.make(id)
@@ -371,14 +366,6 @@ def test_micro_batches_of_the_scope_change_nothing(id):
         torch.testing.assert_close(
             weigh(correction, logp[index][:, :width], part, advantage[index]), whole[index, :width]
         )
-
-
-def test_zero_weights_warn():
-    with pytest.warns(ZeroWeights, match="nothing is learned"):
-        weight_of("masked-is", [[5.0, 5.0], [6.0]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        weight_of("masked-is", [[5.0, 0.0], [6.0]])
 
 
 @pytest.mark.parametrize("id", [id for id in corrections.ids() if traits(corrections.make(id)).needs_old_logp])

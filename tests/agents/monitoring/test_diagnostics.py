@@ -98,6 +98,13 @@ def test_collapse_is_seen_although_the_weights_were_truncated():
     assert message is not None and f"D = {found['D']:.2g}" in message
 
 
+@pytest.mark.parametrize(("gap", "shrunk"), [(0.01, 0.0), (0.2, 1.0)])
+def test_rounding_between_engine_and_trainer_shrinks_no_weight(gap, shrunk):
+    """A weight of 1 where the ratio of one model to itself is not quite 1, as in bfloat16."""
+    logp, rollout = rollout_of(torch.full((4, 5), gap))
+    assert weight_diagnostics(torch.ones(4, 5), logp, rollout)["weight_shrunk"] == shrunk
+
+
 def test_near_policies_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

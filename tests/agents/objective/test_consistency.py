@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +13,9 @@ from agents import ReFT
 from agents.objective.consistency import CAP, Consistency
 from agents.rollout import Rollout
 from policies import Policy
-from registry import UsageError
+from registry import UsageError, aggregations
 from tests.oracles.policy_checkpoints import VOCABULARY, random_model
+from tests.oracles.reft_agents import gradient_of
 
 KEPT = (0, 1, 3)
 PROMPT = torch.tensor([3, 9, 27, 81])
@@ -74,28 +77,33 @@ def test_its_expected_gradient_is_that_of_the_kl_to_the_fixed_target() -> None:
     assert loss.spent()["time/consistency"] == 0
 
 
-def test_completions_that_the_target_wrote_are_left_out() -> None:
-    policy = Policy(near_model())
-    rows = torch.arange(6)
-    tokens = rows[:, None] * 7
-    batch = Rollout(
-        prompts=(PROMPT,) * 6,
-        tokens=tokens,
-        mask=torch.ones_like(tokens, dtype=torch.bool),
-        behavior_logp=torch.zeros(6, 1),
-        reward=torch.zeros(6),
-        group=rows,
-        episodes=({},) * 6,
-        by_target=rows < 2,
-    )
-    logp = every_next_token(policy).detach()[tokens]
-    loss, ones = Consistency(1.0), torch.ones(6, 1)
-    loss.backward(policy, KEPT, batch, logp, ones)
-    mixed = gradient(policy)
-    loss.backward(policy, KEPT, batch.select(rows[2:]), logp[2:], ones[2:])
-    own = gradient(policy)
-    assert own.abs().max() > 0
-    torch.testing.assert_close(mixed, own)
+def mixed_batch() -> tuple[ReFT, Rollout]:
+    """Groups of two, of which the target wrote one and one is stored."""
+    learner = agent(consistency=1.5, correction="none", group_size=2, max_grad_norm=1e9)
+    nested = learner.nesting.draw(learner.target, np.random.default_rng(0), 0)
+    batch = learner.rollout(list(range(8)), nested, 1)
+    return learner, replace(batch, by_target=batch.group == 1, age=(batch.group == 3).long())
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean", {"id": "constant", "max_tokens": 9}])
+@pytest.mark.parametrize("with_signal", [2, 5, 8])
+def test_its_strength_is_the_same_whatever_has_a_signal(aggregation: Any, with_signal: int) -> None:
+    """The mean over the completions that take part: those that mu wrote and the update scores."""
+    learner, batch = mixed_batch()
+    aggregate = learner.aggregation = aggregations.build(aggregation)
+    advantage = torch.where(batch.group < with_signal, 1e-12, 0.0)  # no policy gradient to speak of
+    nested, policy = learner.nesting.trainable(learner.target), learner.target
+    learner.microbatch_tokens = 200
+    gradient_of(learner, lambda: learner.update(batch, advantage, np.random.default_rng(0), nested))
+    found = gradient(policy)
+    part = batch.select(((batch.group < with_signal) & ~batch.by_target & (batch.age == 0)).nonzero()[:, 0])
+    own = policy.logprobs(part.prompts, part.tokens, part.mask, layers=nested)
+    with torch.no_grad():
+        rho = (policy.logprobs(part.prompts, part.tokens, part.mask) - own).exp().clamp(max=CAP)
+    (-1.5 * (aggregate(part.mask) * (rho - 1) * own).sum()).backward()
+    expected = gradient(policy)
+    assert expected.norm() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_steps_along_it_bring_the_nested_policy_to_the_target() -> None:
@@ -114,10 +122,7 @@ def agent(**arguments: Any) -> ReFT:
     return ReFT(
         "tiny",
         sampler={"id": "fixed", "layers": (3, 5, 7, 9)},
-        correction="token-is",
-        problems_per_batch=4,
-        learning_rate=1e-3,
-        **arguments,
+        **{"correction": "token-is", "problems_per_batch": 4, "learning_rate": 1e-3, **arguments},
     )
 
 

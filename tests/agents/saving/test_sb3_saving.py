@@ -21,7 +21,7 @@ from agents import SB3PPO, SFT, ReFT
 from agents.saving.configuration import COMPONENTS, describe
 from envs.shaping import ShapedRewardVector
 from policies import Policy
-from registry import UsageError, corrections
+from registry import UsageError, advantages, aggregations, corrections, problem_samplers, rewards, schedules
 from tests.oracles.reft_agents import numbers
 from tests.oracles.small_world import AGENTS, WRITERS, World, make_world, weights
 
@@ -74,6 +74,14 @@ GIVEN: dict[str, dict[str, Any]] = {
         "microbatch_tokens": 30,
     },
 }
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A correction that no registry knows."""
+
+    def __call__(self, logp: torch.Tensor, rollout: Any, advantage: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(logp)
 
 
 def test_load_goes_on_with_everything_that_was_given(world: World, name: str, tmp_path: Path) -> None:
@@ -129,6 +137,40 @@ def test_what_json_cannot_hold_is_asked_for(world: World, name: str, tmp_path: P
     assert cls.load(tmp_path / "shaped", world.vector()).n_envs == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("correction", corrections.make("truncated-is", cap=1.5)),
+        ("aggregation", aggregations.make("constant")),
+        ("advantage", advantages.make("rloo")),
+        ("schedule", schedules.make("linear", iterations=3)),
+        ("reward", rewards.make("entropy-rank")),
+        ("problem_sampler", problem_samplers.make("curriculum")),
+        ("target_written", 2),
+        ("consistency.coefficient", 1.0),
+        ("epochs", 2),
+    ],
+)
+def test_what_was_set_on_an_agent_is_in_force_after_load(world: World, tmp_path: Path, name: str, value: Any) -> None:
+    agent = world.agent("reft", sampler={"id": "fixed", "layers": (0,)}, correction="token-is", consistency=0.1)
+    agent.iterate()
+    *path, last = name.split(".")
+    setattr(getattr(agent, path[0]) if path else agent, last, value)
+    agent.save(tmp_path / "agent")
+    loaded = ReFT.load(tmp_path / "agent")
+    assert numbers(loaded.iterate()) == numbers(agent.iterate())
+    assert all(torch.equal(one, weights(agent)[key]) for key, one in weights(loaded).items())
+
+
+@pytest.mark.parametrize(("name", "value"), [("correction", Mine()), ("learning_rate", LinearSchedule(1e-3, 0.0, 1.0))])
+def test_what_was_set_and_json_cannot_hold_is_asked_for(world: World, tmp_path: Path, name: str, value: Any) -> None:
+    agent = world.agent("reft")
+    setattr(agent, name, value)
+    agent.save(tmp_path / "agent")
+    with pytest.raises(UsageError, match=rf"{name}.*{type(value).__name__}.*pass it"):
+        ReFT.load(tmp_path / "agent")
+
+
 def test_numpys_numbers_are_stored_as_numbers(world: World, tmp_path: Path) -> None:
     venv = gym.make_vec("MathReason-v0", num_envs=4, **{**world.env, "max_new_tokens": np.int64(8)})
     kwargs = {"group_size": np.int64(2), "problems_per_batch": 2, "seed": np.int64(3), "temperature": np.float32(0.5)}
@@ -139,14 +181,6 @@ def test_numpys_numbers_are_stored_as_numbers(world: World, tmp_path: Path) -> N
     assert (loaded.group_size, loaded.seed, loaded.temperature) == (2, 3, 0.5)
     assert loaded.envs.task.spec.max_new_tokens == 8
     assert numbers(loaded.iterate()) == numbers(agent.iterate())
-
-
-@dataclass(frozen=True)
-class Mine:
-    """A correction that no registry knows."""
-
-    def __call__(self, logp: torch.Tensor, rollout: Any, advantage: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(logp)
 
 
 class WithOwnArgument(ReFT):
@@ -196,6 +230,28 @@ def test_a_learned_state_without_a_taker_is_refused(world: World, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_saved_inside_an_iteration_it_goes_on_from_that_iterations_begin(
+    world: World, name: str, tmp_path: Path
+) -> None:
+    """What the unfinished iteration has written is written again, so that it counts once."""
+    given = {"schedule": "linear"} if name == "reft" else {}
+    first, straight = world.agent(name, **given), world.agent(name, **given)
+    first.iterate(spent=lambda iterations, tokens: tokens / 400)
+
+    def save(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        if straight.iteration == 1 and straight.num_timesteps > first.num_timesteps + 4:
+            straight.save(tmp_path / "agent")
+        return True
+
+    straight.learn(400, callback=save)
+    resumed = AGENTS[name][0].load(tmp_path / "agent")
+    assert (resumed.iteration, resumed.num_timesteps) == (1, first.num_timesteps)
+    resumed.learn(400 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert (resumed.iteration, resumed.num_timesteps) == (straight.iteration, straight.num_timesteps)
+    assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(resumed).items())
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_names_with_and_without_zip_are_the_same(world: World, name: str, tmp_path: Path) -> None:
     cls, agent = AGENTS[name][0], world.agent(name)
     saving = CheckpointCallback(save_freq=8, save_path=str(tmp_path), name_prefix="model")
@@ -203,7 +259,7 @@ def test_names_with_and_without_zip_are_the_same(world: World, name: str, tmp_pa
     saved = tmp_path / "model_32_steps"
     AutoModelForCausalLM.from_pretrained(saved)
     for path in (saved, f"{saved}.zip"):
-        assert cls.load(path).num_timesteps == 32
+        assert cls.load(path).num_timesteps == 0  # inside the first iteration, which is written again
     agent.save(f"{saved}.zip")  # over the folder
     assert cls.load(saved).num_timesteps == agent.num_timesteps
     shutil.make_archive(str(tmp_path / "packed"), "zip", saved)
