@@ -102,7 +102,7 @@ def run_card(folder: Path, repo_id: str) -> str:
 
 def _accuracy(right: str) -> str:
     """With its 95 % interval over questions."""
-    middle, low, high = mean_interval([[float(one) for one in right]])
+    middle, low, high = mean_interval([float(one) for one in right], least=0).within(0, 1)
     return f"{middle:.1%} [{low:.1%}, {high:.1%}]"
 
 

@@ -53,7 +53,7 @@ def test_better_worse_and_not_distinguishable(tmp_path):
     found = compared(tmp_path, {"reft": 0.5, AGENTS[1]: 0.95, AGENTS[2]: 0.5})
     text = " ".join(summary(found))
     assert f"{AGENTS[1]} is better than reft at equal steps" in text
-    assert f"{AGENTS[2]} is equivalent to reft within 2 points at equal steps" in text  # the very same answers
+    assert f"{AGENTS[2]} is not distinguishable from reft at equal steps" in text  # the very same answers, but 40
     worse = " ".join(summary(compared(tmp_path / "worse", {"reft": 0.9, AGENTS[1]: 0.3})))
     assert f"{AGENTS[1]} is worse than reft at equal steps" in worse
     assert "reft gained +65.0 points" in worse
