@@ -226,10 +226,10 @@ def pass_at_k(right: ArrayLike, samples: int, k: int) -> NDArray[np.float64]:
 
 
 def at_budget(budget: float, spent: Sequence[float], outcomes: ArrayLike) -> NDArray[np.float64]:
-    """[Q] outcomes at a budget, between the evaluations ([N, Q] outcomes at N increasing budgets ``spent``) by linear
-    interpolation; the ends hold beyond them."""
+    """[Q] outcomes at a budget, between the evaluations ([N, Q] outcomes at N rising budgets ``spent``) by linear
+    interpolation; the ends hold beyond them. Of several at one budget the last counts."""
     table, x = np.asarray(outcomes, dtype=float), np.asarray(spent, dtype=float)
-    after = int(np.searchsorted(x, budget))
+    after = int(np.searchsorted(x, budget, side="right"))
     if after == 0:
         return table[0]
     if after == len(x):

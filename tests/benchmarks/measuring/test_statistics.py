@@ -249,6 +249,15 @@ def test_at_budget_interpolates_between_evaluations():
     assert at_budget(99, spent, outcomes).tolist() == [1, 1] and at_budget(-1, spent, outcomes).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("spent", [[0, 100, 100], [100, 100, 100], [0, 0, 100], [0, 100, 100, 200]])
+def test_at_budget_the_last_of_equal_budgets_counts(spent):
+    """Iterations may cost no tokens, and what they taught counts."""
+    outcomes = np.arange(len(spent))[:, None]
+    for budget in set(spent):
+        last = max(n for n, one in enumerate(spent) if one == budget)
+        assert at_budget(budget, spent, outcomes) == [last]
+
+
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(0, 1))
 @settings(max_examples=400, deadline=None)
 def test_time_to_target_is_the_first_crossing(accuracy, target):
