@@ -19,7 +19,7 @@ from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.summary import summarise
 from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.statistics import Interval
-from benchmarks.report.comparison import Comparison
+from benchmarks.report.comparison import Comparison, group_of
 from benchmarks.report.files import as_json, write
 from benchmarks.report.sections import report
 from benchmarks.report.words import conclusion, summary
@@ -117,6 +117,25 @@ def test_few_seeds_are_said(tmp_path):
     assert "There is one seed" in " ".join(summary(compared(tmp_path, {}, seeds=(0,))))
     assert "2 seeds say little" in " ".join(summary(compared(tmp_path, {})))
     assert "say little" not in " ".join(summary(compared(tmp_path, {}, seeds=range(5))))
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ((5, 1, 5), f"There is one seed of {AGENTS[1]}: "),
+        ((5, 5, 2), f"2 seeds of {AGENTS[2]} say little"),
+        ((1, 5, 1), f"There is one seed of reft and of {AGENTS[2]}: "),
+        ((5, (0, 1, 2, 3), 5), None),
+        (((0, 1, 2, 3), (3, 4, 5, 6), 7), f"There is one seed of {AGENTS[1]} against reft: "),
+    ],
+)
+def test_few_seeds_of_one_arm_are_said(tmp_path, kept, said):
+    """Runs that failed leave an arm with fewer than others have."""
+    found = compared(tmp_path, {}, seeds=range(7)).groups[0]
+    parts = [arm.of(range(one) if isinstance(one, int) else one) for arm, one in zip(found.arms, kept, strict=True)]
+    group = group_of(found.name, parts, parts[0], [], 0.02)
+    cautions = [line for line in summary(Comparison("", "", (group,), (), "")) if "of how runs differ" in line]
+    assert len(cautions) == (said is not None) and all(line.startswith(said) for line in cautions)
 
 
 def test_a_busy_machine_is_said(tmp_path):
