@@ -113,6 +113,14 @@ def test_no_gain_is_not_called_one(tmp_path):
     assert "reft did not measurably change" in text and " gained " not in text
 
 
+@pytest.mark.parametrize("last", [0.1, 0.25, 0.5])
+def test_times_are_taken_to_what_the_baseline_gained(tmp_path, last):
+    """Where it lost, all arms had its accuracy from the start."""
+    found = compared(tmp_path, dict.fromkeys(AGENTS, last)).groups[0]
+    assert (found.target is not None) == (last > 0.25)
+    assert all(bool(line.seconds_to_target) == (last > 0.25) for line in found.lines)
+
+
 def test_few_seeds_are_said(tmp_path):
     assert "There is one seed" in " ".join(summary(compared(tmp_path, {}, seeds=(0,))))
     assert "2 seeds say little" in " ".join(summary(compared(tmp_path, {})))
