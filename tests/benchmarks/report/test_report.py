@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -170,6 +170,14 @@ def test_numbers_follow_from_the_runs(tmp_path):
     assert line.seconds_to_target == pytest.approx([3.2, 3.2])  # half of 4 iterations of 1.6 s
     assert line.pass_at[4] == (0.25, 0.75)
     assert (line.kl, line.ess, line.layers_kept) == (0.0, 1.0, [4])
+
+
+def test_gains_and_differences_are_of_what_is_possible(tmp_path):
+    """Two seeds that end far apart: t(1) alone would reach beyond a hundred points."""
+    low, high = (compared(tmp_path / str(last), {AGENTS[1]: last}).groups[0].arms for last in (0.25, 1.0))
+    apart = replace(low[1], runs=(low[1].runs[0], high[1].runs[1]))
+    assert describe(apart, None).gain[1:] == (-1, 1)
+    assert all(one.difference[1:] == (-1, 1) for one in against(apart, low[0]).at_equal.values())
 
 
 def test_cost_shares_are_shown_apart(tmp_path):
