@@ -167,8 +167,9 @@ def check(options: argparse.Namespace) -> None:
         ("fits", 1),
         ("draws", 1),
         ("pairs", 0),
+        ("threads", 1),
     ):
-        if getattr(options, name) < least:
+        if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least {least}")
     if min(options.skips) < 1:
         raise UsageError(f"--skips {min(options.skips)}: give at least 1")
