@@ -97,7 +97,11 @@ def _few_seeds(comparison: Comparison) -> list[str]:
 def _busy_caution(comparison: Comparison) -> list[str]:
     """A caution where runs had less than a processor, so that times measure the machine's other work too."""
     runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
-    shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run.get("seconds")]
+    shares = [
+        run["cpu_seconds"] / (run["seconds"] + run.get("seconds_evaluation", 0.0))
+        for run in runs
+        if run.get("seconds") and run.get("cpu_seconds")
+    ]
     if not shares or min(shares) >= BUSY_SHARE:
         return []
     return [
