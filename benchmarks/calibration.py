@@ -40,6 +40,11 @@ from registry.paths import WriteFolder
 
 Array = NDArray[np.float64]
 MARGIN = 0.02
+ALIKE = (
+    "Outcomes that do not differ at all are no certainty: their error is of the exact binomial bound on what so many "
+    "questions would miss (Clopper and Pearson 1934; the rule of three), so that equivalence within 2 points takes 153 "
+    "questions at least."
+)
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [
         "# What the statistics of comparisons hold",
         f"Simulated, {given.repeats} comparisons a row (a quarter as many for times); a share near .05 or .95 is known "
-        f"to {error:.3f}. The model of the outcomes is in [benchmarks/calibration.py](../../calibration.py).",
+        f"to {error:.3f}. The model of the outcomes is in [benchmarks/calibration.py](../../calibration.py). {ALIKE}",
         f"    {command_line()}",
     ]
     for heading, table in tables(given.repeats, given.jobs):

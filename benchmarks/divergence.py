@@ -29,7 +29,7 @@ from benchmarks.measuring.durable import json_text, write_whole
 from benchmarks.measuring.provenance import provenance
 from policies import LayerSubset, with_int8
 from policies.nested import HALVES, without
-from registry import UsageError, patches, skip_samplers
+from registry import UsageError, did_you_mean, patches, skip_samplers
 from registry.command import command
 from registry.paths import WriteFile, WritePicture
 
@@ -167,11 +167,18 @@ def check(options: argparse.Namespace) -> None:
         ("fits", 1),
         ("draws", 1),
         ("pairs", 0),
+        ("threads", 1),
     ):
-        if getattr(options, name) < least:
+        if getattr(options, name) is not None and getattr(options, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least {least}")
     if min(options.skips) < 1:
         raise UsageError(f"--skips {min(options.skips)}: give at least 1")
+    if not options.budget >= 0:
+        raise UsageError(f"--budget {options.budget:g}: give a number of nats, from 0 on")
+    measured = ["all", *(options.samplers or default_samplers())]
+    for spec in options.patched or ():
+        if spec not in measured:
+            raise UsageError(f"--patched {spec!r} is not among --samplers: {did_you_mean(spec, measured)}")
 
 
 def leave_out_patches(bench: Bench) -> None:

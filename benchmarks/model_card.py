@@ -18,8 +18,8 @@ import torch
 
 from agents.rollout import collect
 from agents.saving.hub import base_name, model_card, upload
+from benchmarks.comparison.outcomes import Outcome
 from benchmarks.experiment.spec import RunSpec
-from benchmarks.experiment.summary import read_result
 from benchmarks.experiment.training import AVERAGED, RESULT
 from benchmarks.measuring.statistics import mean_interval
 from benchmarks.measuring.table import Table
@@ -78,8 +78,8 @@ def report(policy: Policy, problems: int) -> str:
 
 def run_card(folder: Path, repo_id: str) -> str:
     """The model card of a finished run: from what, on what and how it was trained, and what it then knew."""
-    spec, result = RunSpec.read(folder / "spec.json"), read_result(folder / RESULT)
-    made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    spec, run = RunSpec.read(folder / "spec.json"), Outcome.read(folder)
+    result, made = run.result, run.provenance
     before, after = (_accuracy(result[f"right_{when}"]) for when in ("before", "after"))
     facts = [
         ("agent", spec.agent["id"]),
@@ -94,7 +94,7 @@ def run_card(folder: Path, repo_id: str) -> str:
             "training",
             f"{result['seconds']:.0f} s on {made.get('cuda') or made.get('processor') or 'a machine that is not told'}",
         ),
-        ("packages", ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)),
+        ("packages", ", ".join(f"{name} {version}" for name, version in made.get("packages", {}).items() if version)),
         ("settings", f"`{json.dumps({name: value for name, value in spec.agent.items() if name != 'id'})}`"),
     ]
     return model_card(repo_id, spec.policy, facts)
@@ -102,7 +102,7 @@ def run_card(folder: Path, repo_id: str) -> str:
 
 def _accuracy(right: str) -> str:
     """With its 95 % interval over questions."""
-    middle, low, high = mean_interval([[float(one) for one in right]])
+    middle, low, high = mean_interval([float(one) for one in right], least=0).within(0, 1)
     return f"{middle:.1%} [{low:.1%}, {high:.1%}]"
 
 

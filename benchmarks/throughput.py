@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 for bad input."""
     options = parser().parse_args(arguments)
     settle_work(options)
-    for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch"):
+    for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
     for name in ("vllm", "openvino", "continuous", "batch"):

@@ -117,7 +117,7 @@ def _over_questions(outcomes: ArrayLike) -> Interval:
     values = np.asarray(outcomes, dtype=float)
     if np.ptp(values) == 0:
         return Interval(float(values[0]), float("nan"), float("nan"))
-    return mean_interval(values[None]).within(0, 1)
+    return mean_interval(values, least=0).within(0, 1)
 
 
 def _powers_of_two(most: int) -> list[int]:

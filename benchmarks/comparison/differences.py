@@ -112,7 +112,7 @@ def against(arm: ArmOutcome, baseline: ArmOutcome, margin: float = MARGIN, axes:
         one, other = (part.ends(-1) if budget is None else part.at(axis, budget) for part in (ours, theirs))
         estimate = mean_estimate(one - other)
         p = estimate.p_different
-        return Difference(budget, estimate.interval(), p, p, estimate.p_equivalent(margin))
+        return Difference(budget, estimate.interval().within(-1, 1), p, p, estimate.p_equivalent(margin))
 
     our_speed, their_speed = arm.tokens_per_second, baseline.tokens_per_second
     our_seconds, their_seconds = arm.over_runs("seconds"), baseline.over_runs("seconds")

@@ -259,9 +259,9 @@ def describe(arm: ArmOutcome, target: float | None) -> ArmLine:
     return ArmLine(
         label=arm.label,
         seeds=arm.seeds,
-        before=mean_interval(before).within(0, 1) if arm.learned else None,
-        after=mean_interval(after).within(0, 1),
-        gain=mean_interval(after - before) if arm.learned else None,
+        before=mean_interval(before, least=0).within(0, 1) if arm.learned else None,
+        after=mean_interval(after, least=0).within(0, 1),
+        gain=mean_interval(after - before).within(-1, 1) if arm.learned else None,
         gain_by_seed=(after.mean(1) - before.mean(1)).tolist() if arm.learned else [],
         iqm=interquartile_mean(after.mean(1)),
         sampled_before=arm.pass_at("before", 1),

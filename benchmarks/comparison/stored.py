@@ -31,6 +31,22 @@ from benchmarks.experiment.training import RESULT
 from registry import UsageError, did_you_mean
 
 REBUILT = ("curve", "right_before", "right_after")  # of a result, what its evaluations say
+SECONDS = ("seconds", *(f"seconds_{part}" for part in ("rollout", "reward", "update", "evaluation")), "cpu_seconds")
+ACCURACIES = ("accuracy_before", "accuracy_after", "sampled_before", "sampled_after")
+KNOWN = {  # of a result: type and what it means -> names
+    (str, "a text"): ("agent", "hash", "policy", "env", "silence"),
+    ((int, float), "a number"): (
+        *SECONDS,
+        *ACCURACIES,
+        "iterations",
+        "tokens",
+        "rollout_tokens_per_second",
+        "peak_bytes",
+    ),
+    (int, "a whole number"): ("samples",),
+    (list, "a list"): ("sampled_right_before", "sampled_right_after"),
+    (dict, "an object"): ("means", "sets_before", "sets_after"),
+}
 _NUMBER = re.compile(r"((?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 TASK = ("source", "split", "subset", "problems", "problem_options")  # of an evaluation, what chooses its questions
 
@@ -227,11 +243,16 @@ def _load(path: Path, order: list[str]) -> Stored:
         labels.append(label)
         arms.append(ArmOutcome(label, tuple(_run(run, path, order) for run in arm.items("runs"))))
     baseline = given.take("baseline", str, "an arm's label", None)
-    rivals = [tuple(pair) for pair in given.take("rivals", list, "pairs of labels", [])]
+    rivals = given.take("rivals", list, "pairs of labels", [])
+    for pair in rivals:
+        if not isinstance(pair, list) or len({str(name) for name in pair}) != 2 or len(pair) != 2:
+            raise UsageError(f"{path}: rivals has {str(pair)[:40]!r}: give pairs of two arms' labels")
     for name in (*([baseline] if baseline else []), *(name for pair in rivals for name in pair)):
         if name not in labels:
             raise UsageError(f"{path}: {name!r} is no arm's label: {did_you_mean(str(name), labels)}")
-    return Stored(given.take("task", str, "a name", ""), tuple(arms), baseline, tuple(rivals))
+    return Stored(
+        given.take("task", str, "a name", ""), tuple(arms), baseline, tuple((one, other) for one, other in rivals)
+    )
 
 
 @dataclass(frozen=True)
@@ -292,9 +313,32 @@ def _run(run: _Field, path: Path, order: list[str]) -> Outcome:
         spent = {axis: _spent(evaluation, axis, curve) for axis in axes}
         curve.append({**spent, "greedy": math.fsum(map(float, right)) / len(right)})
         rows.append({"iteration": spent.get("iteration", len(rows)), "evaluation": {"right": right}})
-    result = run.take("result", dict, "an object", {})
-    result = {"hash": path.name, "means": {}, **result, "seed": seed, "curve": curve}
-    return Outcome(result, rows, {})
+    result = _result(_Field(run.take("result", dict, "an object", {}), f"{run.place}.result"))
+    return Outcome({"hash": path.name, **result, "seed": seed, "curve": curve}, rows, {})
+
+
+def _result(given: _Field) -> dict[str, Any]:
+    """What a run's result.json would say, of the kinds that a report takes."""
+    given.only("seed", *REBUILT, *(name for names in KNOWN.values() for name in names))
+    for (type, meant), names in KNOWN.items():
+        for name in names:
+            given.take(name, type, meant, None)
+    means = _Field(given.take("means", dict, "an object", {}), f"{given.place}.means")
+    for name in means.value:
+        means.take(name, (int, float), "a number")
+    if samples := given.take("samples", int, "a whole number", 0):
+        for name in ("sampled_right_before", "sampled_right_after"):
+            right = given.take(name, list, "a list of whole numbers, as there are samples")
+            if not right or not all(isinstance(one, int) and 0 <= one <= samples for one in right):
+                raise UsageError(f"{given.place}.{name} must hold whole numbers from 0 to {samples}, the samples")
+    sets = [given.take(name, dict, "an object", {}) for name in ("sets_before", "sets_after")]
+    for name in set(sets[0]):
+        for when, one in zip(("before", "after"), sets, strict=True):
+            place = f"{given.place}.sets_{when}"
+            _Field(_Field(one, place).take(name, dict, "an object"), f"{place}.{name}").take(
+                "greedy", (int, float), "a number"
+            )
+    return {**given.value, "means": means.value}
 
 
 def _spent(evaluation: _Field, axis: str, curve: Sequence[Mapping[str, Any]]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import math
 import os
 import shlex
 import sys
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     console = output()
     torch.set_num_threads(1)  # the tensors are small
-    if given.check:
+    if given.check is not None:
         return check(given.check, console)
     chosen = choose(given.correction or ["*"], dict(assignment(text) for text in given.set))
     line = "python -m benchmarks.estimators " + shlex.join(arguments if arguments is not None else sys.argv[1:])
@@ -129,8 +130,8 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     """The sweep that the arguments describe."""
     advantages.check(given.advantage)
     for name, values in (("--d", given.d), ("--success", given.success), ("--seeds", [given.seeds])):
-        if any(value <= 0 for value in values):
-            raise UsageError(f"{name} must be above 0")
+        if not all(0 < value < math.inf for value in values):
+            raise UsageError(f"{name} must be above 0, and a number")
     if any(value >= 1 for value in given.success):
         raise UsageError("--success must be below 1")
     if not given.d and not given.skip:

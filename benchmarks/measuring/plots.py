@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks.measuring.table import one_line
+
 matplotlib.rcParams["svg.hashsalt"] = "nested-reft"  # equal numbers give equal files
 matplotlib.rcParams["font.family"] = "sans-serif"
 matplotlib.rcParams["axes.spines.top"] = False
@@ -17,8 +19,8 @@ MARKERS = "osD^vPX*"
 
 
 def literal(text: str) -> str:
-    """For matplotlib, which would take what stands between two dollars for a formula."""
-    return text.replace("$", "\\$")
+    """In one line, for matplotlib, which would take what stands between two dollars for a formula."""
+    return one_line(text).replace("$", "\\$")
 
 
 def style(n: int) -> dict[str, Any]:

@@ -18,6 +18,8 @@ CONFIDENCE = 0.95
 SIGNIFICANCE = 1 - CONFIDENCE
 SHARE_OF_GAIN = 0.75  # of the gain that two arms share, where their times are compared
 FEWEST_SEEDS = 4  # of an interval of times
+TAILS = (SIGNIFICANCE, SIGNIFICANCE / 2)  # of a one-sided test, and of each side of an interval
+ROUNDING = 1e-9  # a smaller error of a mean of outcomes is none
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -53,8 +55,6 @@ class Estimate(NamedTuple):
 
     def p_above(self, bound: float) -> float:
         """One-sided p value against the hypothesis that the mean is at most ``bound``."""
-        if self.error == 0:
-            return float(self.mean <= bound)
         return float(stats.t.sf((self.mean - bound) / self.error, self.df))
 
     @property
@@ -130,12 +130,16 @@ def mean_squares(outcomes: ArrayLike) -> MeanSquares:
     )
 
 
-def mean_estimate(outcomes: ArrayLike) -> Estimate:
+def mean_estimate(outcomes: ArrayLike, least: float = -1.0) -> Estimate:
     """Mean of [S, Q] outcomes, for all seeds and questions like these.
 
     Both vary: every seed's model answers the same questions, so answers are not S * Q independent ones. With one seed
     the error knows of the questions alone. For a paired comparison give the differences of two arms' outcomes on equal
-    seeds and questions.
+    seeds and questions. Outcomes without any spread are no certainty: their error is that of ``alike``.
+
+    Args:
+        outcomes: [S, Q], or [Q] of one seed.
+        least: the least that an outcome can be, 0 of an accuracy and -1 of a difference; the most is 1.
     """
     table = np.atleast_2d(np.asarray(outcomes, dtype=float))
     if table.ndim != 2 or table.size == 0:
@@ -144,13 +148,29 @@ def mean_estimate(outcomes: ArrayLike) -> Estimate:
     if table.size == 1:
         return Estimate(mean, float("nan"), float("nan"))
     if min(seeds, questions) == 1:
-        return Estimate(mean, float(table.std(ddof=1)) / table.size**0.5, table.size - 1)
-    return mean_squares(table).estimate(mean, seeds, questions)
+        spread = Estimate(mean, float(table.std(ddof=1)) / table.size**0.5, table.size - 1)
+    else:
+        spread = mean_squares(table).estimate(mean, seeds, questions)
+    return spread if spread.error > ROUNDING else alike(mean, questions, least)
 
 
-def mean_interval(outcomes: ArrayLike) -> Interval:
+def alike(mean: float, questions: int, least: float) -> Estimate:
+    """What Q questions show whose outcomes do not differ: no more than that others are rare.
+
+    Q questions miss a share p of others with a chance of (1 - p)^Q, so p is below 1 - .05^(1/Q), near 3 / Q, with 95 %
+    confidence (Clopper and Pearson, "The use of confidence or fiducial limits", 1934; Hanley and Lippman-Hand, "If
+    nothing goes wrong, is everything all right?", 1983, the rule of three), and each may lie as far from the mean as
+    outcomes go. The error is that of a normal estimate whose one-sided test at .05 and whose 95 % interval both allow
+    for it.
+    """
+    farthest = max(1 - mean, mean - least)
+    error = max((1 - tail ** (1 / questions)) / float(stats.norm.isf(tail)) for tail in TAILS)
+    return Estimate(mean, farthest * error, float("inf"))
+
+
+def mean_interval(outcomes: ArrayLike, least: float = -1.0) -> Interval:
     """Mean of [S, Q] outcomes with its 95 % interval over seeds and questions (see ``mean_estimate``)."""
-    return mean_estimate(outcomes).interval()
+    return mean_estimate(outcomes, least).interval()
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -206,10 +226,10 @@ def pass_at_k(right: ArrayLike, samples: int, k: int) -> NDArray[np.float64]:
 
 
 def at_budget(budget: float, spent: Sequence[float], outcomes: ArrayLike) -> NDArray[np.float64]:
-    """[Q] outcomes at a budget, between the evaluations ([N, Q] outcomes at N increasing budgets ``spent``) by linear
-    interpolation; the ends hold beyond them."""
+    """[Q] outcomes at a budget, between the evaluations ([N, Q] outcomes at N rising budgets ``spent``) by linear
+    interpolation; the ends hold beyond them. Of several at one budget the last counts."""
     table, x = np.asarray(outcomes, dtype=float), np.asarray(spent, dtype=float)
-    after = int(np.searchsorted(x, budget))
+    after = int(np.searchsorted(x, budget, side="right"))
     if after == 0:
         return table[0]
     if after == len(x):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +17,7 @@ from rich.text import Text
 T = TypeVar("T")
 WIDTH = 160  # of lines where there is no terminal
 BESIDE = 3  # a column's padding and rule
+UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: controls, bidirectional marks, surrogates, ...
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,36 @@ class Table:
         if not self.rows:
             return ""
         rule = ("---" if n in self.left else "---:" for n in range(len(self.heads)))
-        cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (self.heads, *self.rows)]
+        cells = [
+            " | ".join(markdown_text(cell).replace("|", "\\|") for cell in row) for row in (self.heads, *self.rows)
+        ]
         return "\n".join([f"| {cells[0]} |", f"|{'|'.join(rule)}|", *(f"| {line} |" for line in cells[1:])])
 
     def html(self) -> str:
         """A ``table`` in a box that scrolls; the style sheet aligns it."""
         if not self.rows:
             return ""
-        head = "".join(f"<th>{escape(name)}</th>" for name in self.heads)
-        lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in self.rows)
+        head = "".join(f"<th>{html_text(name)}</th>" for name in self.heads)
+        lines = "".join(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in row)}</tr>\n" for row in self.rows)
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>'
+
+
+def one_line(text: str) -> str:
+    """Untrusted text in a line: ends of lines and tabs are spaces, and what else is not seen by itself, or would change
+    how its surroundings read, is its code point."""
+    return "".join(
+        " " if one in "\n\r\t" else f"U+{ord(one):04X}" if unicodedata.category(one) in UNSEEN else one for one in text
+    )
+
+
+def html_text(text: str) -> str:
+    """``one_line`` of it, escaped."""
+    return escape(one_line(text))
+
+
+def markdown_text(text: str) -> str:
+    """``one_line`` of it, without what begins HTML, or the target of a link."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", one_line(text)).replace("](", "]\\(")
 
 
 def _parts(sizes: Sequence[int], width: int) -> list[dict[int, int]]:

@@ -34,7 +34,7 @@ class Group:
         pairs: ``against`` the baseline, of each arm but the baseline; empty without a finished baseline.
         rivals: ``against`` the full model with fewer completions, of each nested arm that has such a control.
         margin: of accuracy, 0 to 1, within which two arms are equivalent.
-        target: the accuracy that times to target are taken to; None where the baseline was evaluated once.
+        target: the accuracy that times to target are taken to; None where the baseline gained nothing.
         baseline: its label; None where it has no finished run.
     """
 
@@ -157,8 +157,8 @@ def group_of(
     """What a comparison says of some arms and of each against the baseline; ``rivals`` are compared beside that."""
     reference = baseline or arms[0]
     # Halfway of the baseline's gain: an accuracy that most arms pass, between evaluations.
-    halfway = float((reference.ends(0).mean() + reference.ends(-1).mean()) / 2)
-    target = halfway if reference.learned else None
+    first, last = (float(reference.ends(which).mean()) for which in (0, -1))
+    target = (first + last) / 2 if last > first else None
     told = [axis for axis in AXES if axis != "target_tokens" or axis in shared_axes(arms)]
     return Group(
         name=name,

@@ -12,12 +12,12 @@ import numpy as np
 
 from benchmarks.comparison.outcomes import ArmOutcome
 from benchmarks.experiment.summary import evaluation_rows
+from benchmarks.measuring.table import UNSEEN
 from benchmarks.report.comparison import Group
 from envs.problem import STATUSES
 
 MOST_STEPS = 6
 MOST_CHARACTERS = 6000  # of a completion; of a longer one the middle is left out
-UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: controls, bidirectional marks, surrogates, ...
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,9 @@ def speed_and_divergence(group: Group) -> Figure:
         if arm.tokens_per_second is None:
             continue
         how = style(n)
-        kl = [max(run.mean("kl_k1") or 0.0, 0.0) for run in arm.runs]
-        speed = [run.result["rollout_tokens_per_second"] for run in arm.runs]
+        timed = [run for run in arm.runs if run.result.get("rollout_tokens_per_second") is not None]
+        kl = [max(run.mean("kl_k1") or 0.0, 0.0) for run in timed]
+        speed = [run.result["rollout_tokens_per_second"] for run in timed]
         panel.scatter(kl, speed, color=how["color"], marker=how["marker"], label=literal(arm.label), zorder=3)
     panel.set_xscale("symlog", linthresh=1e-3)
     panel.set_xlim(left=-2e-4)

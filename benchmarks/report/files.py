@@ -19,15 +19,16 @@ def write(comparison: Comparison, out: Path) -> None:
     from benchmarks.report.sections import report
 
     page = report(comparison)
+    markdown, html, curves = page.markdown(), page.html(), learning_curves_png(comparison)  # all of it or nothing
     with storage_errors(out, "--out"):
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "results.json", json_text(as_json(comparison), indent=2) + "\n")
         for n, group in enumerate(comparison.groups, 1):
             name = "outcomes.json" if n == 1 else f"outcomes-{n}.json"
             write_whole(out / name, json_text(stored(group).as_json()) + "\n")
-        (out / "curves.png").write_bytes(learning_curves_png(comparison))
-        write_whole(out / "report.md", page.markdown())
-        write_whole(out / "report.html", page.html())
+        (out / "curves.png").write_bytes(curves)
+        write_whole(out / "report.md", markdown)
+        write_whole(out / "report.html", html)
 
 
 def stored(group: Group) -> Stored:

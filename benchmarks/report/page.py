@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.measuring.table import Table
+from benchmarks.measuring.table import Table, html_text, markdown_text, one_line
 from benchmarks.report.charts import script_json
 from benchmarks.report.figures import svg
 
@@ -54,12 +54,14 @@ class Section:
         if not any(shown):
             return ""
         note = self.note and f'<p class="soft">{escape(self.note)}</p>'
-        return "\n".join([f"<h{self.level}>{escape(self.heading)}</h{self.level}>", *filter(None, [*shown, note])])
+        return "\n".join([f"<h{self.level}>{html_text(self.heading)}</h{self.level}>", *filter(None, [*shown, note])])
 
     def markdown(self) -> str:
         """Paragraphs, or none."""
         table = self.table.markdown() if self.table else ""
-        return table and "\n\n".join(filter(None, [f"{'#' * self.level} {self.heading}", table, self.note]))
+        return table and "\n\n".join(
+            filter(None, [f"{'#' * self.level} {markdown_text(self.heading)}", table, self.note])
+        )
 
 
 @dataclass(frozen=True)
@@ -89,19 +91,19 @@ class Report:
         far the runs are, and for a newer version.
         """
         script = SCRIPT.read_text(encoding="utf-8")
-        findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
-        facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in self.facts)
+        findings = "".join(f"<li>{html_text(sentence)}</li>" for sentence in self.sentences)
+        facts = "".join(f"<dt>{html_text(name)}</dt><dd>{html_text(value)}</dd>" for name, value in self.facts)
         parts = [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta http-equiv="Content-Security-Policy" content="{_policy(script, live is not None)}">',
-            f'<title>{escape(self.title)}</title>\n<link rel="icon" href="data:,">',
+            f'<title>{html_text(self.title)}</title>\n<link rel="icon" href="data:,">',
             f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>",
-            f"<h1>{escape(self.title)}</h1>",
+            f"<h1>{html_text(self.title)}</h1>",
             LIVE.format(live) if live is not None else "",
             findings and f'<ul class="summary">{findings}</ul>',
             *(section.html() for section in self.sections),
-            f"<h2>Repeat</h2>\n<pre>{escape(self.command)}</pre>",
+            f"<h2>Repeat</h2>\n<pre>{html_text(self.command)}</pre>",
             f'<p class="soft">{escape(self.note)}</p>\n<dl>{facts}</dl>',
             f'<script type="application/json" id="data">{script_json(self.data)}</script>',
             f"<script>{script}</script>\n</body>\n</html>\n",
@@ -111,13 +113,13 @@ class Report:
     def markdown(self) -> str:
         """Refers to curves.png beside it."""
         parts = [
-            f"# {self.title}",
-            "\n".join(f"- {sentence}" for sentence in self.sentences),
+            f"# {markdown_text(self.title)}",
+            "\n".join(f"- {markdown_text(sentence)}" for sentence in self.sentences),
             *(section.markdown() for section in self.sections),
             "![Learning curves](curves.png)\n\n## Repeat",
-            f"    {self.command}",
+            f"    {one_line(self.command)}",
             self.note,
-            "\n".join(f"- {name}: {value}" for name, value in self.facts),
+            "\n".join(f"- {name}: {markdown_text(value)}" for name, value in self.facts),
         ]
         return _encodable("\n\n".join(filter(None, parts)) + "\n")
 

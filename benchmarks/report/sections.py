@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.comparison.outcomes import ArmOutcome
 from benchmarks.measuring.plots import style
 from benchmarks.measuring.statistics import FEWEST_SEEDS
+from benchmarks.measuring.table import html_text
 from benchmarks.report import charts, figures, tables
 from benchmarks.report.charts import Chart, ink, page_data
 from benchmarks.report.comparison import Comparison, Group
@@ -145,7 +146,7 @@ def _sections(group: Group, number: int, data: dict[str, Any]) -> list[Section]:
 
 def _legend(group: Group) -> str:
     items = (
-        f'<li><span class="swatch" style="border-color:{ink(style(n)["color"])}"></span>{escape(arm.label)}</li>'
+        f'<li><span class="swatch" style="border-color:{ink(style(n)["color"])}"></span>{html_text(arm.label)}</li>'
         for n, arm in enumerate(group.arms)
     )
     return f'<ul class="legend">{"".join(items)}</ul>'
@@ -165,7 +166,7 @@ def _skips(arm: ArmOutcome) -> str:
         f"{{{' '.join(map(str, gone))}}} {count} times" for gone, count in used.most_common(MOST_SUBSETS)
     )
     return (
-        f'<p>{escape(arm.label)}: {len(used)} sets</p><div class="layers">{strip}</div>\n'
+        f'<p>{html_text(arm.label)}: {len(used)} sets</p><div class="layers">{strip}</div>\n'
         f'<p class="soft">Most used: {escape(listed)}</p>'
     )
 

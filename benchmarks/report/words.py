@@ -68,24 +68,40 @@ def summary(comparison: Comparison) -> list[str]:
     said = []
     for group in comparison.groups:
         said += _group(group)
-    seeds = {seed for group in comparison.groups for arm in group.arms for seed in arm.seeds}
-    if len(seeds) == 1:
-        said.append("There is one seed: the intervals know of the questions alone, not of how runs differ.")
-    elif len(seeds) <= FEW_SEEDS:
-        said.append(
-            f"{len(seeds)} seeds say little of how runs differ: intervals are wide where seeds disagree, and too "
-            "narrow where they agree by luck; add seeds before you rest a claim on them."
-        )
+    said += _few_seeds(comparison)
     said += _busy_caution(comparison) + _version_caution(comparison)
     for failure in comparison.failures:
         said.append(f"The run of {failure.label} with seed {failure.seed} failed ({failure.error}) and is left out.")
     return said
 
 
+def _few_seeds(comparison: Comparison) -> list[str]:
+    """A caution where an arm, or what two arms have in common, has few seeds; it names them unless all have so few."""
+    counts = {arm.label: len(arm.seeds) for group in comparison.groups for arm in group.arms}
+    for pair in (pair for group in comparison.groups for pair in (*group.pairs, *group.rivals)):
+        if 0 < len(pair.seeds) < min(counts[pair.label], counts[pair.baseline]):
+            counts[f"{pair.label} against {pair.baseline}"] = len(pair.seeds)
+    fewest = min(counts.values(), default=FEW_SEEDS + 1)
+    few = [label for label, count in counts.items() if count == fewest]
+    of = "" if len(few) == len(counts) else f" of {' and of '.join(few)}"
+    if fewest == 1:
+        return [f"There is one seed{of}: the intervals know of the questions alone, not of how runs differ."]
+    if fewest > FEW_SEEDS:
+        return []
+    return [
+        f"{fewest} seeds{of} say little of how runs differ: intervals are wide where seeds disagree, and too narrow "
+        "where they agree by luck; add seeds before you rest a claim on them."
+    ]
+
+
 def _busy_caution(comparison: Comparison) -> list[str]:
     """A caution where runs had less than a processor, so that times measure the machine's other work too."""
     runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
-    shares = [run["cpu_seconds"] / (run["seconds"] + run["seconds_evaluation"]) for run in runs if run.get("seconds")]
+    shares = [
+        run["cpu_seconds"] / (run["seconds"] + run.get("seconds_evaluation", 0.0))
+        for run in runs
+        if run.get("seconds") and run.get("cpu_seconds")
+    ]
     if not shares or min(shares) >= BUSY_SHARE:
         return []
     return [

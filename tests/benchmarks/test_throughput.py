@@ -193,6 +193,8 @@ def test_what_is_given_stays_in_a_quick_comparison():
     ("words", "said"),
     [
         ("--slots 0", "--slots 0: give at least 1"),
+        ("--threads 0", "--threads 0: give at least 1"),
+        ("--threads -1", "--threads -1: give at least 1"),
         ("--policy ./no", "no such"),
         ("--skips 11", "--skips 11: give 1 to 10"),
         ("--problems gsm9k", "gsm8k"),

@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 from agents.saving.hub import base_name, model_card
+from benchmarks.experiment.resolve import resolve
+from benchmarks.model_card import main
+from tests.oracles.finished_runs import finish
 from tests.oracles.hub import TOKEN, hub
 
 ROOT = Path(__file__).parents[3]
@@ -128,3 +131,13 @@ def test_the_base_model_is_named_where_the_hub_knows_it(tmp_path):
     assert head("HuggingFaceTB/SmolLM2-135M")["base_model"] == "HuggingFaceTB/SmolLM2-135M"
     assert "base_model" not in head("tiny") and "base_model" not in head(str(tmp_path))
     assert base_name(str(tmp_path / "model")) == "model" and base_name("org/name") == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("provenance.json", "{"), ("provenance.json", None), ("metrics.jsonl", "")]
+)
+def test_the_card_of_a_damaged_run_names_the_file(tmp_path, capsys, file, content):
+    folder = finish(resolve("reft", settings={"iterations": 4, "evaluation.every": 2}), tmp_path)
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    assert main([str(folder)]) == 2
+    assert file in capsys.readouterr().err

@@ -279,3 +279,40 @@ def test_a_picture_has_room_for_the_names_of_its_arms(tmp_path, count, panels):
         assert main(line) == 0
     width = int.from_bytes((tmp_path / "out" / "curves.png").read_bytes()[16:20], "big")
     assert width > 130 * (panels * 4.2 + 120 * 0.05)  # panels and a line of small letters, at 130 dots an inch
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ({"secnods": 5}, "did you mean 'seconds'"),
+        ({"seconds": "61.5"}, ".result.seconds must be a number"),
+        ({"policy": 5}, ".result.policy must be a text"),
+        ({"hash": 5}, ".result.hash must be a text"),
+        ({"means": {"kl_k1": "x"}}, ".result.means.kl_k1 must be a number"),
+        ({"samples": 4}, "has no 'sampled_right_before'"),
+        ({"samples": 4, "sampled_right_before": [5, 0], "sampled_right_after": [0, 0]}, "from 0 to 4"),
+        ({"sets_before": {"x": {"greedy": 1}}}, ".sets_after has no 'x'"),
+    ],
+)
+def test_a_result_that_no_report_can_take_is_named(tmp_path, capsys, result, words):
+    run = {"seed": 0, "evaluations": [{"outcomes": "01"}], "result": result}
+    (tmp_path / "theirs.json").write_text(json.dumps({"arms": [{"label": "reft", "runs": [run]}]}))
+    assert main(["--from", str(tmp_path / "theirs.json"), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "result",
+    [{"seconds": 61.5}, {"seconds": 61.5, "cpu_seconds": 60}, {"means": None}, {"rollout_tokens_per_second": 9}],
+)
+def test_a_result_may_know_some_of_it(tmp_path, result):
+    runs = [{"seed": n, "evaluations": [{"outcomes": "01"}], "result": known} for n, known in enumerate((result, {}))]
+    (tmp_path / "theirs.json").write_text(json.dumps({"arms": [{"label": "reft", "runs": runs}]}))
+    assert main(["--from", str(tmp_path / "theirs.json"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("rivals", [[1], [["a"]], [["a", "a"]], [["a", "b", "a"]], [[["a"], "b"]]])
+def test_rivals_are_pairs_of_labels(tmp_path, rivals):
+    source = write_outcomes(tmp_path / "theirs.json", {"a": [[0, 1]], "b": [[1, 1]]}, rivals=rivals)
+    with pytest.raises(UsageError, match=r"pairs of two arms' labels|is no arm's label"):
+        read([Path(source)])

@@ -182,6 +182,10 @@ def test_too_many_layers_are_refused_before_anything_is_measured(skips, words, c
         (["--skips", "0"], "--skips 0"),
         (["--patches", "hael"], "heal"),
         (["--prompts", "0"], "--prompts 0"),
+        (["--threads", "0"], "--threads 0: give at least 1"),
+        (["--threads", "-1"], "--threads -1"),
+        (["--budget", "nan"], "--budget nan"),
+        (["--patched", "unifrm"], "did you mean 'uniform'"),
         (["--problems", "svamp", "--prompts", "5000"], "lower --prompts"),
     ],
 )

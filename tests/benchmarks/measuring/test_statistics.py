@@ -170,12 +170,29 @@ def test_pairing_takes_the_questions_out():
     assert mean_estimate(ours - theirs).error < unpaired / 2
 
 
-def test_equal_outcomes_give_a_point_and_do_not_exclude_zero():
-    estimate = mean_estimate(np.zeros((2, 10)))
-    assert estimate.interval() == (0.0, 0.0, 0.0) and not estimate.interval().excludes_zero
-    assert estimate.p_different == 1 and estimate.p_equivalent(0.02) == 0
-    always = mean_estimate(np.ones((3, 10)))
-    assert always.p_different == 0 and always.p_equivalent(0.5) == 1
+@pytest.mark.parametrize("questions", [1, 2, 4, 6, 30, 152, 153, 1000])
+def test_outcomes_all_alike_show_what_so_many_questions_can(questions):
+    """By the binomial: so many questions miss a share p of others with a chance of (1 - p)^Q."""
+    missed = 1 - 0.05 ** (1 / questions)
+    two_sided = stats.binomtest(0, questions).proportion_ci(method="exact").high
+    tables = [np.zeros((seeds, questions)) for seeds in (1, 2, 5) if seeds * questions > 1]
+    rounded = np.tile([[0.1 + 0.2], [0.3]], questions) - 0.3
+    signs = (-1.0) ** np.arange(questions)  # with their opposites: equal sums, though no answer is
+    for table in (*tables, rounded, *([np.array([signs, -signs])] if questions > 1 else [])):
+        same = mean_estimate(table)
+        assert same.p_different == pytest.approx(1) and (same.p_equivalent(0.02) < 0.05) == (questions >= 153)
+        assert same.p_equivalent(missed - 1e-9) >= 0.05 and same.interval().high >= two_sided - 1e-9
+        assert same.interval().high == pytest.approx(max(two_sided, missed * 1.959964 / 1.644854))
+    if questions > 1:
+        better = mean_estimate(np.ones((1, questions)))
+        assert (better.p_different < 0.05) == (questions >= 6) == better.interval().excludes_zero  # the sign test's
+        accurate = mean_interval(np.ones((3, questions)), least=0).within(0, 1)
+        assert accurate.high == 1 and accurate.low == pytest.approx(1 - same.interval().high)
+
+
+def test_one_answer_that_differs_is_spread_enough():
+    one = np.eye(1, 400)[0]
+    assert mean_interval(one) == pytest.approx((1 / 400, *stats.ttest_1samp(one, 0).confidence_interval()))
 
 
 def test_one_answer_has_no_interval_and_none_is_refused():
@@ -230,6 +247,15 @@ def test_at_budget_interpolates_between_evaluations():
     assert at_budget(5, spent, outcomes).tolist() == [0.5, 0]
     assert at_budget(25, spent, outcomes).tolist() == pytest.approx([1, 0.75])
     assert at_budget(99, spent, outcomes).tolist() == [1, 1] and at_budget(-1, spent, outcomes).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("spent", [[0, 100, 100], [100, 100, 100], [0, 0, 100], [0, 100, 100, 200]])
+def test_at_budget_the_last_of_equal_budgets_counts(spent):
+    """Iterations may cost no tokens, and what they taught counts."""
+    outcomes = np.arange(len(spent))[:, None]
+    for budget in set(spent):
+        last = max(n for n, one in enumerate(spent) if one == budget)
+        assert at_budget(budget, spent, outcomes) == [last]
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(0, 1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import unicodedata
 from html.parser import HTMLParser
 
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from benchmarks.measuring.plots import style
-from benchmarks.measuring.table import Table
+from benchmarks.measuring.table import UNSEEN, Table, markdown_text
 
 CELL = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=8)
 ROWS = st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=4)
@@ -46,7 +48,16 @@ def test_html_holds_the_cells(rows):
 def test_markdown_holds_the_cells_with_escaped_pipes(rows):
     head, rule, *lines = Table(("a", "b|c", "d"), rows).markdown().split("\n")
     assert head == "| a | b\\|c | d |" and rule == "|---|---:|---:|"
-    assert [line[2:-2].split(" | ") for line in lines] == [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    written = [[markdown_text(cell).replace("|", "\\|") for cell in row] for row in rows]
+    assert [line[2:-2].split(" | ") for line in lines] == written
+
+
+@given(st.text(max_size=30))
+def test_untrusted_text_is_one_line_without_elements_and_links(text):
+    shown = markdown_text(text)
+    assert len(shown.splitlines()) <= 1 and "](" not in shown and not re.search("<[a-zA-Z/!?]", shown)
+    assert not UNSEEN & set(map(unicodedata.category, shown))
+    assert markdown_text("p < .001, +0.0 [-1.0, +1.0]) ü 数") == "p < .001, +0.0 [-1.0, +1.0]) ü 数"
 
 
 def test_a_table_without_rows_is_nothing_on_a_page():

@@ -20,6 +20,7 @@ from benchmarks.report.files import write
 from tests.oracles.finished_runs import finish
 
 AGENTS = ("reft", "nested-reft/uniform/retrace")
+RUNS = [{"seed": 0, "evaluations": [{"iteration": n, "outcomes": text} for n, text in enumerate(("0011", "0111"))]}]
 SET = {"iterations": 4, "evaluation.every": 2, "evaluation.samples": 4}
 HOSTILE = {  # a completion -> how it reads in the page
     "</script><script>window.harmed = 1</script>": "</script><script>window.harmed = 1</script>",
@@ -110,14 +111,38 @@ def test_hostile_completions_are_text(tmp_path):
 
 def test_labels_are_data_and_cannot_end_it(tmp_path):
     label = "</script><script>window.harmed = 1 // <!-- $\\frac$"
-    runs = [{"seed": 0, "evaluations": [{"iteration": n, "outcomes": text} for n, text in enumerate(("0011", "0111"))]}]
-    stored = {"task": "<b>", "arms": [{"label": label, "runs": runs}, {"label": "reft", "runs": runs}]}
+    stored = {"task": "<b>", "arms": [{"label": label, "runs": RUNS}, {"label": "reft", "runs": RUNS}]}
     (tmp_path / "theirs.json").write_text(json.dumps(stored))
     comparison = Comparison.of_stored(read([tmp_path / "theirs.json"]), "<i>", None, 0.02, "command")
     read_back = page(comparison, tmp_path / "out")
     assert [tag for tag, _ in read_back.elements].count("script") == 2
     (data,) = read_back.all("script", type="application/json")
     assert [arm["label"] for arm in json.loads(data)[0]["arms"]] == ["reft", label]
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("two\n\n# lines\r| a |", "two  # lines | a |"),
+        ("<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)>"),
+        ("[here](javascript:alert(1))", "[here](javascript:alert(1))"),
+        ("\u202edesrever\u2066", "U+202EdesreverU+2066"),
+        ("\ud800 alone, \x1b[31m", "U+D800 alone, U+001B[31m"),
+    ],
+)
+def test_labels_and_tasks_stay_in_their_line_and_are_text(tmp_path, label, shown):
+    """In both files: no line, heading, element or link comes from them."""
+    stored = {"task": label, "baseline": "reft", "arms": [{"label": one, "runs": RUNS} for one in (label, "reft")]}
+    (tmp_path / "theirs.json").write_text(json.dumps(stored))
+    comparison = Comparison.of_stored(read([tmp_path / "theirs.json"]), label, None, 0.02, "command")
+    read_back = page(comparison, tmp_path / "out")
+    assert read_back.all("h1") == read_back.all("h2")[:1] == read_back.all("title") == [shown]
+    assert shown in read_back.all("td") and "img" not in [tag for tag, _ in read_back.elements]
+    lines = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").split("\n")
+    written = shown.replace("<", "&lt;").replace("](", "]\\(")
+    assert lines[0] == f"# {written}" and f"## {written}" in lines
+    assert any(line.startswith(f"- {written} ") for line in lines)
+    assert any(line.startswith("| " + written.replace("|", "\\|") + " | 1 |") for line in lines)
 
 
 def test_the_policy_admits_the_one_script(tmp_path):

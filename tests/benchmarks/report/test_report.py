@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.summary import summarise
 from benchmarks.measuring.durable import json_text
 from benchmarks.measuring.statistics import Interval
-from benchmarks.report.comparison import Comparison
+from benchmarks.report.comparison import Comparison, group_of
 from benchmarks.report.files import as_json, write
 from benchmarks.report.sections import report
 from benchmarks.report.words import conclusion, summary
@@ -53,7 +53,7 @@ def test_better_worse_and_not_distinguishable(tmp_path):
     found = compared(tmp_path, {"reft": 0.5, AGENTS[1]: 0.95, AGENTS[2]: 0.5})
     text = " ".join(summary(found))
     assert f"{AGENTS[1]} is better than reft at equal steps" in text
-    assert f"{AGENTS[2]} is equivalent to reft within 2 points at equal steps" in text  # the very same answers
+    assert f"{AGENTS[2]} is not distinguishable from reft at equal steps" in text  # the very same answers, but 40
     worse = " ".join(summary(compared(tmp_path / "worse", {"reft": 0.9, AGENTS[1]: 0.3})))
     assert f"{AGENTS[1]} is worse than reft at equal steps" in worse
     assert "reft gained +65.0 points" in worse
@@ -113,10 +113,37 @@ def test_no_gain_is_not_called_one(tmp_path):
     assert "reft did not measurably change" in text and " gained " not in text
 
 
+@pytest.mark.parametrize("last", [0.1, 0.25, 0.5])
+def test_times_are_taken_to_what_the_baseline_gained(tmp_path, last):
+    """Where it lost, all arms had its accuracy from the start."""
+    found = compared(tmp_path, dict.fromkeys(AGENTS, last)).groups[0]
+    assert (found.target is not None) == (last > 0.25)
+    assert all(bool(line.seconds_to_target) == (last > 0.25) for line in found.lines)
+
+
 def test_few_seeds_are_said(tmp_path):
     assert "There is one seed" in " ".join(summary(compared(tmp_path, {}, seeds=(0,))))
     assert "2 seeds say little" in " ".join(summary(compared(tmp_path, {})))
     assert "say little" not in " ".join(summary(compared(tmp_path, {}, seeds=range(5))))
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ((5, 1, 5), f"There is one seed of {AGENTS[1]}: "),
+        ((5, 5, 2), f"2 seeds of {AGENTS[2]} say little"),
+        ((1, 5, 1), f"There is one seed of reft and of {AGENTS[2]}: "),
+        ((5, (0, 1, 2, 3), 5), None),
+        (((0, 1, 2, 3), (3, 4, 5, 6), 7), f"There is one seed of {AGENTS[1]} against reft: "),
+    ],
+)
+def test_few_seeds_of_one_arm_are_said(tmp_path, kept, said):
+    """Runs that failed leave an arm with fewer than others have."""
+    found = compared(tmp_path, {}, seeds=range(7)).groups[0]
+    parts = [arm.of(range(one) if isinstance(one, int) else one) for arm, one in zip(found.arms, kept, strict=True)]
+    group = group_of(found.name, parts, parts[0], [], 0.02)
+    cautions = [line for line in summary(Comparison("", "", (group,), (), "")) if "of how runs differ" in line]
+    assert len(cautions) == (said is not None) and all(line.startswith(said) for line in cautions)
 
 
 def test_a_busy_machine_is_said(tmp_path):
@@ -143,6 +170,14 @@ def test_numbers_follow_from_the_runs(tmp_path):
     assert line.seconds_to_target == pytest.approx([3.2, 3.2])  # half of 4 iterations of 1.6 s
     assert line.pass_at[4] == (0.25, 0.75)
     assert (line.kl, line.ess, line.layers_kept) == (0.0, 1.0, [4])
+
+
+def test_gains_and_differences_are_of_what_is_possible(tmp_path):
+    """Two seeds that end far apart: t(1) alone would reach beyond a hundred points."""
+    low, high = (compared(tmp_path / str(last), {AGENTS[1]: last}).groups[0].arms for last in (0.25, 1.0))
+    apart = replace(low[1], runs=(low[1].runs[0], high[1].runs[1]))
+    assert describe(apart, None).gain[1:] == (-1, 1)
+    assert all(one.difference[1:] == (-1, 1) for one in against(apart, low[0]).at_equal.values())
 
 
 def test_cost_shares_are_shown_apart(tmp_path):
