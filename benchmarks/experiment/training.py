@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,16 +311,13 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
 
 def _tell_of_another_budget(spec: RunSpec, runs: Path) -> None:
     """A budget is a part of what a run is: say so where the same run with another one is there already."""
-
-    def without_budget(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if name not in BUDGETS}
-
-    wanted = without_budget(asdict(spec))
+    own = {name: getattr(spec, name) for name in BUDGETS}
     for path in sorted(runs.glob("*/spec.json")):
-        with suppress(OSError, ValueError):
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(stored, dict) and without_budget(stored) == wanted:
-                budget = ", ".join(f"{name}={stored[name]}" for name in BUDGETS if stored.get(name) is not None)
+        with suppress(OSError, ValueError, TypeError):
+            stored = RunSpec.read(path)
+            if replace(stored, **own).hash == spec.hash:
+                given = {name: getattr(stored, name) for name in BUDGETS}
+                budget = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
                 print(
                     f"note: {path.parent} is this run with another budget ({budget}). A run's budget is a part of it: "
                     f"this one starts from the beginning. To train that one's model on, give --policy "

@@ -393,11 +393,16 @@ def test_a_whole_process_killed_in_mid_run(whole, tmp_path):
     assert numbers(tmp_path / spec.hash) == numbers(folder)
 
 
-def test_another_budget_is_another_run_and_says_so(whole, capsys):
-    spec, folder = whole
-    run(replace(spec, iterations=2), folder.parent, quiet=False)
+def test_another_budget_is_another_run_and_says_so(whole, capsys, tmp_path):
+    """Of a run of before its agent had all of today's arguments, too."""
+    spec, folder = whole[0], tmp_path / whole[1].name
+    folder.mkdir()
+    stored = json.loads((whole[1] / "spec.json").read_text())
+    del stored["agent"]["trained_layers"]
+    (folder / "spec.json").write_text(json.dumps(stored))
+    run(replace(spec, iterations=2), tmp_path, quiet=False)
     assert f"{folder} is this run with another budget (iterations=6)" in capsys.readouterr().err
-    run(replace(spec, iterations=1, seed=9), folder.parent, quiet=False)
+    run(replace(spec, iterations=1, seed=9), tmp_path, quiet=False)
     assert "another budget" not in capsys.readouterr().err
 
 
