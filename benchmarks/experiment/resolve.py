@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Container, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from envs.shaping import whole_parts
 from envs.task import TaskSpec
 from policies.policy import AUTO, settle_dtype
 from policies.pretrained.fingerprint import fingerprint
-from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
+from policies.pretrained.load import BUILT_IN
+from registry import UnknownField, UsageError, fields_of, parse_value, problem_sources, reward_parts
 from registry import agents as agent_registry
 from registry.fields import REQUIRED
 
@@ -148,6 +150,7 @@ class _Draft:
 
     def spec(self) -> RunSpec:
         """The spec; components are made once, so that a bad value fails here and not in the run."""
+        self._settle_paths()
         for name, chosen in self.parts.items():
             registry, id = COMPONENTS[name], self.values[name]
             missing = [f for f, known in registry.fields(id).items() if known.default is REQUIRED and f not in chosen]
@@ -169,6 +172,18 @@ class _Draft:
         spec = RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", RunSpec.policy)))
         return replace(spec, data=fingerprint_data(spec.problem_sets))
 
+    def _settle_paths(self) -> None:
+        """One spelling for a folder or a file, so that work on it is one run however its path is written."""
+        named = [(self.run, "policy", BUILT_IN), (self.env, "tokenizer", ("builtin",))]
+        named += [(self.env, "problems", problem_sources), (self.evaluation, "source", problem_sources)]
+        for owner, name, known in named:
+            if isinstance(owner.get(name), str):
+                owner[name] = _plain_path(owner[name], known)
+        self.evaluation["sets"] = tuple(_plain_path(name, problem_sources) for name in self.evaluation["sets"])
+        if options := self.evaluation.get("problem_options"):
+            plain = {_plain_path(name, problem_sources): of_it for name, of_it in options.items()}
+            self.evaluation["problem_options"] = plain
+
     def _whole_env(self) -> dict[str, Any]:
         """Every argument of the environment: its defaults, what its id sets, what was set; the policy's tokenizer."""
         given = self.env
@@ -178,6 +193,14 @@ class _Draft:
             defaults["tokenizer"] = policy
         defaults["reward_parts"] = whole_parts(defaults["reward_parts"])
         return {"id": given["id"], **defaults}
+
+
+def _plain_path(name: str, known: Container[str]) -> str:
+    """A local path as it is written most plainly; what is none, or would then be a known name, as it is."""
+    path = os.path.expanduser(name)
+    plain = os.path.normpath(path)
+    is_same = os.path.exists(path) and os.path.exists(plain) and os.path.samefile(path, plain)
+    return plain if is_same and plain not in known else name
 
 
 def _guess(value: Any) -> Any:

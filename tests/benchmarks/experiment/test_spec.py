@@ -227,6 +227,29 @@ def test_files_of_problems_are_part_of_a_run(tmp_path, name):
         make_agent(before)
 
 
+@pytest.mark.parametrize("spelling", ["./mine", "mine/", "sub/../mine", ".//mine", "~/mine"])
+def test_a_local_path_is_one_run_however_it_is_written(spelling, tmp_path, monkeypatch):
+    from policies.pretrained.load import BUILT_IN
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(BUILT_IN["tiny"], "mine")
+    shutil.copytree(BUILT_IN["tiny"], "tiny")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+
+    def resolved(model: str, sums: str) -> RunSpec:
+        names = {"env.problems": sums, "evaluation.source": sums, "evaluation.sets": sums}
+        return resolve("reft", settings={**names, f"evaluation.problem_options.{sums}.limit": 1}, policy=model)
+
+    plain = resolved("mine", "sums.jsonl")
+    assert (plain.policy, plain.env["tokenizer"], plain.env["problems"]) == ("mine", "mine", "sums.jsonl")
+    other = resolved(spelling, spelling.rstrip("/").replace("mine", "sums.jsonl"))
+    assert other.hash == (plain if spelling[0] != "~" else resolved(f"{tmp_path}/mine", f"{tmp_path}/sums.jsonl")).hash
+    assert resolve("reft", policy="./tiny").policy == "./tiny"  # a folder, and not the built-in model
+    assert resolve("reft", policy="owner/on-the-hub/").policy == "owner/on-the-hub/"
+
+
 def test_tokenizer_and_template_are_part_of_a_run(tmp_path):
     from policies.pretrained.load import BUILT_IN
 
