@@ -200,10 +200,11 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
 def grid_of(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
     from benchmarks.comparison.grid import agent_ids, preset, recipe, without_missed, without_replaced
+    from benchmarks.experiment.resolve import by_plain_names
 
     grid, published = preset("smoke" if given.preset is None else given.preset), recipe(given.recipe)
     own: dict[str, Any] = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
-    own |= dict(assignment(text) for text in given.set)
+    own |= by_plain_names(dict(assignment(text) for text in given.set))
     of_preset = without_replaced(grid.set, {**published, **own})
     if given.agents is not None:
         of_preset = without_missed(of_preset, given.agents)

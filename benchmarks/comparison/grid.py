@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiment.resolve import applicable, resolve
+from benchmarks.experiment.resolve import applicable, by_plain_names, resolve
 from benchmarks.experiment.spec import RunSpec, check_names
 from policies.skipping.samplers import FullDepth
 from registry import UnknownField, UnknownName, UsageError, skip_samplers
@@ -29,6 +29,9 @@ class Variant:
     agents: str = "*"
     set: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "set", by_plain_names(self.set))
+
 
 @dataclass(frozen=True)
 class Start:
@@ -43,6 +46,9 @@ class Start:
     agent: str
     seed: int = 0
     set: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "set", by_plain_names(self.set))
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Grid:
     margin: float = 2.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "set", by_plain_names(self.set))
         if not 0 < self.margin < 100:
             raise UsageError(f"margin {self.margin} must be above 0 and below 100 points of accuracy")
         for control in self.controls:
@@ -316,11 +323,7 @@ def _uncorrected(plan: _Plan) -> _Plan:
     """A nested agent's plan without its correction, be it a part of the id or a setting."""
     id = agent_registry.replace_part(plan.id, "correction", "none")
     label = id + plan.label.removeprefix(plan.id) if id != plan.id else f"{plan.label} uncorrected"
-    wanted = {
-        name: value
-        for name, value in plan.wanted.items()
-        if name.removeprefix("agent.").partition(".")[0] != "correction"
-    }
+    wanted = {name: value for name, value in plan.wanted.items() if name.partition(".")[0] != "correction"}
     return _Plan(label, id, wanted, "uncorrected")
 
 

@@ -32,8 +32,8 @@ def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: A
 
     Args:
         agent: an id such as ``nested-reft/uniform/retrace``.
-        settings: values by name, as text or typed: ``learning_rate`` or ``agent.learning_rate``; ``correction.lam`` and
-            so on for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
+        settings: values by name, as text or typed: ``learning_rate`` (``by_plain_names``); ``correction.lam`` and so on
+            for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
             ``env.problem_options.level``; ``env.reward_parts`` and then ``env.reward_parts.length-penalty.weight``;
             ``evaluation.problems``; ``evaluation.sets`` and then ``evaluation.problem_options.mine.csv.answer``;
             ``iterations``. A component goes before its fields, whatever the order they were given in.
@@ -43,7 +43,7 @@ def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: A
         UsageError: an unknown name, field or value, with the nearest known one.
     """
     draft = _Draft(agent, given)
-    for name, value in _components_first(settings or {}):
+    for name, value in _components_first(by_plain_names(settings or {})):
         draft.assign(name, value)
     return draft.spec()
 
@@ -53,6 +53,7 @@ def applicable(agent: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
     a bad value."""
     draft = _Draft(agent, {})
     missed: dict[str, UnknownField] = {}
+    settings = by_plain_names(settings)
     for name, value in _components_first(settings):
         try:
             draft.assign(name, value)
@@ -61,8 +62,13 @@ def applicable(agent: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
     return {name: value for name, value in settings.items() if name not in missed}, missed
 
 
+def by_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the one name that each has: ``agent.learning_rate`` is ``learning_rate``."""
+    return {name.removeprefix("agent."): value for name, value in settings.items()}
+
+
 def _components_first(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(settings.items(), key=lambda setting: setting[0].removeprefix("agent.").count("."))
+    return sorted(settings.items(), key=lambda setting: setting[0].count("."))
 
 
 class _Draft:
@@ -89,8 +95,8 @@ class _Draft:
         prefix, dot, rest = name.partition(".")
         if name in OWN_FIELDS:
             self.run[name] = parse_value(value, OWN_FIELDS[name].type, name)
-        elif not dot or prefix == "agent":
-            self._assign_agent(rest if dot else name, name, value)
+        elif not dot:
+            self._assign_agent(name, value)
         elif prefix in self.parts:
             known = COMPONENTS[prefix].fields(self.values[prefix])
             check_names(f"{prefix} {self.values[prefix]!r}", [rest], known)
@@ -102,18 +108,18 @@ class _Draft:
         else:
             raise UnknownField("--set", prefix, [*self.parts, "agent", "env", "evaluation"])
 
-    def _assign_agent(self, field_name: str, name: str, value: Any) -> None:
-        if field_name not in self.known:
-            raise UnknownField(f"agent {self.id!r}", field_name, [*self.known, *OWN_FIELDS])
-        if field_name in self.parts:
+    def _assign_agent(self, name: str, value: Any) -> None:
+        if name not in self.known:
+            raise UnknownField(f"agent {self.id!r}", name, [*self.known, *OWN_FIELDS])
+        if name in self.parts:
             chosen = parse_value(value, str, name)
-            COMPONENTS[field_name].check(chosen)
-            if chosen != self.values[field_name]:
-                self.values[field_name], self.parts[field_name] = chosen, {}
+            COMPONENTS[name].check(chosen)
+            if chosen != self.values[name]:
+                self.values[name], self.parts[name] = chosen, {}
             return
-        kind = self.known[field_name].type
+        kind = self.known[name].type
         # A learning rate may be a schedule in Python; on a command line it is a number.
-        self.values[field_name] = parse_value(value, float if "Callable" in str(kind) else kind, name)
+        self.values[name] = parse_value(value, float if "Callable" in str(kind) else kind, name)
 
     def _assign_env(self, rest: str, name: str, value: Any) -> None:
         field_name, dot, option = rest.partition(".")

@@ -279,6 +279,24 @@ def test_the_command_line_wins_over_the_variants_of_a_preset():
     assert [arm.label.partition(" ")[2] for arm in compared] == ["", "4 of 12", "6 of 12", "6 of 12"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--preset", "smollm2", "--set", "{}learning_rate=1e-3"],
+        ["--preset", "smoke", "--set", "{}advantage=grpo"],
+        ["--preset", "depth", "--set", "{}sampler.ratio=0.25"],
+        ["--set", "{}iterations=5"],
+        ["--start", "sft", "--start-set", "{}iterations=5"],
+    ],
+)
+def test_a_setting_of_the_command_line_has_one_name(line):
+    """``agent.`` before it changes nothing, whatever a preset and its variants set."""
+    bare, prefixed = (grid_of(parser().parse_args([word.format(one) for word in line])) for one in ("", "agent."))
+    assert prefixed == bare and arms(prefixed) == arms(bare)
+    with pytest.raises(UsageError, match="has no field 'lr'"):
+        arms(Grid(set={"agent.lr": 1}))
+
+
 def test_a_preset_does_not_stand_in_the_way_of_what_is_chosen():
     (arm,) = arms(grid_of(parser().parse_args(["--agents", "sb3-ppo"])))  # has no advantage, groups or sampler
     assert arm.missed == () and arm.specs[0].agent["learning_rate"] == 1e-4
