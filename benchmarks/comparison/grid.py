@@ -231,6 +231,8 @@ def arms(grid: Grid, starts: Mapping[tuple[str, str], str] | None = None) -> lis
     common = {**without_replaced(recipe(grid.recipe), grid.set), **grid.set}
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
     _refuse_what_all_miss(common, plans)
+    for variant in grid.variants:
+        _refuse_typos(variant, ids, common)
     plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
     many = len(grid.policies) * len(grid.envs) > 1
     distinct: dict[tuple[str, ...], Arm] = {}
@@ -272,9 +274,25 @@ def _variants(id: str, variants: Sequence[Variant]) -> Sequence[Variant]:
 
 
 def _plan(id: str, variant: Variant, common: Mapping[str, Any]) -> _Plan:
-    """An agent under a variant; one that has none of its fields stays as it is."""
-    kept, _ = applicable(id, variant.set)
-    return _Plan(f"{id} {variant.name if kept else ''}".strip(), id, {**common, **kept})
+    """An agent under a variant; one that has none of its fields keeps its name."""
+    plan = _Plan(id, id, {**common, **variant.set})
+    return replace(plan, label=f"{id} {variant.name}".strip()) if set(variant.set) - set(plan.missed) else plan
+
+
+def _refuse_typos(variant: Variant, ids: Sequence[str], common: Mapping[str, Any]) -> None:
+    """Raise UsageError for a variant's pattern that matches no agent, or a name in it that all such agents miss. Those
+    of ``ids`` may miss it if another has it: a preset is also run with agents of the command line's choice."""
+    own = [_plan(id, variant, common) for id in ids if fnmatchcase(id, variant.agents)]
+    if own and not any(all(name in plan.missed for plan in own) for name in variant.set):
+        return
+    every = [_plan(id, variant, common) for id in agent_registry.ids(variant.agents)]
+    if not own and not every:
+        agent_ids([variant.agents])  # raises, with the nearest ids
+    typos = [name for name in variant.set if all(name in plan.missed for plan in every)]
+    try:
+        _refuse_what_all_miss(typos, own or every)
+    except UnknownField as error:
+        raise UsageError(f"variant {variant.name!r}: {error}") from None
 
 
 def _refuse_what_all_miss(common: Iterable[str], plans: Sequence[_Plan]) -> None:

@@ -205,6 +205,35 @@ def test_an_agent_without_a_variant_runs_as_it_is():
         assert any(arm.specs[0].agent["id"] == "reft" for arm in arms(preset(name)))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "settings", "message"),
+    [
+        ("reft", {"lerning_rate": 1e-2}, "variant 'fast': agent 'reft' has no field 'lerning_rate': did you mean"),
+        ("reft", {"lerning_rate": 1e-2, "group_size": 4}, "did you mean 'learning_rate'"),
+        ("nested-reft/*", {"sampler.ration": 0.5}, "did you mean 'ratio'"),
+        ("nestd-reft/*", {"group_size": 4}, "no agent id matches 'nestd-reft/\\*'"),
+    ],
+)
+def test_a_typo_in_a_variant_is_refused(pattern, settings, message):
+    grid = Grid(agents=("reft", "nested-reft/uniform/none"), variants=(Variant("fast", pattern, settings),))
+    with pytest.raises(UsageError, match=message):
+        arms(grid)
+
+
+def test_what_a_variant_sets_and_an_agent_lacks_is_told():
+    """With agents that it was not made for, and of what its own component makes a field of."""
+    ids = ("reft", "nested-reft/uniform/none")
+    made = arms(Grid(agents=ids, variants=(Variant("half", "*", {"sampler.ratio": 0.5, "group_size": 4}),)))
+    assert [(arm.label, arm.missed) for arm in made] == [
+        ("reft half", ("sampler.ratio=0.5",)),
+        ("nested-reft/uniform/none half", ()),
+    ]
+    chosen = ["--preset", "samplers", "--agents", "reft", "nested-reft/full/none"]
+    assert [arm.label for arm in arms(grid_of(parser().parse_args(chosen)))] == ["reft", "nested-reft/full/none"]
+    stale = Variant("stale", "*", {"batch.iterations": 4})
+    assert arms(Grid(set={"batch": "stale"}, variants=(stale,)))[0].specs[0].agent["batch"]["iterations"] == 4
+
+
 def test_recipes_have_a_source_and_resolve():
     import tomllib
 
