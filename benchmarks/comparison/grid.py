@@ -19,6 +19,8 @@ from registry.errors import did_you_mean
 
 PRESETS = Path(__file__).parents[1] / "presets"
 CONTROLS = ("random-reward", "uncorrected", "fewer")
+DECIDED = {"seed": "--seeds, or seeds of a preset", "policy": "--policy, or policies of a preset"}
+"""Fields of a run that a grid says for every arm, and where."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,7 @@ def start_arms(grid: Grid) -> dict[tuple[str, str], Arm]:
         for name, value in common.items()
         if name.partition(".")[0] in ("env", "evaluation") or name in ("dtype", "device")
     }
+    _refuse_decided(grid.start.set, {**DECIDED, "seed": "seed in the table [start] of a preset"})
     plan = _Plan(f"start: {grid.start.agent}", grid.start.agent, {**shared, **grid.start.set})
     _refuse_what_all_miss(grid.start.set, [plan])
     return {
@@ -229,7 +232,11 @@ def arms(grid: Grid, starts: Mapping[tuple[str, str], str] | None = None) -> lis
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
     common = {**without_replaced(recipe(grid.recipe), grid.set), **grid.set}
+    for settings in (common, *(variant.set for variant in grid.variants)):
+        _refuse_decided(settings, DECIDED)
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
+    for plan in plans:
+        _refuse_contradictions(plan)
     _refuse_what_all_miss(common, plans)
     for variant in grid.variants:
         _refuse_typos(variant, ids, common)
@@ -277,6 +284,24 @@ def _plan(id: str, variant: Variant, common: Mapping[str, Any]) -> _Plan:
     """An agent under a variant; one that has none of its fields keeps its name."""
     plan = _Plan(id, id, {**common, **variant.set})
     return replace(plan, label=f"{id} {variant.name}".strip()) if set(variant.set) - set(plan.missed) else plan
+
+
+def _refuse_decided(settings: Mapping[str, Any], decided: Mapping[str, str]) -> None:
+    """Raise UsageError for a setting of what is said elsewhere, which would be lost or belie a label."""
+    for name in settings:
+        if name in decided:
+            raise UsageError(f"{name}={settings[name]} is not a setting of a comparison's runs: give {decided[name]}")
+
+
+def _refuse_contradictions(plan: _Plan) -> None:
+    """Raise UsageError for another component than the agent's id says: the arm would be called what it is not."""
+    fixed = agent_registry.resolve(plan.id)[1]
+    for name in fixed if "/" in plan.id else {"sampler"} & set(fixed):
+        if (chosen := plan.wanted.get(name, fixed[name])) != fixed[name]:
+            raise UsageError(
+                f"{name}={chosen} contradicts the agent {plan.id!r}, whose {name} is {fixed[name]!r}: "
+                "choose agents by their ids (--agents)"
+            )
 
 
 def _refuse_typos(variant: Variant, ids: Sequence[str], common: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
-from benchmarks.comparison.grid import PRESETS, Arm, Grid, Variant, agent_ids, arms, preset, recipe, start_arms
+from benchmarks.comparison.grid import PRESETS, Arm, Grid, Start, Variant, agent_ids, arms, preset, recipe, start_arms
 from benchmarks.comparison.launch import Launcher, Watched
 from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.comparison.resolution import seeds_needed
@@ -324,6 +324,23 @@ def test_a_setting_of_the_command_line_has_one_name(line):
     assert prefixed == bare and arms(prefixed) == arms(bare)
     with pytest.raises(UsageError, match="has no field 'lr'"):
         arms(Grid(set={"agent.lr": 1}))
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid(set={"seed": 4}), "seed=4 .* give --seeds"),
+        (Grid(set={"policy": "mine"}), "policy=mine .* give --policy"),
+        (Grid(variants=(Variant("mine", "*", {"agent.policy": "mine"}),)), "give --policy"),
+        (Grid(start=Start("sft", set={"seed": 4})), r"\[start\]"),
+        (Grid(set={"sampler": "even"}), "sampler=even contradicts the agent 'reft', whose sampler is 'full'"),
+        (Grid(agents=("nested-reft/even/none",), set={"correction": "retrace"}), "correction=retrace contradicts"),
+    ],
+)
+def test_what_the_grid_decides_is_no_setting(grid, message):
+    """It would be lost, or its arm called what it is not."""
+    with pytest.raises(UsageError, match=message):
+        [*arms(grid), *start_arms(grid)]
 
 
 def test_a_preset_does_not_stand_in_the_way_of_what_is_chosen():
