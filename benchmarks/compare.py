@@ -138,6 +138,12 @@ def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
     for text in () if given.quiet else sorted({text for arm in compared for text in arm.missed}):
         without = ", ".join(arm.label for arm in compared if text in arm.missed)
         print(f"note: {text} does not apply to {without}", file=sys.stderr)
+    if not given.quiet and len(compared) > 1 and all(arm.specs[0].agent["id"] != grid.baseline for arm in compared):
+        print(
+            f"note: the baseline {grid.baseline!r} is not compared, so the report has no differences: name one with "
+            "--baseline",
+            file=sys.stderr,
+        )
     if given.dry_run:
         from benchmarks.comparison.plan import print_plan
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from benchmarks.experiment.resolve import applicable, by_plain_names, resolve
 from benchmarks.experiment.spec import RunSpec, check_names
 from policies.skipping.samplers import FullDepth
-from registry import UnknownField, UnknownName, UsageError, skip_samplers
+from registry import UnknownField, UnknownName, UsageError, fields_of, parse_value, skip_samplers
 from registry import agents as agent_registry
 from registry.errors import did_you_mean
+from registry.fields import REQUIRED
 
 PRESETS = Path(__file__).parents[1] / "presets"
 CONTROLS = ("random-reward", "uncorrected", "fewer")
@@ -35,6 +36,11 @@ class Variant:
         object.__setattr__(self, "set", by_plain_names(self.set))
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed {seed} must be from 0 to 2**32 - 1")
+
+
 @dataclass(frozen=True)
 class Start:
     """The run whose trained model all arms of a policy and an environment start from: a warm-up, most often.
@@ -51,6 +57,7 @@ class Start:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "set", by_plain_names(self.set))
+        _check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,10 @@ class Grid:
         for name in ("agents", "seeds", "policies", "envs"):
             if not getattr(self, name):
                 raise UsageError(f"the comparison has no {name}: give at least one")
+        for seed in self.seeds:
+            _check_seed(seed)
+            if self.seeds.count(seed) > 1:
+                raise UsageError(f"seeds {list(self.seeds)} have {seed} more than once: it is one run, give each once")
 
 
 @dataclass(frozen=True)
@@ -158,15 +169,42 @@ def preset(name: str) -> Grid:
         raise UsageError(f"preset {name!r} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"preset {name!r} is not TOML: {error}") from None
-    check_names(f"preset {name!r}", loaded, [f.name for f in fields(Grid)])
-    for variant in loaded.get("variants", ()):
-        check_names(f"a variant of preset {name!r}", variant, [f.name for f in fields(Variant)])
-    loaded["variants"] = [Variant(**variant) for variant in loaded.get("variants", ())]
-    if "start" in loaded:
-        check_names(f"the start of preset {name!r}", loaded["start"], [f.name for f in fields(Start)])
-        loaded["start"] = Start(**loaded["start"])
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()}
-    return Grid(**given)
+    grid: Grid = _of_table(Grid, loaded, f"preset {name!r}")
+    if "baseline" in loaded and grid.baseline not in (compared := agent_ids(grid.agents)):
+        tail = did_you_mean(grid.baseline, compared)
+        raise UsageError(f"baseline {grid.baseline!r} of preset {name!r} is not compared: {tail}")
+    return grid
+
+
+def _of_table(kind: type, table: Any, owner: str) -> Any:
+    """A dataclass of this module from a TOML table; raises UsageError for what it lacks, and for a name or a value that
+    it cannot have."""
+    if not isinstance(table, dict):
+        raise UsageError(f"{owner} is {table!r}: make it a table")
+    known = fields_of(kind)
+    check_names(owner, table, known)
+    for name, of_it in known.items():
+        if of_it.default is REQUIRED and name not in table:
+            raise UsageError(f"{owner} has no {name!r}: give it one")
+    return kind(**{name: _typed(value, known[name].type, f"{owner}: {name}") for name, value in table.items()})
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """A TOML value as a field of this type; raises UsageError, which names ``where``, if it is none."""
+    if kind in (Start | None, Variant):
+        return _of_table(Variant if kind is Variant else Start, value, where)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UsageError(f"{where}={value!r} must be a list: write [{value!r}]")
+        return tuple(_typed(one, args[0], f"{where}[{n}]") for n, one in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise UsageError(
+                f"{where}={value!r} must be a table: write {where.rpartition(' ')[2]} = {{ NAME = VALUE }}"
+            )
+        return value
+    return parse_value(value, kind, where)
 
 
 def recipe(name: str) -> dict[str, Any]:

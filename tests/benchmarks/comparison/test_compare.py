@@ -169,6 +169,44 @@ def test_smoke_is_the_default():
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('margin = "much"', "margin='much' is not a valid float"),
+        ("margin = true", "margin=True is not a valid float"),
+        ("seeds = 3", r"seeds=3 must be a list: write \[3\]"),
+        ('seeds = ["a"]', r"seeds\[0\]='a' is not a valid int"),
+        ("seeds = [1.5]", r"seeds\[0\]=1.5 is not a valid int"),
+        ("seeds = [-1]", "seed -1 must be from 0"),
+        ("seeds = [0, 1, 0]", "have 0 more than once"),
+        ('agents = "reft"', "agents='reft' must be a list"),
+        ("policies = [3]", r"policies\[0\]=3 is not a valid str"),
+        ("set = 3", "set=3 must be a table"),
+        ('threads = "a"', "threads='a' is not a valid int"),
+        ("recipe = 5", "recipe=5 is not a valid str"),
+        ("title = 3", "title=3 is not a valid str"),
+        ("baseline = 3", "baseline=3 is not a valid str"),
+        ('baseline = "nested-reft/uniform/base"', "is not compared: known: reft"),
+        ("variants = 3", "variants=3 must be a list"),
+        ("variants = [3]", r"variants\[0\] is 3: make it a table"),
+        ('[[variants]]\nagents = "reft"', r"variants\[0\] has no 'name'"),
+        ("[start]\nseed = 3", "start has no 'agent'"),
+        ('[start]\nagent = "sft"\nseed = "x"', "seed='x' is not a valid int"),
+        ("start = 3", "start is 3: make it a table"),
+    ],
+)
+def test_a_preset_is_read_by_its_types(text, message, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        preset(str(tmp_path / "mine.toml"))
+
+
+def test_a_comparison_without_its_baseline_says_so(capsys, tmp_path):
+    line = ["--dry-run", "--runs", str(tmp_path), "--agents", "nested-reft/even/none", "nested-reft/uniform/none"]
+    assert main(line) == 0 and "the baseline 'reft' is not compared" in capsys.readouterr().err
+    assert main([*line, "reft"]) == 0 and "baseline" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "path", sorted((PRESETS.parent / "results").rglob("preset.toml")), ids=lambda path: path.parent.name
 )
 def test_what_committed_runs_were_made_by_resolves(path):
