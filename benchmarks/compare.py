@@ -198,7 +198,7 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
         rehearse(list(starts.values()), here=given.launcher == "local")
         for run in launch(list(starts.values()), jobs, threads, given):
             if run.phase == "failed":
-                raise UsageError(f"what all arms start from failed: {run.error}; see {run.folder}")
+                raise UsageError(f"what all arms start from failed: {run.error}{_see(run.folder)}")
     folders = {place: given.runs / arm.specs[0].hash / "model" for place, arm in starts.items()}
     return {place: str(folder) for place, folder in folders.items() if folder.is_dir()}
 
@@ -338,8 +338,13 @@ def _report(comparison: Comparison, out: Path, quiet: bool) -> int:
     if comparison.groups:
         _tell(comparison, out, quiet)
     for run in comparison.failures:
-        print(f"failed: {run.label} seed {run.seed}: {run.error}; see {run.folder}", file=sys.stderr)
+        print(f"failed: {run.label} seed {run.seed}: {run.error}{_see(run.folder)}", file=sys.stderr)
     return 1 if comparison.failures else 0
+
+
+def _see(folder: Path | str) -> str:
+    """Where to read on about a failed run; nothing of one that was refused at its start, whose error says all."""
+    return f"; see {folder}" if Path(folder).is_dir() else ""
 
 
 def _tell(comparison: Comparison, out: Path, quiet: bool) -> None:

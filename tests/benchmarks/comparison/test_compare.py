@@ -545,6 +545,9 @@ spec = pathlib.Path(sys.argv[sys.argv.index("--spec") + 1])
 behaviour = (spec.parent.parent / "behaviour").read_text()
 seed = json.loads(spec.read_text())["seed"]
 rows = spec.parent / "metrics.jsonl"
+if behaviour == "refuse" and seed == 1:
+    print("error: no", file=sys.stderr)
+    raise SystemExit(2)
 with rows.open("a") as file:
     file.write(json.dumps({"iteration": 1, "time/iteration": 0.1, "rollout_tokens_per_second": 5.0}) + "\\n")
 if behaviour == "hang":
@@ -611,6 +614,21 @@ def test_a_failed_run_is_reported_and_stops_no_other(stand_in, behaviour, why):
     retried = stand_in("finish")
     list(retried)
     assert [run.phase for run in retried.watched] == ["finished"] * 3
+
+
+def test_a_run_that_is_refused_before_its_first_row_leaves_no_folder(stand_in):
+    launcher = stand_in("refuse")
+    list(launcher)
+    assert [run.phase for run in launcher.watched] == ["finished", "failed", "finished"]
+    assert launcher.watched[1].error == "error: no" and not launcher.watched[1].folder.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_an_impossible_value_is_refused_before_the_first_process(more, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "PROGRAM", ("/nowhere",))
+    line = ["--agents", "reft", "nested-reft/uniform/none", "--runs", str(tmp_path / "runs"), "--set", "group_size=0"]
+    assert main([*line, *more]) == 2 and "group_size=0 must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_stopping_ends_the_processes(stand_in):
@@ -758,7 +776,7 @@ def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):
     assert "did you mean 'problems'" in capsys.readouterr().err
     broken = _started(tmp_path, slots=-1)
     assert main(["--preset", broken, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
-    assert "what all arms start from failed" in capsys.readouterr().err
+    assert "slots=-1 must be from 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
