@@ -180,6 +180,7 @@ class _Draft:
 
     def _settle_paths(self) -> None:
         """One spelling for a folder or a file, so that work on it is one run however its path is written."""
+        named: list[tuple[dict[str, Any], str, Container[Any]]]
         named = [(self.run, "policy", BUILT_IN), (self.env, "tokenizer", ("builtin",))]
         named += [(self.env, "problems", problem_sources), (self.evaluation, "source", problem_sources)]
         for owner, name, known in named:
@@ -201,7 +202,7 @@ class _Draft:
         return {"id": given["id"], **defaults}
 
 
-def _plain_path(name: str, known: Container[str]) -> str:
+def _plain_path(name: str, known: Container[Any]) -> str:
     """A local path as it is written most plainly; what is none, or would then be a known name, as it is."""
     path = os.path.expanduser(name)
     plain = os.path.normpath(path)
