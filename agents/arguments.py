@@ -257,7 +257,7 @@ def vector_env_of(env: Any, slots: int) -> VectorEnv:
     """
     if isinstance(env, str):
         check_id(env)
-        return _with_verdicts(_of_id(env, slots))
+        return _with_verdicts(make_by_id(env, slots))
     if isinstance(env, SB3VecEnv):
         return _with_verdicts(env.venv)
     if isinstance(env, VecEnv):
@@ -315,21 +315,17 @@ def make_by_id(id: str, slots: int, **arguments: Any) -> VectorEnv:
     Raises:
         UsageError: it is no id of a MathReason environment.
     """
+    spec = gym.registry.get(id)
+    if spec is not None and spec.vector_entry_point is None:
+        raise UsageError(
+            f"env={id!r} has no vector env: take MathReason-v0, or register it with vector_entry_point={ENTRY_POINT!r}"
+        )
     try:
         return gym.make_vec(id, num_envs=slots, copy=False, **arguments)
     except (gym.error.Error, TypeError) as error:
-        own = gym.registry.get(id)
-        if isinstance(error, UsageError) or (own is not None and own.vector_entry_point == ENTRY_POINT):
+        if isinstance(error, UsageError) or (spec is not None and spec.vector_entry_point == ENTRY_POINT):
             raise
         raise UsageError(f"env={id!r} is no id of a MathReason environment: take MathReason-v0") from error
-
-
-def _of_id(id: str, slots: int) -> VectorEnv:
-    """The native vector env of a registered id."""
-    spec = gym.registry.get(id)
-    if spec is not None and spec.vector_entry_point is None:
-        raise UsageError(f"env={id!r} has no vector env: register it with vector_entry_point={ENTRY_POINT!r}")
-    return make_by_id(id, slots)
 
 
 def _with_verdicts(venv: VectorEnv) -> VectorEnv:

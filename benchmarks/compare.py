@@ -138,6 +138,12 @@ def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
     for text in () if given.quiet else sorted({text for arm in compared for text in arm.missed}):
         without = ", ".join(arm.label for arm in compared if text in arm.missed)
         print(f"note: {text} does not apply to {without}", file=sys.stderr)
+    if not given.quiet and len(compared) > 1 and all(arm.specs[0].agent["id"] != grid.baseline for arm in compared):
+        print(
+            f"note: the baseline {grid.baseline!r} is not compared, so the report has no differences: name one with "
+            "--baseline",
+            file=sys.stderr,
+        )
     if given.dry_run:
         from benchmarks.comparison.plan import print_plan
 
@@ -192,7 +198,7 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
         rehearse(list(starts.values()), here=given.launcher == "local")
         for run in launch(list(starts.values()), jobs, threads, given):
             if run.phase == "failed":
-                raise UsageError(f"what all arms start from failed: {run.error}; see {run.folder}")
+                raise UsageError(f"what all arms start from failed: {run.error}{_see(run.folder)}")
     folders = {place: given.runs / arm.specs[0].hash / "model" for place, arm in starts.items()}
     return {place: str(folder) for place, folder in folders.items() if folder.is_dir()}
 
@@ -200,10 +206,11 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
 def grid_of(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
     from benchmarks.comparison.grid import agent_ids, preset, recipe, without_missed, without_replaced
+    from benchmarks.experiment.resolve import by_plain_names
 
     grid, published = preset("smoke" if given.preset is None else given.preset), recipe(given.recipe)
     own: dict[str, Any] = {name: value for name in BUDGETS if (value := getattr(given, name)) is not None}
-    own |= dict(assignment(text) for text in given.set)
+    own |= by_plain_names(dict(assignment(text) for text in given.set))
     of_preset = without_replaced(grid.set, {**published, **own})
     if given.agents is not None:
         of_preset = without_missed(of_preset, given.agents)
@@ -331,8 +338,13 @@ def _report(comparison: Comparison, out: Path, quiet: bool) -> int:
     if comparison.groups:
         _tell(comparison, out, quiet)
     for run in comparison.failures:
-        print(f"failed: {run.label} seed {run.seed}: {run.error}; see {run.folder}", file=sys.stderr)
+        print(f"failed: {run.label} seed {run.seed}: {run.error}{_see(run.folder)}", file=sys.stderr)
     return 1 if comparison.failures else 0
+
+
+def _see(folder: Path | str) -> str:
+    """Where to read on about a failed run; nothing of one that was refused at its start, whose error says all."""
+    return f"; see {folder}" if Path(folder).is_dir() else ""
 
 
 def _tell(comparison: Comparison, out: Path, quiet: bool) -> None:

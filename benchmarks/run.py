@@ -41,11 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
         spec = _spec(given)
         check_writers(given.log)
         if given.dry_run:
-            from benchmarks.comparison.rehearse import check_task
+            from benchmarks.comparison.rehearse import check_arguments, check_task
             from benchmarks.experiment.memory import memory_of
             from benchmarks.measuring.table import console
 
             check_task(spec, here=True)
+            check_arguments(spec)
             console().print(memory_of(spec))
             return 0
         result = run(spec, given.runs, given.quiet, given.threads, given.parent, given.log)
@@ -90,11 +91,12 @@ def _spec(given: argparse.Namespace) -> RunSpec:
 
     own = {name: value for name, value in vars(given).items() if name == "env" or name in OWN_FIELDS}
     if given.spec is not None:
-        if given.set or given.agent or any(value is not None for value in own.values()):
+        if given.set or given.agent is not None or any(value is not None for value in own.values()):
             names = "--agent, --set, " + ", ".join(f"--{name}" for name in own)
             raise UsageError(f"--spec repeats a run exactly: leave out {names}")
         return RunSpec.read(given.spec)
-    return resolve(given.agent or "reft", settings=dict(assignment(text) for text in given.set), **own)
+    agent = "reft" if given.agent is None else given.agent
+    return resolve(agent, settings=dict(assignment(text) for text in given.set), **own)
 
 
 def _print_result(result: dict[str, Any], folder: Path) -> None:

@@ -44,7 +44,7 @@ from policies.pretrained.adapters import (
     load_adapter_state_dict,
     merged_copy,
 )
-from policies.pretrained.architecture import read_architecture
+from policies.pretrained.architecture import Architecture, read_architecture
 from policies.pretrained.load import BUILT_IN, check_finite, folder_dtype, load_checkpoint, state_dtype
 from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
@@ -132,22 +132,8 @@ class Policy:
             )
 
     def check_length(self, longest: int, warn: bool = True) -> None:
-        """Raise ``UsageError`` for sequences of more tokens than the model has positions for; where scaled rotary
-        tables reach that far, warn."""
-        a = self.architecture
-        if a.positions is None or a.reach is None or longest <= min(a.positions, a.reach):
-            return
-        if longest > a.reach:
-            raise UsageError(
-                f"sequences of {longest} tokens (max_prompt_tokens + max_new_tokens) go beyond the {a.reach} positions "
-                f"that this model serves{'' if a.static_rope else ' with one rotary table'}: lower one of the two"
-            )
-        if warn:
-            warnings.warn(
-                f"sequences of {longest} tokens go beyond the {a.positions} positions of the model's config; its "
-                f"scaled rotary table reaches to {a.reach}",
-                stacklevel=3,
-            )
+        """``check_length`` of the policy's architecture."""
+        check_length(self.architecture, longest, warn)
 
     @classmethod
     def load(cls, name_or_path: str, device: str = "cpu", dtype: str | None = None) -> Policy:
@@ -512,6 +498,24 @@ class Policy:
             raise RuntimeError(
                 "the weights changed after the last refresh: call policy.refresh() after optimizer steps"
             )
+
+
+def check_length(a: Architecture, longest: int, warn: bool = True) -> None:
+    """Raise ``UsageError`` for sequences of more tokens than a model has positions for; where scaled rotary tables
+    reach that far, warn."""
+    if a.positions is None or a.reach is None or longest <= min(a.positions, a.reach):
+        return
+    if longest > a.reach:
+        raise UsageError(
+            f"sequences of {longest} tokens (max_prompt_tokens + max_new_tokens) go beyond the {a.reach} positions "
+            f"that this model serves{'' if a.static_rope else ' with one rotary table'}: lower one of the two"
+        )
+    if warn:
+        warnings.warn(
+            f"sequences of {longest} tokens go beyond the {a.positions} positions of the model's config; its "
+            f"scaled rotary table reaches to {a.reach}",
+            stacklevel=4,
+        )
 
 
 def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> str | None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
-from benchmarks.experiment.resolve import applicable, resolve
+from benchmarks.experiment.resolve import applicable, by_plain_names, resolve
 from benchmarks.experiment.spec import RunSpec, check_names
 from policies.skipping.samplers import FullDepth
-from registry import UnknownField, UnknownName, UsageError, skip_samplers
+from registry import UnknownField, UnknownName, UsageError, fields_of, parse_value, skip_samplers
 from registry import agents as agent_registry
 from registry.errors import did_you_mean
+from registry.fields import REQUIRED
 
 PRESETS = Path(__file__).parents[1] / "presets"
 CONTROLS = ("random-reward", "uncorrected", "fewer")
+DECIDED = {"seed": "--seeds, or seeds of a preset", "policy": "--policy, or policies of a preset"}
+"""Fields of a run that a grid says for every arm, and where."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class Variant:
     name: str
     agents: str = "*"
     set: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "set", by_plain_names(self.set))
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed {seed} must be from 0 to 2**32 - 1")
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,10 @@ class Start:
     agent: str
     seed: int = 0
     set: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "set", by_plain_names(self.set))
+        _check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ class Grid:
     margin: float = 2.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "set", by_plain_names(self.set))
         if not 0 < self.margin < 100:
             raise UsageError(f"margin {self.margin} must be above 0 and below 100 points of accuracy")
         for control in self.controls:
@@ -89,6 +105,10 @@ class Grid:
         for name in ("agents", "seeds", "policies", "envs"):
             if not getattr(self, name):
                 raise UsageError(f"the comparison has no {name}: give at least one")
+        for seed in self.seeds:
+            _check_seed(seed)
+            if self.seeds.count(seed) > 1:
+                raise UsageError(f"seeds {list(self.seeds)} have {seed} more than once: it is one run, give each once")
 
 
 @dataclass(frozen=True)
@@ -149,15 +169,42 @@ def preset(name: str) -> Grid:
         raise UsageError(f"preset {name!r} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"preset {name!r} is not TOML: {error}") from None
-    check_names(f"preset {name!r}", loaded, [f.name for f in fields(Grid)])
-    for variant in loaded.get("variants", ()):
-        check_names(f"a variant of preset {name!r}", variant, [f.name for f in fields(Variant)])
-    loaded["variants"] = [Variant(**variant) for variant in loaded.get("variants", ())]
-    if "start" in loaded:
-        check_names(f"the start of preset {name!r}", loaded["start"], [f.name for f in fields(Start)])
-        loaded["start"] = Start(**loaded["start"])
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in loaded.items()}
-    return Grid(**given)
+    grid: Grid = _of_table(Grid, loaded, f"preset {name!r}")
+    if "baseline" in loaded and grid.baseline not in (compared := agent_ids(grid.agents)):
+        tail = did_you_mean(grid.baseline, compared)
+        raise UsageError(f"baseline {grid.baseline!r} of preset {name!r} is not compared: {tail}")
+    return grid
+
+
+def _of_table(kind: type, table: Any, owner: str) -> Any:
+    """A dataclass of this module from a TOML table; raises UsageError for what it lacks, and for a name or a value that
+    it cannot have."""
+    if not isinstance(table, dict):
+        raise UsageError(f"{owner} is {table!r}: make it a table")
+    known = fields_of(kind)
+    check_names(owner, table, known)
+    for name, of_it in known.items():
+        if of_it.default is REQUIRED and name not in table:
+            raise UsageError(f"{owner} has no {name!r}: give it one")
+    return kind(**{name: _typed(value, known[name].type, f"{owner}: {name}") for name, value in table.items()})
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """A TOML value as a field of this type; raises UsageError, which names ``where``, if it is none."""
+    if kind in (Start | None, Variant):
+        return _of_table(Variant if kind is Variant else Start, value, where)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UsageError(f"{where}={value!r} must be a list: write [{value!r}]")
+        return tuple(_typed(one, args[0], f"{where}[{n}]") for n, one in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise UsageError(
+                f"{where}={value!r} must be a table: write {where.rpartition(' ')[2]} = {{ NAME = VALUE }}"
+            )
+        return value
+    return parse_value(value, kind, where)
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -198,6 +245,7 @@ def start_arms(grid: Grid) -> dict[tuple[str, str], Arm]:
         for name, value in common.items()
         if name.partition(".")[0] in ("env", "evaluation") or name in ("dtype", "device")
     }
+    _refuse_decided(grid.start.set, {**DECIDED, "seed": "seed in the table [start] of a preset"})
     plan = _Plan(f"start: {grid.start.agent}", grid.start.agent, {**shared, **grid.start.set})
     _refuse_what_all_miss(grid.start.set, [plan])
     return {
@@ -222,8 +270,14 @@ def arms(grid: Grid, starts: Mapping[tuple[str, str], str] | None = None) -> lis
     if grid.baseline in ids:
         ids = [grid.baseline, *(id for id in ids if id != grid.baseline)]
     common = {**without_replaced(recipe(grid.recipe), grid.set), **grid.set}
+    for settings in (common, *(variant.set for variant in grid.variants)):
+        _refuse_decided(settings, DECIDED)
     plans = [_plan(id, variant, common) for id in ids for variant in _variants(id, grid.variants)]
+    for plan in plans:
+        _refuse_contradictions(plan)
     _refuse_what_all_miss(common, plans)
+    for variant in grid.variants:
+        _refuse_typos(variant, ids, common)
     plans += [plan for control in grid.controls for plan in _controls(control, grid.baseline, plans, common)]
     many = len(grid.policies) * len(grid.envs) > 1
     distinct: dict[tuple[str, ...], Arm] = {}
@@ -265,9 +319,43 @@ def _variants(id: str, variants: Sequence[Variant]) -> Sequence[Variant]:
 
 
 def _plan(id: str, variant: Variant, common: Mapping[str, Any]) -> _Plan:
-    """An agent under a variant; one that has none of its fields stays as it is."""
-    kept, _ = applicable(id, variant.set)
-    return _Plan(f"{id} {variant.name if kept else ''}".strip(), id, {**common, **kept})
+    """An agent under a variant; one that has none of its fields keeps its name."""
+    plan = _Plan(id, id, {**common, **variant.set})
+    return replace(plan, label=f"{id} {variant.name}".strip()) if set(variant.set) - set(plan.missed) else plan
+
+
+def _refuse_decided(settings: Mapping[str, Any], decided: Mapping[str, str]) -> None:
+    """Raise UsageError for a setting of what is said elsewhere, which would be lost or belie a label."""
+    for name in settings:
+        if name in decided:
+            raise UsageError(f"{name}={settings[name]} is not a setting of a comparison's runs: give {decided[name]}")
+
+
+def _refuse_contradictions(plan: _Plan) -> None:
+    """Raise UsageError for another component than the agent's id says: the arm would be called what it is not."""
+    fixed = agent_registry.resolve(plan.id)[1]
+    for name in fixed if "/" in plan.id else {"sampler"} & set(fixed):
+        if (chosen := plan.wanted.get(name, fixed[name])) != fixed[name]:
+            raise UsageError(
+                f"{name}={chosen} contradicts the agent {plan.id!r}, whose {name} is {fixed[name]!r}: "
+                "choose agents by their ids (--agents)"
+            )
+
+
+def _refuse_typos(variant: Variant, ids: Sequence[str], common: Mapping[str, Any]) -> None:
+    """Raise UsageError for a variant's pattern that matches no agent, or a name in it that all such agents miss. Those
+    of ``ids`` may miss it if another has it: a preset is also run with agents of the command line's choice."""
+    own = [_plan(id, variant, common) for id in ids if fnmatchcase(id, variant.agents)]
+    if own and not any(all(name in plan.missed for plan in own) for name in variant.set):
+        return
+    every = [_plan(id, variant, common) for id in agent_registry.ids(variant.agents)]
+    if not own and not every:
+        agent_ids([variant.agents])  # raises, with the nearest ids
+    typos = [name for name in variant.set if all(name in plan.missed for plan in every)]
+    try:
+        _refuse_what_all_miss(typos, own or every)
+    except UnknownField as error:
+        raise UsageError(f"variant {variant.name!r}: {error}") from None
 
 
 def _refuse_what_all_miss(common: Iterable[str], plans: Sequence[_Plan]) -> None:
@@ -316,11 +404,7 @@ def _uncorrected(plan: _Plan) -> _Plan:
     """A nested agent's plan without its correction, be it a part of the id or a setting."""
     id = agent_registry.replace_part(plan.id, "correction", "none")
     label = id + plan.label.removeprefix(plan.id) if id != plan.id else f"{plan.label} uncorrected"
-    wanted = {
-        name: value
-        for name, value in plan.wanted.items()
-        if name.removeprefix("agent.").partition(".")[0] != "correction"
-    }
+    wanted = {name: value for name, value in plan.wanted.items() if name.partition(".")[0] != "correction"}
     return _Plan(label, id, wanted, "uncorrected")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ PROGRAM = (sys.executable, "-m", "benchmarks.run")
 POLL_SECONDS = 0.25
 END_SECONDS = 10.0
 LOG = "log.txt"
+BAD_INPUT = 2  # the exit status of a command that refuses what it was given
 
 
 class Process(Protocol):
@@ -223,6 +225,9 @@ class Launcher:
             run.error = _last_line(run.folder / LOG) or f"ended with status {status}"
             if status < 0:
                 run.error = f"killed by signal {-status}"
+            rows = run.folder / METRICS
+            if status == BAD_INPUT and not (rows.is_file() and rows.stat().st_size):
+                shutil.rmtree(run.folder, ignore_errors=True)  # what is refused before its first row is no run
 
     def stop(self) -> None:
         """End the processes that are still running; their checkpoints stay."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.arguments import check_device
+from agents.arguments import check_device, slots_of
 from benchmarks.comparison.grid import Arm
 from benchmarks.experiment.spec import RunSpec, agent_arguments
-from envs.problems import check_source
-from policies.pretrained.load import load_config, locate
+from benchmarks.experiment.training import make_envs
+from envs.problems import check_source, load_problems
+from policies.policy import AUTO, check_length, settle_dtype
+from policies.pretrained.architecture import read_architecture
+from policies.pretrained.load import BUILT_IN, load_config, locate
 from registry import skip_samplers, templates
+
+GENERATED = "arithmetic"
+LONGEST_PROMPT = 4096  # of a generated problem under any template
 
 
 def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
@@ -20,6 +27,7 @@ def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
     for arm in arms:
         spec = arm.specs[0]
         check_task(spec, here)
+        check_arguments(spec, here and hub)
         if here:
             check_device(spec.device)
         source = locate(spec.policy) if here else spec.policy
@@ -28,6 +36,34 @@ def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
         if "sampler" in spec.agent and source in layers:
             _, arguments = agent_arguments(spec.agent)
             skip_samplers.build(arguments["sampler"]).check(layers[source])
+
+
+def check_arguments(spec: RunSpec, hub: bool = True) -> None:
+    """Raise UsageError for an argument that the run's agent or environment refuses, without loading weights or data:
+    the agent is made without a model, in an environment of one slot whose problems are generated. ``hub``: a model's
+    config and tokenizer are looked for there."""
+    component, arguments = agent_arguments(spec.agent)
+    if (dtype := arguments.get("dtype")) != AUTO:
+        settle_dtype(dtype, spec.policy, spec.device)
+    env = dict(spec.env)
+    if env["problems"] != GENERATED:
+        env |= {"problems": GENERATED, "split": "train", "problem_options": {}}
+        env["max_prompt_tokens"] = max(LONGEST_PROMPT, env["max_prompt_tokens"]) if env["max_prompt_tokens"] > 0 else 0
+    elif spec.evaluated.source is None:
+        load_problems(GENERATED, spec.evaluated.split)
+    if hub or spec.policy in BUILT_IN or Path(spec.policy).is_dir():
+        config = load_config(spec.policy)
+        longest = spec.env["max_prompt_tokens"] + spec.env["max_new_tokens"]
+        check_length(read_architecture(config), longest, warn=False)
+        if spec.policy not in BUILT_IN and env["tokenizer"] == spec.policy and env["vocab_size"] is None:
+            env["vocab_size"] = int(config.vocab_size)
+    if not hub and env["tokenizer"] != "builtin" and not Path(env["tokenizer"]).is_dir():
+        env |= {"tokenizer": "builtin", "template": "plain", "vocab_size": None, "stop_token_ids": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will tell
+        slots_of(env["id"], arguments.get("slots"), 1)
+        envs = make_envs(env, {**arguments, "slots": 1})
+        component(spec.policy, envs, **{**arguments, "slots": None}, seed=spec.seed, _init_setup_model=False)
 
 
 def check_task(spec: RunSpec, here: bool) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Container, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +19,8 @@ from envs.shaping import whole_parts
 from envs.task import TaskSpec
 from policies.policy import AUTO, settle_dtype
 from policies.pretrained.fingerprint import fingerprint
-from registry import UnknownField, UsageError, fields_of, parse_value, reward_parts
+from policies.pretrained.load import BUILT_IN
+from registry import UnknownField, UsageError, fields_of, parse_value, problem_sources, reward_parts
 from registry import agents as agent_registry
 from registry.fields import REQUIRED
 
@@ -30,8 +32,8 @@ def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: A
 
     Args:
         agent: an id such as ``nested-reft/uniform/retrace``.
-        settings: values by name, as text or typed: ``learning_rate`` or ``agent.learning_rate``; ``correction.lam`` and
-            so on for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
+        settings: values by name, as text or typed: ``learning_rate`` (``by_plain_names``); ``correction.lam`` and so on
+            for ``sampler``, ``patch``, ``advantage``, ``aggregation`` and ``problem_sampler``; ``env.template``;
             ``env.problem_options.level``; ``env.reward_parts`` and then ``env.reward_parts.length-penalty.weight``;
             ``evaluation.problems``; ``evaluation.sets`` and then ``evaluation.problem_options.mine.csv.answer``;
             ``iterations``. A component goes before its fields, whatever the order they were given in.
@@ -41,7 +43,7 @@ def resolve(agent: str, *, settings: Mapping[str, Any] | None = None, **given: A
         UsageError: an unknown name, field or value, with the nearest known one.
     """
     draft = _Draft(agent, given)
-    for name, value in _components_first(settings or {}):
+    for name, value in _components_first(by_plain_names(settings or {})):
         draft.assign(name, value)
     return draft.spec()
 
@@ -51,6 +53,7 @@ def applicable(agent: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
     a bad value."""
     draft = _Draft(agent, {})
     missed: dict[str, UnknownField] = {}
+    settings = by_plain_names(settings)
     for name, value in _components_first(settings):
         try:
             draft.assign(name, value)
@@ -59,8 +62,13 @@ def applicable(agent: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
     return {name: value for name, value in settings.items() if name not in missed}, missed
 
 
+def by_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by the one name that each has: ``agent.learning_rate`` is ``learning_rate``."""
+    return {name.removeprefix("agent."): value for name, value in settings.items()}
+
+
 def _components_first(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(settings.items(), key=lambda setting: setting[0].removeprefix("agent.").count("."))
+    return sorted(settings.items(), key=lambda setting: setting[0].count("."))
 
 
 class _Draft:
@@ -87,8 +95,8 @@ class _Draft:
         prefix, dot, rest = name.partition(".")
         if name in OWN_FIELDS:
             self.run[name] = parse_value(value, OWN_FIELDS[name].type, name)
-        elif not dot or prefix == "agent":
-            self._assign_agent(rest if dot else name, name, value)
+        elif not dot:
+            self._assign_agent(name, value)
         elif prefix in self.parts:
             known = COMPONENTS[prefix].fields(self.values[prefix])
             check_names(f"{prefix} {self.values[prefix]!r}", [rest], known)
@@ -100,18 +108,18 @@ class _Draft:
         else:
             raise UnknownField("--set", prefix, [*self.parts, "agent", "env", "evaluation"])
 
-    def _assign_agent(self, field_name: str, name: str, value: Any) -> None:
-        if field_name not in self.known:
-            raise UnknownField(f"agent {self.id!r}", field_name, [*self.known, *OWN_FIELDS])
-        if field_name in self.parts:
+    def _assign_agent(self, name: str, value: Any) -> None:
+        if name not in self.known:
+            raise UnknownField(f"agent {self.id!r}", name, [*self.known, *OWN_FIELDS])
+        if name in self.parts:
             chosen = parse_value(value, str, name)
-            COMPONENTS[field_name].check(chosen)
-            if chosen != self.values[field_name]:
-                self.values[field_name], self.parts[field_name] = chosen, {}
+            COMPONENTS[name].check(chosen)
+            if chosen != self.values[name]:
+                self.values[name], self.parts[name] = chosen, {}
             return
-        kind = self.known[field_name].type
+        kind = self.known[name].type
         # A learning rate may be a schedule in Python; on a command line it is a number.
-        self.values[field_name] = parse_value(value, float if "Callable" in str(kind) else kind, name)
+        self.values[name] = parse_value(value, float if "Callable" in str(kind) else kind, name)
 
     def _assign_env(self, rest: str, name: str, value: Any) -> None:
         field_name, dot, option = rest.partition(".")
@@ -148,6 +156,7 @@ class _Draft:
 
     def spec(self) -> RunSpec:
         """The spec; components are made once, so that a bad value fails here and not in the run."""
+        self._settle_paths()
         for name, chosen in self.parts.items():
             registry, id = COMPONENTS[name], self.values[name]
             missing = [f for f, known in registry.fields(id).items() if known.default is REQUIRED and f not in chosen]
@@ -169,6 +178,19 @@ class _Draft:
         spec = RunSpec(**plain, **self.run, weights=fingerprint(self.run.get("policy", RunSpec.policy)))
         return replace(spec, data=fingerprint_data(spec.problem_sets))
 
+    def _settle_paths(self) -> None:
+        """One spelling for a folder or a file, so that work on it is one run however its path is written."""
+        named: list[tuple[dict[str, Any], str, Container[Any]]]
+        named = [(self.run, "policy", BUILT_IN), (self.env, "tokenizer", ("builtin",))]
+        named += [(self.env, "problems", problem_sources), (self.evaluation, "source", problem_sources)]
+        for owner, name, known in named:
+            if isinstance(owner.get(name), str):
+                owner[name] = _plain_path(owner[name], known)
+        self.evaluation["sets"] = tuple(_plain_path(name, problem_sources) for name in self.evaluation["sets"])
+        if options := self.evaluation.get("problem_options"):
+            plain = {_plain_path(name, problem_sources): of_it for name, of_it in options.items()}
+            self.evaluation["problem_options"] = plain
+
     def _whole_env(self) -> dict[str, Any]:
         """Every argument of the environment: its defaults, what its id sets, what was set; the policy's tokenizer."""
         given = self.env
@@ -178,6 +200,14 @@ class _Draft:
             defaults["tokenizer"] = policy
         defaults["reward_parts"] = whole_parts(defaults["reward_parts"])
         return {"id": given["id"], **defaults}
+
+
+def _plain_path(name: str, known: Container[Any]) -> str:
+    """A local path as it is written most plainly; what is none, or would then be a known name, as it is."""
+    path = os.path.expanduser(name)
+    plain = os.path.normpath(path)
+    is_same = os.path.exists(path) and os.path.exists(plain) and os.path.samefile(path, plain)
+    return plain if is_same and plain not in known else name
 
 
 def _guess(value: Any) -> Any:

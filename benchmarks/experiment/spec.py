@@ -26,6 +26,9 @@ from registry import (
 )
 from registry import agents as agent_registry
 
+LATER = ("data", "trained_layers")
+"""Fields of a run and arguments of agents that came when runs were there already. At its default such a one is left out
+of the hash, so that a run keeps the hash that it had before."""
 RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 
 
@@ -110,7 +113,9 @@ class RunSpec:
     @property
     def hash(self) -> str:
         """12 hex digits of the canonical JSON."""
-        fields = {name: value for name, value in asdict(self).items() if name != "data" or value is not None}
+        fields = _without_later(asdict(self), RunSpec)
+        if set(LATER) & set(self.agent):
+            fields["agent"] = _without_later(self.agent, agent_registry.resolve(self.agent["id"])[0])
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -159,6 +164,12 @@ def _refuse_infinities(value: Any, name: str = "") -> None:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, child in children:
         _refuse_infinities(child, f"{name}.{key}".removeprefix("."))
+
+
+def _without_later(given: Mapping[str, Any], component: type) -> dict[str, Any]:
+    """Fields but for those of ``LATER`` at the defaults of ``component``."""
+    defaults = {name: field.default for name, field in fields_of(component).items() if name in LATER}
+    return {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
 
 
 OWN_FIELDS: dict[str, Field] = {

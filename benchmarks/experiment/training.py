@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_spent, summarise, training_rows
 from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
 from benchmarks.measuring.provenance import provenance
+from envs.task import TaskSpec
+from policies.policy import check_length
+from policies.pretrained.architecture import read_architecture
 from policies.pretrained.fingerprint import fingerprint
 from policies.pretrained.load import load_config
 from registry import UsageError
@@ -280,6 +283,8 @@ def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
     env = dict(spec.env)
     if spec.policy != "tiny" and env.get("tokenizer") == spec.policy and env.get("vocab_size") is None:
         env["vocab_size"] = int(load_config(spec.policy).vocab_size)  # may be padded beyond the tokenizer
+    longest = sum(env.get(name, getattr(TaskSpec, name)) for name in ("max_prompt_tokens", "max_new_tokens"))
+    check_length(read_architecture(load_config(weights or spec.policy)), longest, warn=False)  # before slots so long
     given: dict[str, Any] = {"policy": weights or spec.policy, "seed": spec.seed, "device": spec.device}
     envs = make_envs(env, arguments)
     try:
@@ -311,16 +316,13 @@ def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
 
 def _tell_of_another_budget(spec: RunSpec, runs: Path) -> None:
     """A budget is a part of what a run is: say so where the same run with another one is there already."""
-
-    def without_budget(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if name not in BUDGETS}
-
-    wanted = without_budget(asdict(spec))
+    own = {name: getattr(spec, name) for name in BUDGETS}
     for path in sorted(runs.glob("*/spec.json")):
-        with suppress(OSError, ValueError):
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(stored, dict) and without_budget(stored) == wanted:
-                budget = ", ".join(f"{name}={stored[name]}" for name in BUDGETS if stored.get(name) is not None)
+        with suppress(OSError, ValueError, TypeError):
+            stored = RunSpec.read(path)
+            if replace(stored, **own).hash == spec.hash:
+                given = {name: getattr(stored, name) for name in BUDGETS}
+                budget = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
                 print(
                     f"note: {path.parent} is this run with another budget ({budget}). A run's budget is a part of it: "
                     f"this one starts from the beginning. To train that one's model on, give --policy "

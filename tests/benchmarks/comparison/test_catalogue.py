@@ -23,8 +23,10 @@ def is_literal(words: list[str]) -> bool:
 
 @pytest.mark.parametrize("words", list(filter(is_literal, COMMANDS)), ids=" ".join)
 def test_every_line_begins_with_what_is_typed(words: list[str]) -> None:
-    agents = [] if words[0] in ("--agent", "--preset") else ["--agents", "nested-reft/uniform/none"]
+    agents = [] if words[0] in ("--agent", "--preset") else ["--agents", "nested-reft"]
     line = ["--agents" if word == "--agent" else word for word in words]
+    line += ["--policy", "owner/model"]  # which may have any template and length
+    line += ["--set", "env.max_new_tokens=20480"] if "env.reward_parts=overlong" in words else []  # its own default
     rehearse(arms(grid_of(parser().parse_args([*agents, *line]))), here=False)
 
 

@@ -20,7 +20,7 @@ from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
 from benchmarks.comparison.board import clock, seconds_left
-from benchmarks.comparison.grid import PRESETS, Arm, Grid, Variant, agent_ids, arms, preset, recipe, start_arms
+from benchmarks.comparison.grid import PRESETS, Arm, Grid, Start, Variant, agent_ids, arms, preset, recipe, start_arms
 from benchmarks.comparison.launch import Launcher, Watched
 from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.comparison.resolution import seeds_needed
@@ -169,6 +169,44 @@ def test_smoke_is_the_default():
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('margin = "much"', "margin='much' is not a valid float"),
+        ("margin = true", "margin=True is not a valid float"),
+        ("seeds = 3", r"seeds=3 must be a list: write \[3\]"),
+        ('seeds = ["a"]', r"seeds\[0\]='a' is not a valid int"),
+        ("seeds = [1.5]", r"seeds\[0\]=1.5 is not a valid int"),
+        ("seeds = [-1]", "seed -1 must be from 0"),
+        ("seeds = [0, 1, 0]", "have 0 more than once"),
+        ('agents = "reft"', "agents='reft' must be a list"),
+        ("policies = [3]", r"policies\[0\]=3 is not a valid str"),
+        ("set = 3", "set=3 must be a table"),
+        ('threads = "a"', "threads='a' is not a valid int"),
+        ("recipe = 5", "recipe=5 is not a valid str"),
+        ("title = 3", "title=3 is not a valid str"),
+        ("baseline = 3", "baseline=3 is not a valid str"),
+        ('baseline = "nested-reft/uniform/base"', "is not compared: known: reft"),
+        ("variants = 3", "variants=3 must be a list"),
+        ("variants = [3]", r"variants\[0\] is 3: make it a table"),
+        ('[[variants]]\nagents = "reft"', r"variants\[0\] has no 'name'"),
+        ("[start]\nseed = 3", "start has no 'agent'"),
+        ('[start]\nagent = "sft"\nseed = "x"', "seed='x' is not a valid int"),
+        ("start = 3", "start is 3: make it a table"),
+    ],
+)
+def test_a_preset_is_read_by_its_types(text, message, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        preset(str(tmp_path / "mine.toml"))
+
+
+def test_a_comparison_without_its_baseline_says_so(capsys, tmp_path):
+    line = ["--dry-run", "--runs", str(tmp_path), "--agents", "nested-reft/even/none", "nested-reft/uniform/none"]
+    assert main(line) == 0 and "the baseline 'reft' is not compared" in capsys.readouterr().err
+    assert main([*line, "reft"]) == 0 and "baseline" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "path", sorted((PRESETS.parent / "results").rglob("preset.toml")), ids=lambda path: path.parent.name
 )
 def test_what_committed_runs_were_made_by_resolves(path):
@@ -203,6 +241,35 @@ def test_an_agent_without_a_variant_runs_as_it_is():
     assert [arm.label for arm in arms(Grid(agents=agents, variants=variants))] == ["reft", f"{agents[1]} half"]
     for name in ("corrections-two-ratios", "samplers", "paper"):
         assert any(arm.specs[0].agent["id"] == "reft" for arm in arms(preset(name)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "settings", "message"),
+    [
+        ("reft", {"lerning_rate": 1e-2}, "variant 'fast': agent 'reft' has no field 'lerning_rate': did you mean"),
+        ("reft", {"lerning_rate": 1e-2, "group_size": 4}, "did you mean 'learning_rate'"),
+        ("nested-reft/*", {"sampler.ration": 0.5}, "did you mean 'ratio'"),
+        ("nestd-reft/*", {"group_size": 4}, "no agent id matches 'nestd-reft/\\*'"),
+    ],
+)
+def test_a_typo_in_a_variant_is_refused(pattern, settings, message):
+    grid = Grid(agents=("reft", "nested-reft/uniform/none"), variants=(Variant("fast", pattern, settings),))
+    with pytest.raises(UsageError, match=message):
+        arms(grid)
+
+
+def test_what_a_variant_sets_and_an_agent_lacks_is_told():
+    """With agents that it was not made for, and of what its own component makes a field of."""
+    ids = ("reft", "nested-reft/uniform/none")
+    made = arms(Grid(agents=ids, variants=(Variant("half", "*", {"sampler.ratio": 0.5, "group_size": 4}),)))
+    assert [(arm.label, arm.missed) for arm in made] == [
+        ("reft half", ("sampler.ratio=0.5",)),
+        ("nested-reft/uniform/none half", ()),
+    ]
+    chosen = ["--preset", "samplers", "--agents", "reft", "nested-reft/full/none"]
+    assert [arm.label for arm in arms(grid_of(parser().parse_args(chosen)))] == ["reft", "nested-reft/full/none"]
+    stale = Variant("stale", "*", {"batch.iterations": 4})
+    assert arms(Grid(set={"batch": "stale"}, variants=(stale,)))[0].specs[0].agent["batch"]["iterations"] == 4
 
 
 def test_recipes_have_a_source_and_resolve():
@@ -277,6 +344,41 @@ def test_the_command_line_wins_over_the_variants_of_a_preset():
     assert not any("of 12" in arm.label for arm in compared)
     compared = arms(grid_of(parser().parse_args(["--set", "evaluation.problems=8"])))
     assert [arm.label.partition(" ")[2] for arm in compared] == ["", "4 of 12", "6 of 12", "6 of 12"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--preset", "smollm2", "--set", "{}learning_rate=1e-3"],
+        ["--preset", "smoke", "--set", "{}advantage=grpo"],
+        ["--preset", "depth", "--set", "{}sampler.ratio=0.25"],
+        ["--set", "{}iterations=5"],
+        ["--start", "sft", "--start-set", "{}iterations=5"],
+    ],
+)
+def test_a_setting_of_the_command_line_has_one_name(line):
+    """``agent.`` before it changes nothing, whatever a preset and its variants set."""
+    bare, prefixed = (grid_of(parser().parse_args([word.format(one) for word in line])) for one in ("", "agent."))
+    assert prefixed == bare and arms(prefixed) == arms(bare)
+    with pytest.raises(UsageError, match="has no field 'lr'"):
+        arms(Grid(set={"agent.lr": 1}))
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid(set={"seed": 4}), "seed=4 .* give --seeds"),
+        (Grid(set={"policy": "mine"}), "policy=mine .* give --policy"),
+        (Grid(variants=(Variant("mine", "*", {"agent.policy": "mine"}),)), "give --policy"),
+        (Grid(start=Start("sft", set={"seed": 4})), r"\[start\]"),
+        (Grid(set={"sampler": "even"}), "sampler=even contradicts the agent 'reft', whose sampler is 'full'"),
+        (Grid(agents=("nested-reft/even/none",), set={"correction": "retrace"}), "correction=retrace contradicts"),
+    ],
+)
+def test_what_the_grid_decides_is_no_setting(grid, message):
+    """It would be lost, or its arm called what it is not."""
+    with pytest.raises(UsageError, match=message):
+        [*arms(grid), *start_arms(grid)]
 
 
 def test_a_preset_does_not_stand_in_the_way_of_what_is_chosen():
@@ -443,6 +545,9 @@ spec = pathlib.Path(sys.argv[sys.argv.index("--spec") + 1])
 behaviour = (spec.parent.parent / "behaviour").read_text()
 seed = json.loads(spec.read_text())["seed"]
 rows = spec.parent / "metrics.jsonl"
+if behaviour == "refuse" and seed == 1:
+    print("error: no", file=sys.stderr)
+    raise SystemExit(2)
 with rows.open("a") as file:
     file.write(json.dumps({"iteration": 1, "time/iteration": 0.1, "rollout_tokens_per_second": 5.0}) + "\\n")
 if behaviour == "hang":
@@ -509,6 +614,21 @@ def test_a_failed_run_is_reported_and_stops_no_other(stand_in, behaviour, why):
     retried = stand_in("finish")
     list(retried)
     assert [run.phase for run in retried.watched] == ["finished"] * 3
+
+
+def test_a_run_that_is_refused_before_its_first_row_leaves_no_folder(stand_in):
+    launcher = stand_in("refuse")
+    list(launcher)
+    assert [run.phase for run in launcher.watched] == ["finished", "failed", "finished"]
+    assert launcher.watched[1].error == "error: no" and not launcher.watched[1].folder.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_an_impossible_value_is_refused_before_the_first_process(more, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch, "PROGRAM", ("/nowhere",))
+    line = ["--agents", "reft", "nested-reft/uniform/none", "--runs", str(tmp_path / "runs"), "--set", "group_size=0"]
+    assert main([*line, *more]) == 2 and "group_size=0 must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_stopping_ends_the_processes(stand_in):
@@ -656,7 +776,7 @@ def test_a_start_that_fails_or_is_misspelt_is_told(tmp_path, capsys):
     assert "did you mean 'problems'" in capsys.readouterr().err
     broken = _started(tmp_path, slots=-1)
     assert main(["--preset", broken, "--runs", str(tmp_path / "runs"), "--quiet"]) == 2
-    assert "what all arms start from failed" in capsys.readouterr().err
+    assert "slots=-1 must be from 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

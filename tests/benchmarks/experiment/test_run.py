@@ -393,12 +393,43 @@ def test_a_whole_process_killed_in_mid_run(whole, tmp_path):
     assert numbers(tmp_path / spec.hash) == numbers(folder)
 
 
-def test_another_budget_is_another_run_and_says_so(whole, capsys):
-    spec, folder = whole
-    run(replace(spec, iterations=2), folder.parent, quiet=False)
+def test_another_budget_is_another_run_and_says_so(whole, capsys, tmp_path):
+    """Of a run of before its agent had all of today's arguments, too."""
+    spec, folder = whole[0], tmp_path / whole[1].name
+    folder.mkdir()
+    stored = json.loads((whole[1] / "spec.json").read_text())
+    del stored["agent"]["trained_layers"]
+    (folder / "spec.json").write_text(json.dumps(stored))
+    run(replace(spec, iterations=2), tmp_path, quiet=False)
     assert f"{folder} is this run with another budget (iterations=6)" in capsys.readouterr().err
-    run(replace(spec, iterations=1, seed=9), folder.parent, quiet=False)
+    run(replace(spec, iterations=1, seed=9), tmp_path, quiet=False)
     assert "another budget" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--set", "dtype=fp16"], "dtype='fp16' is unknown"),
+        (["--set", "group_size=0"], "group_size=0 must be at least 1"),
+        (["--set", "temperature=0"], "temperature=0.0 must be"),
+        (["--set", "adam_betas=0.9"], "must be two numbers"),
+        (["--set", "env.max_new_tokens=0"], "max_new_tokens=0 must be"),
+        (["--set", "env.max_new_tokens=100000000"], "go beyond the 512 positions"),
+        (["--set", "env.tokenizer=./nowhere"], "no such folder"),
+        (["--set", "evaluation.split=tset"], "did you mean 'test'"),
+        (["--seed", "-1"], "seed=-1 must be"),
+        (["--agent", "sb3-ppo", "--set", "n_steps=1"], "n_steps=1 is less than"),
+        (["--agent", "sft", "--set", "batch_size=0"], "batch_size=0 must be"),
+        (["--agent", ""], "unknown agent ''"),
+        (["--env", "TextMathReason-v0"], "env='TextMathReason-v0' has no vector env: take MathReason-v0"),
+    ],
+)
+def test_what_a_run_would_refuse_its_plan_refuses(line, message, tmp_path, capsys):
+    assert main([*line, "--dry-run", "--runs", str(tmp_path)]) == 2
+    planned = capsys.readouterr().err
+    assert message in planned and planned.count("\n") == 1
+    assert main([*line, "--quiet", "--runs", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 WITHOUT_POSIX = """

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import agents  # noqa: F401 (registers the agents)
 from benchmarks.experiment.resolve import applicable, resolve
-from benchmarks.experiment.spec import RunSpec, agent_arguments
+from benchmarks.experiment.spec import LATER, RunSpec, agent_arguments
 from registry import UnknownField, UnknownName, UsageError, corrections, fields_of
 from registry import agents as agent_registry
 from registry.command import assignment
@@ -115,6 +115,21 @@ def test_hash_knows_every_field_and_no_order():
         assert resolve("nested-reft", settings=first).hash == resolve("nested-reft", settings=last).hash
 
 
+@pytest.mark.parametrize("agent", ["reft", "sft", "sb3-ppo"])
+def test_what_came_later_changes_no_hash_where_it_is_not_used(agent, tmp_path):
+    spec = resolve(agent)
+    plain = asdict(spec)
+    for fields in (plain, plain["agent"]):
+        for name in set(LATER) & set(fields):
+            assert fields.pop(name) is None
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    assert spec.hash == hashlib.sha256(text.encode()).hexdigest()[:12]
+    (tmp_path / "spec.json").write_text(text)
+    assert RunSpec.read(tmp_path / "spec.json").hash == spec.hash
+    if agent != "sb3-ppo":
+        assert resolve(agent, settings={"trained_layers": "3,4"}).hash != spec.hash
+
+
 def test_seed_does_not_reach_into_the_agent():
     one, two = (resolve("nested-reft/uniform/retrace", seed=seed) for seed in (0, 1))
     assert one.agent == two.agent and one.env == two.env
@@ -210,10 +225,29 @@ def test_files_of_problems_are_part_of_a_run(tmp_path, name):
     assert after.hash != before.hash
     with pytest.raises(UsageError, match="hold something else"):
         make_agent(before)
-    plain = asdict(resolve("reft"))
-    assert plain.pop("data") is None  # and such a run has the hash that it always had
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    assert resolve("reft").hash == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("spelling", ["./mine", "mine/", "sub/../mine", ".//mine", "~/mine"])
+def test_a_local_path_is_one_run_however_it_is_written(spelling, tmp_path, monkeypatch):
+    from policies.pretrained.load import BUILT_IN
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(BUILT_IN["tiny"], "mine")
+    shutil.copytree(BUILT_IN["tiny"], "tiny")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+
+    def resolved(model: str, sums: str) -> RunSpec:
+        names = {"env.problems": sums, "evaluation.source": sums, "evaluation.sets": sums}
+        return resolve("reft", settings={**names, f"evaluation.problem_options.{sums}.limit": 1}, policy=model)
+
+    plain = resolved("mine", "sums.jsonl")
+    assert (plain.policy, plain.env["tokenizer"], plain.env["problems"]) == ("mine", "mine", "sums.jsonl")
+    other = resolved(spelling, spelling.rstrip("/").replace("mine", "sums.jsonl"))
+    assert other.hash == (plain if spelling[0] != "~" else resolved(f"{tmp_path}/mine", f"{tmp_path}/sums.jsonl")).hash
+    assert resolve("reft", policy="./tiny").policy == "./tiny"  # a folder, and not the built-in model
+    assert resolve("reft", policy="owner/on-the-hub/").policy == "owner/on-the-hub/"
 
 
 def test_tokenizer_and_template_are_part_of_a_run(tmp_path):
