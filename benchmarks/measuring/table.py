@@ -18,6 +18,8 @@ T = TypeVar("T")
 WIDTH = 160  # of lines where there is no terminal
 BESIDE = 3  # a column's padding and rule
 UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: controls, bidirectional marks, surrogates, ...
+_CODE_OR_MARKUP = re.compile(r"(?P<code>(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`))|<(?=[A-Za-z/!?])|\]\(")
+_PLAIN = {"<": "&lt;", "](": "]\\("}
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def html_text(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """``one_line`` of it, without what begins HTML, or the target of a link."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", one_line(text)).replace("](", "]\\(")
+    """``one_line`` of it, without what begins HTML or the target of a link; code is text as it is."""
+    return _CODE_OR_MARKUP.sub(lambda found: found[0] if found["code"] else _PLAIN[found[0]], one_line(text))
 
 
 def _parts(sizes: Sequence[int], width: int) -> list[dict[int, int]]:

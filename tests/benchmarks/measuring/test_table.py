@@ -7,6 +7,7 @@ import re
 import unicodedata
 from html.parser import HTMLParser
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -58,6 +59,20 @@ def test_untrusted_text_is_one_line_without_elements_and_links(text):
     assert len(shown.splitlines()) <= 1 and "](" not in shown and not re.search("<[a-zA-Z/!?]", shown)
     assert not UNSEEN & set(map(unicodedata.category, shown))
     assert markdown_text("p < .001, +0.0 [-1.0, +1.0]) ü 数") == "p < .001, +0.0 [-1.0, +1.0]) ü 数"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("`min_{s<t} rho`", "`min_{s<t} rho`"),
+        ("``a`<i``", "``a`<i``"),
+        ("`x` <b>[a](u)", "`x` &lt;b>[a]\\(u)"),
+        ("`<img>``", "`&lt;img>``"),  # no code: runs of backticks of two lengths
+        ("``<img>`", "``&lt;img>`"),
+    ],
+)
+def test_code_is_text_as_it_is(text: str, shown: str) -> None:
+    assert markdown_text(text) == shown
 
 
 def test_a_table_without_rows_is_nothing_on_a_page():
