@@ -70,7 +70,7 @@ from agents.writing import Deck, OwnWriter
 from envs.problems.listed import problem_digest
 from envs.sb3 import SB3VecEnv
 from policies import Behavior, Drafter, FullDepth, LayerSubset, Nested, Policy, SkipSampler, StoredDrafts
-from policies.policy import settle_dtype
+from policies.dtype import settle_dtype
 from policies.sharding import most
 from registry import (
     UsageError,

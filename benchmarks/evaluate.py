@@ -154,7 +154,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
     from benchmarks.answers.server import model_name
     from benchmarks.answers.settings import Settings
     from benchmarks.experiment.data import fingerprint_data
-    from policies.policy import settle_dtype
+    from policies.dtype import settle_dtype
     from policies.pretrained.fingerprint import fingerprint
     from registry import templates
 

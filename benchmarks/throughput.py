@@ -33,7 +33,7 @@ from benchmarks.speed.process import EngineProcess
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.work import Work, kept_layers, make_work
 from policies import Policy, with_int8
-from policies.policy import settle_dtype
+from policies.dtype import settle_dtype
 from policies.pretrained.load import BUILT_IN
 from registry import UsageError
 from registry.command import command

@@ -372,7 +372,10 @@ class MathReasonVector(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         ]
 
     def _coin_seed(self, slot: int) -> int | None:
-        return None if self._deck is not None else self.np_random_seed[slot]
+        if self._deck is not None:
+            return None
+        self._rng(slot)
+        return self._seeds[slot]
 
     def _verdicts(self, finished: list[Ending]) -> list[Verdict]:
         """The verdict on each, or ``PENDING`` for one that is deferred."""

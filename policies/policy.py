@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from operator import attrgetter, index
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policies.dtype import compute_dtype, device_of, settle_dtype
 from policies.engine.ahead import Ahead
 from policies.engine.behavior import Behavior
 from policies.engine.decoder import CachedDecoder, Clock, UncachedDecoder
 from policies.engine.drafts import Drafter, LayerDrafts, Proposes, StoredDrafts
 from policies.engine.sampling import SamplingSpec
-from policies.model.compute import fast_dtype
 from policies.model.head import TrainableHead
 from policies.model.int8 import Int8Head, Int8Linear
 from policies.model.layers import GATES, LayerWeights, kept_weights, rms_norm, rotary_table
@@ -44,8 +42,8 @@ from policies.pretrained.adapters import (
     load_adapter_state_dict,
     merged_copy,
 )
-from policies.pretrained.architecture import Architecture, read_architecture
-from policies.pretrained.load import BUILT_IN, check_finite, folder_dtype, load_checkpoint, state_dtype
+from policies.pretrained.architecture import read_architecture
+from policies.pretrained.load import check_finite, load_checkpoint, state_dtype
 from policies.pretrained.reference import scored_states
 from policies.pretrained.selfcheck import agrees
 from policies.sharding import leads, most, split_matrices, whole_copy, whole_shape
@@ -53,10 +51,8 @@ from registry import UsageError
 
 _AHEAD = 16  # decode steps between two reads of a GPU, at most; on a CPU there is nothing to wait for
 _version = attrgetter("_version")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (prompt, tokens, mask): what a process computes where others have more to do, since gathering a weight takes all.
 _ONE_TOKEN = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1).bool()
-AUTO = "auto"
 
 
 class Policy:
@@ -102,7 +98,7 @@ class Policy:
         self.functional = True
         difference = self._difference()
         self.functional = not difference
-        self._use(torch.float32 if difference else _compute_dtype(dtype))  # transformers' layers have the weights' own
+        self._use(torch.float32 if difference else compute_dtype(dtype))  # transformers' layers have the weights' own
         if difference:
             warnings.warn(
                 f"the functional layers do not reproduce this checkpoint's transformers forward ({difference}): "
@@ -132,8 +128,8 @@ class Policy:
             )
 
     def check_length(self, longest: int, warn: bool = True) -> None:
-        """``check_length`` of the policy's architecture."""
-        check_length(self.architecture, longest, warn)
+        """``Architecture.check_length`` of the policy's."""
+        self.architecture.check_length(longest, warn)
 
     @classmethod
     def load(cls, name_or_path: str, device: str = "cpu", dtype: str | None = None) -> Policy:
@@ -148,10 +144,10 @@ class Policy:
         Raises:
             UsageError: no such folder, hub unreachable, unsupported architecture, unknown dtype or device.
         """
-        chosen, target = settle_dtype(dtype, name_or_path, device), _device(device)
+        chosen, target = settle_dtype(dtype, name_or_path, device), device_of(device)
         if target.type == "cuda" and not torch.cuda.is_available():
             raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
-        return cls(load_checkpoint(name_or_path, _compute_dtype(chosen)).to(target), chosen)
+        return cls(load_checkpoint(name_or_path, compute_dtype(chosen)).to(target), chosen)
 
     @property
     def num_layers(self) -> int:
@@ -498,66 +494,3 @@ class Policy:
             raise RuntimeError(
                 "the weights changed after the last refresh: call policy.refresh() after optimizer steps"
             )
-
-
-def check_length(a: Architecture, longest: int, warn: bool = True) -> None:
-    """Raise ``UsageError`` for sequences of more tokens than a model has positions for; where scaled rotary tables
-    reach that far, warn."""
-    if a.positions is None or a.reach is None or longest <= min(a.positions, a.reach):
-        return
-    if longest > a.reach:
-        raise UsageError(
-            f"sequences of {longest} tokens (max_prompt_tokens + max_new_tokens) go beyond the {a.reach} positions "
-            f"that this model serves{'' if a.static_rope else ' with one rotary table'}: lower one of the two"
-        )
-    if warn:
-        warnings.warn(
-            f"sequences of {longest} tokens go beyond the {a.positions} positions of the model's config; its "
-            f"scaled rotary table reaches to {a.reach}",
-            stacklevel=4,
-        )
-
-
-def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> str | None:
-    """``dtype`` as it is given; for ``auto`` the one that ``device`` is fastest in, which is told once on stderr. The
-    built-in model stays as it is by default, float32 (None), so that its numbers do not depend on the machine.
-
-    Raises:
-        UsageError: an unknown dtype, a device that is none.
-    """
-    if dtype != AUTO:
-        _compute_dtype(dtype)
-        return dtype
-    target = _device(device)
-    if name_or_path in BUILT_IN:
-        return None
-    chosen, why = fast_dtype(target)
-    _tell_dtype(chosen, why, rounds=chosen == "bfloat16" and folder_dtype(name_or_path) == "float32")
-    return chosen
-
-
-@cache
-def _tell_dtype(dtype: str, why: str, rounds: bool) -> None:
-    other = next(name for name in DTYPES if name != dtype)
-    loss = "; weights that config.json says are float32 are rounded to it" if rounds else ""
-    print(f"dtype={dtype}: {why}{loss}; dtype={other} is the other choice", file=sys.stderr)
-
-
-def _device(name: str) -> torch.device:
-    """Raises ``UsageError`` for what is neither a CPU nor an NVIDIA or AMD card: nothing was compared on others."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device={name!r} is not a torch device: use 'cpu' or 'cuda'") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(
-            f"device={name!r} is not supported: no computation here was compared with a processor's on such a device. "
-            "Use 'cpu', where the compiled kernels run, or 'cuda'"
-        )
-    return device
-
-
-def _compute_dtype(name: str | None) -> torch.dtype:
-    if name not in (None, *DTYPES):
-        raise UsageError(f"dtype={name!r} is unknown: use one of {', '.join((AUTO, *DTYPES))}")
-    return DTYPES[name or "float32"]

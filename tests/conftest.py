@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 @pytest.fixture(autouse=True)
 def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests compute the same on every machine: what ``dtype="auto"`` makes of a machine has tests of its own."""
-    monkeypatch.setattr("policies.policy.fast_dtype", lambda device: ("float32", "tests"))
+    monkeypatch.setattr("policies.dtype.fast_dtype", lambda device: ("float32", "tests"))
 
 
 @pytest.fixture(scope="session")

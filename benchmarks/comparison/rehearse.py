@@ -11,7 +11,7 @@ from benchmarks.comparison.grid import Arm
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.training import make_envs
 from envs.problems import check_source, load_problems
-from policies.policy import AUTO, check_length, settle_dtype
+from policies.dtype import AUTO, settle_dtype
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import BUILT_IN, load_config, locate
 from registry import skip_samplers, templates
@@ -54,7 +54,7 @@ def check_arguments(spec: RunSpec, hub: bool = True) -> None:
     if hub or spec.policy in BUILT_IN or Path(spec.policy).is_dir():
         config = load_config(spec.policy)
         longest = spec.env["max_prompt_tokens"] + spec.env["max_new_tokens"]
-        check_length(read_architecture(config), longest, warn=False)
+        read_architecture(config).check_length(longest, warn=False)
         if spec.policy not in BUILT_IN and env["tokenizer"] == spec.policy and env["vocab_size"] is None:
             env["vocab_size"] = int(config.vocab_size)
     if not hub and env["tokenizer"] != "builtin" and not Path(env["tokenizer"]).is_dir():

@@ -11,7 +11,7 @@ from agents.memory import GB, ModelSize, microbatch_budget, plan
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.measuring.table import Table
 from envs.task import TaskSpec
-from policies.policy import DTYPES
+from policies.dtype import DTYPES
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import load_config
 

@@ -17,7 +17,7 @@ from benchmarks.experiment.spec import OWN_FIELDS, EvaluationSpec, RunSpec, chec
 from envs import check_id
 from envs.shaping import whole_parts
 from envs.task import TaskSpec
-from policies.policy import AUTO, settle_dtype
+from policies.dtype import AUTO, settle_dtype
 from policies.pretrained.fingerprint import fingerprint
 from policies.pretrained.load import BUILT_IN
 from registry import UnknownField, UsageError, fields_of, parse_value, problem_sources, reward_parts

@@ -35,7 +35,6 @@ from benchmarks.experiment.summary import evaluation_rows, read_result, seconds_
 from benchmarks.measuring.durable import json_text, locked, read_rows, storage_errors, strict, write_whole
 from benchmarks.measuring.provenance import provenance
 from envs.task import TaskSpec
-from policies.policy import check_length
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.fingerprint import fingerprint
 from policies.pretrained.load import load_config
@@ -284,7 +283,7 @@ def make_agent(spec: RunSpec, weights: str | None = None) -> Any:
     if spec.policy != "tiny" and env.get("tokenizer") == spec.policy and env.get("vocab_size") is None:
         env["vocab_size"] = int(load_config(spec.policy).vocab_size)  # may be padded beyond the tokenizer
     longest = sum(env.get(name, getattr(TaskSpec, name)) for name in ("max_prompt_tokens", "max_new_tokens"))
-    check_length(read_architecture(load_config(weights or spec.policy)), longest, warn=False)  # before slots so long
+    read_architecture(load_config(weights or spec.policy)).check_length(longest, warn=False)  # before slots so long
     given: dict[str, Any] = {"policy": weights or spec.policy, "seed": spec.seed, "device": spec.device}
     envs = make_envs(env, arguments)
     try:

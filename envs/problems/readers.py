@@ -296,17 +296,17 @@ def _read_csv(path: Path) -> list[Row]:
             nameless = {n for n, name in enumerate(header) if not name.strip()}
             kept = [n for n in range(len(header)) if n not in nameless or len(nameless) == 1]
             check_distinct([header[n] for n in kept])
-            return [
-                {header[n]: values[n] if n < len(values) else None for n in kept}
-                for values in filter(None, reader)
-                if _fits(values, header, kept, reader.line_num)
-            ]
+            rows = []
+            for values in filter(None, reader):
+                _check_fit(values, header, kept, reader.line_num)
+                rows.append({header[n]: values[n] if n < len(values) else None for n in kept})
+            return rows
     finally:
         csv.field_size_limit(limit)
 
 
-def _fits(values: list[str], header: list[str], kept: list[int], line: int) -> bool:
-    """True; raises ``ValueError`` for values that no column of the ``kept`` ones would hold."""
+def _check_fit(values: list[str], header: list[str], kept: list[int], line: int) -> None:
+    """Raise ``ValueError`` for values that no column of the ``kept`` ones would hold."""
     if len(values) > len(header):
         raise ValueError(
             f"line {line} has {len(values)} values for {len(header)} columns; put a value that has a comma in double "
@@ -315,7 +315,6 @@ def _fits(values: list[str], header: list[str], kept: list[int], line: int) -> b
     lost = [value for n, value in enumerate(values) if n not in kept and value.strip()]
     if lost:
         raise ValueError(f"line {line} has {lost[0][:40]!r} in a column without a name; name it")
-    return True
 
 
 def _read_parquet(path: Path) -> list[Row]:

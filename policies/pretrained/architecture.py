@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,24 @@ class Architecture:
     positions: int | None = None
     reach: int | None = None
     ropes: tuple[str, ...] = ()
+
+    def check_length(self, longest: int, warn: bool = True) -> None:
+        """Raise ``UsageError`` for sequences of more tokens than there are positions for; where scaled rotary tables
+        reach that far, warn."""
+        if self.positions is None or self.reach is None or longest <= min(self.positions, self.reach):
+            return
+        if longest > self.reach:
+            by_one_table = "" if self.static_rope else " with one rotary table"
+            raise UsageError(
+                f"sequences of {longest} tokens (max_prompt_tokens + max_new_tokens) go beyond the {self.reach} "
+                f"positions that this model serves{by_one_table}: lower one of the two"
+            )
+        if warn:
+            warnings.warn(
+                f"sequences of {longest} tokens go beyond the {self.positions} positions of the model's config; its "
+                f"scaled rotary table reaches to {self.reach}",
+                stacklevel=4,
+            )
 
     @property
     def kv_width(self) -> int:

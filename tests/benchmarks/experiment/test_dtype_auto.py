@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import policies.policy as module
+import policies.dtype as module
 from agents import ReFT
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from policies import Policy
+from policies.dtype import settle_dtype
 from policies.model.compute import fast_dtype
-from policies.policy import settle_dtype
 from policies.pretrained.load import folder_dtype
 from registry import UsageError
 from tests.oracles.policy_checkpoints import random_model
