@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.native.build import build_library
+from policies.native.build import open_library
 from policies.native.calls import FLAG, FLOAT, INT, Memory, declare
 from policies.native.int8 import Int8Kernels
 from policies.native.packed import PackedLayout
@@ -213,7 +213,7 @@ def kernels() -> Kernels | None:
     if os.environ.get("NESTED_REFT_NATIVE", "1") == "0":
         return None
     try:
-        return Kernels(ctypes.CDLL(str(build_library())))
+        return Kernels(open_library())
     except (OSError, RuntimeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         warnings.warn(

@@ -13,7 +13,6 @@
 namespace {
 
 using bf16 = uint16_t;
-typedef bf16 EightHalves __attribute__((vector_size(16)));
 inline float bits_to_float(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
 inline uint32_t float_to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
 inline float load(float x) { return x; }
@@ -24,89 +23,87 @@ inline void save(bf16& to, float x) {  // round to nearest even
     to = static_cast<bf16>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-inline Eight load_eight(const float* x) { Eight v; std::memcpy(&v, x, sizeof v); return v; }
-inline Eight load_eight(const bf16* x) {
-    EightHalves v;
-    std::memcpy(&v, x, sizeof v);
-    return (Eight)(__builtin_convertvector(v, EightWords) << 16);
+template <typename V, typename T>
+inline V load_vector(const T* x) {
+    constexpr int count = sizeof(V) / 4;
+    if constexpr (std::is_class_v<V>) {
+        return {load_vector<typename V::Half>(x), load_vector<typename V::Half>(x + count / 2)};
+    } else if constexpr (sizeof(T) == 4) {
+        V v;
+        std::memcpy(&v, x, sizeof v);
+        return v;
+    } else {
+        typename Vector<bf16, count>::Type v;
+        std::memcpy(&v, x, sizeof v);
+        return (V)(__builtin_convertvector(v, Several<uint32_t, count>) << 16);
+    }
 }
-inline void save_eight(float* to, Eight x) { std::memcpy(to, &x, sizeof x); }
-inline void save_eight(bf16* to, Eight x) {
-    const EightWords u = (EightWords)x;
-    const EightHalves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, EightHalves);
-    std::memcpy(to, &h, sizeof h);
-}
-
-#ifdef __AVX512F__
-inline Lanes load_lanes(const float* x) { Lanes v; std::memcpy(&v, x, sizeof v); return v; }
-inline Words load_words(const uint32_t* x) { Words v; std::memcpy(&v, x, sizeof v); return v; }
-inline Lanes load_lanes(const bf16* x) {
-    typedef uint16_t Halves __attribute__((vector_size(32)));
-    Halves h;
-    std::memcpy(&h, x, sizeof h);
-    return (Lanes)(__builtin_convertvector(h, Words) << 16);
-}
-inline void save_lanes(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
-inline void save_lanes(bf16* to, Lanes x) {
+template <typename T, typename V>
+inline void save_vector(T* to, V x) {
+    constexpr int count = sizeof(V) / 4;
+    if constexpr (std::is_class_v<V>) {
+        save_vector(to, x.low);
+        save_vector(to + count / 2, x.high);
+    } else if constexpr (sizeof(T) == 4) {
+        std::memcpy(to, &x, sizeof x);
+    } else {
 #ifdef __AVX512BF16__
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)x));
-#else
-    typedef uint16_t Halves __attribute__((vector_size(32)));
-    const Words u = (Words)x;
-    const Halves h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, Halves);
-    std::memcpy(to, &h, sizeof h);
+        if constexpr (count == 16) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+            return;
+        }
 #endif
-}
-template <int C>
-inline void load_row(Lanes (&to)[C], const float* x) { std::memcpy(to, x, sizeof to); }
-template <int C>
-inline void save_row(float* to, const Lanes (&x)[C]) { std::memcpy(to, x, sizeof x); }
-template <typename F>
-inline Eight join_halves(Lanes x, F join) {
-    Eight h[2];
-    std::memcpy(h, &x, sizeof h);
-    return join(h[0], h[1]);
-}
-#else
-template <typename T>
-inline Lanes load_lanes(const T* x) { return {load_eight(x), load_eight(x + 8)}; }
-inline Words load_words(const uint32_t* x) {
-    Words v;
-    std::memcpy(&v.low, x, sizeof v.low);
-    std::memcpy(&v.high, x + 8, sizeof v.high);
-    return v;
+        const auto u = (Several<uint32_t, count>)x;
+        const auto h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, typename Vector<bf16, count>::Type);
+        std::memcpy(to, &h, sizeof h);
+    }
 }
 template <typename T>
-inline void save_lanes(T* to, Lanes x) { save_eight(to, x.low), save_eight(to + 8, x.high); }
+inline Eight load_eight(const T* x) { return load_vector<Eight>(x); }
+template <typename T>
+inline void save_eight(T* to, Eight x) { save_vector(to, x); }
+template <typename T>
+inline Lanes load_lanes(const T* x) { return load_vector<Lanes>(x); }
+template <typename T>
+inline void save_lanes(T* to, Lanes x) { save_vector(to, x); }
+inline Words load_words(const uint32_t* x) { return load_vector<Words>(x); }
 template <int C>
-inline void load_row(Lanes (&to)[C], const float* x) {  // copied whole, the halves would not stay in registers
+inline void load_row(Lanes (&to)[C], const float* x) {
+    if constexpr (std::is_class_v<Lanes>) {  // copied whole, halves would not stay in registers
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) to[c] = load_lanes(x + 16 * c);
+        for (int c = 0; c < C; ++c) to[c] = load_lanes(x + 16 * c);
+    } else {
+        std::memcpy(to, x, sizeof to);
+    }
 }
 template <int C>
 inline void save_row(float* to, const Lanes (&x)[C]) {
+    if constexpr (std::is_class_v<Lanes>) {
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) save_lanes(to + 16 * c, x[c]);
+        for (int c = 0; c < C; ++c) save_lanes(to + 16 * c, x[c]);
+    } else {
+        std::memcpy(to, x, sizeof x);
+    }
 }
-template <typename F>
-inline Eight join_halves(Lanes x, F join) { return join(x.low, x.high); }
-#endif
 
-template <typename F>
-inline float reduce_lanes(Lanes x, F join) {
-    typedef float Quarter __attribute__((vector_size(16)));
-    const Eight h = join_halves(x, join);
-    Quarter q[2];
-    std::memcpy(q, &h, sizeof q);
-    q[0] = join(q[0], q[1]);
-    return join(join(q[0][0], q[0][1]), join(q[0][2], q[0][3]));
+// `join` of all numbers, by halves.
+template <typename V, typename F>
+inline float reduced(V x, F join) {
+    if constexpr (std::is_class_v<V>) {
+        return reduced(join(x.low, x.high), join);
+    } else if constexpr (sizeof(V) > 16) {
+        typename Vector<float, sizeof(V) / 8>::Type half[2];
+        std::memcpy(half, &x, sizeof x);
+        return reduced(join(half[0], half[1]), join);
+    } else {
+        return join(join(x[0], x[1]), join(x[2], x[3]));
+    }
 }
 
 inline Lanes larger(Lanes a, Lanes b) { return choose(a > b, a, b); }
-inline float largest_lane(Lanes x) { return reduce_lanes(x, [](auto a, auto b) { return a > b ? a : b; }); }
-inline float sum_lanes(Lanes x) { return reduce_lanes(x, [](auto a, auto b) { return a + b; }); }
+inline float largest_lane(Lanes x) { return reduced(x, [](auto a, auto b) { return choose(a > b, a, b); }); }
+inline float sum_lanes(Lanes x) { return reduced(x, [](auto a, auto b) { return a + b; }); }
 
-inline float choose(bool which, float a, float b) { return which ? a : b; }
 inline int32_t rounded(float x) { return static_cast<int32_t>(x); }
 inline float float_of_bits(int32_t x) { return bits_to_float(static_cast<uint32_t>(x)); }
 inline Lanes float_of_bits(Integers x) { return (Lanes)x; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -18,7 +19,24 @@ SOURCES = tuple(
     for name in ("kernels", "attention", "packed_attention", "head", "update", "step", "int8")
 )
 _HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++17")
+# contract: clang, unlike gcc, fuses a product with a sum only where they stand in one expression
+_SPEED = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+
+
+def compiler_flags(system: str, machine: str) -> tuple[str, ...]:
+    """Of the C++ compiler that a ``platform.system()`` of a ``platform.machine()`` has."""
+    apple = system == "Darwin"  # whose compiler takes OpenMP's pragmas for a library that it comes without
+    target = "-mcpu=apple-m1" if apple and machine == "arm64" else "-march=native"  # every Mac with arm64 has these
+    return (*_SPEED, target, *(("-Xpreprocessor",) if apple else ()), "-fopenmp", "-std=c++17")
+
+
+def openmp_runtimes(system: str, torch_libraries: Path) -> list[Path]:
+    """torch's own OpenMP runtime, or there would be two thread pools spinning against each other."""
+    return sorted(torch_libraries.glob("libomp*" if system == "Darwin" else "libgomp*"))
+
+
+_LIBRARIES = Path(torch.__file__).parent / "lib"
+_FLAGS = compiler_flags(platform.system(), platform.machine())
 
 
 def _processor() -> str:
@@ -61,17 +79,29 @@ def build_library() -> Path:
     from torch.utils import cpp_extension
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    # torch's own OpenMP runtime, or there would be two thread pools spinning against each other
-    runtime = [str(path) for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")]
+    system = platform.system()
+    runtimes = [] if system == "Darwin" else list(map(str, openmp_runtimes(system, _LIBRARIES))) or ["-fopenmp"]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, _scripts_on_path():
         cpp_extension.load(
             name=target.stem,
             sources=[str(source) for source in SOURCES],
             extra_cflags=list(_FLAGS),
-            extra_ldflags=runtime or ["-fopenmp"],
+            extra_ldflags=runtimes,
             build_directory=folder,
             is_python_module=False,
             verbose=False,
         )
         os.replace(Path(folder) / target.name, target)
     return target
+
+
+def open_library() -> ctypes.CDLL:
+    """The library, built if need be.
+
+    The runtime that torch has for macOS calls itself by a path of the machine it was made on, where whatever is linked
+    with it would look for it: it is made known before instead, and torch's tooling lets symbols be found only then."""
+    path = build_library()
+    if platform.system() == "Darwin":
+        for runtime in openmp_runtimes("Darwin", _LIBRARIES):
+            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(path))

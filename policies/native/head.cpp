@@ -13,7 +13,7 @@
 #include "int8.h"
 #include "pick.h"
 
-#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2)
+#ifdef BYTES
 
 namespace {
 
@@ -155,7 +155,7 @@ inline void row_logits(const O& o, int64_t row, int64_t number, int valid, float
 
 }  // namespace
 
-#elif defined(BYTES_BY_AVX2)
+#elif defined(BYTES)
 
 namespace {
 
@@ -197,7 +197,7 @@ inline void row_logits(const ByteOperands& o, int64_t row, int64_t number, int v
 }  // namespace
 #endif
 
-#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2) || defined(__AVX512BF16__)
+#if defined(BYTES) || defined(__AVX512BF16__)
 
 namespace {
 
@@ -341,7 +341,7 @@ void nr_head_draw(const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, f
                   float*) {}
 #endif
 
-#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2)
+#ifdef BYTES
 // As nr_head_draw, of rows of bytes with a head of bytes (int8.cpp); column_scale is padded to whole panels.
 void nr_int8_head_draw(const int8_t* x, const float* row_scale, const int32_t* row_sum, const Apart* apart, const uint32_t* packed,
                        const float* column_scale, int64_t n, int64_t vocabulary, int64_t width, float temperature,

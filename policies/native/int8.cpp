@@ -1,10 +1,10 @@
 // Linear maps on bytes: each row is rotated by Hadamard matrices, which spreads its outliers, rounded to bytes with a scale
 // of its own, and multiplied with weights that were rotated and rounded alike (policies/model/int8.py).
 
-#include "int8_avx2.h"
 #include "int8_avx512.h"
+#include "int8_pairs.h"
 
-#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2)
+#ifdef BYTES
 
 namespace {
 
@@ -76,7 +76,7 @@ void nr_int8_pack(const float* weight, int64_t columns, int64_t k, int64_t block
             for (int64_t w = 0; w < words; ++w) {
                 uint32_t word;
                 std::memcpy(&word, bytes.data() + 4 * w, 4);
-                to[w * kPanel] = word ^ 0x80808080u;
+                to[w * kPanel] = word ^ kAdded * 0x01010101u;
             }
         }
     }

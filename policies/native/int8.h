@@ -1,7 +1,7 @@
 // Products of rows of signed bytes with panels of unsigned ones, accumulated exactly.
 //
-// A weight [columns][k] lies in panels of 32 columns, [panel][k / 4][32][4], 128 added to each of its bytes: the instruction
-// multiplies unsigned by signed. 128 times the sum of a row's bytes is taken off again.
+// A weight [columns][k] lies in panels of 32 columns, [panel][k / 4][32][4], 128 added to each of its bytes where the instruction
+// multiplies unsigned by signed (x86). 128 times the sum of a row's bytes is taken off again.
 #pragma once
 
 #include "products.h"
@@ -10,11 +10,20 @@
 #define BYTES_BY_AVX512
 #elif defined(__AVX2__) && !defined(__AVX512F__)
 #define BYTES_BY_AVX2
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define BYTES_BY_NEON
 #endif
 
-#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2)
+#if defined(BYTES_BY_AVX512) || defined(BYTES_BY_AVX2) || defined(BYTES_BY_NEON)
+#define BYTES
 
 namespace {
+
+#ifdef BYTES_BY_NEON
+constexpr int32_t kAdded = 0;
+#else
+constexpr int32_t kAdded = 128;
+#endif
 
 // Four bytes of a row that are multiplied with one word of a panel apart from the others.
 struct Apart {
@@ -59,13 +68,12 @@ inline void multiply_bytes(const ByteRows& x, int64_t row, const uint32_t* panel
 #ifdef BYTES_BY_AVX512
 template <int R>
 inline __m512 byte_sums(const ByteSums<R>& sums, const ByteRows& x, int64_t row, int r, int half) {
-    return _mm512_cvtepi32_ps((__m512i)(sums.of[r][half] - 128 * x.sum[row + r]));
+    return _mm512_cvtepi32_ps((__m512i)(sums.of[r][half] - kAdded * x.sum[row + r]));
 }
 #else
 template <int R>
 inline Lanes byte_sums(const ByteSums<R>& sums, const ByteRows& x, int64_t row, int r, int half) {
-    const Integers exact = sums.of[r][half] - 128 * x.sum[row + r];
-    return {__builtin_convertvector(exact.low, Eight), __builtin_convertvector(exact.high, Eight)};
+    return converted<Lanes>(sums.of[r][half] - kAdded * x.sum[row + r]);
 }
 #endif
 

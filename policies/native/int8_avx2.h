@@ -1,4 +1,4 @@
-// Rounding to bytes, and real numbers from their products, by AVX2.
+// Rotating by Hadamard matrices and rounding to bytes, by AVX2.
 #pragma once
 
 #include "int8.h"
@@ -14,23 +14,13 @@ inline Eight hadamard_of_eight(Eight a) {
     return (Eight)_mm256_permute2f128_ps((__m256)a, (__m256)a, 1) + a * Eight{1, 1, 1, 1, -1, -1, -1, -1};
 }
 
-// Count * 16 numbers times the Hadamard matrix of that size, whose entries are 1 and -1.
-template <int Count, typename T>
-inline void hadamard(const T* x, Lanes (&v)[Count]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < Count; ++i) {
-        const Lanes a = load_lanes(x + 16 * i);
-        const Eight low = hadamard_of_eight(a.low), high = hadamard_of_eight(a.high);
-        v[i] = {low + high, low - high};
-    }
-#pragma GCC unroll 4
-    for (int step = 1; step < Count; step *= 2)
-#pragma GCC unroll 4
-        for (int i = 0; i < Count; ++i)
-            if (!(i & step)) {
-                const Lanes a = v[i], b = v[i + step];
-                v[i] = a + b, v[i + step] = a - b;
-            }
+// Numbers as the nearest bytes, ties to even; the numbers.
+inline Integers round_to_bytes(Lanes x, int8_t* to) {
+    const __m256i low = _mm256_cvtps_epi32((__m256)x.low), high = _mm256_cvtps_epi32((__m256)x.high);
+    const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+    return {(Integers::Half)low, (Integers::Half)high};
 }
 
 // Halves the words of a row of bytes [k] whose products could exceed 16 bits; their other halves and number into `apart`.
@@ -59,64 +49,6 @@ inline void set_apart(int8_t* bytes, int64_t k, Apart* apart) {
     }
 #endif
     apart->word = count;
-}
-
-// A row [k] in blocks of Count * 16 numbers; `turned` [k] is scratch.
-template <int Count, typename T>
-void round_row(const T* x, int64_t k, float* turned, int8_t* to, float* scale, int32_t* sum) {
-    Lanes top = {};
-    for (int64_t begin = 0; begin < k; begin += 16 * Count) {
-        Lanes v[Count];
-        hadamard<Count>(x + begin, v);
-        for (int i = 0; i < Count; ++i) {
-            top = larger(top, larger(v[i], -v[i]));
-            save_lanes(turned + begin + 16 * i, v[i]);
-        }
-    }
-    const float largest = largest_lane(top), factor = largest > 0.0f ? 127.0f / largest : 0.0f;
-    EightIntegers total = {};
-    for (int64_t j = 0; j < k; j += 16) {
-        const Lanes real = load_lanes(turned + j) * factor;
-        const __m256i low = _mm256_cvtps_epi32((__m256)real.low), high = _mm256_cvtps_epi32((__m256)real.high);  // to nearest even
-        total += (EightIntegers)low + (EightIntegers)high;
-        const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
-        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + j), bytes);
-    }
-    *scale = largest / 127.0f / (16 * Count);
-    *sum = 0;
-    for (int i = 0; i < 8; ++i) *sum += total[i];
-}
-
-// The first `count` numbers at x, zeros after them.
-inline Lanes load_first(const float* x, int64_t count) {
-    if (count >= kLanes) return load_lanes(x);
-    float first[kLanes] = {};
-    std::memcpy(first, x, count * sizeof(float));
-    return load_lanes(first);
-}
-
-template <typename T>
-inline void save_first(T* to, Lanes x, int64_t count) {
-    if (count >= kLanes) return save_lanes(to, x);
-    T first[kLanes];
-    save_lanes(first, x);
-    std::memcpy(to, first, count * sizeof(T));
-}
-
-template <typename T, int R>
-void byte_tile(const ByteRows& x, int64_t row, const uint32_t* panel, int64_t first, const Columns& columns, T* out) {
-    ByteSums<R> sums;
-    multiply_bytes<R>(x, row, panel, &sums);
-    for (int half = 0; half < 2; ++half) {
-        const int64_t at = first + 16 * half, left = columns.count - at;
-        if (left <= 0) return;
-        const Lanes scale = load_first(columns.scale + at, left);
-        const Lanes bias = columns.bias ? load_first(columns.bias + at, left) : Lanes{};
-        for (int r = 0; r < R; ++r)
-            save_first(out + (row + r) * columns.count + at,
-                       byte_sums(sums, x, row, r, half) * x.scale[row + r] * scale + bias, left);
-    }
 }
 
 }  // namespace

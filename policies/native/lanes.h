@@ -3,74 +3,99 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#ifdef __AVX2__
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace {
-
-typedef float Eight __attribute__((vector_size(32)));
-typedef uint32_t EightWords __attribute__((vector_size(32)));
-typedef int32_t EightIntegers __attribute__((vector_size(32)));
 
 // The sizes that layouts in memory are made of; sizes.py mirrors the three, and a test compares them.
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPanel = 2 * kLanes;  // columns of a weight that lie together
 constexpr int64_t kBlock = kLanes;      // tokens of one head's keys and values that lie together
 
-#ifdef __AVX512F__
-
-constexpr int kRegisters = 32;  // of sixteen numbers each
-typedef float Lanes __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef int32_t Integers __attribute__((vector_size(64)));
-
-inline Integers counted() { return Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
-inline Lanes choose(Integers which, Lanes a, Lanes b) { return which ? a : b; }
-inline Integers rounded(Lanes x) { return __builtin_convertvector(x, Integers); }
-
+#if defined(__AVX512F__)
+constexpr int kWidest = 16, kRegisters = 32;  // numbers of a register, and registers of sixteen numbers each
+#elif defined(__AVX2__)
+constexpr int kWidest = 8, kRegisters = 8;
 #else
+constexpr int kWidest = 4, kRegisters = 8;
+#endif
 
-constexpr int kRegisters = 8;
+template <typename Number, int Count>
+struct Vector { typedef Number Type __attribute__((vector_size(Count * sizeof(Number)))); };
 
-// The compiler takes a vector that is wider than the processor's apart by way of memory, number by number; its two halves
-// stay in registers.
-template <typename Number>
-struct Sixteen {
-    typedef Number Half __attribute__((vector_size(32)));
+// The compiler takes a vector that is wider than the processor's apart by way of memory, number by number; its halves stay in
+// registers.
+template <typename Number, int Count>
+struct Pair;
+template <typename Number, int Count>
+using Several = typename std::conditional_t<Count <= kWidest, Vector<Number, Count>, Pair<Number, Count>>::Type;
+
+template <typename V, typename Number>
+inline V all(Number x) {
+    if constexpr (std::is_class_v<V>) return V(x);
+    else return x - V{};
+}
+
+template <typename Number, int Count>
+struct Pair {
+    using Type = Pair;
+    using Half = Several<Number, Count / 2>;
+    using Which = Several<int32_t, Count>;
     Half low, high;
 
-    Sixteen() = default;
-    Sixteen(Number x) : low(x - Half{}), high(x - Half{}) {}
-    Sixteen(Half low, Half high) : low(low), high(high) {}
+    Pair() = default;
+    Pair(Number x) : low(all<Half>(x)), high(all<Half>(x)) {}
+    Pair(Half low, Half high) : low(low), high(high) {}
     template <typename Other>
-    explicit Sixteen(const Sixteen<Other>& bits) : low((Half)bits.low), high((Half)bits.high) {}
+    explicit Pair(const Pair<Other, Count>& bits) : low((Half)bits.low), high((Half)bits.high) {}
 
-    Sixteen operator-() const { return {-low, -high}; }
-    friend Sixteen operator+(Sixteen a, Sixteen b) { return {a.low + b.low, a.high + b.high}; }
-    friend Sixteen operator-(Sixteen a, Sixteen b) { return {a.low - b.low, a.high - b.high}; }
-    friend Sixteen operator*(Sixteen a, Sixteen b) { return {a.low * b.low, a.high * b.high}; }
-    friend Sixteen operator/(Sixteen a, Sixteen b) { return {a.low / b.low, a.high / b.high}; }
-    friend Sixteen operator&(Sixteen a, Sixteen b) { return {a.low & b.low, a.high & b.high}; }
-    friend Sixteen operator<<(Sixteen a, int bits) { return {a.low << bits, a.high << bits}; }
-    friend Sixteen<int32_t> operator<(Sixteen a, Sixteen b) { return {a.low < b.low, a.high < b.high}; }
-    friend Sixteen<int32_t> operator>(Sixteen a, Sixteen b) { return {a.low > b.low, a.high > b.high}; }
-    friend Sixteen<int32_t> operator>=(Sixteen a, Sixteen b) { return {a.low >= b.low, a.high >= b.high}; }
-    Sixteen& operator+=(Sixteen x) { return *this = *this + x; }
+    Pair operator-() const { return {-low, -high}; }
+    friend Pair operator+(Pair a, Pair b) { return {a.low + b.low, a.high + b.high}; }
+    friend Pair operator-(Pair a, Pair b) { return {a.low - b.low, a.high - b.high}; }
+    friend Pair operator*(Pair a, Pair b) { return {a.low * b.low, a.high * b.high}; }
+    friend Pair operator/(Pair a, Pair b) { return {a.low / b.low, a.high / b.high}; }
+    friend Pair operator&(Pair a, Pair b) { return {a.low & b.low, a.high & b.high}; }
+    friend Pair operator<<(Pair a, int bits) { return {a.low << bits, a.high << bits}; }
+    friend Which operator<(Pair a, Pair b) { return {a.low < b.low, a.high < b.high}; }
+    friend Which operator>(Pair a, Pair b) { return {a.low > b.low, a.high > b.high}; }
+    friend Which operator>=(Pair a, Pair b) { return {a.low >= b.low, a.high >= b.high}; }
+    Pair& operator+=(Pair x) { return *this = *this + x; }
+    Pair& operator*=(Pair x) { return *this = *this * x; }
 };
 
-using Lanes = Sixteen<float>;
-using Words = Sixteen<uint32_t>;
-using Integers = Sixteen<int32_t>;
+using Eight = Several<float, 8>;
+using Lanes = Several<float, 16>;
+using Words = Several<uint32_t, 16>;
+using Integers = Several<int32_t, 16>;
 
-inline Integers counted() { return {EightIntegers{0, 1, 2, 3, 4, 5, 6, 7}, EightIntegers{8, 9, 10, 11, 12, 13, 14, 15}}; }
-inline Lanes choose(Integers which, Lanes a, Lanes b) {
-    return {which.low ? a.low : b.low, which.high ? a.high : b.high};
+// V's numbers from `first` on, each one more than that before it.
+template <typename V>
+inline V counted(int32_t first = 0) {
+    if constexpr (std::is_class_v<V>) return {counted<typename V::Half>(first), counted<typename V::Half>(first + sizeof(V) / 8)};
+    else if constexpr (sizeof(V) == 64) return V{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + first;
+    else if constexpr (sizeof(V) == 32) return V{0, 1, 2, 3, 4, 5, 6, 7} + first;
+    else return V{0, 1, 2, 3} + first;
 }
-inline Integers rounded(Lanes x) {
-    return {__builtin_convertvector(x.low, EightIntegers), __builtin_convertvector(x.high, EightIntegers)};
+inline Integers counted() { return counted<Integers>(); }
+
+template <typename Which, typename V>
+inline V choose(Which which, V a, V b) {
+    if constexpr (std::is_class_v<V>) return {choose(which.low, a.low, b.low), choose(which.high, a.high, b.high)};
+    else return which ? a : b;
 }
 
-#endif
+// Each number as one of another type.
+template <typename To, typename V>
+inline To converted(V x) {
+    if constexpr (std::is_class_v<V>) return {converted<typename To::Half>(x.low), converted<typename To::Half>(x.high)};
+    else return __builtin_convertvector(x, To);
+}
+inline Integers rounded(Lanes x) { return converted<Integers>(x); }
+
 }  // namespace

@@ -1,12 +1,11 @@
 // A whole decode step, or a prompt's keys and values, for models whose weights stay in a core's reach: a thread takes some
 // rows through all layers, so that there is one call and one barrier a step and activations never leave the core.
 
-#include <omp.h>
-
 #include "attend.h"
 #include "norms.h"
 #include "pick.h"
 #include "products.h"
+#include "threads.h"
 
 namespace {
 

@@ -1,8 +1,7 @@
 // An update's norms and gates, forward and backward, one pass over their data each, and its float32 products.
 
-#include <omp.h>
-
 #include "norms.h"
+#include "threads.h"
 #include "tiles.h"
 
 namespace {

@@ -35,11 +35,11 @@ inline Integers multiply_add<int8_t>(Integers sum, uint32_t a, Words b) {  // th
     return (Integers)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, _mm512_set1_epi32(static_cast<int>(a)));
 }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-inline EightIntegers multiply_add_half(EightIntegers sum, __m256i a, EightWords b) {
+inline Integers::Half multiply_add_half(Integers::Half sum, __m256i a, Words::Half b) {
 #ifdef __AVXVNNI__
-    return (EightIntegers)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)b, a);
+    return (Integers::Half)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)b, a);
 #else  // the first of two instructions adds two products in 16 bits: int8.h sees to it that they have room there
-    sum += (EightIntegers)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)b, a), _mm256_set1_epi16(1));
+    sum += (Integers::Half)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)b, a), _mm256_set1_epi16(1));
     asm("" : "+x"(sum));  // the compiler would add in another order, for which the registers are too few
     return sum;
 #endif
@@ -48,6 +48,16 @@ template <>
 inline Integers multiply_add<int8_t>(Integers sum, uint32_t a, Words b) {
     const __m256i factor = _mm256_set1_epi32(static_cast<int>(a));
     return {multiply_add_half(sum.low, factor, b.low), multiply_add_half(sum.high, factor, b.high)};
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+template <typename V, typename W>
+inline V multiply_add_parts(V sum, int8x16_t a, W b) {
+    if constexpr (std::is_class_v<V>) return {multiply_add_parts(sum.low, a, b.low), multiply_add_parts(sum.high, a, b.high)};
+    else return (V)vdotq_s32((int32x4_t)sum, (int8x16_t)b, a);
+}
+template <>
+inline Integers multiply_add<int8_t>(Integers sum, uint32_t a, Words b) {  // all bytes are signed
+    return multiply_add_parts(sum, (int8x16_t)vdupq_n_u32(a), b);
 }
 #endif
 
