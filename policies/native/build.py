@@ -100,8 +100,7 @@ def open_library() -> ctypes.CDLL:
 
     The runtime that torch has for macOS calls itself by a path of the machine it was made on, where whatever is linked
     with it would look for it: it is made known before instead, and torch's tooling lets symbols be found only then."""
-    path = build_library()
     if platform.system() == "Darwin":
         for runtime in openmp_runtimes("Darwin", _LIBRARIES):
             ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(path))
+    return ctypes.CDLL(str(build_library()))  # torch's tooling opens what it has built, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,17 @@ def test_a_mac_with_an_intel_processor_and_linux_build_for_their_own():
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="of Linux")
+def test_on_a_mac_the_runtime_is_known_before_the_library_is_built_and_opened(monkeypatch, tmp_path):
+    (tmp_path / "libomp.dylib").touch()
+    steps = []
+    monkeypatch.setattr(build, "_LIBRARIES", tmp_path)
+    monkeypatch.setattr(build.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(build, "build_library", lambda: steps.append("built") or tmp_path / "kernels.so")
+    monkeypatch.setattr(build.ctypes, "CDLL", lambda path, mode=None: steps.append((Path(path).name, mode)))
+    build.open_library()
+    assert steps == [("libomp.dylib", ctypes.RTLD_GLOBAL), "built", ("kernels.so", None)]
+
+
 def test_there_is_one_openmp_runtime():
     code = "from policies.native import kernels; assert kernels(); print(open('/proc/self/maps').read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
