@@ -32,7 +32,7 @@ _c = ctypes.CDLL(None)
 for _name, _count in (("malloc", 1), ("free", 1), ("memmove", 3), ("memset", 3)):
     getattr(_c, _name).argtypes = [ctypes.c_size_t] * _count
     getattr(_c, _name).restype = ctypes.c_size_t
-# What the library calls: how many whole numbers it gives, or the type of the one real number.
+# What the kernels call, after how many whole numbers it is given, or the type of its one real number.
 CALLED: dict[str, tuple[int | type, Callable[..., Any]]] = {
     "_Znwm": (1, _c.malloc),
     "_ZdlPv": (1, _c.free),
@@ -53,8 +53,8 @@ _REAL = [getattr(arm, f"UC_ARM64_REG_D{i}") for i in range(8)]
 class Function:
     """A function of the library, called as ctypes calls one."""
 
-    def __init__(self, library: Library, address: int) -> None:
-        self.library, self.address = library, address
+    def __init__(self, loaded: Library, address: int) -> None:
+        self._loaded, self._address = loaded, address
         self.argtypes: list[Any] = []
         self.restype: Any = ctypes.c_int
 
@@ -65,7 +65,7 @@ class Function:
                 real.append(int(np.float32(value).view(np.uint32)))
             else:
                 whole.append(_whole(kind, value))
-        result = self.library.call(self.address, whole, real)
+        result = self._loaded.call(self._address, whole, real)
         return None if self.restype is None else result
 
 
