@@ -67,12 +67,11 @@ def test_a_batch_with_hangs_gets_every_other_verdict() -> None:
 
 @pytest.mark.usefixtures("fresh")
 def test_submit_does_not_wait() -> None:
-    judge = Verifier(deadline=0.3)
-    start = time.perf_counter()
+    judge = Verifier(deadline=2.0)
     hanging = judge.submit(*HANGS)
     settled = judge.submit("\\boxed{5}", "5")
     assert settled.done() and settled.result().reward == 1.0
-    assert time.perf_counter() - start < 0.2
+    assert not hanging.done()
     assert hanging.result().status == "timeout"
 
 
