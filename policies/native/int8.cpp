@@ -1,8 +1,7 @@
 // Linear maps on bytes: each row is rotated by Hadamard matrices, which spreads its outliers, rounded to bytes with a scale
 // of its own, and multiplied with weights that were rotated and rounded alike (policies/model/int8.py).
 
-#include "int8_avx512.h"
-#include "int8_pairs.h"
+#include "int8_rows.h"
 
 #ifdef BYTES
 

@@ -65,17 +65,10 @@ inline void multiply_bytes(const ByteRows& x, int64_t row, const uint32_t* panel
 }
 
 // What a row's sums stand for, but for the scales.
-#ifdef BYTES_BY_AVX512
-template <int R>
-inline __m512 byte_sums(const ByteSums<R>& sums, const ByteRows& x, int64_t row, int r, int half) {
-    return _mm512_cvtepi32_ps((__m512i)(sums.of[r][half] - kAdded * x.sum[row + r]));
-}
-#else
 template <int R>
 inline Lanes byte_sums(const ByteSums<R>& sums, const ByteRows& x, int64_t row, int r, int half) {
     return converted<Lanes>(sums.of[r][half] - kAdded * x.sum[row + r]);
 }
-#endif
 
 }  // namespace
 #endif

@@ -7,8 +7,8 @@
 
 namespace {
 
-// Eight numbers times the Hadamard matrix of that size: a + b in the lower and a - b in the higher of each pair of places
-inline Eight hadamard_of_eight(Eight a) {
+// a + b in the lower and a - b in the higher of each pair of places
+inline Eight hadamard_of_register(Eight a) {
     a = (Eight)_mm256_permute_ps((__m256)a, 0xb1) + a * Eight{1, -1, 1, -1, 1, -1, 1, -1};
     a = (Eight)_mm256_permute_ps((__m256)a, 0x4e) + a * Eight{1, 1, -1, -1, 1, 1, -1, -1};
     return (Eight)_mm256_permute2f128_ps((__m256)a, (__m256)a, 1) + a * Eight{1, 1, 1, 1, -1, -1, -1, -1};

@@ -7,15 +7,10 @@
 
 namespace {
 
-inline Eight::Half hadamard_of_four(Eight::Half a) {
+// a + b in the lower and a - b in the higher of each pair of places
+inline Eight::Half hadamard_of_register(Eight::Half a) {
     a = (Eight::Half)vrev64q_f32((float32x4_t)a) + a * Eight::Half{1, -1, 1, -1};
     return (Eight::Half)vextq_f32((float32x4_t)a, (float32x4_t)a, 2) + a * Eight::Half{1, 1, -1, -1};
-}
-
-// Eight numbers times the Hadamard matrix of that size: a + b in the lower and a - b in the higher of each pair of places
-inline Eight hadamard_of_eight(Eight a) {
-    const auto low = hadamard_of_four(a.low), high = hadamard_of_four(a.high);
-    return {high + low, low - high};
 }
 
 inline int16x8_t round_to_shorts(Eight x, Integers::Half& numbers) {

@@ -1,22 +1,30 @@
-// Rounding to bytes, and real numbers from their products, on pairs of vectors.
+// Rounding rows to bytes, and real numbers from the products of bytes.
 #pragma once
 
 #include "int8_avx2.h"
+#include "int8_avx512.h"
 #include "int8_neon.h"
 
-#if defined(BYTES_BY_AVX2) || defined(BYTES_BY_NEON)
+#ifdef BYTES
 
 namespace {
 
-// Count * 16 numbers times the Hadamard matrix of that size, whose entries are 1 and -1.
+// V's numbers times the Hadamard matrix of that size, whose entries are 1 and -1.
+template <typename V>
+inline V hadamard(V a) {
+    if constexpr (std::is_class_v<V>) {
+        const auto low = hadamard(a.low), high = hadamard(a.high);
+        return {low + high, low - high};
+    } else {
+        return hadamard_of_register(a);
+    }
+}
+
+// Count * 16 numbers times the matrix of that size.
 template <int Count, typename T>
 inline void hadamard(const T* x, Lanes (&v)[Count]) {
 #pragma GCC unroll 4
-    for (int i = 0; i < Count; ++i) {
-        const Lanes a = load_lanes(x + 16 * i);
-        const Eight low = hadamard_of_eight(a.low), high = hadamard_of_eight(a.high);
-        v[i] = {low + high, low - high};
-    }
+    for (int i = 0; i < Count; ++i) v[i] = hadamard(load_lanes(x + 16 * i));
 #pragma GCC unroll 4
     for (int step = 1; step < Count; step *= 2)
 #pragma GCC unroll 4
@@ -27,6 +35,8 @@ inline void hadamard(const T* x, Lanes (&v)[Count]) {
             }
 }
 
+inline Lanes magnitude(Lanes x) { return (Lanes)((Words)x & 0x7fffffffu); }
+
 // A row [k] in blocks of Count * 16 numbers; `turned` [k] is scratch.
 template <int Count, typename T>
 void round_row(const T* x, int64_t k, float* turned, int8_t* to, float* scale, int32_t* sum) {
@@ -35,7 +45,7 @@ void round_row(const T* x, int64_t k, float* turned, int8_t* to, float* scale, i
         Lanes v[Count];
         hadamard<Count>(x + begin, v);
         for (int i = 0; i < Count; ++i) {
-            top = larger(top, larger(v[i], -v[i]));
+            top = larger(top, magnitude(v[i]));
             save_lanes(turned + begin + 16 * i, v[i]);
         }
     }
