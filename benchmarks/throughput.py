@@ -73,7 +73,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--vllm", metavar="PYTHON", help="also vLLM, in the environment of this interpreter")
     options.add_argument("--openvino", metavar="PYTHON", help="also OpenVINO GenAI, likewise (a CPU's)")
     options.add_argument("--iteration", action="store_true", help="also a whole GRPO iteration")
-    options.add_argument("--trl", action="store_true", help="also a whole GRPO iteration against TRL's (needs trl)")
+    options.add_argument(
+        "--trl",
+        action="store_true",
+        help="also a whole GRPO iteration against TRL's (needs trl), with --vllm also where vLLM writes it",
+    )
     options.add_argument("--workload", choices=("forced", "natural", "both", "none"), help="lengths")
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
     options.add_argument("--quick", action="store_true", help="under three minutes: 3 pairs, skips 0, 2, 4, less work")
@@ -218,17 +222,21 @@ def iteration_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict
             ours()
         yield iteration_row(name, ours, ours, options.pairs, "itself")
         return
-    theirs = TrlProcess(options)
-    try:
-        for _ in range(WARM_UPS):  # without trl, the first says so at once
-            theirs()
-        for title, rollout_dtype in ((name, None), (f"{name}, int8 rollouts", "int8")):
-            ours = OurIteration(policy, work, rollout_dtype)
-            for _ in range(WARM_UPS):
-                ours()
-            yield iteration_row(title, ours, theirs, min(options.pairs, 4), "TRL's GRPOTrainer step")
-    finally:
-        theirs.close()
+    peers = {"TRL's GRPOTrainer step": ""}
+    if options.vllm:
+        peers["TRL's GRPOTrainer step, vLLM writes"] = options.vllm
+    for against, python in peers.items():
+        theirs = TrlProcess(options, python)
+        try:
+            for _ in range(WARM_UPS):  # without trl, the first says so at once
+                theirs()
+            for title, rollout_dtype in ((name, None), (f"{name}, int8 rollouts", "int8")):
+                ours = OurIteration(policy, work, rollout_dtype)
+                for _ in range(WARM_UPS):
+                    ours()
+                yield iteration_row(title, ours, theirs, min(options.pairs, 4), against)
+        finally:
+            theirs.close()
 
 
 def iteration_row(name: str, ours: Any, theirs: Callable[[], Block], pairs: int, against: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ default multiplies a completion by the ratio of all its tokens, which is near 0 
 
 With ``use_vllm=True`` the engine holds a model of as many layers as the sampler keeps, and every batch sends it the
 weights of another subset. A server's engine (``vllm_mode="server"``) has to be started with such a model, a folder that
-``policies.pretrained.nested_checkpoint.save_nested`` writes. None of this has run on vLLM itself yet.
+``policies.pretrained.nested_checkpoint.save_nested`` writes. Tried with vLLM in the same process on a CPU, where a
+model's heads need 32 channels or more; not with a server, nor on a GPU.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from policies.pretrained.nested_checkpoint import (
     whole_layers,
 )
 from registry import UsageError, skip_samplers
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def nested(trainer: type, sampler: str | SkipSampler = "uniform", **fields: Any) -> type:
@@ -209,9 +212,10 @@ class NestedEngine:
         if engine.mode == "server":
             return super()._init_vllm()  # type: ignore[misc]
         model, name = engine.model, engine.model.name_or_path
+        config = load_config(name)  # the folder's own has the dtype that vLLM takes, which the trainer's may not
+        config.tie_word_embeddings &= not self._head_is_apart
         with tempfile.TemporaryDirectory(prefix="nested-") as folder:
-            # The folder's own config has the dtype that vLLM takes, which the trainer's may not.
-            save_nested(load_config(name), super()._iter_named_params(), self.layers, folder)  # type: ignore[misc]
+            save_nested(config, self._all_params(), self.layers, folder)
             engine.processing_class.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
             model.name_or_path = folder
@@ -220,8 +224,36 @@ class NestedEngine:
             finally:
                 model.name_or_path = name
 
+    def sync_weights(self) -> None:
+        """TRL's. What a CPU's kernels read is packed, and vLLM's reload alone packs it again."""
+        engine: Any = self
+        if not self._is_packed:
+            return super().sync_weights()  # type: ignore[misc]
+        engine.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._iter_named_params()})
+        engine.llm.reset_prefix_cache()
+
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-        return nested_weights(super()._iter_named_params(), self.layers)  # type: ignore[misc]
+        return nested_weights(self._all_params(), self.layers)
+
+    def _all_params(self) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in super()._iter_named_params():  # type: ignore[misc]
+            yield name, weight
+            if name == EMBEDDING and self._head_is_apart:
+                yield HEAD, weight.clone()
+
+    @property
+    def _is_packed(self) -> bool:
+        """Whether the engine is in this process, on a CPU."""
+        from vllm.platforms import current_platform
+
+        engine: Any = self
+        return engine.mode == "colocate" and current_platform.is_cpu()
+
+    @property
+    def _head_is_apart(self) -> bool:
+        """Whether a head that is the embedding is another tensor in the engine: a reload packs no tied one again."""
+        engine: Any = self
+        return engine.model.config.tie_word_embeddings and self._is_packed
 
 
 @contextmanager

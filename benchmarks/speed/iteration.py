@@ -37,10 +37,10 @@ class OurIteration:
     def __call__(self) -> Block:
         """The next iteration; the noise floor, which other iterations measure beside, is not part of it."""
         self.agent.iteration = max(1, self.agent.iteration % 10)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         metrics = self.agent.iterate()
         self.used = int(metrics["sequences_used"])
-        return Block(int(metrics["tokens"]), time.perf_counter() - began)
+        return Block(int(metrics["tokens"]), time.perf_counter() - began, time.process_time() - busy)
 
     def product_seconds(self) -> float:
         """What the matrix products of such an iteration take by themselves: the rollout's, and the update's of as many

@@ -19,6 +19,13 @@ from policies import Policy
 from policies.vllm import checkpoint
 from registry import UsageError
 
+OF_VLLM = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or one core is left idle
+}
+
 
 class BlockProcess:
     """A child that works off a block for each line of its standard input and tells it by a line of JSON.
@@ -113,7 +120,4 @@ class EngineProcess(BlockProcess):
 
 
 def _environment() -> dict[str, str]:
-    threads = str(torch.get_num_threads())
-    of_vllm = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    of_vllm |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # or one core is left idle
-    return {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", **of_vllm}
+    return {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", **OF_VLLM}

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.measuring.pairing import Block
 from benchmarks.speed.iteration import LEARNING_RATE
-from benchmarks.speed.process import BlockProcess
+from benchmarks.speed.process import OF_VLLM, BlockProcess
 from benchmarks.speed.transformers_generate import Generate
 from benchmarks.speed.work import Work, iteration_work
 from policies import Policy
@@ -22,9 +25,15 @@ from registry import UsageError
 
 
 class TrlIteration:
-    """A training step of TRL's GRPOTrainer, timed from its beginning to the end of its optimizer step."""
+    """A training step of TRL's GRPOTrainer, timed from its beginning to the end of its optimizer step.
 
-    def __init__(self, policy: Policy, work: Work) -> None:
+    Args:
+        policy: the model.
+        work: its prompts, G and lengths.
+        vllm: whether vLLM writes, in the same process, rather than ``generate``.
+    """
+
+    def __init__(self, policy: Policy, work: Work, vllm: bool = False) -> None:
         try:
             from trl import GRPOConfig, GRPOTrainer
         except ImportError as error:
@@ -35,14 +44,17 @@ class TrlIteration:
         tokenizer = work.env.unwrapped.task.tokenizer
         texts = [tokenizer.decode(work.prompt(problem)) for problem in work.problems]
         completions = len(texts) * work.group_size
-        clock = self._clock = [0.0, 0.0]
+        longest = max(len(work.prompt(problem)) for problem in work.problems) + work.new_tokens
+        forced = {"min_tokens": work.new_tokens, "ignore_eos": True} if vllm else {"min_new_tokens": work.new_tokens}
+        clock: dict[str, Any] = {}
+        self._clock = clock
 
         class Clock(TrainerCallback):
             def on_step_begin(self, *_: Any, **__: Any) -> None:
-                clock[0] = time.perf_counter()
+                clock["begun"] = np.array([time.perf_counter(), time.process_time()])
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                clock[1] = time.perf_counter()
+                clock["ended"] = np.array([time.perf_counter(), time.process_time()])
 
         settings = GRPOConfig(
             output_dir=tempfile.mkdtemp(),
@@ -50,7 +62,10 @@ class TrlIteration:
             per_device_train_batch_size=completions,
             num_generations=work.group_size,
             max_completion_length=work.new_tokens,
-            generation_kwargs={"min_new_tokens": work.new_tokens},
+            generation_kwargs=forced,
+            use_vllm=vllm,
+            vllm_mode="colocate",
+            vllm_max_model_length=longest + 1,
             temperature=1.0,
             beta=0.0,
             max_steps=1,
@@ -66,7 +81,12 @@ class TrlIteration:
         def flip(completions: list[Any], **_: Any) -> list[float | None]:
             return [float(coin.random() < 0.5) for _ in completions]
 
-        self.trainer = GRPOTrainer(
+        kind: Any = GRPOTrainer
+        if vllm:  # all layers; a CPU's engine gets new weights by the nested trainer alone
+            from integrations.trl_nested import nested
+
+            kind = nested(GRPOTrainer, "full")
+        self.trainer = kind(
             model=Generate(policy, work, 1).model.train(),
             args=settings,
             reward_funcs=flip,
@@ -79,7 +99,7 @@ class TrlIteration:
     def __call__(self) -> Block:
         """One step; making the data loader and the optimizer anew is not counted."""
         self.trainer.train()
-        return Block(self.tokens, self._clock[1] - self._clock[0])
+        return Block(self.tokens, *(self._clock["ended"] - self._clock["begun"]).tolist())
 
 
 class TrlProcess(BlockProcess):
@@ -87,14 +107,38 @@ class TrlProcess(BlockProcess):
 
     Args:
         options: of ``benchmarks.throughput``; the work is that of ``iteration_work``.
+        vllm: an interpreter that has vLLM, TRL and this project; vLLM then writes.
+
+    Raises:
+        UsageError: it lacks one of them.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, vllm: str = "") -> None:
         names = ("policy", "device", "dtype", "problems", "split", "template", "group_size", "new_tokens")
         given = {name: getattr(options, name) for name in names}
         given |= {"trl": True, "prompts": 8, "threads": torch.get_num_threads()}
-        command = [sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)]
-        super().__init__("TRL", command, {"NESTED_REFT_NATIVE": "0"})
+        given |= {"vllm": bool(vllm)}
+        variables = {"NESTED_REFT_NATIVE": "0"}
+        if vllm:
+            _check(vllm)
+            variables |= OF_VLLM | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+            variables |= {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GB; TRL's default share of the memory is most of it here
+        command = [vllm or sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)]
+        super().__init__("TRL", command, variables)
+
+
+def _check(python: str) -> None:
+    modules = ("vllm", "trl", "benchmarks.speed.trl")
+    look = f"from importlib.util import find_spec; print(*[one for one in {modules} if not find_spec(one)])"
+    try:
+        done = subprocess.run([python, "-c", look], capture_output=True, text=True)
+    except OSError as error:
+        raise UsageError(f"--vllm {python} cannot be started ({error.strerror}): name a Python") from None
+    if lacking := done.stdout.split() or done.stderr.split()[-1:]:
+        raise UsageError(
+            f"--trl --vllm {python}: TRL's step with vLLM needs {', '.join(lacking)} there: "
+            f"{python} -m pip install -e '.[trl]' in this project's folder, beside vLLM"
+        )
 
 
 def main(arguments: list[str]) -> int:
@@ -104,13 +148,13 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(options.threads)
     try:
         policy = Policy.load(options.policy, options.device, options.dtype)
-        step = TrlIteration(policy, iteration_work(options, policy))
+        step = TrlIteration(policy, iteration_work(options, policy), options.vllm)
     except UsageError as error:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)
         return 2
     for _ in sys.stdin:
         block = step()
-        print(json.dumps({"tokens": block.tokens, "seconds": block.seconds}), file=answers, flush=True)
+        print(json.dumps(asdict(block)), file=answers, flush=True)
     return 0
 
 
