@@ -7,6 +7,9 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from policies.pretrained.nested_checkpoint import nested_config
 from registry import UsageError
@@ -139,6 +142,91 @@ class TestRefused:
     def test_no_step(self, module: Any) -> None:
         with pytest.raises(UsageError, match="global_steps"):
             update(adapter(module), None)
+
+
+VERL = """
+import asyncio, importlib, json, os, sys
+from types import SimpleNamespace
+import ray, torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from verl.plugin.platform import set_platform
+from verl.plugin.platform.platform_cuda import PlatformCUDA
+from verl.workers.config import HFModelConfig, RolloutConfig
+from verl.workers.rollout.base import get_rollout_class
+
+FOLDER, KEPT, STEPS = sys.argv[1], 4, 6
+
+def compute_on_cpu():
+    idle = SimpleNamespace(synchronize=lambda: None, empty_cache=lambda: None)
+    class OnCPU(PlatformCUDA):
+        device_name = "cpu"
+        @property
+        def device_module(self):
+            return idle
+        def is_ipc_supported(self):
+            return False
+    set_platform(OnCPU())
+
+@ray.remote
+class Server:
+    def __init__(self, handle):
+        from policies.pretrained.nested_checkpoint import nested_config
+        compute_on_cpu()
+        whole = AutoModelForCausalLM.from_pretrained(FOLDER)
+        self.model = AutoModelForCausalLM.from_config(nested_config(whole.config, tuple(range(KEPT))))
+        self.handle, self.told = handle, []
+    def collective_rpc(self, method, timeout, args, kwargs):
+        from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+        self.told.append(method)
+        receiver = BucketedWeightReceiver(self.handle, torch.device("cpu"), use_shm=kwargs["use_shm"])
+        receiver.receive_weights(lambda weights, is_last: self.model.load_state_dict(dict(weights), strict=False))
+    def clear_kv_cache(self):
+        self.told.append("clear_kv_cache")
+    def set_global_steps(self, step):
+        self.told.append(step)
+    def state(self):
+        return self.model.state_dict(), self.told
+
+compute_on_cpu()
+importlib.import_module("integrations.verl_nested")
+overrides = {"vllm": {"hf_overrides": {"num_hidden_layers": KEPT}}}
+kind = get_rollout_class("vllm", "async")
+ray.init(num_cpus=1, include_dashboard=False)
+rollout, of = RolloutConfig(name="vllm", engine_kwargs=overrides), HFModelConfig(path=FOLDER, load_tokenizer=False)
+adapter = kind(rollout, of, None)
+server = Server.options(name="vllm_server_0_0").remote(adapter.zmq_handle)
+ray.get(server.state.remote())  # it is there
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+done = []
+for step in range(STEPS):
+    for weight in model.parameters():
+        weight.data.add_(0.01)
+    asyncio.run(adapter.update_weights(((n, w.data) for n, w in model.named_parameters()), global_steps=step))
+    there, told = ray.get(server.state.remote())
+    here = model.state_dict()
+    kept = {f"model.layers.{n}.": f"model.layers.{layer}." for n, layer in enumerate(adapter.layers)}
+    sent = {name: next((name.replace(a, b) for a, b in kept.items() if name.startswith(a)), name) for name in there}
+    equal = all(torch.equal(there[name], here[of]) for name, of in sent.items())
+    done.append({"layers": adapter.layers, "equal": equal, "told": told})
+print(json.dumps(done))
+"""
+
+
+@pytest.mark.vllm
+def test_verls_own_adapter_sends_what_its_engine_needs(tmp_path: Path) -> None:
+    """verl's registry, configuration, adapter and transfer, on a platform of a CPU; its engine is a transformers model
+    in a Ray actor that bears the name of verl's server."""
+    pytest.importorskip("verl.workers.rollout.vllm_rollout", reason="verl with vLLM is not in this environment")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 6}
+    LlamaForCausalLM(LlamaConfig(vocab_size=512, tie_word_embeddings=True, **shape)).save_pretrained(tmp_path)
+    variables = {**os.environ, "RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, "-W", "ignore", "-c", VERL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    assert done.returncode == 0, done.stderr
+    steps = json.loads(done.stdout.splitlines()[-1])
+    assert all(one["equal"] and len(one["layers"]) == 4 for one in steps)
+    assert len({tuple(one["layers"]) for one in steps}) > 1
+    assert [one["told"][-2:] for one in steps] == [["clear_kv_cache", step] for step in range(len(steps))]
 
 
 def test_the_signatures_are_verls(module: Any) -> None:
