@@ -13,8 +13,8 @@ skipped; without ``rollout_is`` nothing does. ``+actor_rollout_ref.rollout.custo
 
 Validation by the engine is of the nested model, too: the numbers of the full one are those of its saved checkpoints.
 Trained adapters have to be merged (``model.lora.merge=True``), and trainer and engine share processes
-(``checkpoint_engine.backend=naive``). Tried with verl 0.9.1's own registry, configuration, adapter and transfer on a CPU,
-where its engine does not run; not in a whole training on GPUs.
+(``checkpoint_engine.backend=naive``). Tried with verl 0.9.1's own registry, configuration, adapter and transfer on a
+CPU, where its engine does not run; not in a whole training on GPUs.
 """
 
 from __future__ import annotations
