@@ -113,11 +113,8 @@ def _right(answers: Sequence[Answer], samples: int) -> np.ndarray:
 
 
 def _over_questions(outcomes: ArrayLike) -> Interval:
-    """The mean of [Q] outcomes; of outcomes all alike, whose spread says nothing, without an interval."""
-    values = np.asarray(outcomes, dtype=float)
-    if np.ptp(values) == 0:
-        return Interval(float(values[0]), float("nan"), float("nan"))
-    return mean_interval(values, least=0).within(0, 1)
+    """The mean of [Q] outcomes; of one alone without an interval."""
+    return mean_interval(outcomes, least=0).within(0, 1)
 
 
 def _powers_of_two(most: int) -> list[int]:

@@ -212,6 +212,9 @@ class TestServer:
             assert ask("--server", served.url, "--sets", file, "--samples", "0", folder=tmp_path / "out") == 0
         (figures,) = json.loads((tmp_path / "out" / "results.json").read_text())["sets"]
         assert (figures["statuses"], figures["cut"], figures["tokens"]) == ({"no_answer": QUESTIONS}, 1.0, None)
+        nothing = figures["greedy"]
+        assert (nothing["value"], nothing["low"]) == (0, 0)
+        assert (1 - nothing["high"]) ** QUESTIONS == pytest.approx(0.025)  # the exact bound of none in so many
 
     def test_its_outcomes_are_compared(self, file: str, tmp_path: Path) -> None:
         for name, reply in (("good", oracle), ("bad", lambda *_: "\\boxed{-1}")):
