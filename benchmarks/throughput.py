@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--trl",
         action="store_true",
-        help="also a whole GRPO iteration against TRL's (needs trl), with --vllm also where vLLM writes it",
+        help="also a whole GRPO iteration against TRL's (needs trl); with --vllm, vLLM writes TRL's",
     )
     options.add_argument("--workload", choices=("forced", "natural", "both", "none"), help="lengths")
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
@@ -222,21 +222,18 @@ def iteration_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict
             ours()
         yield iteration_row(name, ours, ours, options.pairs, "itself")
         return
-    peers = {"TRL's GRPOTrainer step": ""}
-    if options.vllm:
-        peers["TRL's GRPOTrainer step, vLLM writes"] = options.vllm
-    for against, python in peers.items():
-        theirs = TrlProcess(options, python)
-        try:
-            for _ in range(WARM_UPS):  # without trl, the first says so at once
-                theirs()
-            for title, rollout_dtype in ((name, None), (f"{name}, int8 rollouts", "int8")):
-                ours = OurIteration(policy, work, rollout_dtype)
-                for _ in range(WARM_UPS):
-                    ours()
-                yield iteration_row(title, ours, theirs, min(options.pairs, 4), against)
-        finally:
-            theirs.close()
+    against = f"TRL's GRPOTrainer step{', vLLM writes' if options.vllm else ''}"
+    theirs = TrlProcess(options)
+    try:
+        for _ in range(WARM_UPS):  # without trl, the first says so at once
+            theirs()
+        for title, rollout_dtype in ((name, None), (f"{name}, int8 rollouts", "int8")):
+            ours = OurIteration(policy, work, rollout_dtype)
+            for _ in range(WARM_UPS):
+                ours()
+            yield iteration_row(title, ours, theirs, min(options.pairs, 4), against)
+    finally:
+        theirs.close()
 
 
 def iteration_row(name: str, ours: Any, theirs: Callable[[], Block], pairs: int, against: str) -> dict[str, Any]:

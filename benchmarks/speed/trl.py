@@ -106,24 +106,24 @@ class TrlProcess(BlockProcess):
     """``TrlIteration`` in a child process.
 
     Args:
-        options: of ``benchmarks.throughput``; the work is that of ``iteration_work``.
-        vllm: an interpreter that has vLLM, TRL and this project; vLLM then writes.
+        options: of ``benchmarks.throughput``; the work is that of ``iteration_work``. With ``vllm``, the Python of an
+            environment that has vLLM, TRL and this project, vLLM writes.
 
     Raises:
-        UsageError: it lacks one of them.
+        UsageError: the interpreter lacks one of them.
     """
 
-    def __init__(self, options: argparse.Namespace, vllm: str = "") -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         names = ("policy", "device", "dtype", "problems", "split", "template", "group_size", "new_tokens")
         given = {name: getattr(options, name) for name in names}
         given |= {"trl": True, "prompts": 8, "threads": torch.get_num_threads()}
-        given |= {"vllm": bool(vllm)}
+        given |= {"vllm": bool(options.vllm)}
         variables = {"NESTED_REFT_NATIVE": "0"}
-        if vllm:
-            _check(vllm)
+        if options.vllm:
+            _check(options.vllm)
             variables |= OF_VLLM | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
             variables |= {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GB; TRL's default share of the memory is most of it here
-        command = [vllm or sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)]
+        command = [options.vllm or sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)]
         super().__init__("TRL", command, variables)
 
 
