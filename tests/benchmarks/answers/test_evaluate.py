@@ -214,7 +214,7 @@ class TestServer:
         assert (figures["statuses"], figures["cut"], figures["tokens"]) == ({"no_answer": QUESTIONS}, 1.0, None)
         nothing = figures["greedy"]
         assert (nothing["value"], nothing["low"]) == (0, 0)
-        assert 0.02 < (1 - nothing["high"]) ** QUESTIONS <= 0.025  # the exact bound of none in so many, or a little wider
+        assert 0.02 < (1 - nothing["high"]) ** QUESTIONS <= 0.025  # the exact bound of none, or wider
 
     def test_its_outcomes_are_compared(self, file: str, tmp_path: Path) -> None:
         for name, reply in (("good", oracle), ("bad", lambda *_: "\\boxed{-1}")):
