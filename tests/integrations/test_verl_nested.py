@@ -221,7 +221,7 @@ def test_verls_own_adapter_sends_what_its_engine_needs(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=512, tie_word_embeddings=True, **shape)).save_pretrained(tmp_path)
     variables = {**os.environ, "RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, "-W", "ignore", "-c", VERL, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
     assert done.returncode == 0, done.stderr
     steps = json.loads(done.stdout.splitlines()[-1])
     assert all(one["equal"] and len(one["layers"]) == 4 for one in steps)
