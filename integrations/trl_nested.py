@@ -213,7 +213,8 @@ class NestedEngine:
             return super()._init_vllm()  # type: ignore[misc]
         model, name = engine.model, engine.model.name_or_path
         config = load_config(name)  # the folder's own has the dtype that vLLM takes, which the trainer's may not
-        config.tie_word_embeddings &= not self._head_is_apart
+        if self._head_is_apart:
+            config.tie_word_embeddings = False
         with tempfile.TemporaryDirectory(prefix="nested-") as folder:
             save_nested(config, self._all_params(), self.layers, folder)
             engine.processing_class.save_pretrained(folder)
@@ -230,7 +231,8 @@ class NestedEngine:
         if not self._is_packed:
             return super().sync_weights()  # type: ignore[misc]
         engine.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._iter_named_params()})
-        engine.llm.reset_prefix_cache()
+        if not engine.llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache of the old weights cannot be emptied")
 
     def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
         return nested_weights(self._all_params(), self.layers)

@@ -237,7 +237,7 @@ SHAPES = {
         ("wide vocabulary", 32, 2048, "bfloat16"),
         ("deep", 64, 4096, "float32"),
         ("gemma", 32, 512, "float32"),
-        pytest.param("gemma", 64, 512, "bfloat16", marks=pytest.mark.slow),
+        ("gemma", 64, 512, "bfloat16"),
         pytest.param("135M", 8, 512, "float32", marks=pytest.mark.slow),
         pytest.param("135M", 32, 2048, "float32", marks=pytest.mark.slow),
     ],

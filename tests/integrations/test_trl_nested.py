@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from policies.pretrained.load import BUILT_IN
 from registry import UsageError
 
 trl = pytest.importorskip("trl")
-from integrations.trl_nested import nested  # noqa: E402 (needs trl)
+from integrations.trl_nested import NestedEngine, nested  # noqa: E402 (needs trl)
 
 TINY = str(BUILT_IN["tiny"])
 STEPS = 2
@@ -148,6 +149,83 @@ def test_an_evaluation_is_by_all_layers_and_an_error_leaves_the_model_whole(tmp_
     assert list(trainer.model.model.layers) == layers and trainer.model.config.num_hidden_layers == 12
     assert [layer.self_attn.layer_idx for layer in layers] == list(range(12))
     assert "_get_logits_processor" not in vars(trainer.model)
+
+
+class FakeLLM:
+    """vLLM as TRL uses it: a folder at first, then weights by name; drawn by transformers, a prompt at a time."""
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.at_first = {name: weight.clone() for name, weight in self.model.named_parameters()}
+        self.llm_engine = SimpleNamespace(
+            model_executor=SimpleNamespace(
+                driver_worker=SimpleNamespace(
+                    model_runner=SimpleNamespace(model=SimpleNamespace(load_weights=self.load))
+                )
+            )
+        )
+
+    def load(self, weights: list[tuple[str, Tensor]]) -> None:
+        for name, weight in weights:
+            self.model.get_parameter(name).data.copy_(weight)
+
+    def reset_prefix_cache(self) -> None:
+        """Nothing is kept."""
+
+    @torch.no_grad()
+    def generate(self, prompts: list[dict[str, Any]], sampling_params: dict[str, Any], use_tqdm: bool) -> list[Any]:
+        outputs = []
+        for prompt in prompts:
+            ids, drawn, logps = list(prompt["prompt_token_ids"]), [], []
+            while len(drawn) < sampling_params["max_tokens"] and (not drawn or drawn[-1] != 1):
+                logp = self.model(torch.tensor([ids + drawn])).logits[0, -1].log_softmax(-1)
+                token = int(logp.exp().multinomial(1))
+                drawn.append(token)
+                logps.append({token: SimpleNamespace(logprob=float(logp[token]), rank=1)})
+            output = SimpleNamespace(token_ids=drawn, logprobs=logps)
+            outputs.append(SimpleNamespace(prompt_token_ids=prompt["prompt_token_ids"], outputs=[output]))
+        return outputs
+
+
+class TestVLLM:
+    """TRL's own code of the vLLM path as it is on a GPU, around an engine of another kind."""
+
+    @pytest.fixture
+    def engine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import trl.generation.vllm_generation as module
+
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, "0")  # TRL sets them, and they go when the test is over
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(NestedEngine, "_is_packed", False)
+        monkeypatch.setattr(module, "is_vllm_available", lambda *_: True)
+        monkeypatch.setattr(module, "LLM", FakeLLM, raising=False)
+        monkeypatch.setattr(module, "SamplingParams", dict, raising=False)
+
+    def test_every_batch_is_by_other_layers_of_the_present_weights(self, engine: None, tmp_path: Any) -> None:
+        kind = nested(trl.GRPOTrainer, ratio=0.25)
+        trainer, batches = train(kind, tmp_path, use_vllm=True, vllm_mode="colocate")
+        assert len(set(batches.layers)) == STEPS
+        for step in range(STEPS):
+            ratios, mask = expected_ratios(batches, step)
+            recorded = batches.inputs[step]["importance_sampling_ratio"]
+            torch.testing.assert_close(recorded[mask], ratios[mask], atol=0, rtol=1e-3)
+            assert (ratios[mask] - 1).abs().max() > 0.1
+        assert trainer.vllm_generation.llm.model.config.num_hidden_layers == 9
+        assert trainer.model.name_or_path == TINY
+
+    def test_the_engine_begins_with_real_weights(self, engine: None, tmp_path: Any) -> None:
+        kind = nested(trl.GRPOTrainer, "fixed", layers=(4, 5))
+        trainer, batches = train(kind, tmp_path, use_vllm=True, vllm_mode="colocate", max_steps=1)
+        begun, before = trainer.vllm_generation.llm.at_first, batches.weights[0]
+        assert begun["model.layers.4.mlp.up_proj.weight"].equal(before["model.layers.6.mlp.up_proj.weight"])
+        assert begun["model.norm.weight"].equal(before["model.norm.weight"])
+
+    def test_a_subset_of_another_size_is_refused(self, engine: None, tmp_path: Any) -> None:
+        kind = nested(trl.GRPOTrainer, "fixed", layers=(4, 5))
+        trainer, _ = train(kind, tmp_path, use_vllm=True, vllm_mode="colocate", max_steps=1)
+        with pytest.raises(UsageError, match="another number or kind"):
+            trainer.vllm_generation.take(tuple(range(11)))
 
 
 @pytest.fixture

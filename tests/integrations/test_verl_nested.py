@@ -145,10 +145,10 @@ class TestRefused:
 
 
 VERL = """
-import asyncio, importlib, json, os, sys
+import asyncio, importlib, json, sys
 from types import SimpleNamespace
 import ray, torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 from verl.plugin.platform import set_platform
 from verl.plugin.platform.platform_cuda import PlatformCUDA
 from verl.workers.config import HFModelConfig, RolloutConfig
@@ -219,7 +219,12 @@ def test_verls_own_adapter_sends_what_its_engine_needs(tmp_path: Path) -> None:
     pytest.importorskip("verl.workers.rollout.vllm_rollout", reason="verl with vLLM is not in this environment")
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 6}
     LlamaForCausalLM(LlamaConfig(vocab_size=512, tie_word_embeddings=True, **shape)).save_pretrained(tmp_path)
-    variables = {**os.environ, "RANK": "0", "RAY_LOCAL_WORLD_SIZE": "1", "PYTHONPATH": str(Path.cwd())}
+    variables = {
+        **os.environ,
+        "RANK": "0",
+        "RAY_LOCAL_WORLD_SIZE": "1",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
     command = [sys.executable, "-W", "ignore", "-c", VERL, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
     assert done.returncode == 0, done.stderr
