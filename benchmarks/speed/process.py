@@ -17,14 +17,8 @@ from benchmarks.measuring.pairing import Block
 from benchmarks.speed.work import Work
 from policies import Policy
 from policies.vllm import checkpoint
+from policies.vllm.engine import VARIABLES
 from registry import UsageError
-
-OF_VLLM = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or one core is left idle
-}
 
 
 class BlockProcess:
@@ -120,4 +114,4 @@ class EngineProcess(BlockProcess):
 
 
 def _environment() -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", **OF_VLLM}
+    return {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", **VARIABLES}

@@ -17,10 +17,11 @@ import torch
 
 from benchmarks.measuring.pairing import Block
 from benchmarks.speed.iteration import LEARNING_RATE
-from benchmarks.speed.process import OF_VLLM, BlockProcess
+from benchmarks.speed.process import BlockProcess
 from benchmarks.speed.transformers_generate import Generate
 from benchmarks.speed.work import Work, iteration_work
 from policies import Policy
+from policies.vllm.engine import VARIABLES
 from registry import UsageError
 
 
@@ -35,71 +36,84 @@ class TrlIteration:
 
     def __init__(self, policy: Policy, work: Work, vllm: bool = False) -> None:
         try:
-            from trl import GRPOConfig, GRPOTrainer
+            from trl import GRPOTrainer
         except ImportError as error:
             raise UsageError("--trl needs the package trl: pip install 'nested-reft[trl]'") from error
         from datasets import Dataset
-        from transformers import TrainerCallback
-
-        tokenizer = work.env.unwrapped.task.tokenizer
-        texts = [tokenizer.decode(work.prompt(problem)) for problem in work.problems]
-        completions = len(texts) * work.group_size
-        longest = max(len(work.prompt(problem)) for problem in work.problems) + work.new_tokens
-        forced = {"min_tokens": work.new_tokens, "ignore_eos": True} if vllm else {"min_new_tokens": work.new_tokens}
-        clock: dict[str, Any] = {}
-        self._clock = clock
-
-        class Clock(TrainerCallback):
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                clock["begun"] = np.array([time.perf_counter(), time.process_time()])
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                clock["ended"] = np.array([time.perf_counter(), time.process_time()])
-
-        settings = GRPOConfig(
-            output_dir=tempfile.mkdtemp(),
-            learning_rate=LEARNING_RATE,
-            per_device_train_batch_size=completions,
-            num_generations=work.group_size,
-            max_completion_length=work.new_tokens,
-            generation_kwargs=forced,
-            use_vllm=vllm,
-            vllm_mode="colocate",
-            vllm_max_model_length=longest + 1,
-            temperature=1.0,
-            beta=0.0,
-            max_steps=1,
-            gradient_checkpointing=False,
-            bf16=False,  # of autocast; the weights are bfloat16 themselves where the policy computes in it
-            use_cpu=policy.device.type == "cpu",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        coin = random.Random(0)
-
-        def flip(completions: list[Any], **_: Any) -> list[float | None]:
-            return [float(coin.random() < 0.5) for _ in completions]
 
         kind: Any = GRPOTrainer
         if vllm:  # all layers; a CPU's engine gets new weights by the nested trainer alone
             from integrations.trl_nested import nested
 
             kind = nested(GRPOTrainer, "full")
+        tokenizer, coin = work.env.unwrapped.task.tokenizer, random.Random(0)
+        texts = [tokenizer.decode(work.prompt(problem)) for problem in work.problems]
+
+        def flip(completions: list[Any], **_: Any) -> list[float | None]:
+            return [float(coin.random() < 0.5) for _ in completions]
+
+        callback, self._clock = _step_clock()
         self.trainer = kind(
             model=Generate(policy, work, 1).model.train(),
-            args=settings,
+            args=_settings(work, vllm, policy.device.type == "cpu"),
             reward_funcs=flip,
             train_dataset=Dataset.from_dict({"prompt": texts}),
             processing_class=tokenizer,
-            callbacks=[Clock()],
+            callbacks=[callback],
         )
-        self.tokens = completions * work.new_tokens
+        self.tokens = len(texts) * work.group_size * work.new_tokens
 
     def __call__(self) -> Block:
         """One step; making the data loader and the optimizer anew is not counted."""
         self.trainer.train()
         return Block(self.tokens, *(self._clock["ended"] - self._clock["begun"]).tolist())
+
+
+def _settings(work: Work, vllm: bool, use_cpu: bool) -> Any:
+    """TRL's, of one step with completions of the forced length."""
+    from trl import GRPOConfig
+
+    new_tokens = work.new_tokens
+    return GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        learning_rate=LEARNING_RATE,
+        per_device_train_batch_size=len(work.problems) * work.group_size,
+        num_generations=work.group_size,
+        max_completion_length=new_tokens,
+        generation_kwargs={"min_tokens": new_tokens, "ignore_eos": True} if vllm else {"min_new_tokens": new_tokens},
+        use_vllm=vllm,
+        vllm_mode="colocate",
+        vllm_max_model_length=max(len(work.prompt(problem)) for problem in work.problems) + new_tokens + 1,
+        temperature=1.0,
+        beta=0.0,
+        max_steps=1,
+        gradient_checkpointing=False,
+        bf16=False,  # of autocast; the weights are bfloat16 themselves where the policy computes in it
+        use_cpu=use_cpu,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _step_clock() -> tuple[Any, dict[str, Any]]:
+    """A callback of the trainer, and what it fills: when a step has ``begun`` and ``ended``, [2] in seconds by the wall
+    and of the processor."""
+    from transformers import TrainerCallback
+
+    told: dict[str, Any] = {}
+
+    def now() -> Any:
+        return np.array([time.perf_counter(), time.process_time()])
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            told["begun"] = now()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            told["ended"] = now()
+
+    return Clock(), told
 
 
 class TrlProcess(BlockProcess):
@@ -121,20 +135,21 @@ class TrlProcess(BlockProcess):
         variables = {"NESTED_REFT_NATIVE": "0"}
         if options.vllm:
             _check(options.vllm)
-            variables |= OF_VLLM | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+            variables |= VARIABLES | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
             variables |= {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GB; TRL's default share of the memory is most of it here
         command = [options.vllm or sys.executable, "-m", "benchmarks.speed.trl", json.dumps(given)]
         super().__init__("TRL", command, variables)
 
 
 def _check(python: str) -> None:
-    modules = ("vllm", "trl", "benchmarks.speed.trl")
+    """Raise UsageError unless its environment has vLLM, TRL and what this project needs."""
+    modules = ("vllm", "trl", "stable_baselines3", "benchmarks")
     look = f"from importlib.util import find_spec; print(*[one for one in {modules} if not find_spec(one)])"
     try:
-        done = subprocess.run([python, "-c", look], capture_output=True, text=True)
-    except OSError as error:
-        raise UsageError(f"--vllm {python} cannot be started ({error.strerror}): name a Python") from None
-    if lacking := done.stdout.split() or done.stderr.split()[-1:]:
+        done = subprocess.run([python, "-c", look], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UsageError(f"--vllm {python} cannot be started ({error}): name a Python") from None
+    if lacking := done.stdout.split():
         raise UsageError(
             f"--trl --vllm {python}: TRL's step with vLLM needs {', '.join(lacking)} there: "
             f"{python} -m pip install -e '.[trl]' in this project's folder, beside vLLM"

