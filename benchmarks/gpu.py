@@ -18,11 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.measuring.durable import json_text
-from benchmarks.measuring.provenance import provenance
-from policies.pretrained.load import locate
 from registry import UsageError
 from registry.command import command
 from registry.paths import WriteFolder
@@ -41,6 +36,7 @@ SMALL = SHAPES | {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layer
 
 def random_model(folder: Path, shapes: dict[str, Any]) -> None:
     """A Qwen2 checkpoint of random weights, with the built-in tokenizer beside it."""
+    import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from envs.task import load_tokenizer
@@ -95,6 +91,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--policy", help="a model folder or a hub id (default: random weights, and the built-in model)")
     parser.add_argument("--rehearse", action="store_true", help="the same steps on a CPU with a small random model")
     options = parser.parse_args(arguments)
+    import torch
+
+    from benchmarks.measuring.durable import json_text
+    from benchmarks.measuring.provenance import provenance
+    from policies.pretrained.load import locate
+
     if options.policy is not None:
         locate(options.policy)
     if not options.rehearse and not torch.cuda.is_available():

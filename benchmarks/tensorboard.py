@@ -10,10 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.experiment.logs import run_name
-from benchmarks.experiment.spec import RunSpec
-from benchmarks.experiment.summary import scalars
-from benchmarks.measuring.durable import read_rows
 from registry import UsageError
 from registry.command import command
 from registry.paths import ReadFolder, WriteFolder
@@ -40,6 +36,11 @@ def export(folder: Path, out: Path) -> Path:
     """Write one run's log anew; returns its folder. Scalars are named as in metrics.jsonl, accuracies as
     ``evaluation/``."""
     from torch.utils.tensorboard import SummaryWriter
+
+    from benchmarks.experiment.logs import run_name
+    from benchmarks.experiment.spec import RunSpec
+    from benchmarks.experiment.summary import scalars
+    from benchmarks.measuring.durable import read_rows
 
     spec = RunSpec.read(folder / "spec.json")
     target = out / run_name(spec)

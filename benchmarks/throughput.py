@@ -13,38 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from agents.memory import peak_bytes
-from benchmarks.measuring.durable import json_text
-from benchmarks.measuring.pairing import Block, abba, median_ratio, processor_ratio
-from benchmarks.measuring.provenance import provenance
-from benchmarks.measuring.table import Table, console
-from benchmarks.speed.limits import bandwidth_limit, product_limit
-from benchmarks.speed.ours import Engine, Parts
-from benchmarks.speed.process import EngineProcess
-from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
-from benchmarks.speed.work import Work, kept_layers, make_work
-from policies import Policy, with_int8
-from policies.dtype import settle_dtype
-from policies.pretrained.load import BUILT_IN
 from registry import UsageError
 from registry.command import command
 from registry.paths import WriteFile, WritePicture
 
 SKIPS = (1, 2, 4, 8)
 QUICK_SKIPS = (2, 4)
-BATCHES = (32, 64, 128)
-WARM_UPS = 2  # iterations: the first ones of a process are slower, until memory has been touched
-COLUMNS = ("name", "workload", "tokens_per_second", "ratio", "ratio_low", "ratio_high", "against")
-FIGURES = ("of_ideal", "of_products", "outside", "of_bandwidth", "occupancy", "head_share", "peak_gb")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,6 +74,8 @@ def chosen_skips(options: argparse.Namespace, layers: int) -> tuple[int, ...]:
 def settle_work(options: argparse.Namespace) -> None:
     """Set what the command line left open. A quick comparison of a model of the user's has one wave of short
     completions a block, and forced length alone; pairs and their order are those of the others."""
+    from policies.pretrained.load import BUILT_IN
+
     small = options.quick and options.policy not in BUILT_IN
     for name, usual, quick in (("prompts", 32, 8), ("new_tokens", 64, 16), ("workload", "both", "forced")):
         if getattr(options, name) is None:
@@ -108,246 +85,24 @@ def settle_work(options: argparse.Namespace) -> None:
         options.batch = options.batch or 64
 
 
-def ratio_row(name: str, workload: str, pairs: list[tuple[Block, Block]], against: str) -> dict[str, Any]:
-    """One line of the table: the first block of each pair is that of ``name``, the second that of ``against``."""
-    ratio = median_ratio(pairs)
-    rate = float(np.median([ours.rate for ours, _ in pairs]))
-    values = (name, workload, rate, ratio.value, ratio.low, ratio.high, against)
-    line = dict(zip(COLUMNS, values, strict=True))
-    busy = processor_ratio(pairs)
-    return line if busy is None else line | {"processor_ratio": busy}
-
-
-@contextmanager
-def engine_processes(policy: Policy, work: Work, options: argparse.Namespace) -> Iterator[Mapping[str, EngineProcess]]:
-    """The other engines that are asked for, by name, each warmed up by a block."""
-    peers: dict[str, EngineProcess] = {}
-    with ExitStack() as stack:
-        for name, engine, int8 in (
-            ("vLLM", "vllm", False),
-            ("OpenVINO", "openvino", False),
-            ("OpenVINO, int8 weights", "openvino", True),
-        ):
-            if python := getattr(options, engine):
-                peers[name] = EngineProcess(engine, python, policy, work, int8)
-                stack.callback(peers[name].close)
-        for peer in peers.values():  # all of them start at once
-            peer()
-        yield peers
-
-
-def measure(
-    policy: Policy, work: Work, workload: str, options: argparse.Namespace, others: Mapping[str, EngineProcess]
-) -> Iterator[dict[str, Any]]:
-    """All rows of one workload, each as soon as it is measured; ``others`` are engines beside generate, if any are
-    wanted."""
-    full = Engine(policy, work, kept_layers(policy, 0))
-    full()  # builds kernels, packs weights, touches memory
-    full.parts = Parts(slots=options.slots)
-    yield ratio_row("engine, again (A/A)", workload, abba(full, full, options.pairs), "engine")
-    if not options.alone:
-        yield from beside_others(policy, work, workload, options, full, others)
-    share = full.parts.layers / full.parts.total
-    for skips in options.skips:
-        nested = Engine(policy, work, kept_layers(policy, skips))
-        name = f"engine, {skips} of {policy.num_layers} skipped"
-        line = ratio_row(name, workload, abba(nested, full, options.pairs), "engine")
-        ideal = 1 / (1 - share * skips / policy.num_layers)
-        yield line | {"of_ideal": line["ratio"] / ideal, "occupancy": nested.parts.occupancy}
-
-
-def beside_others(
-    policy: Policy,
-    work: Work,
-    workload: str,
-    options: argparse.Namespace,
-    full: Engine,
-    others: Mapping[str, EngineProcess],
-) -> Iterator[dict[str, Any]]:
-    """Rows of the engine with all layers, in the compute dtype and on bytes, against generate and ``others``."""
-    batch = options.batch or fastest_batch(policy, work)
-    generate = f"generate (batch {batch})"
-    peers: dict[str, Callable[[], Block]] = {generate: Generate(policy, work, batch)}
-    peers |= {name: peer for name, peer in others.items() if not peer.int8}
-    if options.continuous:
-        peers[f"continuous batching ({batch})"] = ContinuousBatching(policy, work, batch)
-    for name, peer in peers.items():
-        pairs = abba(full, peer, options.pairs)
-        line = ratio_row("engine", workload, pairs, name)
-        yield line | engine_figures(policy, work, full, line["tokens_per_second"])
-        yield ratio_row(name, workload, [(theirs, ours) for ours, theirs in pairs], "engine")
-    beside: dict[str, Callable[[], Block]] = {"engine": full, **others}
-    if not options.quick:
-        beside[generate] = peers[generate]
-    yield from by_bytes(policy, work, workload, beside, options.pairs)
-
-
-def by_bytes(
-    policy: Policy, work: Work, workload: str, peers: Mapping[str, Callable[[], Block]], pairs: int
-) -> Iterator[dict[str, Any]]:
-    """Rows of all layers with products on bytes, against each of ``peers`` by its name, where the model allows them."""
-    try:
-        engine = Engine(policy, work, with_int8(kept_layers(policy, 0)))
-        engine()
-    except UsageError as error:
-        print(f"no int8 rows: {error}", file=sys.stderr)
-        return
-    engine.parts = Parts(slots=work.env.num_envs)
-    for against, peer in peers.items():
-        line = ratio_row("engine, int8", workload, abba(engine, peer, pairs), against)
-        yield line | engine_figures(policy, work, engine, line["tokens_per_second"], int8=True)
-
-
-def fastest_batch(policy: Policy, work: Work) -> int:
-    """Of generate, by one block each; none larger than the work."""
-    possible = [size for size in BATCHES if size <= len(work.problems) * work.group_size] or BATCHES[:1]
-    if len(possible) == 1:
-        return possible[0]
-    Generate(policy, work, possible[0])()  # warms up
-    return max(possible, key=lambda size: Generate(policy, work, size)().rate)
-
-
-def iteration_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of a whole iteration, with rollouts in the compute dtype against itself or, if asked for, with rollouts
-    in the compute dtype and on bytes against TRL's."""
-    from benchmarks.speed.iteration import OurIteration
-    from benchmarks.speed.trl import TrlProcess
-    from benchmarks.speed.work import iteration_work
-
-    work = iteration_work(options, policy)
-    name = f"GRPO iteration, {len(work.problems)} x {options.group_size} x {work.new_tokens}"
-    if not options.trl:
-        ours = OurIteration(policy, work)
-        for _ in range(WARM_UPS):
-            ours()
-        yield iteration_row(name, ours, ours, options.pairs, "itself")
-        return
-    against = f"TRL's GRPOTrainer step{', vLLM writes' if options.vllm else ''}"
-    theirs = TrlProcess(options)
-    try:
-        for _ in range(WARM_UPS):  # without trl, the first says so at once
-            theirs()
-        for title, rollout_dtype in ((name, None), (f"{name}, int8 rollouts", "int8")):
-            ours = OurIteration(policy, work, rollout_dtype)
-            for _ in range(WARM_UPS):
-                ours()
-            yield iteration_row(title, ours, theirs, min(options.pairs, 4), against)
-    finally:
-        theirs.close()
-
-
-def iteration_row(name: str, ours: Any, theirs: Callable[[], Block], pairs: int, against: str) -> dict[str, Any]:
-    """Of an ``OurIteration``; ``outside`` is the share of it that is not matrix products of weights."""
-    blocks = abba(ours, theirs, pairs)
-    seconds = float(np.median([block.seconds for block, _ in blocks]))
-    return ratio_row(name, "forced", blocks, against) | {"outside": 1 - ours.product_seconds() / seconds}
-
-
-def engine_figures(policy: Policy, work: Work, engine: Engine, rate: float, int8: bool = False) -> dict[str, float]:
-    """What was measured of an engine beside its rate; ``outside`` is the share of a rollout, prefill, environment and
-    verdicts included, that is not spent in matrix products."""
-    busy = max(1, round(engine.parts.occupancy * work.env.num_envs))
-    context = float(np.mean([len(work.prompt(p)) for p in work.problems])) + work.new_tokens / 2
-    products = product_limit(policy, busy, int8)
-    return {
-        "of_products": rate / products,
-        "outside": 1 - (engine.parts.tokens + engine.parts.prompt_tokens) / products / engine.parts.total,
-        "of_bandwidth": rate / bandwidth_limit(policy, busy, context, int8),
-        "occupancy": engine.parts.occupancy,
-        "head_share": engine.parts.head / engine.parts.total,
-        "layer_share": engine.parts.layers / engine.parts.total,
-        "peak_gb": peak_gb(policy.device),
-    }
-
-
-def peak_gb(device: torch.device) -> float:
-    """The most memory that this process has held: of the GPU where it computes there, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return peak_bytes() / 2**30
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Two tables: the ratios, and what else was measured beside some of them."""
-    place: dict[str, Callable[[dict[str, Any]], str]] = {"": _label, "workload": lambda line: line["workload"]}
-    ratios: dict[str, Callable[[dict[str, Any]], str]] = {
-        "tokens/s": lambda line: f"{line['tokens_per_second']:.0f}",
-        "ratio": lambda line: f"{line['ratio']:.3f}",
-        "interval": lambda line: f"[{line['ratio_low']:.3f}, {line['ratio_high']:.3f}]",
-        "by processor time": lambda line: f"{line['processor_ratio']:.3f}" if "processor_ratio" in line else "",
-    }
-    figures = {name.replace("_", " "): partial(_figure, name) for name in FIGURES}
-    console().print(Table.of(rows, place | ratios, left=(0, 1)))
-    if more := [line for line in rows if set(FIGURES) & set(line)]:
-        console().print(Table.of(more, place | figures, left=(0, 1)))
-
-
-def _figure(name: str, line: dict[str, Any]) -> str:
-    return f"{line[name]:.2f}" if name in line else ""
-
-
-def _label(line: dict[str, Any]) -> str:
-    return f"{line['name']} / {line['against']}"
-
-
-def all_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What the command line asks for."""
-    chosen = {"both": ("forced", "natural"), "none": ()}.get(options.workload, (options.workload,))
-    for workload in chosen:
-        work = make_work(options, policy, workload == "natural")
-        with engine_processes(policy, work, options) as others:
-            yield from measure(policy, work, workload, options, others)
-    if options.iteration or options.trl:
-        yield from iteration_rows(policy, options)
-
-
-def record_rows(rows: Iterable[dict[str, Any]], target: Path | None) -> list[dict[str, Any]]:
-    """The rows, each told on stderr and put into the file as it comes, so that a killed run keeps what it has."""
-    facts, so_far = provenance(), []
-    for line in rows:
-        so_far.append(line)
-        rate = f"{line['tokens_per_second']:.0f} tokens/s, {line['ratio']:.3f} of {line['against']}"
-        busy = f", {line['processor_ratio']:.3f} by processor time" if "processor_ratio" in line else ""
-        print(f"{line['name']} ({line['workload']}): {rate}{busy}", file=sys.stderr, flush=True)
-        if target is not None:
-            target.write_text(json_text([each | {"provenance": facts} for each in so_far], indent=1) + "\n")
-    return so_far
-
-
-def draw(rows: list[dict[str, Any]], target: Path) -> None:
-    """Ratios with their intervals as a picture; a peer's row says the same as the engine's against it."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
-
-    from benchmarks.measuring.plots import style
-
-    rows = [line for line in rows if line["name"].startswith(("engine", "GRPO"))]
-    figure = Figure(figsize=(9, 0.5 * len(rows) + 1.5), layout="constrained")
-    axes = figure.subplots()
-    place = np.arange(len(rows))[::-1]
-    middle = np.array([line["ratio"] for line in rows])
-    ends = np.abs(np.array([[line["ratio_low"], line["ratio_high"]] for line in rows]).T - middle)
-    axes.errorbar(middle, place, xerr=ends, capsize=3, **style(1) | {"linestyle": ""})
-    axes.set_yticks(place, [f"{_label(line)} ({line['workload']})" for line in rows])
-    axes.set_xscale("log")
-    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_format(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-    axes.axvline(1.0, color="grey", linewidth=0.8)
-    axes.set_xlabel("ratio of tokens a second")
-    figure.savefig(target, dpi=150)
-
-
 @command(interrupted="--json keeps the rows so far")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 2 for bad input."""
     options = parser().parse_args(arguments)
-    settle_work(options)
     for name in ("prompts", "group_size", "new_tokens", "slots", "pairs", "batch", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: give at least 1")
     for name in ("vllm", "openvino", "continuous", "batch"):
         if options.alone and getattr(options, name):
             raise UsageError(f"--alone measures no other engine: leave out one of it and --{name}")
+    settle_work(options)
+    import torch
+
+    from benchmarks.speed.rows import all_rows
+    from benchmarks.speed.shown import draw, record_rows, show
+    from policies import Policy
+    from policies.dtype import settle_dtype
+
     torch.set_num_threads(options.threads or torch.get_num_threads())
     options.dtype = settle_dtype(options.dtype, options.policy, options.device)
     policy = Policy.load(options.policy, options.device, options.dtype)

@@ -11,23 +11,15 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-
-import agents  # noqa: F401  registers the components
-from agents.corrections import traits
-from benchmarks.estimators import adviser, against, contract, picture, report
-from benchmarks.estimators.families import families
-from benchmarks.estimators.moments import Grouping
-from benchmarks.estimators.sweep import Sweep, rows
-from benchmarks.measuring.durable import json_text
-from benchmarks.measuring.table import Table
-from benchmarks.measuring.table import console as output
+from benchmarks.estimators.settings import Grouping, Sweep
 from registry import UsageError, advantages, corrections, parse_value
 from registry.command import assignment, command
 from registry.paths import ReadFolder, WriteFile, WritePicture
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DESCRIPTION = """\
 Enumerate a token MDP and give, for every registered off-policy correction, the exact bias, variance, direction and
@@ -106,6 +98,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 if ``--check`` found a fault, 2 on bad input."""
     given = parser().parse_args(arguments)
+    import torch
+
+    import agents  # noqa: F401  registers the components
+    from benchmarks.estimators import adviser, against, report
+    from benchmarks.estimators.families import families
+    from benchmarks.estimators.sweep import rows
+    from benchmarks.measuring.table import console as output
+
     if given.families:
         print(families().markdown())
         return 0
@@ -183,6 +183,9 @@ def choose(patterns: Sequence[str], settings: Mapping[str, str]) -> dict[str, An
 
 def write(lab: list[dict[str, Any]], given: argparse.Namespace, line: str) -> None:
     """The files asked for."""
+    from benchmarks.estimators import picture, report
+    from benchmarks.measuring.durable import json_text
+
     if given.json:
         rounded = [{name: _rounded(value) for name, value in row.items()} for row in lab]
         given.json.write_text("[\n" + ",\n".join(json_text(row) for row in rounded) + "\n]\n")
@@ -229,6 +232,11 @@ def load(target: str) -> Any:
 
 def check(target: str, console: Console) -> int:
     """Print the contract checks of one correction and where it stands in the lab."""
+    from agents.corrections import traits
+    from benchmarks.estimators import contract, report
+    from benchmarks.estimators.sweep import rows
+    from benchmarks.measuring.table import Table
+
     correction = load(target)
     faults = contract.check(correction)
     console.print(f"{target} declares {traits(correction)}", soft_wrap=True)

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from agents.monitoring.diagnostics import BySubset, of_fresh
 from benchmarks.estimators.report import CANNOT_TELL, group_equal, rank, relative_efficiency
-from benchmarks.estimators.sweep import Row, Sweep, cell_rows, noisy_cell
+from benchmarks.estimators.settings import Sweep
+from benchmarks.estimators.sweep import Row, cell_rows, noisy_cell
 from benchmarks.measuring.table import Table
 from policies import LayerSubset
 from registry import UsageError

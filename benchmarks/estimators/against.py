@@ -14,7 +14,8 @@ from scipy.stats import rankdata, spearmanr
 
 from benchmarks.estimators.adviser import HOPELESS_D, SMALLEST_D
 from benchmarks.estimators.report import CANNOT_TELL, relative_efficiency
-from benchmarks.estimators.sweep import Sweep, cell_rows, noisy_cell
+from benchmarks.estimators.settings import Sweep
+from benchmarks.estimators.sweep import cell_rows, noisy_cell
 from benchmarks.measuring.table import Table
 from registry import UsageError, corrections
 

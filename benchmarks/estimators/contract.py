@@ -16,7 +16,8 @@ from agents.corrections import traits, weigh
 from agents.objective.advantages import Reinforce
 from agents.rollout import Rollout
 from benchmarks.estimators.mdp import Cell, random_reward, random_target, tree
-from benchmarks.estimators.moments import Grouping, all_groups, enumerate_moments, separable
+from benchmarks.estimators.moments import all_groups, enumerate_moments, separable
+from benchmarks.estimators.settings import Grouping
 from registry import UsageError
 
 GROUP = 4

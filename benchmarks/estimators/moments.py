@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.corrections import SCOPES, traits, weigh
 from benchmarks.estimators.mdp import Cell
+from benchmarks.estimators.settings import Grouping
 from registry import UsageError
 
 SAMPLED_COMPLETIONS = 65_536
@@ -37,19 +38,6 @@ class Moments:
     variance: float
     samples: int | None = None
     mean_error: float = 0.0
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """How completions are grouped: G (``size``) per problem, of which ``by_target`` are written by the target for
-    corrections that expect it (``mixed``)."""
-
-    size: int = 8
-    by_target: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.by_target < self.size:
-            raise UsageError(f"{self.by_target} of {self.size} completions by the target: the nested policy writes one")
 
 
 def moments(cell: Cell, correction: Any, advantage: Any, groups: Grouping, batch: int = 64) -> Moments:

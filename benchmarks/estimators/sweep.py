@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from agents.corrections import traits
 from benchmarks.estimators.mdp import Cell, add_noise, random_reward, random_target, tree
-from benchmarks.estimators.moments import Grouping, Moments, moments
+from benchmarks.estimators.moments import Moments, moments
+from benchmarks.estimators.settings import Sweep
 from benchmarks.estimators.transformer import skipping_cell, subsets
 from registry import advantages, corrections
 
@@ -20,46 +20,17 @@ Row = dict[str, Any]
 REFERENCE = "sequence-is"  # the unbiased estimator that every other is compared with for N*
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What to enumerate.
-
-    Attributes:
-        divergences: D of a noised pi, nats per completion.
-        horizons: T of the noised cells.
-        successes: the target's success rates (how sparse the reward is).
-        skips: layers left out of the mini transformer's 12, for the cells with a real nested policy.
-        subsets: layer subsets drawn per number of skipped layers.
-        seeds: targets, rewards and noises drawn per setting.
-        vocabulary: V of the noised cells; the transformer has 3 tokens and horizon 6.
-        advantage: id of the advantage. ``reinforce`` takes the nested policy's success rate as its baseline, which is
-            what the group mean of many completions tends to.
-        groups: completions per problem, and how many of them the target writes where a correction expects that.
-        batch: N, completions per update, at which the ascent efficiency is given.
-    """
-
-    divergences: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 2.0)
-    horizons: tuple[int, ...] = (3, 6)
-    successes: tuple[float, ...] = (0.5, 0.1)
-    skips: tuple[int, ...] = (1, 2, 3, 6)
-    subsets: int = 3
-    seeds: int = 2
-    vocabulary: int = 4
-    advantage: str = "reinforce"
-    groups: Grouping = field(default_factory=Grouping)
-    batch: int = 256
-
-    def cells(self) -> Iterator[Cell]:
-        """Every cell; the labels say what each is."""
-        for seed in range(self.seeds):
-            for horizon in self.horizons:
-                for success in self.successes:
-                    for d in self.divergences:
-                        yield noisy_cell(self.vocabulary, horizon, success, d, seed)
-            for success in self.successes:
-                for count in self.skips:
-                    for skipped in subsets(count, self.subsets, seed):
-                        yield skipping_cell(3, 6, success, seed, skipped)
+def cells(sweep: Sweep) -> Iterator[Cell]:
+    """Every cell; the labels say what each is."""
+    for seed in range(sweep.seeds):
+        for horizon in sweep.horizons:
+            for success in sweep.successes:
+                for d in sweep.divergences:
+                    yield noisy_cell(sweep.vocabulary, horizon, success, d, seed)
+        for success in sweep.successes:
+            for count in sweep.skips:
+                for skipped in subsets(count, sweep.subsets, seed):
+                    yield skipping_cell(3, 6, success, seed, skipped)
 
 
 def noisy_cell(vocabulary: int, horizon: int, success: float, d: float, seed: int) -> Cell:
@@ -74,7 +45,7 @@ def noisy_cell(vocabulary: int, horizon: int, success: float, d: float, seed: in
 
 def rows(sweep: Sweep, chosen: Mapping[str, Any]) -> Iterator[Row]:
     """One row per cell and correction; ``chosen`` maps ids to corrections."""
-    for cell in sweep.cells():
+    for cell in cells(sweep):
         yield from cell_rows(cell, sweep, chosen)
 
 

@@ -18,8 +18,9 @@ import torch
 
 import agents
 from benchmarks.estimators.contract import check, relative_bias
-from benchmarks.estimators.moments import Grouping, moments
-from benchmarks.estimators.sweep import Sweep, noisy_cell, rows
+from benchmarks.estimators.moments import moments
+from benchmarks.estimators.settings import Grouping, Sweep
+from benchmarks.estimators.sweep import noisy_cell, rows
 from registry import advantages, corrections
 
 

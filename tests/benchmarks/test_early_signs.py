@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.early_signs import Early, judge, main
+from benchmarks.comparison.signs import Early, judge
+from benchmarks.early_signs import main
 from benchmarks.experiment.resolve import resolve
 from registry import UsageError
 from tests.oracles.finished_runs import finish

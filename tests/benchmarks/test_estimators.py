@@ -22,7 +22,6 @@ from benchmarks.estimators.contract import relative_bias
 from benchmarks.estimators.families import families
 from benchmarks.estimators.mdp import Cell, add_noise, random_reward, random_target, tree
 from benchmarks.estimators.moments import (
-    Grouping,
     Moments,
     advantage_table,
     all_groups,
@@ -32,7 +31,8 @@ from benchmarks.estimators.moments import (
     success_counts,
 )
 from benchmarks.estimators.report import group_equal
-from benchmarks.estimators.sweep import Sweep, cell_rows, crossover, noisy_cell, quality
+from benchmarks.estimators.settings import Grouping, Sweep
+from benchmarks.estimators.sweep import cell_rows, crossover, noisy_cell, quality
 from registry import UsageError, advantages, corrections
 
 

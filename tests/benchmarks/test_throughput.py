@@ -15,13 +15,15 @@ import torch
 
 from benchmarks import gpu, throughput
 from benchmarks.measuring.pairing import Block, abba, median_ratio, processor_ratio
-from benchmarks.speed import limits
+from benchmarks.speed import limits, rows
 from benchmarks.speed.iteration import OurIteration
 from benchmarks.speed.limits import update_seconds
 from benchmarks.speed.ours import Engine, Parts
 from benchmarks.speed.process import BlockProcess, EngineProcess
+from benchmarks.speed.rows import COLUMNS
 from benchmarks.speed.transformers_generate import ContinuousBatching, Generate
 from benchmarks.speed.trl import TrlIteration, TrlProcess
+from benchmarks.speed.work import kept_layers, make_work
 from policies import Policy
 from registry import UsageError
 
@@ -73,8 +75,8 @@ def options(**changes) -> argparse.Namespace:
 
 
 def test_forced_length_writes_exactly_that_many_tokens(policy):
-    work = throughput.make_work(options(), policy, natural=False)
-    engine = Engine(policy, work, throughput.kept_layers(policy, 2))
+    work = make_work(options(), policy, natural=False)
+    engine = Engine(policy, work, kept_layers(policy, 2))
     assert engine().tokens == 2 * 2 * 5
     assert engine.parts.tokens == 20 and engine.parts.steps == 10  # 3 slots and 4 episodes: a wave of 3, a wave of 1
     assert engine.parts.occupancy == pytest.approx(20 / 30)
@@ -84,23 +86,23 @@ def test_forced_length_writes_exactly_that_many_tokens(policy):
 
 
 def test_continuous_batching_writes_as_many(policy):
-    work = throughput.make_work(options(), policy, natural=False)
+    work = make_work(options(), policy, natural=False)
     assert ContinuousBatching(policy, work, batch=3)().tokens == 3 * 5
 
 
 def test_natural_length_counts_up_to_the_stop(policy):
-    work = throughput.make_work(options(new_tokens=40), policy, natural=True)
+    work = make_work(options(new_tokens=40), policy, natural=True)
     assert work.stop
     generate = Generate(policy, work, batch=2)
     stop = work.stop[0]
     assert generate.count_tokens(torch.tensor([[5, stop, 0, 0], [5, 6, 7, 8], [stop, stop, 0, 0]])) == 2 + 4 + 1
     assert 2 <= generate().tokens <= 80
-    assert 4 <= Engine(policy, work, throughput.kept_layers(policy, 0))().tokens <= 160
+    assert 4 <= Engine(policy, work, kept_layers(policy, 0))().tokens <= 160
 
 
 def test_kept_layers_are_spread_and_never_the_borders(policy):
     for skips in range(policy.num_layers - 1):
-        kept = throughput.kept_layers(policy, skips)
+        kept = kept_layers(policy, skips)
         assert len(kept) == policy.num_layers - skips
         assert {0, policy.num_layers - 1} <= set(kept)
 
@@ -125,7 +127,7 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     assert [row["name"] for row in rows][:2] == ["engine, again (A/A)", "engine"]
     assert rows[1]["outside"] < 1  # below zero where another process had the processor while the limit was timed
     for row in rows:
-        assert set(throughput.COLUMNS) <= set(row) and row["provenance"]["packages"]["torch"]
+        assert set(COLUMNS) <= set(row) and row["provenance"]["packages"]["torch"]
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"] and row["workload"] == "forced"
     assert picture.stat().st_size > 1000
     assert "2 of 12 skipped" in capsys.readouterr().out
@@ -161,9 +163,9 @@ def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
             written["generate"] += tokens
             return Block(tokens, 4.0)
 
-    monkeypatch.setattr(throughput, "Engine", Counted)
-    monkeypatch.setattr(throughput, "Generate", CountedGenerate)
-    monkeypatch.setattr(throughput, "engine_figures", lambda *_, **__: {})
+    monkeypatch.setattr(rows, "Engine", Counted)
+    monkeypatch.setattr(rows, "Generate", CountedGenerate)
+    monkeypatch.setattr(rows, "engine_figures", lambda *_, **__: {})
     given = throughput.parser().parse_args(["--quick", "--policy", "a/model"])
     throughput.settle_work(given)
     policy = SimpleNamespace(num_layers=30, vocab_size=512)
@@ -172,8 +174,15 @@ def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
     )
     work.env.num_envs = given.slots
     given.skips = throughput.chosen_skips(given, policy.num_layers)
-    rows = list(throughput.measure(policy, work, "forced", given, {}))
-    assert [row["against"] for row in rows] == ["engine", "generate (batch 64)", "engine", "engine", "engine", "engine"]
+    found = list(rows.measure(policy, work, "forced", given, {}))
+    assert [row["against"] for row in found] == [
+        "engine",
+        "generate (batch 64)",
+        "engine",
+        "engine",
+        "engine",
+        "engine",
+    ]
     assert given.workload == "forced" and given.pairs == 3 and given.prompts * given.group_size == given.slots
     assert written["engine"] / 300 + written["generate"] / 100 < 150
 
@@ -207,7 +216,7 @@ def test_bad_input_is_named_and_exits_with_2(words, said, capsys):
 
 
 def test_a_whole_iteration_writes_all_its_completions(policy):
-    work = throughput.make_work(options(), policy, natural=False, reward="random")
+    work = make_work(options(), policy, natural=False, reward="random")
     iteration = OurIteration(policy, work)
     before = policy.version
     assert [iteration().tokens for _ in range(2)] == [2 * 2 * 5] * 2
@@ -215,7 +224,7 @@ def test_a_whole_iteration_writes_all_its_completions(policy):
 
 
 def test_a_whole_iteration_s_row_says_how_much_is_not_products(policy):
-    (line,) = throughput.iteration_rows(policy, options(device="cpu", dtype=None, pairs=2))
+    (line,) = rows.iteration_rows(policy, options(device="cpu", dtype=None, pairs=2))
     assert line["against"] == "itself" and line["ratio_low"] <= line["ratio"] <= line["ratio_high"]
     assert line["outside"] < 1  # below zero where another process had the processor while the products were timed
 
@@ -230,7 +239,7 @@ def test_outside_is_what_the_products_leave_of_the_median_iteration():
         def product_seconds(self) -> float:
             return 1.0
 
-    assert throughput.iteration_row("iteration", Iteration(), lambda: Block(10, 8.0), 4, "")["outside"] == 0.75
+    assert rows.iteration_row("iteration", Iteration(), lambda: Block(10, 8.0), 4, "")["outside"] == 0.75
 
 
 def test_an_update_s_products_take_longer_for_more_tokens(policy):
@@ -240,7 +249,7 @@ def test_an_update_s_products_take_longer_for_more_tokens(policy):
 
 def test_a_whole_iteration_of_trl(policy):
     pytest.importorskip("trl", reason="TRL is not installed")
-    work = throughput.make_work(options(), policy, natural=False, reward="random")
+    work = make_work(options(), policy, natural=False, reward="random")
     block = TrlIteration(policy, work)()
     assert block.tokens == 20 and block.seconds > 0
 
@@ -248,7 +257,7 @@ def test_a_whole_iteration_of_trl(policy):
 def test_without_trl_its_row_says_what_to_install(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(UsageError, match="pip install"):
-        TrlIteration(policy, throughput.make_work(options(), policy, natural=False))
+        TrlIteration(policy, make_work(options(), policy, natural=False))
 
 
 def test_trl_steps_in_a_process_of_its_own(policy):
@@ -305,7 +314,7 @@ def test_what_ends_a_child_is_said(code, said):
 
 @pytest.mark.parametrize(("engine", "module"), [("vllm", "vllm"), ("openvino", "openvino_genai")])
 def test_an_environment_without_the_engine_says_what_to_install(policy, engine, module):
-    work = throughput.make_work(options(), policy, natural=False)
+    work = make_work(options(), policy, natural=False)
     with pytest.raises(UsageError, match=f"--{engine} ./no/python: no such program"):
         EngineProcess(engine, "./no/python", policy, work)
     if importlib.util.find_spec(module):
@@ -327,7 +336,7 @@ def test_another_engine_writes_as_many_tokens(policy, engine, natural):
     python = os.environ.get(f"NESTED_REFT_{engine.upper()}")
     if python is None:
         pytest.skip(f"NESTED_REFT_{engine.upper()} names no interpreter")
-    peer = EngineProcess(engine, python, policy, throughput.make_work(options(new_tokens=40), policy, natural))
+    peer = EngineProcess(engine, python, policy, make_work(options(new_tokens=40), policy, natural))
     try:
         for _ in range(2):
             assert (4 <= peer().tokens < 160) if natural else (peer().tokens == 160)
@@ -345,8 +354,8 @@ def test_the_gpu_command_says_that_there_is_none(monkeypatch, capsys, tmp_path):
 def test_the_gpu_command_s_random_model_is_a_checkpoint(tmp_path):
     gpu.random_model(tmp_path, gpu.SMALL)
     loaded = Policy.load(str(tmp_path), dtype="bfloat16")
-    work = throughput.make_work(options(policy=str(tmp_path)), loaded, natural=False)
-    assert Engine(loaded, work, throughput.kept_layers(loaded, 1))().tokens == 20
+    work = make_work(options(policy=str(tmp_path)), loaded, natural=False)
+    assert Engine(loaded, work, kept_layers(loaded, 1))().tokens == 20
 
 
 def test_the_gpu_command_reports_a_step_that_fails_or_hangs(capsys):

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.divergence import default_samplers, main, sampler_of
+from benchmarks.divergence import main
 from benchmarks.layers.report import against_uniform, arms, pareto, ratio_interval, recommend
+from benchmarks.layers.sets import default_samplers, sampler_of
 from policies import Policy, check_subset
 from policies.nested import halves
 from registry import UsageError

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from agents.train_tiny import TinySpec, completion_loss, new_model
-from benchmarks.model_card import main, measure, report
+from benchmarks.model_card import main
+from benchmarks.report.card import measure, report
 from envs.problems.arithmetic import DEFAULT_LEVELS, Arithmetic
 from envs.train_tokenizer import BUILT_IN
 from policies import Policy, UniformSkip
