@@ -14,10 +14,18 @@ import sys
 from typing import Any
 
 import gymnasium as gym
-from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
 
 import envs  # noqa: F401 (registers the ids)
 from registry.command import command
+
+try:
+    from openenv.core.env_server import Action, Environment, Observation, State, create_fastapi_app
+except ModuleNotFoundError as error:
+    needed = "integrations.openenv needs OpenEnv: pip install openenv-core"
+    if __name__ == "__main__":
+        print(f"error: {needed}", file=sys.stderr)
+        sys.exit(2)
+    raise ModuleNotFoundError(needed, name=error.name) from error
 
 SESSIONS = 256
 

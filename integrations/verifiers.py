@@ -16,14 +16,19 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import verifiers.v1 as vf
-from pydantic import Field
-from verifiers.v1.utils.loaders import load_taskset, taskset_config_type
-
 from envs.problem import Problem
 from envs.text import finite_problems, golds_of, submit
 from envs.verifier.gold import read_gold
 from registry import UsageError, templates
+
+try:
+    import verifiers.v1 as vf
+    from pydantic import Field
+    from verifiers.v1.utils.loaders import load_taskset, taskset_config_type
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "integrations.verifiers needs verifiers: pip install verifiers", name=error.name
+    ) from error
 
 __all__ = ["MathTaskset"]  # the library's loader wants one taskset here
 

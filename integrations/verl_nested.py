@@ -24,11 +24,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from verl.workers.rollout import base
 
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.nested_checkpoint import nested_config, nested_weights, whole_layers
 from registry import UsageError, skip_samplers
+
+try:
+    from verl.workers.rollout import base
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("integrations.verl_nested needs verl: pip install verl", name=error.name) from error
 
 base._ROLLOUT_REGISTRY["vllm", "async"] = f"{__name__}.NestedServerAdapter"
 

@@ -47,3 +47,19 @@ def test_help_needs_no_library(name: str) -> None:
     ends = "try:\n    runpy.run_module(name, run_name='__main__')\nexcept SystemExit:\n    pass"
     code = f"import runpy, sys\nname = {name!r}\nsys.argv = [name, '--help']\n{ends}"
     assert not loaded(code) & (HEAVY | {"numpy", "gymnasium"})
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "package"),
+    [("openenv", "openenv", "openenv-core"), ("verifiers", "verifiers", "verifiers"), ("verl_nested", "verl", "verl")],
+)
+def test_an_integration_without_its_library_says_what_to_install(module: str, library: str, package: str) -> None:
+    absent = f"import runpy, sys\nsys.modules[{library!r}] = None\n"
+    for code, status in (
+        (f"import integrations.{module}", 1),
+        (f"runpy.run_module('integrations.{module}', run_name='__main__')", 2),
+    ):
+        done = subprocess.run([sys.executable, "-c", absent + code], capture_output=True, text=True, timeout=300)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == (status if module == "openenv" else 1)  # that one is a command
+        assert f"integrations.{module} needs" in last and last.endswith(f"pip install {package}")
