@@ -111,6 +111,7 @@ class PredictsWithSlots:
         assert isinstance(self.observation_space, spaces.Dict)
         (length,) = self.observation_space["input_ids"].shape  # type: ignore[misc]
         state = {"max_length": length, "temperature": self.target.temperature, **self._settings()}
+        state["dtype"] = str(self.target.dtype).removeprefix("torch.")
         (folder / POLICY).write_text(json.dumps(state))
 
     @classmethod
@@ -127,7 +128,8 @@ class PredictsWithSlots:
                 f"plain model by policies.Policy.load)"
             )
         state = json.loads((folder / POLICY).read_text())
-        target = Policy.load(str(folder), "cpu" if str(device) == "auto" else str(device))
+        where = "cpu" if str(device) == "auto" else str(device)
+        target = Policy.load(str(folder), where, state.pop("dtype", "float32"))
         target.temperature = state.pop("temperature")
         ids = spaces.Box(0, target.vocab_size - 1, (state["max_length"],), np.int64)
         length = spaces.Box(0, state.pop("max_length"), (1,), np.int64)

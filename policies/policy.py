@@ -132,13 +132,14 @@ class Policy:
         self.architecture.check_length(longest, warn)
 
     @classmethod
-    def load(cls, name_or_path: str, device: str = "cpu", dtype: str | None = None) -> Policy:
+    def load(cls, name_or_path: str, device: str = "cpu", dtype: str | None = "auto") -> Policy:
         """A policy from a local folder, a hub id or the built-in name ``tiny``.
 
         Args:
             name_or_path: of a Llama, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3 or Gemma 3 checkpoint in safetensors.
             device: such as ``cpu`` or ``cuda``.
-            dtype: of the matrix products, ``float32`` (the default), ``bfloat16`` or ``auto`` (``settle_dtype``); the
+            dtype: of the matrix products, ``float32``, ``bfloat16`` or, as by default, the one that is fast on
+                ``device`` (``auto``: ``settle_dtype``, which says it once; the built-in model stays in float32). The
                 weights stay float32.
 
         Raises:

@@ -25,7 +25,7 @@ from policies.skipping.divergence import compare, states, write
 from registry import patches, skip_samplers
 
 name = os.environ.get("NESTED_REFT_POLICY", "tiny")
-policy = Policy.load(name, dtype="auto")  # what is fast here; the built-in model stays in float32
+policy = Policy.load(name)
 everything = tuple(range(policy.num_layers))
 settings = {"tokenizer": "builtin" if name == "tiny" else name, "max_prompt_tokens": 128}
 task = gym.make("MathReason-v0", split="test", **settings, vocab_size=policy.vocab_size).unwrapped.task

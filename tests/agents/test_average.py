@@ -88,7 +88,10 @@ def test_a_run_measures_the_average_and_saves_it(tmp_path: Path) -> None:
     assert evaluations(still)[-1]["sampled_right"] == start["sampled_right"]
     assert evaluations(still)[-1]["mean_length"] == start["mean_length"]
     assert evaluations(plain)[-1] != evaluations(plain)[0]
-    averaged, trained = Policy.load(str(still.folder / AVERAGED)), Policy.load(str(still.folder / "model"))
+    averaged, trained = (
+        Policy.load(str(still.folder / AVERAGED), dtype="float32"),
+        Policy.load(str(still.folder / "model"), dtype="float32"),
+    )
     begun = Policy.load("tiny")
     for mine, first, last in zip(averaged.parameters(), begun.parameters(), trained.parameters(), strict=True):
         torch.testing.assert_close(mine, first, rtol=0, atol=1e-6)

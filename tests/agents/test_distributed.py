@@ -134,7 +134,7 @@ def test_processes_must_have_the_same_weights_and_seed(folder: str, tmp_path: Pa
 @pytest.mark.parametrize("rank", [0, 2])
 def test_frozen_weights_must_be_the_same_as_well(folder: str, tmp_path: Path, rank: int) -> None:
     def act() -> Found:
-        policy = Policy.load(folder)
+        policy = Policy.load(folder, dtype="float32")
         with torch.no_grad():
             policy.model.model.norm.weight += int(os.environ["RANK"])
         policy.refresh()

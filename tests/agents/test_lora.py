@@ -88,7 +88,7 @@ def test_a_saved_agent_is_a_plain_model_with_the_same_logits(folder: str, tmp_pa
         assert torch.equal(merged[name].weight, merged_weight(module))
         assert not torch.equal(merged[name].weight, module.weight)
     torch.testing.assert_close(found(ids).logits, agent.target.model(ids).logits, rtol=1e-4, atol=1e-4)
-    assert Policy.load(str(tmp_path / "saved")).adapter_rank == 0
+    assert Policy.load(str(tmp_path / "saved"), dtype="float32").adapter_rank == 0
 
 
 @pytest.mark.parametrize("given", [{}, {"sampler": "uniform", "correction": "retrace", "patch": "heal"}])
@@ -112,7 +112,7 @@ def test_a_saved_agent_with_adapters_goes_on_to_the_same_numbers(
 
 
 def test_adapters_made_by_hand_go_on_as_well(folder: str, tmp_path: Path) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     policy.add_adapters(rank=3, alpha=30, seed=7)
     small: dict[str, Any] = {"group_size": 4, "problems_per_batch": 6, "seed": 3}
     straight = ReFT(policy, CoinFlips(16), **small)
@@ -131,7 +131,7 @@ def test_other_ranks_are_refused(folder: str, tmp_path: Path) -> None:
     for saved, had, rank in (("low", 2, 4), ("low", 2, 0), ("full", 0, 4)):
         with pytest.raises(UsageError, match=f"saved with lora_rank={had}.* lora_rank={rank}: give {had}"):
             ReFT.load(tmp_path / saved, CoinFlips(4), lora_rank=rank)
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     policy.add_adapters(rank=2)
     with pytest.raises(UsageError, match="already"):
         ReFT(policy, CoinFlips(4), lora_rank=2)
@@ -186,7 +186,7 @@ def test_gradient_checkpointing_keeps_a_third_at_most(folder: str) -> None:
 
 
 def test_gradient_checkpointing_of_transformers_own_layers_is_refused(folder: str) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     policy.functional = False
     with pytest.raises(UsageError, match="gradient_checkpointing out"):
         ReFT(policy, CoinFlips(4), gradient_checkpointing=True)

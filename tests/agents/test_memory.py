@@ -46,7 +46,7 @@ def small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str, small_machine) -> None:
-    target, task = Policy.load(folder), Task(TaskSpec())
+    target, task = Policy.load(folder, dtype="float32"), Task(TaskSpec())
     optimizer = torch.optim.AdamW(target.parameters())
     one = memory.slot_bytes(target, task)
     shape = target.architecture
@@ -66,7 +66,7 @@ def test_slots_that_do_not_fit_are_refused_with_the_number_that_does(folder: str
 
 
 def test_where_nothing_is_trained_memory_holds_more_slots(folder: str, small_machine) -> None:
-    target, task = Policy.load(folder), Task(TaskSpec())
+    target, task = Policy.load(folder, dtype="float32"), Task(TaskSpec())
     weights = 4 * sum(parameter.numel() for parameter in target.parameters())
     small_machine(weights + memory.layout_bytes(target) + 20 * memory.slot_bytes(target, task) + 2048)
     assert memory.fitting_slots(target, task, None, 256) == 20
@@ -86,7 +86,7 @@ def test_bfloat16_weights_are_counted_as_this_processor_multiplies_them(folder: 
 
 
 def test_a_system_that_tells_nothing_stops_nobody(folder: str, small_machine) -> None:
-    target = Policy.load(folder)
+    target = Policy.load(folder, dtype="float32")
     optimizer = torch.optim.AdamW(target.parameters())
     assert memory.fitting_slots(target, Task(TaskSpec()), optimizer, 256) == 256
 
@@ -100,7 +100,7 @@ def plan(target: Policy, task: Task, slots: int, tokens: int) -> int:
 
 
 def test_slots_that_nobody_named_are_lowered_to_what_fits(folder: str, small_machine) -> None:
-    target, task = Policy.load(folder), Task(TaskSpec())
+    target, task = Policy.load(folder, dtype="float32"), Task(TaskSpec())
     few = {"group_size": 4, "problems_per_batch": 16}
     whole = plan(target, task, 0, task.max_length)
     small_machine(whole)
@@ -122,7 +122,7 @@ def test_slots_that_nobody_named_are_lowered_to_what_fits(folder: str, small_mac
 
 
 def test_a_run_lowers_its_slots_with_a_sentence(folder: str, small_machine, tmp_path: Path, capsys) -> None:
-    target, task = Policy.load(folder), Task(TaskSpec())
+    target, task = Policy.load(folder, dtype="float32"), Task(TaskSpec())
     small_machine(plan(target, task, 0, task.max_length))
     settings = ["group_size=4", "problems_per_batch=16", "microbatch_tokens=64", "evaluation.problems=64"]
     settings += ["evaluation.samples=1", "evaluation.every=0", "env.tokenizer=builtin"]
@@ -309,7 +309,7 @@ def test_what_is_split_falls_with_the_number_of_processes_as_planned(tmp_path: P
     """61 M random weights; the parts by their bytes, and resident memory against the plan."""
     shape = {"vocab_size": 8192, "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 12}
     policy = llama(tmp_path, **shape)
-    target, task = Policy.load(policy), Task(TaskSpec())
+    target, task = Policy.load(policy, dtype="float32"), Task(TaskSpec())
     whole = memory.ModelSize.of(target)
     del target
     lengths = task.spec.max_prompt_tokens, task.spec.max_new_tokens
@@ -325,7 +325,7 @@ def test_what_is_split_falls_with_the_number_of_processes_as_planned(tmp_path: P
 
 def test_on_a_gpu_it_is_the_card_s_memory_that_counts(folder: str, monkeypatch) -> None:
     """Slots and micro-batches by what the driver says is free, and what torch keeps without using it."""
-    target, task = Policy.load(folder), Task(TaskSpec())
+    target, task = Policy.load(folder, dtype="float32"), Task(TaskSpec())
     optimizer = torch.optim.AdamW(target.parameters())
     monkeypatch.setattr(Policy, "device", property(lambda self: torch.device("cuda")))
     one, lasting = memory.slot_bytes(target, task), memory.lasting_bytes(target, optimizer)

@@ -135,7 +135,7 @@ def test_from_a_folder_to_a_verdict(tmp_path, seed):
     assert agent.target.functional
     agent.iterate()
     agent.save(tmp_path / "trained")
-    again = Policy.load(str(tmp_path / "trained"))
+    again = Policy.load(str(tmp_path / "trained"), dtype="float32")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), agent.target.parameters(), strict=True))
     settings = json.loads((tmp_path / "trained" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"]

@@ -276,7 +276,7 @@ def test_a_skip_ratio_that_leaves_no_layer_fails_before_anything_runs(folder: st
 
 
 def test_the_policy_may_be_an_object(folder: str) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     assert ReFT(policy, CoinFlips(4), group_size=2, problems_per_batch=2).target is policy
 
 

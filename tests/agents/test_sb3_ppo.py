@@ -129,7 +129,9 @@ def test_sb3_ppo_raises_the_reward(world: World) -> None:
 
 
 def test_the_registry_makes_it_and_bad_numbers_are_usage_errors(world: World) -> None:
-    agent = agent_registry.make("sb3-ppo", Policy.load(world.model), world.vector(), n_steps=8, batch_size=32)
+    agent = agent_registry.make(
+        "sb3-ppo", Policy.load(world.model, dtype="float32"), world.vector(), n_steps=8, batch_size=32
+    )
     assert isinstance(agent, SB3PPO) and agent.layers == (0, 1)
     for wrong, needle in (
         ({"n_steps": 4}, "n_steps=4"),

@@ -192,7 +192,7 @@ def test_learn_is_iterate_until_a_callback_stops(folder: str) -> None:
 
 
 def test_a_policy_given_with_a_temperature_is_trained_at_one(folder: str) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     policy.temperature = 0.5
     plain, hot = gradients(agent_of(folder)), gradients(agent_of(policy))  # type: ignore[arg-type]
     assert all(torch.equal(plain[name], hot[name]) for name in plain)

@@ -189,7 +189,7 @@ def test_parts_make_the_whole_whatever_its_size(tmp_path: Path) -> None:
 
 
 def test_transformers_own_layers_take_no_parts(folder: str) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     policy.functional = False
     with pytest.raises(UsageError, match="leave shard out"):
         policy.shard()

@@ -85,7 +85,7 @@ def test_a_saved_agent_goes_on_to_the_same_numbers(folder: str, tmp_path: Path, 
 
 
 def test_layers_frozen_by_hand_stay_so(folder: str, tmp_path: Path) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     policy.train_only([3])
     small: dict[str, Any] = {"group_size": 4, "problems_per_batch": 6, "seed": 3}
     ReFT(policy, CoinFlips(16), **small).save(tmp_path / "saved")

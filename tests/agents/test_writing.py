@@ -47,14 +47,14 @@ def written_of(rollout: Rollout, first: int) -> Written:
 
 @pytest.mark.parametrize("slots", [1, 5, 16])
 def test_played_completions_give_the_rollout_that_they_were(folder: str, slots: int) -> None:
-    policy, envs, problems = Policy.load(folder), CoinFlips(6), [3, 1, 4]
+    policy, envs, problems = Policy.load(folder, dtype="float32"), CoinFlips(6), [3, 1, 4]
     mu = policy.behavior((0, 1, 3), 6, envs.task.max_length, seed=5)
     wrote = collect(mu, envs, problems, 4, first_group=2)
     same(collect(written_of(wrote, first=8), CoinFlips(slots), problems, 4, first_group=2), wrote)
 
 
 def test_the_parts_of_a_defensive_group_are_played_side_by_side(folder: str) -> None:
-    policy, envs, problems = Policy.load(folder), CoinFlips(6), [3, 1, 4]
+    policy, envs, problems = Policy.load(folder, dtype="float32"), CoinFlips(6), [3, 1, 4]
     deck = Deck(envs.task, 6, problems, 4, 0, range(4))
     nested, target = deck.shared(1)
     assert (*target.members, *nested.members) == tuple(range(4)) and target.by_target and not nested.by_target
@@ -111,7 +111,7 @@ def test_defensive_groups_have_an_engine_for_each_part(folder: str, slow_vllm: N
 
 
 def test_an_engine_is_started_anew_for_more_layers_alone(folder: str, slow_vllm: None) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     writing, envs = VLLMWriter().open(policy), CoinFlips(4)
     pids = []
     for layers in ((0, 1, 2, 3), (0, 2), (1, 3), (3,), (0, 1, 2), (0, "1.mlp", 3)):
@@ -126,7 +126,7 @@ def test_an_engine_is_started_anew_for_more_layers_alone(folder: str, slow_vllm:
 
 def test_another_model_is_refused(folder: str, slow_vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOW_VLLM", "deaf")  # to new weights
-    policy, envs = Policy.load(folder), CoinFlips(4)
+    policy, envs = Policy.load(folder, dtype="float32"), CoinFlips(4)
     writing, deck = VLLMWriter().open(policy), Deck(envs.task, 4, [1], 4, 0, range(4))
     writing.behavior(LAYERS, 0, deck)
     with pytest.raises(UsageError, match=r"vLLM computes another model: .* nats a token; use writer='own'"):
@@ -194,7 +194,7 @@ def test_the_process_leaves_with_the_one_that_started_it(folder: str, slow_vllm:
 import sys
 from policies import Policy
 from policies.vllm.engine import Engine
-engine = Engine(Policy.load({folder!r}), (0, 1), 2, 8)
+engine = Engine(Policy.load({folder!r}, dtype="float32"), (0, 1), 2, 8)
 print(engine._process.pid, engine._folder, flush=True)
 sys.stdin.read()
 """
@@ -213,7 +213,7 @@ sys.stdin.read()
 
 
 def test_an_engine_that_is_dropped_ends(folder: str, slow_vllm: None) -> None:
-    engine = Engine(Policy.load(folder), (0, 1), 2, 8)
+    engine = Engine(Policy.load(folder, dtype="float32"), (0, 1), 2, 8)
     process, where = engine._process, engine._folder
     del engine
     assert process.poll() is not None and not where.exists()

@@ -79,7 +79,7 @@ def train(kind: type, folder: Any, model: str = TINY, **settings: Any) -> tuple[
 def expected_ratios(batches: Batches, step: int, temperature: float = 1.0, model: str = TINY) -> tuple[Tensor, Tensor]:
     """exp(log pi - log mu) [B, T] by the policy, and the mask of the completions' tokens."""
     inputs = batches.inputs[step]
-    policy = Policy.load(model)
+    policy = Policy.load(model, dtype="float32")
     policy.model.load_state_dict(batches.weights[step])
     policy.refresh()
     prompts = [ids[mask.bool()] for ids, mask in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)]

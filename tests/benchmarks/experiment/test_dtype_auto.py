@@ -28,7 +28,7 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> None:
     module._tell_dtype.cache_clear()
 
 
-def small(folder: str, **given: Any) -> ReFT:
+def small(folder: str | Policy, **given: Any) -> ReFT:
     import gymnasium as gym
 
     env = gym.make_vec("MathReason-v0", num_envs=2, vocab_size=512, max_new_tokens=4)
@@ -100,7 +100,20 @@ def test_an_agent_computes_in_it_and_is_saved_with_what_it_was(
     monkeypatch.setattr(module, "fast_dtype", lambda device: ("float32", "another machine"))
     again = ReFT.load(tmp_path, env=agent.get_env())
     assert again.target.dtype == torch.bfloat16
-    assert Policy.load(folder).dtype == torch.float32 and ReFT("tiny").target.dtype == torch.float32
+    assert Policy.load(folder, dtype="float32").dtype == torch.float32 and ReFT("tiny").target.dtype == torch.float32
+
+
+def test_a_policy_that_is_loaded_computes_in_what_an_agent_of_its_folder_would(halves: None, folder: str) -> None:
+    assert Policy.load(folder).dtype == small(folder).target.dtype == torch.bfloat16
+    assert Policy.load("tiny").dtype == torch.float32
+    assert small(Policy.load(folder)).target.dtype == torch.bfloat16
+
+
+def test_a_saved_policy_of_stable_baselines_keeps_its_dtype(halves: None, folder: str, tmp_path: Path) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        policy = small(folder, dtype=str(dtype).removeprefix("torch.")).policy
+        policy.save(tmp_path / "policy")
+        assert type(policy).load(tmp_path / "policy").target.dtype == dtype
 
 
 class TestTrainedInHalf:
@@ -125,7 +138,7 @@ class TestTrainedInHalf:
         assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
 
     def test_float32_products_have_its_weights(self, trained: Policy, tmp_path: Path) -> None:
-        loaded = Policy.load(str(tmp_path))
+        loaded = Policy.load(str(tmp_path), dtype="float32")
         assert loaded.dtype == torch.float32
         for ours, theirs in zip(loaded.parameters(), trained.parameters(), strict=True):
             assert torch.equal(ours, theirs.bfloat16().float()) and not torch.equal(ours, theirs)
@@ -137,7 +150,7 @@ class TestTrainedInHalf:
     def test_float32_stays_float32(self, tmp_path: Path) -> None:
         policy = Policy(random_model())
         policy.save(tmp_path)
-        loaded = Policy.load(str(tmp_path))
+        loaded = Policy.load(str(tmp_path), dtype="float32")
         assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), policy.parameters(), strict=True))
         assert folder_dtype(str(tmp_path)) == "float32"
 

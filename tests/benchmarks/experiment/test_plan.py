@@ -59,7 +59,7 @@ def test_seven_billion_weights_by_hand() -> None:
 @pytest.mark.parametrize("layers", [None, [1, 2]])
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_config_says_what_its_loaded_policy_says(folder: str, rank: int, layers: list[int] | None) -> None:
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, dtype="float32")
     choose_trained(policy, rank, layers, seed=0)
     size = size_of(load_config(folder), torch.float32, torch.device("cpu"), rank, len(layers or ()))
     assert size == ModelSize.of(policy)

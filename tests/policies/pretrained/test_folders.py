@@ -42,7 +42,7 @@ def refusal(folder: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UsageError) as caught:
-            Policy.load(str(folder))
+            Policy.load(str(folder), dtype="float32")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -58,7 +58,7 @@ def test_whole_folders_load_as_they_are(tmp_path, tied, shard, dtype):
     assert damage_of(tmp_path) is None and weights_fault(tmp_path) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        policy = Policy.load(str(tmp_path))
+        policy = Policy.load(str(tmp_path), dtype="float32")
     for ours, theirs in zip(policy.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs.float())
 
@@ -80,7 +80,7 @@ def test_weights_without_a_place_are_warned_of(tmp_path):
     write_checkpoint(tmp_path)
     settings(tmp_path, num_hidden_layers=1, layer_types=None)
     with pytest.warns(UserWarning, match=r"no place for.*model\.layers\.1\..* more"):
-        Policy.load(str(tmp_path))
+        Policy.load(str(tmp_path), dtype="float32")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -155,7 +155,7 @@ def test_weights_that_memory_cannot_hold_are_refused_before_they_are_read(tmp_pa
     model = write_checkpoint(tmp_path)
     needed = 4 * sum(weight.numel() for weight in model.parameters())
     monkeypatch.setattr("policies.pretrained.load.available_bytes", lambda: needed)
-    Policy.load(str(tmp_path))
+    Policy.load(str(tmp_path), dtype="float32")
     monkeypatch.setattr("policies.pretrained.load.available_bytes", lambda: int(0.98 * needed))
     (tmp_path / WEIGHTS).write_bytes(b"")
     assert "not enough memory" in refusal(tmp_path)
@@ -176,7 +176,7 @@ def test_any_activation_loads_and_writes(tmp_path, activation):
     ours = activation in ("silu", "gelu", "gelu_pytorch_tanh")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        policy = Policy.load(str(tmp_path))
+        policy = Policy.load(str(tmp_path), dtype="float32")
     assert policy.functional == ours
     assert [str(note.message) for note in notes if activation in str(note.message)] == (
         [] if ours else [str(notes[-1].message)]
@@ -221,7 +221,7 @@ LONGROPE = {
 def test_a_row_never_depends_on_the_rows_beside_it(tmp_path, rope, reach):
     write_checkpoint(tmp_path, rope_parameters=rope, max_position_embeddings=48)
     with pytest.warns(UserWarning, match="depends on the length.*falling back"):
-        policy = Policy.load(str(tmp_path))
+        policy = Policy.load(str(tmp_path), dtype="float32")
     rows = torch.randint(0, 300, (2, reach))
     mask = torch.zeros(2, reach - 4).bool()
     mask[0, :5], mask[1] = True, True
@@ -249,7 +249,7 @@ def test_a_row_never_depends_on_the_rows_beside_it(tmp_path, rope, reach):
 )
 def test_lengths_beyond_the_positions_are_refused_or_warned_of(tmp_path, rope, reach):
     write_checkpoint(tmp_path, rope_parameters=rope, max_position_embeddings=64)
-    policy = Policy.load(str(tmp_path))
+    policy = Policy.load(str(tmp_path), dtype="float32")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         policy.check_length(64)
@@ -290,7 +290,7 @@ def test_any_harm_to_a_folder_is_one_line_or_does_nothing(tmp_path, seed):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                policy = Policy.load(str(tmp_path))
+                policy = Policy.load(str(tmp_path), dtype="float32")
         except UsageError as error:
             assert "\n" not in str(error) and len(str(error)) < 700
         else:

@@ -29,7 +29,7 @@ def test_a_saved_policy_loads_as_itself_in_transformers_and_here(family, tmp_pat
     policy.save(tmp_path)
     prompts, tokens, mask = random_batch()
     expected = policy.logprobs(prompts, tokens, mask)
-    again = Policy.load(str(tmp_path))
+    again = Policy.load(str(tmp_path), dtype="float32")
     assert (again.functional, again.num_layers, again.vocab_size) == (True, LAYERS, VOCABULARY)
     torch.testing.assert_close(again.logprobs(prompts, tokens, mask), expected)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -43,18 +43,18 @@ def test_errors_of_a_new_user(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no such model folder"):
         Policy.load(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match=r"no config.json: give a folder written by save_pretrained"):
-        Policy.load(str(tmp_path))
+        Policy.load(str(tmp_path), dtype="float32")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UsageError, match=r"unsupported architecture 'gpt2'.*Llama, SmolLM2.*Qwen3"):
-        Policy.load(str(tmp_path))
+        Policy.load(str(tmp_path), dtype="float32")
     with pytest.raises(UsageError, match="is not a folder"):
-        Policy.load(str(tmp_path / "config.json"))
+        Policy.load(str(tmp_path / "config.json"), dtype="float32")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match="cannot read a model config"):
-        Policy.load(str(tmp_path))
+        Policy.load(str(tmp_path), dtype="float32")
     random_model().config.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"model.safetensors"):
-        Policy.load(str(tmp_path))
+        Policy.load(str(tmp_path), dtype="float32")
     with pytest.raises(UsageError, match="dtype='float16' is unknown: use one of auto, float32, bfloat16"):
         Policy.load("tiny", dtype="float16")
     with pytest.raises(UsageError, match="not a torch device"):
