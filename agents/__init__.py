@@ -1,9 +1,9 @@
 """The algorithm zoo. Importing it registers every agent, correction, advantage, aggregation, problem sampler,
-schedule, anchor, batch source and reward."""
+schedule, anchor, batch source, reward and rollout writer; the names are in ``registry``."""
 
-from agents import corrections, rivals, schedules
-from agents.batches import experts, problem_samplers, sources
-from agents.objective import advantages, aggregation, anchors, rewards
+from agents import corrections, rivals, schedules  # noqa: F401 (registers them)
+from agents.batches import experts, problem_samplers, sources  # noqa: F401
+from agents.objective import advantages, aggregation, anchors, rewards  # noqa: F401
 from agents.reft import ReFT
 from agents.rollout import Rollout, collect
 from agents.sb3_ppo import SB3PPO
@@ -16,15 +16,5 @@ __all__ = [
     "TRLGRPO",
     "ReFT",
     "Rollout",
-    "advantages",
-    "aggregation",
-    "anchors",
     "collect",
-    "corrections",
-    "experts",
-    "problem_samplers",
-    "rewards",
-    "rivals",
-    "schedules",
-    "sources",
 ]

@@ -18,15 +18,8 @@ from stable_baselines3.common.utils import FloatSchedule, safe_mean
 
 import agents.saving.checkpoint as checkpoint
 import agents.saving.hub as hub
-from agents.arguments import (
-    check_learning_rate,
-    check_parameters,
-    check_seed,
-    number_or_schedule,
-    scheduled,
-    slots_of,
-    vector_env_of,
-)
+from agents.arguments import check_learning_rate, check_parameters, check_seed, number_or_schedule, scheduled
+from agents.environments import slots_of, vector_env_of
 from agents.rollout import Interrupted
 from agents.sb3_policy import LanguageModelPolicy, choose_trained, target_of
 from agents.schedules import Spent

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from agents.arguments import check_device
 from agents.rollout import Interrupted, Rollout
+from policies.dtype import available_device
 from policies.sharding import most, peers, whole_shape
 from registry import UsageError
 
@@ -210,5 +210,5 @@ def _whole_number(name: str, default: int) -> int:
 
 def local_device(device: str) -> str:
     """``device``, or for a bare ``cuda`` under torchrun this process's own GPU; UsageError if there is none such."""
-    check_device(device)
+    available_device(device)
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and os.environ.get("LOCAL_RANK") else device

@@ -39,29 +39,20 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch import Tensor
 
 from agents.algorithm import LanguageModelAlgorithm
-from agents.arguments import (
-    check_adam,
-    check_counts,
-    check_ema,
-    check_lora_rank,
-    check_rollout_dtype,
-    device_of,
-    slots_of,
-    vector_env_of,
-)
+from agents.arguments import check_adam, check_counts, check_ema, check_lora_rank, check_rollout_dtype, settle_device
 from agents.batches.experts import Experts
 from agents.batches.refill import batch_of, left_out, refill, refill_metrics
 from agents.batches.store import Batching
 from agents.batches.weight_copy import WeightCopy
 from agents.corrections import traits
 from agents.distributed import join, local_device, total_weight
+from agents.environments import slots_of, vector_env_of
 from agents.memory import ModelSize, NotEnoughMemory, check_memory, microbatch_budget
 from agents.monitoring.diagnostics import SHARE, noise_floor, of_fresh
 from agents.monitoring.metrics import Laps, draft_metrics, rollout_metrics, speed_metrics, success_rates, target_tokens
 from agents.monitoring.watch import Watch, warn_stale
 from agents.nesting import Nesting
 from agents.objective.anchors import Anchoring
-from agents.objective.consistency import Consistency
 from agents.rollout import NOTHING, Acts, GroupMixture, Rollout, collect, count_steps, one_each
 from agents.saving.configuration import NotStorable, constructor_arguments, describe, in_force
 from agents.schedules import Spent, run_length
@@ -240,7 +231,7 @@ class ReFT(LanguageModelAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(ReFT, locals())
-        device = device_of(policy, device)
+        device = settle_device(policy, device)
         int8 = check_rollout_dtype(rollout_dtype)
         self.nesting = Nesting(skip_samplers.build(sampler), patches.build(patch), int8)
         self.correction = corrections.build(correction)
@@ -269,7 +260,7 @@ class ReFT(LanguageModelAlgorithm):
         self.minibatches = minibatches
         self.epochs = epochs
         self.temperature = temperature
-        self.consistency = Consistency(consistency)
+        self.consistency = consistency
         if isinstance(self.nesting.sampler, FullDepth):
             written = target_written if not (int8 or self.batch.lag) else 0
             for name, value in (("consistency", consistency), ("target_written", written)):

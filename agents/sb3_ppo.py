@@ -40,12 +40,11 @@ from agents.arguments import (
     check_learning_rate,
     check_lora_rank,
     check_seed,
-    device_of,
     number_or_schedule,
     scheduled,
-    slots_of,
-    vector_env_of,
+    settle_device,
 )
+from agents.environments import slots_of, vector_env_of
 from agents.memory import check_memory
 from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
@@ -151,7 +150,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(SB3PPO, locals())
-        device = device_of(policy, device)
+        device = settle_device(policy, device)
         venv = BudgetEndsEpisodes(vector_env_of(env, slots_of(env, slots, SLOTS)))
         check_steps(n_steps, venv)
         if batch_size < n_steps or batch_size % n_steps:

@@ -25,7 +25,8 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch.nn.utils.rnn import pad_sequence
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
-from agents.arguments import check_lora_rank, device_of, slots_of
+from agents.arguments import check_lora_rank, settle_device
+from agents.environments import slots_of
 from agents.memory import ModelSize, check_memory, microbatch_budget
 from agents.saving.configuration import constructor_arguments, in_force
 from agents.schedules import Spent, run_length
@@ -93,7 +94,7 @@ class SFT(LanguageModelAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         self.arguments = constructor_arguments(SFT, locals())
-        device = device_of(policy, device)
+        device = settle_device(policy, device)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("gradient_steps", gradient_steps, 1),

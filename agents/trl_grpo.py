@@ -19,8 +19,9 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from agents.algorithm import LanguageModelAlgorithm, tell_step
-from agents.arguments import check_counts, slots_of
+from agents.arguments import check_counts
 from agents.batches.problem_samplers import UniformProblems
+from agents.environments import slots_of
 from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
 from agents.saving.configuration import constructor_arguments, in_force

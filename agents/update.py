@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ class Update:
         epochs: passes over the rollout.
         max_grad_norm: clip.
         microbatch_tokens: most tokens in one forward and backward; a prompt that completions share counts once.
-        consistency: the auxiliary loss that keeps the nested policy near the target.
+        consistency: weight of the auxiliary loss that keeps the nested policy near the target.
         anchoring: what keeps the target near a reference; in the loss it pulls at every completion.
         experts: worked solutions, which have a part in the loss beside the rollout's.
         entropy_bonus: weight of the exact entropy of every token's distribution, which the loss is lowered by.
@@ -123,7 +123,7 @@ class Update:
     epochs: int = 1
     max_grad_norm: float = 1.0
     microbatch_tokens: int = 16_384
-    consistency: Consistency = field(default_factory=Consistency)
+    consistency: float = 0.0
     anchoring: Anchoring | None = None
     experts: Experts | None = None
     entropy_bonus: float = 0.0
@@ -135,8 +135,9 @@ class Update:
         for name in ("minibatches", "epochs"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.entropy_bonus < float("inf"):
-            raise UsageError(f"entropy_bonus={self.entropy_bonus} must be a finite number of at least 0")
+        for name in ("entropy_bonus", "consistency"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
 
     def __call__(
         self,
@@ -163,6 +164,7 @@ class Update:
             beside: further completions of what wrote the rollout, to be measured alone, as those without an advantage.
         """
         wide = traits(self.correction).scope in WIDE_SCOPES
+        self._consistency = Consistency(self.consistency)
         _check_finite(rollout, advantage)
         advantage = torch.where(self._counted(rollout), advantage, 0.0)
         used_index = advantage.nonzero()[:, 0]
@@ -199,7 +201,7 @@ class Update:
         if rollout.old_logp is None:
             old_logp[used_index] = logp[used_index]
         metrics = {"grad_norm": float(np.mean(norms or [0.0])), "updates": float(len(norms))}
-        metrics |= {"sequences_used": float(len(used_index)), **self.consistency.spent()}
+        metrics |= {"sequences_used": float(len(used_index)), **self._consistency.spent()}
         metrics |= self._anchor_metrics(rollout, logp)
         written = replace(rollout, old_logp=old_logp)
         if beside is not None:
@@ -226,7 +228,7 @@ class Update:
         coef = self.aggregation(batch.mask & self._counted(batch)[:, None])
         used = torch.zeros_like(batch.behavior_logp), torch.zeros_like(batch.behavior_logp)
         wanted = self._learnt(batch, advantage).nonzero()[:, 0]
-        pull = self.consistency.coefficients(batch, wanted, self.aggregation)
+        pull = self._consistency.coefficients(batch, wanted, self.aggregation)
         self.optimizer.zero_grad(set_to_none=True)
         if self.experts is not None and solutions is not None:
             coef, pull = coef * (1 - self.experts.weight), pull * (1 - self.experts.weight)
@@ -249,7 +251,7 @@ class Update:
             if entropy is not None:
                 loss = loss - self.entropy_bonus * (coef[index][:, :width] * entropy).sum()
             loss.backward()
-            self.consistency.backward(self.policy, nested, micro, now, pull[index][:, :width])
+            self._consistency.backward(self.policy, nested, micro, now, pull[index][:, :width])
             used[0][index, :width], used[1][index, :width] = now, weight
         signal = (advantage != 0)[:, None]
         if signal.any() and not self.ranks.sum((signal & (used[1] != 0)).sum()):

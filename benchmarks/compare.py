@@ -25,7 +25,8 @@ from registry.command import assignment, command
 from registry.paths import ReadPath, WriteFolder
 
 if TYPE_CHECKING:
-    from benchmarks.comparison.grid import Arm, Grid, Start
+    from benchmarks.comparison.arms import Arm
+    from benchmarks.comparison.grid import Grid, Start
     from benchmarks.comparison.launch import Watched
     from benchmarks.report.comparison import Comparison
     from benchmarks.report.live import LivePage
@@ -112,11 +113,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def compare(given: argparse.Namespace) -> int:
     """Run what the arguments ask for and write the report."""
-    from agents.monitoring.writers import check_writers
+    from agents.monitoring.trackers import check_trackers
 
     if given.stored:
         return _compare_stored(given)
-    check_writers(given.log)
+    check_trackers(given.log)
     if given.serve is None or given.dry_run:
         return _compare(given, None)
     from benchmarks.report.live import LivePage
@@ -128,7 +129,7 @@ def compare(given: argparse.Namespace) -> int:
 
 def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
     """A comparison of runs that may have to be done."""
-    from benchmarks.comparison.grid import arms, start_arms
+    from benchmarks.comparison.arms import arms, start_arms
     from benchmarks.comparison.rehearse import rehearse
 
     grid = grid_of(given)
@@ -190,7 +191,7 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
     Raises:
         UsageError: such a run failed.
     """
-    from benchmarks.comparison.grid import start_arms
+    from benchmarks.comparison.arms import start_arms
     from benchmarks.comparison.rehearse import rehearse
 
     starts = start_arms(grid)
@@ -205,7 +206,8 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
 
 def grid_of(given: argparse.Namespace) -> Grid:
     """The preset with the command line's changes."""
-    from benchmarks.comparison.grid import agent_ids, preset, recipe, without_missed, without_replaced
+    from benchmarks.comparison.arms import without_missed
+    from benchmarks.comparison.grid import agent_ids, preset, recipe, without_replaced
     from benchmarks.experiment.resolve import by_plain_names
 
     grid, published = preset("smoke" if given.preset is None else given.preset), recipe(given.recipe)

@@ -35,11 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         # After the arguments: --help and typos in options need no torch.
-        from agents.monitoring.writers import check_writers
+        from agents.monitoring.trackers import check_trackers
         from benchmarks.experiment.training import run
 
         spec = _spec(given)
-        check_writers(given.log)
+        check_trackers(given.log)
         if given.dry_run:
             from benchmarks.comparison.rehearse import check_arguments, check_task
             from benchmarks.experiment.memory import memory_of

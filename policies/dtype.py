@@ -55,6 +55,14 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def available_device(name: str) -> torch.device:
+    """``device_of``, where torch finds it. Raises ``UsageError`` where it does not."""
+    device = device_of(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={name!r}, but torch finds no CUDA device: use 'cpu'")
+    return device
+
+
 def compute_dtype(name: str | None) -> torch.dtype:
     """The dtype of this name, float32 of None. Raises ``UsageError`` for an unknown one."""
     if name not in (None, *DTYPES):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.dtype import compute_dtype, device_of, settle_dtype
+from policies.dtype import available_device, compute_dtype, settle_dtype
 from policies.engine.ahead import Ahead
 from policies.engine.behavior import Behavior
 from policies.engine.decoder import CachedDecoder, Clock, UncachedDecoder
@@ -145,9 +145,7 @@ class Policy:
         Raises:
             UsageError: no such folder, hub unreachable, unsupported architecture, unknown dtype or device.
         """
-        chosen, target = settle_dtype(dtype, name_or_path, device), device_of(device)
-        if target.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError(f"device={device!r}, but torch finds no CUDA device: use 'cpu'")
+        chosen, target = settle_dtype(dtype, name_or_path, device), available_device(device)
         return cls(load_checkpoint(name_or_path, compute_dtype(chosen)).to(target), chosen)
 
     @property

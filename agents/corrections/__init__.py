@@ -1,6 +1,6 @@
 """The zoo of off-policy corrections and trust regions, each a detached weight; importing this registers all of them."""
 
-from agents.corrections import group, importance, masks, traces, trust_regions
+from agents.corrections import decoupled, group, importance, masks, traces, trust_regions  # noqa: F401 (registers them)
 from agents.corrections.correction import (
     GEOMETRIES,
     OPERATORS,
@@ -29,15 +29,10 @@ __all__ = [
     "Traits",
     "ZeroWeights",
     "exp",
-    "group",
-    "importance",
     "log_r",
     "log_rho",
-    "masks",
     "sampled_logp",
-    "traces",
     "traits",
-    "trust_regions",
     "warn_zero",
     "weigh",
 ]

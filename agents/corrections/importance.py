@@ -216,3 +216,20 @@ class VESPO(Correction):
         k = torch.where(failed, self.k_neg, self.k_pos)
         lam = torch.where(failed, self.lam_neg, self.lam_pos)
         return exp(k * log_w - lam * torch.expm1(log_w), logp, rollout)
+
+
+@corrections.register("topr")
+@dataclass(frozen=True)
+class TOPR(Correction):
+    """``W = 1`` where A > 0, ``min(1, w_{1:T})`` where A < 0: successes as in supervised training, failures only as far
+    as the target would still write them (arXiv 2503.14286, eq. 8).
+
+    Use: off-policy with few successes, none of which it weighs down.
+    """
+
+    scope: ClassVar[str] = "sequence"
+    operator: ClassVar[str] = "truncate"
+
+    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
+        log_w = at_level(log_rho(logp, rollout), "sequence").clamp(max=0.0)
+        return exp(torch.where(advantage[:, None] < 0, log_w, 0.0), logp, rollout)

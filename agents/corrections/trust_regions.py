@@ -13,14 +13,10 @@ import torch
 from torch import Tensor
 
 from agents.corrections.correction import (
-    MAX_LOG_WEIGHT,
     Correction,
-    at_level,
-    check_level,
     check_positive,
     exp,
     log_r,
-    log_rho,
     mean_over_tokens,
 )
 from agents.rollout import Rollout
@@ -60,7 +56,7 @@ class PPOClip(TrustRegion):
     operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
-        _check_clip(self, self.eps_low, self.eps_high)
+        check_clip(self, self.eps_low, self.eps_high)
         if self.dual_clip is not None and not self.dual_clip > 1 + self.eps_high:
             raise UsageError(
                 f"PPOClip: dual_clip={self.dual_clip!r} must be above 1 + eps_high={1 + self.eps_high}, such as 3"
@@ -68,7 +64,7 @@ class PPOClip(TrustRegion):
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_ratio = log_r(logp, rollout)
-        kept = ~_clipped(log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        kept = ~is_clipped(log_ratio, advantage, math.log1p(self.eps_high), log1m(self.eps_low))
         if self.dual_clip is not None:
             kept &= (advantage[:, None] >= 0) | (log_ratio <= math.log(self.dual_clip))
         return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
@@ -90,11 +86,11 @@ class GSPO(TrustRegion):
     operator: ClassVar[str] = "clip"
 
     def __post_init__(self) -> None:
-        _check_clip(self, self.eps_low, self.eps_high)
+        check_clip(self, self.eps_low, self.eps_high)
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_s = mean_over_tokens(log_r(logp, rollout), rollout.mask)
-        kept = ~_clipped(log_s, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
+        kept = ~is_clipped(log_s, advantage, math.log1p(self.eps_high), log1m(self.eps_low))
         return torch.where(kept, exp(log_s, logp, rollout), 0.0)
 
 
@@ -135,7 +131,7 @@ class GMPO(TrustRegion):
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         log_ratio = log_r(logp, rollout)
-        clipped = _clipped(log_ratio, advantage, self.log_clip, -self.log_clip)
+        clipped = is_clipped(log_ratio, advantage, self.log_clip, -self.log_clip)
         bounded = torch.where(clipped, log_ratio.clamp(-self.log_clip, self.log_clip), log_ratio)
         return torch.where(clipped, 0.0, exp(mean_over_tokens(bounded, rollout.mask), logp, rollout))
 
@@ -155,10 +151,10 @@ class CISPO(TrustRegion):
     operator: ClassVar[str] = "truncate"
 
     def __post_init__(self) -> None:
-        _check_clip(self, self.eps_low, self.eps_high)
+        check_clip(self, self.eps_low, self.eps_high)
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        bounded = log_r(logp, rollout).clamp(_log1m(self.eps_low), math.log1p(self.eps_high))
+        bounded = log_r(logp, rollout).clamp(log1m(self.eps_low), math.log1p(self.eps_high))
         return exp(bounded, logp, rollout)
 
 
@@ -218,7 +214,7 @@ class DPPO(TrustRegion):
         log_ratio = log_r(logp, rollout)
         now = torch.where(rollout.mask, logp.double(), 0.0)
         moved = self.divergence(now.clamp(max=0.0), (now - log_ratio).clamp(max=0.0))  # rounding may lift one above 0
-        kept = ~_clipped(moved, advantage, self.delta_high, -self.delta_low)
+        kept = ~is_clipped(moved, advantage, self.delta_high, -self.delta_low)
         return torch.where(kept, exp(log_ratio.clamp(max=math.log(self.cap)), logp, rollout), 0.0)
 
 
@@ -256,162 +252,18 @@ class DPPOKL(DPPO):
         return torch.sign(p - q) * (q * (old_logp - logp) + (1 - q) * others)
 
 
-@corrections.register("topr")
-@dataclass(frozen=True)
-class TOPR(Correction):
-    """``W = 1`` where A > 0, ``min(1, w_{1:T})`` where A < 0: successes as in supervised training, failures only as far
-    as the target would still write them (arXiv 2503.14286, eq. 8).
-
-    Use: off-policy with few successes, none of which it weighs down.
-    """
-
-    scope: ClassVar[str] = "sequence"
-    operator: ClassVar[str] = "truncate"
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        log_w = at_level(log_rho(logp, rollout), "sequence").clamp(max=0.0)
-        return exp(torch.where(advantage[:, None] < 0, log_w, 0.0), logp, rollout)
-
-
-@corrections.register("base")
-@corrections.register("decoupled-ppo")
-@dataclass(frozen=True)
-class DecoupledPPO(TrustRegion):
-    """``W = w * r`` where not clipped, w = pi_old / mu: PPO's clip about pi_old while w corrects mu (Hilton et al.,
-    arXiv 2110.00641, eq. 4). The ratio w is of the token or of the sequence, and capped if ``cap`` is set; by token
-    without a cap this is ``token-is*ppo-clip``.
-
-    Registered as ``base`` too: our reading of Nested-ReFT's variant of that name, pi / mu under the clip.
-
-    Use: for nested rollouts with several steps each: the clip is about the policy before them, whatever mu is.
-    """
-
-    level: str = "token"
-    cap: float | None = None
-    eps_low: float = 0.2
-    eps_high: float = 0.2
-
-    corrects_mu: ClassVar[bool] = True
-    operator: ClassVar[str] = "clip"
-
-    def __post_init__(self) -> None:
-        check_level(self)
-        _check_clip(self, self.eps_low, self.eps_high)
-        if self.cap is not None:
-            check_positive(self, "cap")
-
-    @property
-    def scope(self) -> str:  # type: ignore[override]
-        return self.level
-
-    @property
-    def unbiased(self) -> bool:  # type: ignore[override]
-        return self.level == "sequence" and self.cap is None
-
-    @property
-    def on_policy(self) -> float:  # type: ignore[override]
-        return 1.0 if self.cap is None else min(1.0, self.cap)
-
-    def _log_high(self, lost: Tensor) -> float | Tensor:
-        """log of the upper clip, where the cap takes ``lost`` off log w."""
-        return math.log1p(self.eps_high)
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        log_ratio = log_r(logp, rollout)
-        log_w = at_level(log_rho(logp, rollout) - log_ratio, self.level)
-        capped = log_w if self.cap is None else log_w.clamp(max=math.log(self.cap))
-        kept = ~_clipped(log_ratio, advantage, self._log_high(log_w - capped), _log1m(self.eps_low))
-        return torch.where(kept, exp(capped + log_ratio, logp, rollout), 0.0)
-
-
-@corrections.register("acr")
-@dataclass(frozen=True)
-class ACR(DecoupledPPO):
-    """``W = min(w, cap) r`` where not clipped, w = pi_old / mu, the upper clip at (1 + eps_high) w / min(w, cap): what
-    the cap takes from a success, the clip leaves it as room (adaptive clipping range of QuRL, arXiv 2602.13953).
-
-    The formula is from a public note on the paper. With one step a rollout it is ``truncated-is`` of the same cap; the
-    default cap is ours.
-
-    Use: for rollouts on bytes (``rollout_dtype=int8``) with several steps each, for which it was made.
-    """
-
-    cap: float | None = 2.0
-
-    def _log_high(self, lost: Tensor) -> Tensor:
-        return math.log1p(self.eps_high) + lost
-
-
-@corrections.register("mix-ppo")
-@dataclass(frozen=True)
-class MixPPO(TrustRegion):
-    """``W = rho``, and 0 where A > 0 and rho > s + eps_high, or A < 0 and rho < s - eps_low, s = pi_old / mu: PPO's
-    clip about a stored token's ratio of when the update began (mix-policy PPO of ReMix, arXiv 2507.06892).
-
-    ``base`` has s (1 +- eps) for it. Where pi_old wrote, both are PPO's clip.
-
-    Use: with ``batch=replay`` and several steps a rollout.
-    """
-
-    eps_low: float = 0.2
-    eps_high: float = 0.2
-
-    corrects_mu: ClassVar[bool] = True
-    operator: ClassVar[str] = "clip"
-
-    def __post_init__(self) -> None:
-        _check_clip(self, self.eps_low, self.eps_high)
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        log_ratio = log_rho(logp, rollout)
-        rho, s = (x.clamp(max=MAX_LOG_WEIGHT).exp() for x in (log_ratio, log_ratio - log_r(logp, rollout)))
-        kept = ~_clipped(rho - s, advantage, self.eps_high, -self.eps_low)
-        return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
-
-
-@corrections.register("a-3po")
-@dataclass(frozen=True)
-class A3PO(Correction):
-    """``W = rho`` where not clipped, the clip on rho ** alpha: decoupled PPO about a policy between mu and pi (arXiv
-    2512.06547; token-mean).
-
-    That policy, log q = alpha log mu + (1 - alpha) log pi, stands for pi_old without its forward; alpha is 1 / d at a
-    lag of d updates in the paper. mu lags by layers here, not by updates, so that alpha is a setting: our reading. At 1
-    it is PPO's clip about mu, and the nearer to 0, the wider the clip.
-
-    Use: in place of ``base`` where the forward of pi_old is too dear.
-    """
-
-    alpha: float = 0.5
-    eps_low: float = 0.2
-    eps_high: float = 0.2
-
-    scope: ClassVar[str] = "token"
-    operator: ClassVar[str] = "clip"
-
-    def __post_init__(self) -> None:
-        _check_clip(self, self.eps_low, self.eps_high)
-        if not 0 < self.alpha <= 1:
-            raise UsageError(f"A3PO.alpha={self.alpha!r} must lie in (0, 1]")
-
-    def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
-        log_ratio = log_rho(logp, rollout)
-        kept = ~_clipped(self.alpha * log_ratio, advantage, math.log1p(self.eps_high), _log1m(self.eps_low))
-        return torch.where(kept, exp(log_ratio, logp, rollout), 0.0)
-
-
-def _check_clip(owner: Correction, eps_low: float, eps_high: float) -> None:
+def check_clip(owner: Correction, eps_low: float, eps_high: float) -> None:
     if not (0 <= eps_low <= 1 and eps_high >= 0):
         raise UsageError(
             f"{type(owner).__name__}: eps_low={eps_low!r} must lie in [0, 1] and eps_high={eps_high!r} be at least 0"
         )
 
 
-def _log1m(eps: float) -> float:
+def log1m(eps: float) -> float:
     return math.log1p(-eps) if eps < 1 else -math.inf
 
 
-def _clipped(log_ratio: Tensor, advantage: Tensor, high: float | Tensor, low: float) -> Tensor:
+def is_clipped(log_ratio: Tensor, advantage: Tensor, high: float | Tensor, low: float) -> Tensor:
     """Where the clipped branch is the smaller one, so that it has no gradient: [B, T] or [B, 1]."""
     a = advantage[:, None]
     return ((a > 0) & (log_ratio > high)) | ((a < 0) & (log_ratio < low))

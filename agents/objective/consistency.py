@@ -10,7 +10,7 @@ depth (Huang et al., arXiv 1603.09382) aimed at the target instead of at the dat
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,27 +18,22 @@ from torch import Tensor
 
 from agents.rollout import Rollout
 from policies import Nested, Policy
-from registry import UsageError
 
 CAP = 10.0  # of rho: one token in a thousand would otherwise be most of the gradient; above it the pull is too weak
 
 
 @dataclass
 class Consistency:
-    """``coefficient`` times the KL, added to the loss: the aggregation's mean over the tokens that take part, however
-    many completions of the minibatch have no advantage and are not scored.
+    """Of one update: ``coefficient`` times the KL, added to the loss; the aggregation's mean over the tokens that take
+    part, however many completions of the minibatch have no advantage and are not scored.
 
     Attributes:
         coefficient: weight beside the policy loss; 0 switches it off.
-        seconds: what it has cost since last asked.
+        seconds: what it has cost so far.
     """
 
     coefficient: float = 0.0
-    seconds: float = field(default=0.0)
-
-    def __post_init__(self) -> None:
-        if not self.coefficient >= 0.0:
-            raise UsageError(f"consistency={self.coefficient} must be at least 0, the weight of an auxiliary loss")
+    seconds: float = 0.0
 
     def coefficients(self, batch: Rollout, scored: Tensor, aggregation: Any) -> Tensor:
         """[B, T] of a whole minibatch, by ``aggregation`` over the completions at ``scored`` that mu wrote itself; 0
@@ -71,7 +66,4 @@ class Consistency:
 
     def spent(self) -> dict[str, float]:
         """``time/consistency``, seconds that are also part of the update's; empty where it is off."""
-        if not self.coefficient:
-            return {}
-        seconds, self.seconds = self.seconds, 0.0
-        return {"time/consistency": seconds}
+        return {"time/consistency": self.seconds} if self.coefficient else {}

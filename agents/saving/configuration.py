@@ -43,7 +43,7 @@ COMPONENTS: dict[str, Registry] = {
     "writer": writers,
 }
 """Arguments that name a component, and the registry of each."""
-SAVED_BY = ("ReFT", "SFT", "SB3PPO")
+SAVED_BY = ("ReFT", "SFT", "SB3PPO", "TRLGRPO")
 """The classes whose folders others than their subclasses cannot go on from."""
 READ_ONCE = ("sampler", "patch", "anchor", "batch", "writer")
 """Components that setting an agent up reads; another one that is set on it later does nothing."""
@@ -64,9 +64,8 @@ def constructor_arguments(cls: type, scope: Mapping[str, Any]) -> dict[str, Any]
 
 
 def in_force(agent: Any) -> dict[str, Any]:
-    """What the agent has of its arguments as attributes, now; of the consistency loss its coefficient."""
-    now = {name: getattr(agent, name) for name in agent.arguments if name not in READ_ONCE and hasattr(agent, name)}
-    return now | ({"consistency": agent.consistency.coefficient} if "consistency" in now else {})
+    """What the agent has of its arguments as attributes, now."""
+    return {name: getattr(agent, name) for name in agent.arguments if name not in READ_ONCE and hasattr(agent, name)}
 
 
 def stored_arguments(agent: Any) -> tuple[dict[str, Any], dict[str, str]]:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from benchmarks.comparison.arms import Arm
 from benchmarks.comparison.board import clock
-from benchmarks.comparison.grid import Arm
 from benchmarks.comparison.resolution import UNKNOWN as UNKNOWN_RESOLUTION
 from benchmarks.comparison.resolution import Answers, components_of, resolution
 from benchmarks.experiment.spec import RunSpec

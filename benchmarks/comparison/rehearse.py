@@ -6,12 +6,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from agents.arguments import check_device, slots_of
-from benchmarks.comparison.grid import Arm
+from agents.environments import slots_of
+from benchmarks.comparison.arms import Arm
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.training import make_envs
 from envs.problems import check_source, load_problems
-from policies.dtype import AUTO, settle_dtype
+from policies.dtype import AUTO, available_device, settle_dtype
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import BUILT_IN, load_config, locate
 from registry import skip_samplers, templates
@@ -29,7 +29,7 @@ def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
         check_task(spec, here)
         check_arguments(spec, here and hub)
         if here:
-            check_device(spec.device)
+            available_device(spec.device)
         source = locate(spec.policy) if here else spec.policy
         if source not in layers and ((here and hub) or Path(source).is_dir()):
             layers[source] = load_config(source).num_hidden_layers

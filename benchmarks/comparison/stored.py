@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison.grid import group_name
+from benchmarks.comparison.arms import group_name
 from benchmarks.comparison.outcomes import AXES, ArmOutcome, Outcome
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import evaluation_rows

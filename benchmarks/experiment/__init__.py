@@ -3,7 +3,7 @@
 import os
 
 BUDGETS = ("iterations", "tokens", "seconds")
-TRACKERS = ("trackio", "wandb")  # agents.monitoring.writers has a writer of each
+TRACKERS = ("trackio", "wandb")  # agents.monitoring.trackers has a writer of each
 
 
 def follows() -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agents.monitoring.writers import WRITERS, Completions
+from agents.monitoring.trackers import KV_WRITERS, Completions
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import scalars
 from benchmarks.measuring.durable import read_rows, storage_errors, write_whole
@@ -64,7 +64,7 @@ class RunLog:
     def _open(self, name: str) -> Any:
         own = {"id": self.spec.hash} if name == "wandb" else {}
         about = {"group": self.spec.agent["id"], "config": asdict(self.spec)}
-        self.writers[name] = writer = WRITERS[name](run_name(self.spec), **about, **own)
+        self.writers[name] = writer = KV_WRITERS[name](run_name(self.spec), **about, **own)
         if writer.stored is not None:
             self.had[name] = writer.stored
         return writer

@@ -303,7 +303,8 @@ def _tell_of_slots(what: str, slots: int, wanted: int) -> None:
 
 def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """The vector env of a spec's ``env``, with as many slots as the agent wants."""
-    from agents.arguments import check_groups, make_by_id, slots_of
+    from agents.arguments import check_groups
+    from agents.environments import make_by_id, slots_of
 
     env = dict(env)
     id = env.pop("id")
@@ -342,7 +343,7 @@ def run(
     """Train ``spec``'s agent in ``runs/<hash>``, going on from its checkpoint if there is one; returns the result.
 
     ``parent`` is the process whose end also ends this run, after the iteration it is in. ``log`` names the trackers
-    (``agents.monitoring.writers.WRITERS``) that get its rows; they get those of a finished run, too.
+    (``agents.monitoring.trackers.KV_WRITERS``) that get its rows; they get those of a finished run, too.
     """
     folder = runs / spec.hash
     finished = folder / "result.json"

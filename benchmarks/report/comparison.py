@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.comparison.arms import Arm, fewer_completions
 from benchmarks.comparison.differences import NoPair, Pair, against, among_all
-from benchmarks.comparison.grid import Arm, Grid, fewer_completions
+from benchmarks.comparison.grid import Grid
 from benchmarks.comparison.outcomes import AXES, ArmLine, ArmOutcome, Outcome, describe, shared_axes
 from benchmarks.comparison.stored import Stored
 from registry import UsageError, did_you_mean

@@ -15,7 +15,7 @@ import torch
 
 import registry
 from agents import SB3PPO, SFT, ReFT
-from agents.arguments import device_of
+from agents.arguments import settle_device
 from agents.trl_grpo import TRLGRPO
 from policies import Policy
 from registry import Registry, UsageError, corrections, fields_of
@@ -143,10 +143,10 @@ def test_an_agent_computes_where_the_policy_given_is(monkeypatch) -> None:
     """Not where its default says: micro-batches and memory are those of that device."""
     policy = Policy.load("tiny")
     monkeypatch.setattr(Policy, "device", property(lambda self: torch.device("cuda:1")))
-    assert [device_of(policy, given) for given in ("cpu", "cuda", "cuda:1")] == ["cuda:1"] * 3
+    assert [settle_device(policy, given) for given in ("cpu", "cuda", "cuda:1")] == ["cuda:1"] * 3
     with pytest.raises(UsageError, match=r"device='cuda:0', but the policy given is on cuda:1: leave device out"):
-        device_of(policy, "cuda:0")
-    assert device_of("tiny", "cuda:0") == "cuda:0"
+        settle_device(policy, "cuda:0")
+    assert settle_device("tiny", "cuda:0") == "cuda:0"
 
 
 SMALL: dict[str, Any] = {"group_size": 4, "problems_per_batch": 4, "slots": 4}

@@ -17,7 +17,8 @@ from stable_baselines3.common.callbacks import BaseCallback, LogEveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 
-from agents.arguments import check_seed, vector_env_of
+from agents.arguments import check_seed
+from agents.environments import vector_env_of
 from agents.sb3_ppo import BudgetEndsEpisodes
 from envs.math_reason import MathReason
 from envs.sb3 import SB3VecEnv

@@ -340,9 +340,9 @@ def test_stored_completions_do_not_pull_at_the_layers_drawn_now(folder: str) -> 
 
     def gradient(batch: dict[str, Any], consistency: float) -> Tensor:
         agent = make(folder, batch=batch, consistency=consistency, **NESTED)
-        agent.update.consistency.coefficient = 0.0
+        agent.consistency = 0.0
         agent.iterate()
-        agent.update.consistency.coefficient = consistency
+        agent.consistency = consistency
         return gradient_of(agent, agent.iterate)
 
     assert torch.equal(gradient(WHOLE, 1.0), gradient(WHOLE, 0.0))

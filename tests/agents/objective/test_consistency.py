@@ -74,7 +74,6 @@ def test_its_expected_gradient_is_that_of_the_kl_to_the_fixed_target() -> None:
     assert exact.abs().max() > 1e-4
     torch.testing.assert_close(found, 2.0 * exact, rtol=1e-4, atol=1e-6)
     assert loss.spent()["time/consistency"] > 0
-    assert loss.spent()["time/consistency"] == 0
 
 
 def mixed_batch() -> tuple[ReFT, Rollout]:

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of
+from benchmarks.comparison.arms import arms
 from benchmarks.comparison.catalogue import catalogue, components, first_sentence
-from benchmarks.comparison.grid import arms
 from benchmarks.comparison.rehearse import rehearse
 from benchmarks.run import main
 from registry import Registry

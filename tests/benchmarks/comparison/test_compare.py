@@ -19,8 +19,9 @@ import pytest
 from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of, main, resources
 from benchmarks.comparison import launch
+from benchmarks.comparison.arms import Arm, arms, start_arms
 from benchmarks.comparison.board import clock, seconds_left
-from benchmarks.comparison.grid import PRESETS, Arm, Grid, Start, Variant, agent_ids, arms, preset, recipe, start_arms
+from benchmarks.comparison.grid import PRESETS, Grid, Start, Variant, agent_ids, preset, recipe
 from benchmarks.comparison.launch import Launcher, Watched
 from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.comparison.resolution import seeds_needed

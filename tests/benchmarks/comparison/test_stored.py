@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from benchmarks.compare import main
-from benchmarks.comparison.grid import Grid, arms
+from benchmarks.comparison.arms import arms
+from benchmarks.comparison.grid import Grid
 from benchmarks.comparison.stored import read
 from benchmarks.measuring.durable import json_text
 from benchmarks.report.comparison import Comparison

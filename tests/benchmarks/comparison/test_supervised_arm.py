@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.comparison.arms import arms
 from benchmarks.comparison.differences import Pair, against
-from benchmarks.comparison.grid import Grid, arms
+from benchmarks.comparison.grid import Grid
 from benchmarks.comparison.plan import FinishedRuns
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from agents.monitoring.writers import WRITERS
-from benchmarks.comparison.grid import Grid, arms
+from agents.monitoring.trackers import KV_WRITERS
+from benchmarks.comparison.arms import arms
+from benchmarks.comparison.grid import Grid
 from benchmarks.experiment.logs import LOGGED, RunLog, run_name
 from benchmarks.run import main
 from tests.oracles.finished_runs import rows_of
@@ -23,7 +24,7 @@ SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_a_missing_package_is_told_with_the_remedy(tmp_path, capsys, monkeypatch):
-    for name in WRITERS:
+    for name in KV_WRITERS:
         monkeypatch.setitem(sys.modules, name, None)
         assert main(["--log", name, "--runs", str(tmp_path)]) == 2
         assert "pip install 'nested-reft[logging]'" in capsys.readouterr().err
@@ -58,7 +59,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("name", list(WRITERS))
+@pytest.mark.parametrize("name", list(KV_WRITERS))
 def test_each_point_arrives_once_though_the_run_is_killed(name: str, offline: Path, monkeypatch) -> None:
     """A process is killed; the next has lost the last rows, does them again, and goes on; then a finished run."""
     pytest.importorskip(name, reason=f"{name} is not installed")

@@ -17,7 +17,8 @@ import pytest
 from benchmarks.compare import _parser as parser
 from benchmarks.compare import grid_of, main
 from benchmarks.comparison import launch
-from benchmarks.comparison.grid import Grid, arms
+from benchmarks.comparison.arms import arms
+from benchmarks.comparison.grid import Grid
 from benchmarks.comparison.launch import Watched
 from benchmarks.comparison.outcomes import Outcome
 from benchmarks.report.comparison import Comparison

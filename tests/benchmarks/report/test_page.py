@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.comparison.grid import Grid, arms
+from benchmarks.comparison.arms import arms
+from benchmarks.comparison.grid import Grid
 from benchmarks.comparison.stored import read
 from benchmarks.report.charts import MOST_POINTS, mean_line, page_data, thinned
 from benchmarks.report.comparison import Comparison

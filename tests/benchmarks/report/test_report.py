@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.comparison.arms import arms
 from benchmarks.comparison.differences import Difference, NoPair, Pair, against
-from benchmarks.comparison.grid import Grid, arms
+from benchmarks.comparison.grid import Grid
 from benchmarks.comparison.outcomes import AXIS_WORDS, ArmLine, Outcome, describe, shared_axes
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.summary import summarise

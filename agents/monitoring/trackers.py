@@ -195,10 +195,10 @@ class WandbWriter(TrackerWriter):
         self.run.finish()
 
 
-WRITERS: dict[str, Any] = {writer.kind: writer for writer in (TrackioWriter, WandbWriter)}
+KV_WRITERS: dict[str, Any] = {writer.kind: writer for writer in (TrackioWriter, WandbWriter)}
 
 
-def check_writers(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Raise UsageError where a writer's package is not installed."""
     for name in names:
         _package(name)

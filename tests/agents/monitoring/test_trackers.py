@@ -12,7 +12,7 @@ import pytest
 import torch
 from stable_baselines3.common.logger import Figure, FormatUnsupportedError, Logger
 
-from agents.monitoring.writers import WRITERS_OF_NUMBERS, Completions, TrackioWriter, WandbWriter
+from agents.monitoring.trackers import WRITERS_OF_NUMBERS, Completions, TrackioWriter, WandbWriter
 from registry import UsageError
 from tests.oracles.trackers import trackio_points, wandb_points, wandb_records
 
