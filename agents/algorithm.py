@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, safe_mean
@@ -19,17 +19,30 @@ from stable_baselines3.common.utils import FloatSchedule, safe_mean
 import agents.saving.checkpoint as checkpoint
 import agents.saving.hub as hub
 from agents.arguments import check_learning_rate, check_parameters, check_seed, number_or_schedule, scheduled
-from agents.environments import slots_of, vector_env_of
+from agents.environments import vector_env_in_place, vector_env_of
 from agents.rollout import Interrupted
 from agents.sb3_policy import LanguageModelPolicy, choose_trained, target_of
 from agents.schedules import Spent
 from envs.sb3 import SB3VecEnv
 from policies import Policy
 from policies.sharding import shape_of
-from registry import UsageError
+from registry import UsageError, check_number
 from registry.memory import return_freed
 
 RETURN_EVERY = 10  # iterations of learn() after which freed memory goes back to the system
+
+
+class TokenBar(ProgressBarCallback):
+    """Stable-baselines3's progress bar, of tokens."""
+
+    def _on_training_start(self) -> None:
+        self.locals["total_timesteps"] = self.locals["total"]  # with those of earlier calls, as num_timesteps is
+        super()._on_training_start()
+        self.begun = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.num_timesteps - self.begun - self.pbar.n)
+        return True
 
 
 class SavesFolders:
@@ -209,7 +222,9 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """Iterate until ``total_timesteps`` tokens are done or a callback stops; whole iterations only."""
+        """Iterate until ``total_timesteps`` tokens are done or a callback stops; whole iterations only. What a
+        callback saves within one is the agent of its beginning."""
+        check_number(total_timesteps, float, "total_timesteps")
         name = tb_log_name or type(self).__name__
         total, hooks = self._setup_learn(total_timesteps, callback, reset_num_timesteps, name, progress_bar)
         hooks.on_training_start(locals(), globals())
@@ -225,13 +240,21 @@ class LanguageModelAlgorithm(SavesFolders, BaseAlgorithm):  # type: ignore[misc]
         hooks.on_training_end()
         return self
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """As stable-baselines3's, with a bar of tokens: its own counts a step of each slot."""
+        if not progress_bar:
+            return super()._init_callback(callback)
+        given = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        hooks = [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in given]
+        return super()._init_callback([*hooks, TokenBar()])
+
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in another environment of equal spaces, given as to the constructor; its slots are the agent's.
 
         Raises:
             UsageError: the environment has another number of slots.
         """
-        super().set_env(SB3VecEnv(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs))), force_reset)
+        super().set_env(SB3VecEnv(vector_env_in_place(env, self.n_envs)), force_reset)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []

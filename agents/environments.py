@@ -36,6 +36,17 @@ def slots_of(env: Any, slots: int | None, episodes: int) -> int:
     return own or slots or min(episodes, MOST_SLOTS)
 
 
+def vector_env_in_place(env: Any, slots: int) -> VectorEnv:
+    """``vector_env_of``, in place of one of as many slots. Raises UsageError for another number of them."""
+    own = getattr(env, "num_envs", slots)
+    if own != slots:
+        raise UsageError(
+            f"the environment has {own} slots and the agent {slots}: give set_env one of as many; an agent that is "
+            "loaded (load(folder, env=...)) takes another number"
+        )
+    return vector_env_of(env, slots)
+
+
 def vector_env_of(env: Any, slots: int) -> VectorEnv:
     """A gymnasium vector env over ``MathReasonVector``. A single environment is widened to ``slots`` slots of the same
     task; its reward parts (``ShapedReward``) are carried over.

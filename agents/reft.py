@@ -12,7 +12,7 @@ One iteration, after Luong et al. (arXiv 2401.08967) and Nested-ReFT (arXiv 2508
     ref      = anchor(rollout)                      log-probabilities under a reference, if there is one
     A        = advantage(rollout)                   relative to the group
     for each minibatch:
-        weight = correction(log pi, log mu, A)      detached
+        weight = correction(log pi, rollout, A)     detached
         loss   = -sum coef * weight * A * log pi    the one estimator
         step
     nesting.observe(rollout, diagnostics)           what these layers cost

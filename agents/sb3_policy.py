@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,12 @@ class PredictsWithSlots:
         deterministic: bool = False,
     ) -> tuple[NDArray[np.int64], Any]:
         """The next token of each slot: greedy if ``deterministic``, else sampled at the training temperature."""
+        if not isinstance(observation, Mapping) or set(observation) != {"input_ids", "length"}:
+            raise UsageError(
+                "predict takes an observation of the environment, {'input_ids': ..., 'length': ...}, and not "
+                f"{type(observation).__name__}"
+                + (f" of {', '.join(map(repr, observation))}" if isinstance(observation, Mapping) else "")
+            )
         single = observation["input_ids"].ndim == 1
         obs = {key: np.atleast_2d(value) for key, value in observation.items()}
         slots, length = obs["input_ids"].shape

@@ -44,7 +44,7 @@ from agents.arguments import (
     scheduled,
     settle_device,
 )
-from agents.environments import slots_of, vector_env_of
+from agents.environments import slots_of, vector_env_in_place, vector_env_of
 from agents.memory import check_memory
 from agents.monitoring.metrics import episode_metrics
 from agents.monitoring.watch import Watch
@@ -236,7 +236,7 @@ class SB3PPO(SavesFolders, PPO):  # type: ignore[misc]
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """As of ``agents.reft.ReFT``; the budget goes on to end episodes for good."""
-        venv = BudgetEndsEpisodes(vector_env_of(env, slots_of(env, self.n_envs, self.n_envs)))
+        venv = BudgetEndsEpisodes(vector_env_in_place(env, self.n_envs))
         check_steps(self.n_steps, venv)
         super().set_env(venv, force_reset)
 

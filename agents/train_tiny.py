@@ -35,7 +35,7 @@ import envs.templates  # noqa: F401 (registers the templates)
 from agents.supervised import clipped_step
 from envs.problem import Problem
 from envs.problems.arithmetic import Arithmetic
-from envs.train_tokenizer import BUILT_IN
+from envs.train_tokenizer import TOKENIZER
 from registry import UsageError, templates
 from registry.command import command
 from registry.paths import WriteFolder
@@ -210,7 +210,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     part = out.with_name(out.name + ".part")
     model.save_pretrained(part)
     out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(BUILT_IN.iterdir()):
+    for file in sorted(TOKENIZER.iterdir()):
         shutil.copyfile(file, part / file.name)
     for file in sorted(part.iterdir()):
         file.replace(out / file.name)
@@ -219,7 +219,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 @command(interrupted="nothing was written")
 def main(argv: list[str] | None = None) -> int:
-    """Train the tiny model and save it. Returns the exit status."""
+    """Train the tiny model and save it."""
     default = TinySpec()
     parser = argparse.ArgumentParser(prog="python -m agents.train_tiny", description=main.__doc__)
     parser.add_argument("--out", action=WriteFolder, required=True, help="folder to write")
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     chosen = {name: value for name, value in vars(args).items() if name in asdict(default)}
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(BUILT_IN)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
     save(train(TinySpec(**chosen), tokenizer), tokenizer, args.out)
     return 0
 

@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, help="CPU threads of a run (default: the preset's, else all cores)")
     parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where runs go (default: local)")
-    parser.add_argument("--runs", action=WriteFolder, default=Path("runs"), help="where run folders are made")
+    parser.add_argument(
+        "--runs", action=WriteFolder, default=Path("runs"), help="where run folders are made (default: runs)"
+    )
     parser.add_argument("--out", action=WriteFolder, help="folder of the report (default: RUNS/compare-<hash>)")
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs, their cost and resolution, by finished runs"

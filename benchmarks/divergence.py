@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--pairs", type=int, default=4, help="pairs of timed blocks per speed-up; 0 times nothing")
     options.add_argument("--budget", type=float, default=0.3, help="largest D, in nats per completion, to recommend")
     options.add_argument("--no-layers", action="store_true", help="leave out the table of single layers")
-    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--seed", type=int, default=0, help="of what is drawn and written (default 0)")
     options.add_argument("--threads", type=int, help="of torch (default: all cores)")
     options.add_argument("--json", action=WriteFile, help="write the rows here, as they are measured")
     options.add_argument("--picture", action=WritePicture, help="write the picture here (png, svg)")

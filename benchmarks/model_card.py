@@ -18,7 +18,7 @@ from registry.command import command
 
 @command()
 def main(argv: list[str] | None = None) -> int:
-    """Print a model's figures, or a run's card. Returns the exit status."""
+    """Print a model's figures, or a run's card."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_card", description=main.__doc__)
     parser.add_argument(
         "model",

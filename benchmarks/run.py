@@ -41,13 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         spec = _spec(given)
         check_trackers(given.log)
         if given.dry_run:
-            from benchmarks.comparison.rehearse import check_arguments, check_task
-            from benchmarks.experiment.memory import memory_of
-            from benchmarks.measuring.table import console
-
-            check_task(spec, here=True)
-            check_arguments(spec)
-            console().print(memory_of(spec))
+            _rehearse(spec)
             return 0
         result = run(spec, given.runs, given.quiet, given.threads, given.parent, given.log)
     except UsageError as error:
@@ -57,6 +51,25 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.quiet and not follows():
         _print_result(result, given.runs / spec.hash)
     return 0
+
+
+def _rehearse(spec: Any) -> None:
+    """Say what can be seen to be wrong with a run, and what memory it needs."""
+    from agents import ReFT
+    from benchmarks.comparison.rehearse import rehearse_run
+    from benchmarks.experiment.memory import memory_of
+    from benchmarks.experiment.spec import agent_arguments
+    from benchmarks.measuring.table import console
+
+    rehearse_run(spec)
+    component, _ = agent_arguments(spec.agent)
+    if not issubclass(component, ReFT) or spec.agent["writer"] != {"id": "own"}:
+        print(
+            f"note: no plan of memory: it is of reft's loop and its own writer, and not of {spec.agent['id']}",
+            file=sys.stderr,
+        )
+        return
+    console().print(memory_of(spec))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any hyper-parameter")
     parser.add_argument("--device", help="cpu or cuda")
     parser.add_argument("--spec", action=ReadFile, help="repeat this spec.json; the arguments above are then not taken")
-    parser.add_argument("--runs", action=WriteFolder, default=Path("runs"), help="where run folders are made")
+    parser.add_argument(
+        "--runs", action=WriteFolder, default=Path("runs"), help="where run folders are made (default: runs)"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument(
         "--log", action="append", default=[], choices=TRACKERS, help="a tracker that gets the rows as they are written"

@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--prompts", type=int, help="problems a block (default 32; quick, a model of yours: 8)")
     options.add_argument("--group-size", type=int, default=8, help="completions a problem")
     options.add_argument("--new-tokens", type=int, help="longest completion (default 64; quick, a model of yours: 16)")
-    options.add_argument("--slots", type=int, default=64)
+    options.add_argument(
+        "--slots", type=int, default=64, help="completions that the engine writes at a time (default 64)"
+    )
     options.add_argument("--pairs", type=int, default=8, help="pairs of blocks a ratio")
     options.add_argument("--skips", nargs="*", type=int, help="numbers of skipped layers (default 1 2 4 8; quick: 2 4)")
     options.add_argument("--batch", type=int, help="of transformers' generate (default: the fastest of 32, 64 and 128)")

@@ -59,9 +59,11 @@ def _load_tokenizer(name: str, place: str, files: tuple[tuple[str, int], ...]) -
         for file in Path(source).glob("tokenizer*"):
             if file.is_file() and is_lfs_pointer(file):
                 raise UsageError(f"{file} is a git-lfs pointer, not the file: run git lfs pull in {source}") from error
+        missing = "it has no tokenizer.json" if Path(source).is_dir() else "the hub cannot be reached, or has none such"
+        why = missing if "Couldn't instantiate" in said[0] else f"{type(error).__name__}: {said[0]}"
         raise UsageError(
-            f"tokenizer={name!r} could not be loaded ({type(error).__name__}: {said[0]}); "
-            "give a Hugging Face folder with tokenizer.json, a reachable hub id or 'builtin'"
+            f"tokenizer={name!r} could not be loaded ({why}); give a Hugging Face folder with tokenizer.json, a "
+            "reachable hub id or 'builtin'"
         ) from error
 
 

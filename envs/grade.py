@@ -47,7 +47,7 @@ def _row(line: str, where: str, number: int) -> Row:
     except ValueError as error:
         raise UsageError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict) or "gold" not in row:
-        raise UsageError(f"{where} needs an object with 'gold' and 'completion' (or 'gen')")
+        raise UsageError(f"{where} needs an object with 'gold' and 'completion'")
     if "completion" not in row:
         try:
             prefix, unit, count, suffix = row["gen"]
@@ -112,9 +112,9 @@ def _share(rows: list[Row], chosen: list[int], rewards: list[int]) -> str:
 
 @command(errors=(OSError,))
 def main(argv: list[str] | None = None) -> int:
-    """Grade the completions of a JSON lines file. Returns the exit status."""
+    """Grade the completions of a JSON lines file."""
     parser = argparse.ArgumentParser(prog="python -m envs.grade", description=main.__doc__)
-    parser.add_argument("file", action=ReadFile, help="JSON lines with id, gold and completion (or gen)")
+    parser.add_argument("file", action=ReadFile, help="JSON lines with id, gold and completion")
     parser.add_argument(
         "--template",
         default="plain",

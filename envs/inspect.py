@@ -112,13 +112,13 @@ def repetition_lines(
 
 @command(errors=(OSError,))
 def main(argv: list[str] | None = None) -> int:
-    """Show a problem set: rows, prompts, token lengths, repeated questions. Returns the exit status."""
+    """Show a problem set: rows, prompts, token lengths, repeated questions."""
     parser = argparse.ArgumentParser(prog="python -m envs.inspect", description=main.__doc__)
     parser.add_argument("problems", help="a name, file, folder or hub id, as for envs.problems.load_problems")
     parser.add_argument(
         "options", nargs="*", default=[], metavar="name=value", help="options of load_problems, such as limit=100"
     )
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="of the problems (default %(default)s)")
     parser.add_argument(
         "--against", help="split (or set@split) to search for the same questions; default the other one"
     )

@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from envs.problem import Verdict
 from envs.task import Task, TaskSpec, start_info
-from registry import UnknownField, UsageError, did_you_mean
+from registry import UnknownField, UsageError, WrongType, did_you_mean
 
 Observation = dict[str, NDArray[np.int64]]
 RENDER_MODES = ("human", "ansi")
 
 
 def check_render_mode(mode: Any) -> None:
-    """Raise UsageError for a render mode that no environment here has."""
+    """Raise WrongType for a render mode that no environment here has: stable-baselines3, which asks for pictures, then
+    goes on without."""
     if mode is not None and mode not in RENDER_MODES:
-        raise UsageError(f"render_mode={mode!r} is unknown: {did_you_mean(str(mode), RENDER_MODES)}")
+        raise WrongType(f"render_mode={mode!r} is unknown: {did_you_mean(str(mode), RENDER_MODES)}")
 
 
 def task_spec(arguments: dict[str, Any]) -> TaskSpec:

@@ -1,4 +1,4 @@
-"""Trains the built-in tokenizer: ``python -m envs.train_tokenizer [--out DIR]``.
+"""Trains the built-in tokenizer: ``python -m envs.train_tokenizer --out DIR``.
 
 Byte-level BPE, hence lossless on any text, on generated problems in the plain template: every digit is a token of its
 own (with or without the space before it), and the template's words are single tokens. No BOS; ``<|endoftext|>`` ends a
@@ -23,7 +23,7 @@ from registry.paths import WriteFolder
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCAB_SIZE = 512
-BUILT_IN = Path(__file__).parent / "tokenizer"
+TOKENIZER = Path(__file__).parent / "tokenizer"
 PIECES = r" ?\p{N}| ?[^\s\p{L}\p{N}]+| ?\p{L}+|\s+(?!\S)|\s+"
 
 
@@ -57,10 +57,10 @@ def train(count: int = 20000) -> PreTrainedTokenizerFast:
 
 @command(errors=(OSError,))
 def main(argv: list[str] | None = None) -> int:
-    """Train and save in Hugging Face form. Returns the exit status."""
+    """Train and save in Hugging Face form."""
     parser = argparse.ArgumentParser(prog="python -m envs.train_tokenizer", description=main.__doc__)
     parser.add_argument(
-        "--out", action=WriteFolder, default=BUILT_IN, help="folder to write (default: the built-in one)"
+        "--out", action=WriteFolder, required=True, help="folder to write; the built-in one's is " + str(TOKENIZER)
     )
     args = parser.parse_args(argv)
     train().save_pretrained(args.out)

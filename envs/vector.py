@@ -24,13 +24,9 @@ from numpy.typing import NDArray
 from envs.math_reason import RENDER_MODES, Observation, check_render_mode, plain_index, plain_seed, task_spec
 from envs.problem import PENDING, Verdict
 from envs.task import Task, start_info
-from registry import UnknownField, UsageError, check_at_least
+from registry import UnknownField, UsageError, WrongType, check_at_least
 
 OPTIONS = ("problem_index", "problem_indices", "deck", "group_size", "first_group", "defer", "reset_mask")
-
-
-class WrongType(UsageError, TypeError):
-    """Bad input of another type: a ``TypeError`` to gymnasium's callers."""
 
 
 @dataclass(frozen=True)

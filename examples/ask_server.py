@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import urllib.request
 
 import gymnasium as gym
 
 import envs  # noqa: F401 (registers the ids)
+from registry import UsageError
 
 
 def ask(server: str, model: str, message: str, max_tokens: int) -> str:
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--max-tokens", type=int, default=1024)
     args = parser.parse_args(argv)
+    if not args.server.startswith(("http://", "https://")):
+        parser.error(f"server {args.server!r}: give its address from http:// on")
     options = {"problems": args.problems, "split": args.split, "problem_options": {"limit": args.limit}}
     env = gym.make("TextMathReason-v0", template="chat", **options)
     size = env.unwrapped.problems.size  # the limit, or all where there are fewer
@@ -55,4 +59,7 @@ def main(argv: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UsageError, OSError) as error:  # bad input, no such model, no such server
+        sys.exit(f"error: {error}")

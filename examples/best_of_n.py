@@ -10,6 +10,7 @@ the gold answers (pass@n).
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from agents.rollout import collect
 from envs.vector import MathReasonVector
 from envs.verifier import Verifier
 from policies import Policy
+from registry import UsageError
 
 
 @dataclass(frozen=True)
@@ -69,4 +71,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UsageError, OSError) as error:  # bad input, no such model, no such server
+        sys.exit(f"error: {error}")

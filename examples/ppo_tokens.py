@@ -10,6 +10,7 @@ things are of this environment: the observation is the prefix with its length, a
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass, fields
 
@@ -21,13 +22,14 @@ from transformers import AutoModelForCausalLM
 
 import envs  # noqa: F401 (registers the ids)
 from policies.pretrained.load import BUILT_IN
+from registry import UsageError
 
 
 @dataclass
 class Args:
     """Hyper-parameters; each is an option of the command line."""
 
-    model: str = str(BUILT_IN["tiny"])
+    model: str = "tiny"
     env_id: str = "MathReason-v0"
     seed: int = 1
     total_timesteps: int = 300_000
@@ -48,7 +50,7 @@ class Agent(nn.Module):
 
     def __init__(self, model: str) -> None:
         super().__init__()
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.model = AutoModelForCausalLM.from_pretrained(BUILT_IN.get(model, model), dtype=torch.float32)
         self.value = nn.Linear(self.model.config.hidden_size, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
@@ -86,8 +88,9 @@ def main(argv: list[str] | None = None) -> list[float]:
         parser.error(f"{size} tokens (steps * envs) must be at least 2 a minibatch and at most --total-timesteps")
     torch.manual_seed(args.seed)
 
-    venv = gym.make_vec(args.env_id, num_envs=args.num_envs)
     agent = Agent(args.model)
+    own = {} if args.model in BUILT_IN else {"tokenizer": args.model, "vocab_size": agent.model.config.vocab_size}
+    venv = gym.make_vec(args.env_id, num_envs=args.num_envs, **own)
     optimizer = torch.optim.AdamW(agent.parameters(), lr=args.learning_rate, weight_decay=0.0)
     shape, longest = (args.num_steps, args.num_envs), venv.single_observation_space["input_ids"].shape[0]
     ids, lengths, actions = torch.zeros(*shape, longest).long(), torch.zeros(shape).long(), torch.zeros(shape).long()
@@ -139,4 +142,7 @@ def main(argv: list[str] | None = None) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UsageError, OSError) as error:  # bad input, no such model, no such server
+        sys.exit(f"error: {error}")

@@ -9,6 +9,7 @@ the tokens that were sampled, not of the text tokenized again.
 from __future__ import annotations
 
 import argparse
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import envs  # noqa: F401 (registers the ids)
 from envs.codec import load_tokenizer
 from policies.pretrained.load import BUILT_IN
+from registry import UsageError
 
 
 def completion_logprobs(model: torch.nn.Module, sequences: Tensor, attention: Tensor, prompt: int) -> Tensor:
@@ -36,8 +38,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 def main(argv: list[str] | None = None) -> list[float]:
     """Train; returns the mean reward of each iteration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(BUILT_IN["tiny"]))
-    parser.add_argument("--tokenizer", default="builtin")
+    parser.add_argument("--model", default="tiny", help="tiny, a folder or a hub id")
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--problems", type=int, default=16, help="of an iteration")
     parser.add_argument("--group-size", type=int, default=8, help="completions of a problem")
@@ -45,15 +46,15 @@ def main(argv: list[str] | None = None) -> list[float]:
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if args.group_size < 2 or args.problems < 1:
-        parser.error("--group-size must be at least 2, for there are no others to compare one with, and --problems 1")
+    if args.group_size < 2 or args.problems < 1 or args.iterations < 1:
+        parser.error("--group-size must be at least 2, to compare one with others, --problems and --iterations 1")
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
 
     env = gym.make("TextMathReason-v0")
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = load_tokenizer("builtin" if args.model in BUILT_IN else args.model)
     tokenizer.padding_side = "left"
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(BUILT_IN.get(args.model, args.model), dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     means = []
     for iteration in range(1, args.iterations + 1):
@@ -89,4 +90,7 @@ def main(argv: list[str] | None = None) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UsageError, OSError) as error:  # bad input, no such model, no such server
+        sys.exit(f"error: {error}")

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from policies.model.compute import fast_dtype
-from policies.pretrained.load import BUILT_IN, folder_dtype
+from policies.pretrained.load import BUILT_IN, folder_dtype, locate
 from registry import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,6 +29,10 @@ def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> s
     if name_or_path in BUILT_IN:
         return None
     chosen, why = fast_dtype(target)
+    try:
+        locate(name_or_path)
+    except UsageError:
+        return chosen  # whoever loads it says so, and nothing is computed
     _tell_dtype(chosen, why, rounds=chosen == "bfloat16" and folder_dtype(name_or_path) == "float32")
     return chosen
 
@@ -37,7 +41,7 @@ def settle_dtype(dtype: str | None, name_or_path: str, device: str = "cpu") -> s
 def _tell_dtype(dtype: str, why: str, rounds: bool) -> None:
     other = next(name for name in DTYPES if name != dtype)
     loss = "; weights that config.json says are float32 are rounded to it" if rounds else ""
-    print(f"dtype={dtype}: {why}{loss}; dtype={other} is the other choice", file=sys.stderr)
+    print(f"computing in dtype={dtype}: {why}{loss}; dtype={other} is the other choice", file=sys.stderr)
 
 
 def device_of(name: str) -> torch.device:

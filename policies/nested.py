@@ -109,7 +109,7 @@ class PatchedSubset:
 
     Attributes:
         layers: what is kept.
-        changes: of the output maps of half layers kept, by the half's number (``subset.halves``). They are added to the
+        changes: of the output maps of half layers kept, by the half's number (``nested.halves``). They are added to the
             target's present weights, so they stay in force, if not exact, when the target moves.
         int8: whether the products are on bytes (``policies.model.int8``); such a policy has no gradient.
     """

@@ -221,23 +221,10 @@ class Policy:
     def train_only(self, layers: Sequence[int]) -> None:
         """Train the weights of ``layers`` alone and freeze all others, head and embedding among them: call before
         making an optimizer. A backward ends at the lowest of them."""
-        chosen = self._numbered(layers)
+        chosen = numbered_layers(layers, self.num_layers)
         self.model.requires_grad_(False)
         for number in chosen:
             self.model.model.layers[number].requires_grad_(True)
-
-    def _numbered(self, layers: Sequence[int]) -> list[int]:
-        """``layers`` to train, in order."""
-        try:
-            chosen = sorted(map(index, layers))
-        except TypeError:
-            chosen = []
-        if not chosen or len(set(chosen)) < len(chosen) or not 0 <= chosen[0] <= chosen[-1] < self.num_layers:
-            raise UsageError(
-                f"trained_layers={layers!r} must be different numbers of layers, 0 to {self.num_layers - 1}, such as "
-                f"[{self.num_layers // 2}]; leave it out to train all weights"
-            )
-        return chosen
 
     def add_adapters(self, rank: int = 16, alpha: int = 32, seed: int = 0, layers: Sequence[int] | None = None) -> None:
         """Train low-rank adapters of all projections (LoRA) instead of the weights, or of those of ``layers`` alone:
@@ -245,7 +232,7 @@ class Policy:
 
         Rollouts use the merged weights of the last ``refresh``; ``save`` writes merged weights. Needs the package peft.
         """
-        chosen = range(self.num_layers) if layers is None else self._numbered(layers)
+        chosen = range(self.num_layers) if layers is None else numbered_layers(layers, self.num_layers)
         add_adapters(self.model, rank, alpha, seed, chosen)
         self._parameters = tuple(self.model.parameters())
         self._use(self.dtype)
@@ -493,3 +480,17 @@ class Policy:
             raise RuntimeError(
                 "the weights changed after the last refresh: call policy.refresh() after optimizer steps"
             )
+
+
+def numbered_layers(layers: Sequence[int], count: int) -> list[int]:
+    """``layers`` to train, in order. Raises UsageError unless they are different ones of ``count``."""
+    try:
+        chosen = sorted(map(index, layers))
+    except TypeError:
+        chosen = []
+    if not chosen or len(set(chosen)) < len(chosen) or not 0 <= chosen[0] <= chosen[-1] < count:
+        raise UsageError(
+            f"trained_layers={layers!r} must be different numbers of layers, 0 to {count - 1}, such as [{count // 2}]; "
+            "leave it out to train all weights"
+        )
+    return chosen

@@ -101,10 +101,10 @@ def sum_parts(grad: Tensor, shape: torch.Size) -> Tensor:
     return part
 
 
-def whole(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def whole(weight: Tensor) -> Tensor:
     """``weight`` itself, or the matrix that it is a part of; no gradient. A collective if it is split."""
     shape = whole_shape(weight)
-    return weight.detach().to(dtype or weight.dtype) if shape is None else gather(weight, shape, dtype)
+    return weight.detach() if shape is None else gather(weight, shape)
 
 
 class _Whole(torch.autograd.Function):

@@ -19,7 +19,7 @@ Third parties are found through one entry-point group, ``nested_reft``: each ent
 registers components.
 """
 
-from registry.errors import UnknownField, UnknownName, UsageError, did_you_mean
+from registry.errors import UnknownField, UnknownName, UsageError, WrongType, did_you_mean
 from registry.fields import Field, check_at_least, check_number, fields_of, parse_value
 from registry.registry import ENTRY_POINT_GROUP, Registry
 
@@ -46,6 +46,7 @@ __all__ = [
     "UnknownField",
     "UnknownName",
     "UsageError",
+    "WrongType",
     "advantages",
     "agents",
     "aggregations",

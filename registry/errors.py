@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """Bad input: the message names the value and the remedy."""
 
 
+class WrongType(UsageError, TypeError):
+    """Bad input of another type: a ``TypeError`` to gymnasium's and stable-baselines3's callers."""
+
+
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The known names most like ``name``, three at most."""
     return get_close_matches(name, sorted(known), n=3, cutoff=0.5)

@@ -58,6 +58,7 @@ class Correction:
             (normalise), divides by a mixture of the writers (mix), or has none.
         geometry: what a token's weight is made of. Undeclared: the scope; a narrower one of it is the tokens up to this
             one (prefix) or from it on (suffix).
+        is_identity: whether it is no correction at all, W = 1: in a product it counts for nothing.
         mixed: whether it expects groups of which the target wrote some completions (``rollout.by_target``), and
             depends on the other completions only through how many of them the target wrote.
     """
@@ -72,6 +73,7 @@ class Correction:
     operator: ClassVar[Any] = "weight"
     geometry: ClassVar[Any] = None
     mixed: ClassVar[Any] = False
+    is_identity: ClassVar[Any] = False
 
     def __call__(self, logp: Tensor, rollout: Rollout, advantage: Tensor) -> Tensor:
         """W, detached.
@@ -101,6 +103,7 @@ class Traits:
     operator: Operator
     geometry: Geometry
     mixed: bool
+    is_identity: bool
 
     @property
     def edge(self) -> str:
@@ -236,7 +239,7 @@ class Product(Correction):
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
-        others = [f for f in self.factors if not traits(f).trust_region and not getattr(f, "is_identity", False)]
+        others = [f for f in self.factors if not traits(f).trust_region and not traits(f).is_identity]
         correcting = others or [f for f in self.factors if traits(f).corrects_mu]
         return len(correcting) == 1 and traits(correcting[0]).unbiased
 

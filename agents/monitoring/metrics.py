@@ -36,18 +36,24 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
     if not len(rollout):
         return {}
     reward = rollout.reward.view(-1, group_size)
-    solved = [float(info["is_success"]) for info in rollout.episodes]
-    statuses = Counter(info["status"] for info in rollout.episodes)
-    reasons = Counter(info["finish_reason"] for info in rollout.episodes)
     return {
-        "rollout_accuracy": float(np.mean(solved)),
         "rollout_reward": float(reward.mean()),
         "groups_with_signal": float((reward.amax(1) > reward.amin(1)).float().mean()),
         "mean_length": float(rollout.mask.sum(1).float().mean()),
         "entropy": rollout.entropy,
         **_reward_parts(rollout.episodes),
-        **{f"status/{name}": count / len(rollout) for name, count in sorted(statuses.items())},
-        **{f"finish/{name}": count / len(rollout) for name, count in sorted(reasons.items())},
+        **verdict_metrics(rollout.episodes),
+    }
+
+
+def verdict_metrics(episodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``rollout_accuracy``, and the shares of verdicts and finish reasons among final infos."""
+    statuses = Counter(info["status"] for info in episodes)
+    reasons = Counter(info["finish_reason"] for info in episodes)
+    return {
+        "rollout_accuracy": float(np.mean([float(info["is_success"]) for info in episodes])),
+        **{f"status/{name}": count / len(episodes) for name, count in sorted(statuses.items())},
+        **{f"finish/{name}": count / len(episodes) for name, count in sorted(reasons.items())},
     }
 
 
@@ -128,12 +134,8 @@ def episode_metrics(finals: list[dict[str, Any]]) -> dict[str, float]:
     """Accuracy, mean completion length and shares of verdicts and finish reasons of the episodes that ended.
 
     A rollout of fixed length cuts off more of the long ones, so unlike a drained deck these lean towards short ones."""
-    statuses = Counter(info["status"] for info in finals)
-    reasons = Counter(info["finish_reason"] for info in finals)
     return {
-        "rollout_accuracy": float(np.mean([info["is_success"] for info in finals])),
         "episodes": float(len(finals)),
         "mean_length": float(np.mean([info["response_len"] for info in finals])),
-        **{f"status/{name}": count / len(finals) for name, count in sorted(statuses.items())},
-        **{f"finish/{name}": count / len(finals) for name, count in sorted(reasons.items())},
+        **verdict_metrics(finals),
     }

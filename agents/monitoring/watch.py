@@ -107,7 +107,7 @@ def explain_silence(rows: Sequence[Mapping[str, float]]) -> str:
 def warn_stale(correction: Any, steps: int, batch: Any) -> None:
     """Say so where completions of older weights would be taken for the current policy's: in later steps of a rollout,
     or in a batch that they wrote."""
-    if steps > 1 and getattr(correction, "is_identity", False):
+    if steps > 1 and traits(correction).is_identity:
         warnings.warn(
             f"correction=none with {steps} steps a rollout (minibatches * epochs): the later ones know neither the "
             "ratio pi / pi_old nor a clip. Take ppo-clip, which is the same in a rollout's first step",

@@ -34,18 +34,9 @@ REFERENCES = "references.safetensors"  # of agents that an anchor keeps near oth
 BATCHES = "batches.safetensors"  # of agents whose batches hold stored groups, or are written by older weights
 AVERAGE = "average.safetensors"  # of agents with ema_decay: what is trained, averaged
 CRITIC = "critic.safetensors"  # of agents that have a value head
-_OWN = (
-    STATE,
-    OPTIMIZER,
-    ADAPTERS,
-    PATCHES,
-    REFERENCES,
-    BATCHES,
-    AVERAGE,
-    CRITIC,
-    "config.json",
-    "model*.safetensors*",
-)
+BESIDE_MODEL = (STATE, OPTIMIZER, ADAPTERS, PATCHES, REFERENCES, BATCHES, AVERAGE, CRITIC)
+"""Of a saved agent's folder, what only going on needs."""
+_OWN = (*BESIDE_MODEL, "config.json", "model*.safetensors*")
 """What a ``save`` wrote that the next may not write again; what has other names is someone else's."""
 
 

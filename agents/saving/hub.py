@@ -8,13 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agents.saving.checkpoint import ADAPTERS, AVERAGE, BATCHES, CRITIC, OPTIMIZER, PATCHES, REFERENCES, STATE
+from agents.saving.checkpoint import BESIDE_MODEL
 from agents.saving.configuration import stored_arguments
 from policies.sharding import leads
 from registry import UsageError, fields_of
 
-NOT_OF_THE_MODEL = {STATE, OPTIMIZER, ADAPTERS, PATCHES, REFERENCES, BATCHES, AVERAGE, CRITIC, "README.md"}
-"""Of a saved agent's folder, what only going on needs."""
 MACHINE = {"tensorboard_log", "verbose", "device", "slots"}  # arguments that say nothing of the model
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -41,7 +39,9 @@ def upload(folder: Path, repo_id: str, card: str, private: bool | None, token: s
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in NOT_OF_THE_MODEL]
+    files = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (*BESIDE_MODEL, "README.md")
+    ]
     adds = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     adds.append(CommitOperationAdd("README.md", card.encode("utf-8", "backslashreplace")))
     api = HfApi(token=token)

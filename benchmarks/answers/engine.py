@@ -17,10 +17,9 @@ from envs.problem import Problems
 from envs.task import Task, TaskSpec
 from envs.vector import MathReasonVector
 from policies import Policy
-from policies.pretrained.load import load_config
+from policies.pretrained.load import BUILT_IN, load_config
 from registry import UsageError, templates
 
-BUILT_IN = "tiny"
 MOST_TOKENS = 1 << 24  # of a rollout, which holds room for the whole budget of each completion
 
 
@@ -63,7 +62,7 @@ class Engine:
     def _envs(self, name: str, problems: Problems, wanted: int) -> MathReasonVector:
         """Slots on a problem set, as many as are wanted and fit into memory."""
         settings = self.settings
-        built_in = settings.model == BUILT_IN
+        built_in = settings.model in BUILT_IN
         tokenizer = "builtin" if built_in else settings.model
         vocab_size = None if built_in else int(load_config(settings.model).vocab_size)
         codec = Codec(templates.make(settings.template), tokenizer, vocab_size)

@@ -12,6 +12,7 @@ from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.training import make_envs
 from envs.problems import check_source, load_problems
 from policies.dtype import AUTO, available_device, settle_dtype
+from policies.policy import numbered_layers
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import BUILT_IN, load_config, locate
 from registry import skip_samplers, templates
@@ -21,21 +22,27 @@ LONGEST_PROMPT = 4096  # of a generated problem under any template
 
 
 def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
-    """Raise UsageError for a run that would fail at its start: no such model, template, problem set or device, or a
-    skip ratio that leaves no layer. ``here``: runs will be on this machine; ``hub``: models are looked for there."""
-    layers: dict[str, int] = {}
+    """Raise UsageError for a run that would fail at its start: no such model, template, problem set or device, a skip
+    ratio that leaves no layer, or layers to train that the model has not. ``here``: runs will be on this machine;
+    ``hub``: models are looked for there."""
     for arm in arms:
-        spec = arm.specs[0]
-        check_task(spec, here)
-        check_arguments(spec, here and hub)
-        if here:
-            available_device(spec.device)
-        source = locate(spec.policy) if here else spec.policy
-        if source not in layers and ((here and hub) or Path(source).is_dir()):
-            layers[source] = load_config(source).num_hidden_layers
-        if "sampler" in spec.agent and source in layers:
-            _, arguments = agent_arguments(spec.agent)
-            skip_samplers.build(arguments["sampler"]).check(layers[source])
+        rehearse_run(arm.specs[0], here, hub)
+
+
+def rehearse_run(spec: RunSpec, here: bool = True, hub: bool = True) -> None:
+    """``rehearse`` of one run."""
+    check_task(spec, here)
+    check_arguments(spec, here and hub)
+    if here:
+        available_device(spec.device)
+    source = locate(spec.policy) if here else spec.policy
+    if (here and hub) or Path(source).is_dir():
+        layers = load_config(source).num_hidden_layers
+        _, arguments = agent_arguments(spec.agent)
+        if "sampler" in arguments:
+            skip_samplers.build(arguments["sampler"]).check(layers)
+        if arguments.get("trained_layers") is not None:
+            numbered_layers(arguments["trained_layers"], layers)
 
 
 def check_arguments(spec: RunSpec, hub: bool = True) -> None:

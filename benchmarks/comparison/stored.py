@@ -164,7 +164,10 @@ def _run_folders(path: Path) -> list[Path]:
     started_from = {Path(RunSpec.read(folder / "spec.json").policy).parent.name for folder in inside}
     inside = [folder for folder in inside if folder.name not in started_from]
     if not inside:
-        raise UsageError(f"{path} is no run folder and holds none (spec.json, {RESULT}): give others to --from")
+        raise UsageError(
+            f"{path} is no run folder and holds none (spec.json, {RESULT}): give folders that benchmarks.run or "
+            "benchmarks.compare has made"
+        )
     return inside
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.estimators.settings import Grouping, Sweep
-from registry import UsageError, advantages, corrections, parse_value
+from registry import UsageError, advantages, corrections, did_you_mean, parse_value
 from registry.command import assignment, command
 from registry.paths import ReadFolder, WriteFile, WritePicture
 
@@ -160,6 +160,8 @@ def choose(patterns: Sequence[str], settings: Mapping[str, str]) -> dict[str, An
     for pattern in patterns:
         exact = "*" in pattern and all(factor and factor in corrections for factor in pattern.split("*"))
         matching = [pattern] if exact else corrections.ids(pattern)
+        if not matching and set(pattern) & set("*?["):
+            raise UsageError(f"--correction {pattern!r} matches none: {did_you_mean(pattern, corrections.ids())}")
         if not matching:
             corrections.check(pattern)  # raises with the nearest known id
         ids += [id for id in matching if id not in ids]

@@ -15,7 +15,7 @@ from rich.console import Console
 from agents.monitoring.diagnostics import BySubset, of_fresh
 from benchmarks.estimators.report import CANNOT_TELL, group_equal, rank, relative_efficiency
 from benchmarks.estimators.settings import Sweep
-from benchmarks.estimators.sweep import Row, cell_rows, noisy_cell
+from benchmarks.estimators.sweep import VOCABULARY, Row, cell_rows, noisy_cell
 from benchmarks.measuring.table import Table
 from policies import LayerSubset
 from registry import UsageError
@@ -89,7 +89,7 @@ def nearest_rows(means: RunMeans, chosen: dict[str, Any]) -> list[Row]:
     """The lab's rows at the run's D and batch size (D within what the lab can reach)."""
     d = min(max(means.d, SMALLEST_D), HOPELESS_D)
     sweep = Sweep(batch=max(means.batch or Sweep.batch, 8))
-    cells = (noisy_cell(sweep.vocabulary, 6, success, d, seed) for seed in range(SEEDS) for success in sweep.successes)
+    cells = (noisy_cell(VOCABULARY, 6, success, d, seed) for seed in range(SEEDS) for success in sweep.successes)
     return [row for cell in cells for row in cell_rows(cell, sweep, chosen)]
 
 

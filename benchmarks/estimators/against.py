@@ -15,7 +15,7 @@ from scipy.stats import rankdata, spearmanr
 from benchmarks.estimators.adviser import HOPELESS_D, SMALLEST_D
 from benchmarks.estimators.report import CANNOT_TELL, relative_efficiency
 from benchmarks.estimators.settings import Sweep
-from benchmarks.estimators.sweep import cell_rows, noisy_cell
+from benchmarks.estimators.sweep import VOCABULARY, cell_rows, noisy_cell
 from benchmarks.measuring.table import Table
 from registry import UsageError, corrections
 
@@ -75,9 +75,7 @@ def _row(runs: Sequence[Run], key: tuple[str, tuple[tuple[str, Any], ...]], swee
     reached = float(f"{min(max(d, SMALLEST_D), HOPELESS_D):.2g}")
     chosen = {key[0]: corrections.make(key[0], **dict(key[1]))}
     cells = [
-        noisy_cell(sweep.vocabulary, 6, success, reached, seed)
-        for seed in range(sweep.seeds)
-        for success in sweep.successes
+        noisy_cell(VOCABULARY, 6, success, reached, seed) for seed in range(sweep.seeds) for success in sweep.successes
     ]
     predicted = [row for cell in cells for row in cell_rows(cell, sweep, chosen)]
     return {

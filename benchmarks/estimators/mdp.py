@@ -166,10 +166,10 @@ class Cell:
         }
 
 
-def random_target(shape: Tree, generator: torch.Generator, spread: float = 1.5, eos: float = -2.0) -> Tensor:
-    """[S, V] log-probabilities: Gaussian logits of deviation ``spread``, the end token's lowered so that most
+def random_target(shape: Tree, generator: torch.Generator, eos: float = -2.0) -> Tensor:
+    """[S, V] log-probabilities: Gaussian logits of deviation 1.5, ``eos`` is added to the end token's so that most
     completions run long."""
-    logits = spread * torch.randn(shape.states, shape.vocabulary, generator=generator, dtype=torch.float64)
+    logits = 1.5 * torch.randn(shape.states, shape.vocabulary, generator=generator, dtype=torch.float64)
     logits[:, 0] += eos
     return logits.log_softmax(1)
 

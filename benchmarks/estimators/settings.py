@@ -29,9 +29,7 @@ class Sweep:
         horizons: T of the noised cells.
         successes: the target's success rates (how sparse the reward is).
         skips: layers left out of the mini transformer's 12, for the cells with a real nested policy.
-        subsets: layer subsets drawn per number of skipped layers.
         seeds: targets, rewards and noises drawn per setting.
-        vocabulary: V of the noised cells; the transformer has 3 tokens and horizon 6.
         advantage: id of the advantage. ``reinforce`` takes the nested policy's success rate as its baseline, which is
             what the group mean of many completions tends to.
         groups: completions per problem, and how many of them the target writes where a correction expects that.
@@ -42,9 +40,7 @@ class Sweep:
     horizons: tuple[int, ...] = (3, 6)
     successes: tuple[float, ...] = (0.5, 0.1)
     skips: tuple[int, ...] = (1, 2, 3, 6)
-    subsets: int = 3
     seeds: int = 2
-    vocabulary: int = 4
     advantage: str = "reinforce"
     groups: Grouping = field(default_factory=Grouping)
     batch: int = 256

@@ -132,9 +132,9 @@ def skipping_cell(vocabulary: int, horizon: int, success: float, seed: int, skip
     )
 
 
-def subsets(count: int, draws: int, seed: int, border: int = 1) -> list[tuple[int, ...]]:
-    """Up to ``draws`` different sets of ``count`` skipped layers, uniform, ``border`` layers at each end kept."""
-    inner = range(border, LAYERS - border)
+def subsets(count: int, draws: int, seed: int) -> list[tuple[int, ...]]:
+    """Up to ``draws`` different sets of ``count`` skipped layers, uniform, the first and the last kept."""
+    inner = range(1, LAYERS - 1)
     if not 0 < count <= len(inner):
         raise UsageError(f"cannot skip {count} layers: 1 to {len(inner)} of the {LAYERS} may be left out")
     every = list(combinations(inner, count)) if comb(len(inner), count) <= 1000 else []

@@ -29,7 +29,6 @@ from registry import agents as agent_registry
 LATER = ("data", "trained_layers")
 """Fields of a run and arguments of agents that came when runs were there already. At its default such a one is left out
 of the hash, so that a run keeps the hash that it had before."""
-RENAMED = {"problems": "problem_sampler"}  # arguments of agents in spec.json files of before December 2026
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class RunSpec:
         if not isinstance(loaded, dict) or not isinstance(loaded.get("agent"), dict) or "id" not in loaded["agent"]:
             raise UsageError(f"spec {str(path)!r} has no 'agent' with an 'id'")
         check_names(f"spec {path.name!r}", loaded, fields_of(RunSpec))
-        spec = RunSpec(**{**loaded, "agent": _rename_arguments(loaded["agent"])})
+        spec = RunSpec(**loaded)
         agent_arguments(spec.agent)
         check_names("env", [name for name in spec.env if name != "id"], fields_of(TaskSpec))
         check_names("evaluation", spec.evaluation, fields_of(EvaluationSpec))
@@ -178,12 +177,6 @@ OWN_FIELDS: dict[str, Field] = {
     if name not in ("agent", "weights", "data", "env", "evaluation")
 }
 """What a run has beside its agent, its environment and its evaluation, and what ``--set`` reaches by a bare name."""
-
-
-def _rename_arguments(agent: dict[str, Any]) -> dict[str, Any]:
-    """A stored agent with its arguments as they are called now."""
-    known = fields_of(agent_registry.resolve(agent["id"])[0])
-    return {name if name in known else RENAMED.get(name, name): value for name, value in agent.items()}
 
 
 def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:

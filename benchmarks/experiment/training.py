@@ -19,7 +19,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from agents import ReFT
+from agents.arguments import check_groups
 from agents.distributed import Ranks, join
+from agents.environments import make_by_id, slots_of
 from agents.memory import NotEnoughMemory, fitting_slots, peak_bytes
 from agents.saving import checkpoint
 from agents.saving.folder import clear_partial
@@ -303,9 +305,6 @@ def _tell_of_slots(what: str, slots: int, wanted: int) -> None:
 
 def make_envs(env: dict[str, Any], arguments: dict[str, Any]) -> Any:
     """The vector env of a spec's ``env``, with as many slots as the agent wants."""
-    from agents.arguments import check_groups
-    from agents.environments import make_by_id, slots_of
-
     env = dict(env)
     id = env.pop("id")
     group_size, problems = arguments.get("group_size", 1), arguments.get("problems_per_batch", 64)
@@ -333,7 +332,7 @@ def _tell_of_another_budget(spec: RunSpec, runs: Path) -> None:
 
 
 def run(
-    spec: Any,
+    spec: RunSpec,
     runs: Path,
     quiet: bool = True,
     threads: int | None = None,
@@ -346,7 +345,7 @@ def run(
     (``agents.monitoring.trackers.KV_WRITERS``) that get its rows; they get those of a finished run, too.
     """
     folder = runs / spec.hash
-    finished = folder / "result.json"
+    finished = folder / RESULT
     if finished.is_file():
         log_finished(spec, folder, log)
         return read_result(finished)

@@ -97,12 +97,12 @@ def summary(arms: dict[str, list[dict[str, float]]], first: int) -> list[dict[st
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="What drafts save of a rollout's tokens and seconds.")
-    parser.add_argument("--policy", default="tiny")
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--policy", default="tiny", help="tiny, a folder or a hub id")
+    parser.add_argument("--iterations", type=int, default=40, help="of the loop (default 40)")
     parser.add_argument("--first", type=int, default=10, help="iterations that are left out of the summary")
     parser.add_argument("--limit", type=int, default=512, help="problems")
-    parser.add_argument("--problems-per-batch", type=int, default=32)
-    parser.add_argument("--out", action=WriteFile)
+    parser.add_argument("--problems-per-batch", type=int, default=32, help="of an iteration (default 32)")
+    parser.add_argument("--out", action=WriteFile, help="write the rows here")
     args = parser.parse_args(arguments)
     slots = 8 * args.problems_per_batch
     env = gym.make_vec("MathReason-v0", num_envs=slots, problem_options={"limit": args.limit})

@@ -17,11 +17,11 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def best_seconds(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """The fastest of some calls after one to warm up: a limit is what the machine can do, not what it did."""
+def best_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The fastest of five calls after one to warm up: a limit is what the machine can do, not what it did."""
     call()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(5):
         wait(device)
         began = time.perf_counter()
         call()

@@ -104,11 +104,11 @@ class Arithmetic:
 
 @command(errors=(OSError,))
 def main(argv: list[str] | None = None) -> int:
-    """Write generated problems as JSON lines. Returns the exit status."""
+    """Write generated problems as JSON lines."""
     parser = argparse.ArgumentParser(prog="python -m envs.problems.arithmetic", description=main.__doc__)
     parser.add_argument("--split", default="train", help="train or test (default %(default)s)")
     parser.add_argument("--level", type=int, nargs="+", default=list(DEFAULT_LEVELS), help="1 to 4, one or several")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the problems (default %(default)s)")
     parser.add_argument("--count", type=int, default=10, help="problems to write (default %(default)s)")
     parser.add_argument("--out", action=WriteFile, help="file to write (default: standard output)")
     args = parser.parse_args(argv)

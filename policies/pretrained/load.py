@@ -8,6 +8,7 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def locate(name_or_path: str) -> str:
         return str(folder)
     if folder.exists():
         raise UsageError(f"{folder} is not a folder: give the folder that holds config.json")
+    if near := get_close_matches(name_or_path, BUILT_IN, n=1, cutoff=0.8):
+        raise UsageError(f"no model {name_or_path!r}: did you mean {near[0]!r}?")
     if not _HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
         raise UsageError(f"no such model folder: {name_or_path}; give a folder, a hub id (org/name) or 'tiny'")
     return name_or_path

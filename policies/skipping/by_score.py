@@ -142,7 +142,7 @@ class SoftmaxSkip(ScoredSkip):
     temperature: float = 0.5
 
     def check(self, num_layers: int) -> None:
-        """As ``Measured.check``, and the temperature."""
+        """As ``ScoredSkip.check``, and the temperature."""
         super().check(num_layers)
         if self.temperature <= 0 or self.score not in ("kl", "influence"):
             raise UsageError(
@@ -180,7 +180,7 @@ class HalfSkip(ScoredSkip):
         return self.by == "uniform" or bool(self._scores)
 
     def check(self, num_layers: int) -> None:
-        """As ``Measured.check``, and ``by``."""
+        """As ``ScoredSkip.check``, and ``by``."""
         super().check(num_layers)
         if self.by not in ("uniform", "kl"):
             raise UsageError(f"by={self.by!r} is unknown: use 'uniform' or 'kl'")

@@ -199,7 +199,7 @@ def test_what_is_set_on_an_agent_counts_from_its_next_iteration_on() -> None:
     metrics = agent.iterate()
     assert metrics["learning_rate"] == 1e-4 and agent.update.minibatches == 2
     assert agent.target.temperature == 0.5 and agent.update.max_grad_norm == 0.1
-    for name, value in (("entropy_bonus", -1.0), ("epochs", 0), ("max_grad_norm", math.nan)):
+    for name, value in (("entropy_bonus", -1.0), ("epochs", 0), ("max_grad_norm", math.nan), ("consistency", -1.0)):
         before = getattr(agent, name)
         with pytest.raises(UsageError, match=name):
             setattr(agent, name, value)

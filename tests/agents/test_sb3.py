@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agents.algorithm import TokenBar
 from benchmarks.experiment.held_out import HeldOut
 from envs.sb3 import SB3VecEnv
 from registry import UsageError
@@ -140,6 +141,20 @@ def test_learn_shows_a_progress_bar(world: World, name: str, capsys: pytest.Capt
     with pytest.warns(Warning, match="rich is experimental"):
         agent.learn(40, progress_bar=True)
     assert "100%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_the_bar_counts_tokens(world: World, again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[TokenBar] = []
+    monkeypatch.setattr(TokenBar, "_on_training_end", lambda bar: bars.append(bar))
+    agent = world.agent("reft")
+    agent.learn(10)
+    before = 0 if again else agent.num_timesteps
+    steps: list[dict[str, Any]] = []
+    with pytest.warns(Warning, match="rich is experimental"):
+        agent.learn(40, lambda seen, _: steps.append(seen) is None, reset_num_timesteps=again, progress_bar=True)
+    assert steps and bars[0].pbar.n == agent.num_timesteps - before and bars[0].pbar.total == 40
+    bars[0].pbar.close()
 
 
 def test_an_sb3_wrapper_that_training_would_bypass_is_refused(world: World, name: str) -> None:

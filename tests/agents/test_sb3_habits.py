@@ -63,9 +63,22 @@ def test_set_env_takes_what_the_constructor_takes(world: World, name: str) -> No
         agent.set_env(env)
         assert numbers(agent.iterate()) == expected
         assert (type(agent.env) is BudgetEndsEpisodes) == (name == "sb3-ppo")
-    for wrong, needle in ((world.vector(3), "3"), (gym.make("CartPole-v1"), "no MathReason")):
+    for wrong, needle in ((world.vector(3), "3 slots and the agent 4"), (gym.make("CartPole-v1"), "no MathReason")):
         with pytest.raises(UsageError, match=needle):
             agent.set_env(wrong)
+
+
+@pytest.mark.parametrize("observation", [np.zeros(3), {"x": 1}, None])
+def test_predict_says_what_an_observation_is(world: World, name: str, observation: Any) -> None:
+    with pytest.raises(UsageError, match="'input_ids'"):
+        world.agent(name).predict(observation)
+
+
+def test_a_budget_that_is_no_number_is_refused(world: World) -> None:
+    agent = world.agent("reft")
+    with pytest.raises(UsageError, match="total_timesteps='x'"):
+        agent.learn("x")  # type: ignore[arg-type]
+    assert agent.learn(1e1).num_timesteps >= 10  # type: ignore[arg-type]
 
 
 def test_the_budget_goes_on_to_end_episodes_after_set_env(world: World) -> None:

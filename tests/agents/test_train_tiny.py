@@ -30,7 +30,7 @@ from agents.train_tiny import (
 )
 from envs.problems.arithmetic import Arithmetic
 from envs.problems.scenes import THEMES
-from envs.train_tokenizer import BUILT_IN
+from envs.train_tokenizer import TOKENIZER
 from registry import UsageError
 
 SMALL = TinySpec(width=32, steps=4, batch=3, worked_only=0.0, full_depth=0.5)
@@ -38,7 +38,7 @@ SMALL = TinySpec(width=32, steps=4, batch=3, worked_only=0.0, full_depth=0.5)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(BUILT_IN)
+    return PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
 
 
 @pytest.fixture(scope="module")

@@ -386,6 +386,8 @@ def test_patterns_products_and_settings(tmp_path):
     ("arguments", "said"),
     [
         (["--correction", "retrase"], "did you mean 'retrace"),
+        (["--correction", "*-iss"], "'*-iss' matches none: "),
+        (["--correction", "retrase*"], "'retrase*' matches none: did you mean 'retrace"),
         (["--set", "lamm=1"], "none of"),
         (["--set", "lam"], "no assignment"),
         (["--advantage", "gpro"], "did you mean 'grpo'"),

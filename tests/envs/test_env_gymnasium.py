@@ -181,6 +181,18 @@ def test_a_render_mode_that_is_not_there_is_refused(env: type, mode: Any) -> Non
         env(render_mode=mode)
 
 
+def test_stable_baselines_makes_it_by_its_id() -> None:
+    """It asks for pictures first, and goes on without where that is a TypeError."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    with pytest.warns(UserWarning, match="rgb_array"):
+        assert make_vec_env("MathReason-v0", n_envs=2).reset()["input_ids"].shape == (2, 104)
+        model = PPO("MultiInputPolicy", "MathReason-v0", n_steps=8, batch_size=8, n_epochs=1, device="cpu")
+    model.learn(8)
+    assert model.num_timesteps == 8
+
+
 def test_bad_input_is_of_the_types_that_gymnasium_raises() -> None:
     env = MathReasonVector(num_envs=2, **SHORT)
     env.reset(seed=0)

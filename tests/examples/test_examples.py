@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from envs.problems import load_problems
 from envs.verifier import Verifier
 from examples import ask_server, best_of_n, ppo_tokens, reinforce_text
 from tests.oracles.chat_server import ChatServer
+
+ROOT = Path(__file__).parents[2]
 
 
 class TestPPO:
@@ -94,7 +99,9 @@ class TestBestOfN:
     ("main", "arguments", "said"),
     [
         (reinforce_text.main, ["--group-size", "1"], "--group-size must be at least 2"),
-        (reinforce_text.main, ["--problems", "0"], "--problems 1"),
+        (reinforce_text.main, ["--problems", "0"], "--problems and --iterations 1"),
+        (reinforce_text.main, ["--iterations", "0"], "--problems and --iterations 1"),
+        (ask_server.main, ["localhost:1", "--model", "m"], "from http:// on"),
         (best_of_n.main, ["--problems", "0"], "must be at least 1"),
         (best_of_n.main, ["--samples", "0"], "must be at least 1"),
         (ppo_tokens.main, ["--num-envs", "1", "--num-steps", "4"], "4 tokens (steps * envs) must be at least 2"),
@@ -128,3 +135,36 @@ def test_a_server_is_asked() -> None:
 
     with ChatServer(reply).running() as served:
         assert ask_server.main([served.url, "--model", "oracle", "--limit", "4"]) == 0.75
+
+
+def test_a_models_own_tokenizer_is_taken(tmp_path: Path) -> None:
+    """Of a folder, whose vocabulary is not the built-in one's: a padded copy of the built-in model."""
+    from transformers import AutoModelForCausalLM
+
+    from envs.codec import load_tokenizer
+    from policies.pretrained.load import BUILT_IN
+
+    model = AutoModelForCausalLM.from_pretrained(BUILT_IN["tiny"])
+    model.resize_token_embeddings(520, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer("builtin")
+    tokenizer.add_tokens(["<other>"])
+    tokenizer.save_pretrained(tmp_path)
+    few = ["--total-timesteps", "64", "--num-envs", "4", "--num-steps", "16", "--num-minibatches", "2"]
+    assert len(ppo_tokens.main(["--model", str(tmp_path), *few])) == 1
+    few = ["--iterations", "1", "--problems", "2", "--group-size", "2", "--max-new-tokens", "8"]
+    assert len(reinforce_text.main(["--model", str(tmp_path), *few])) == 1
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "said"),
+    [
+        ("best_of_n", ["--temperature", "-1"], "error: temperature=-1"),
+        ("ask_server", ["http://127.0.0.1:9", "--model", "m", "--limit", "1"], "error: <urlopen error"),
+        ("reinforce_text", ["--model", "./nowhere"], "error: "),
+    ],
+)
+def test_what_is_refused_later_is_one_error_without_a_traceback(example: str, arguments: list[str], said: str) -> None:
+    command = [sys.executable, f"examples/{example}.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr

@@ -64,7 +64,7 @@ def test_it_is_told_once_and_what_is_given_stays(halves: None, capsys: pytest.Ca
     assert [settle_dtype(dtype, "a/model") for dtype in ("float32", "bfloat16", None)] == ["float32", "bfloat16", None]
     assert not capsys.readouterr().err
     assert settle_dtype("auto", "a/model") == settle_dtype("auto", "another/model") == "bfloat16"
-    assert capsys.readouterr().err == "dtype=bfloat16: it is made so; dtype=float32 is the other choice\n"
+    assert capsys.readouterr().err == "computing in dtype=bfloat16: it is made so; dtype=float32 is the other choice\n"
     assert settle_dtype("auto", "tiny") is None
     with pytest.raises(UsageError, match="dtype='half' is unknown"):
         settle_dtype("half", "a/model")

@@ -421,6 +421,9 @@ def test_another_budget_is_another_run_and_says_so(whole, capsys, tmp_path):
         (["--agent", "sb3-ppo", "--set", "n_steps=1"], "n_steps=1 is less than"),
         (["--agent", "sft", "--set", "batch_size=0"], "batch_size=0 must be"),
         (["--agent", ""], "unknown agent ''"),
+        (["--agent", "nested-reft/even/none", "--set", "sampler.ratio=1.5"], "skip ratio 1.5 is outside [0, 1)"),
+        (["--set", "trained_layers=0,99"], "trained_layers=[0, 99] must be different numbers of layers, 0 to 11"),
+        (["--policy", "tinny"], "no model 'tinny': did you mean 'tiny'?"),
         (["--env", "TextMathReason-v0"], "env='TextMathReason-v0' has no vector env: take MathReason-v0"),
     ],
 )

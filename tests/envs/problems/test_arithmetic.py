@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from envs.problems.arithmetic import DEFAULT_LEVELS, DISTRACTED_LEVEL, LEVELS, SPLITS, Arithmetic, main, split_of
-from envs.train_tokenizer import BUILT_IN, VOCAB_SIZE, train
+from envs.train_tokenizer import TOKENIZER, VOCAB_SIZE, train
 from registry import UsageError
 
 OPERATORS = {"+": add, "-": sub, "*": mul, "/": floordiv}
@@ -24,7 +24,7 @@ STEP = re.compile(r" (\d+) ([-+*/]) (\d+) = (\d+)\.")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(BUILT_IN)
+    return PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
 
 
 def numbers(text: str) -> tuple[int, ...]:

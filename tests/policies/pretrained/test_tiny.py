@@ -14,7 +14,7 @@ from agents.train_tiny import TinySpec, completion_loss, new_model
 from benchmarks.model_card import main
 from benchmarks.report.card import measure, report
 from envs.problems.arithmetic import DEFAULT_LEVELS, Arithmetic
-from envs.train_tokenizer import BUILT_IN
+from envs.train_tokenizer import TOKENIZER
 from policies import Policy, UniformSkip
 
 FOLDER = Path(__file__).resolve().parents[3] / "policies" / "tiny"
@@ -48,7 +48,7 @@ def test_it_is_what_the_warm_up_makes(model, tokenizer) -> None:
 
 
 def test_its_tokenizer_is_the_built_in_one(model, tokenizer) -> None:
-    for file in BUILT_IN.iterdir():
+    for file in TOKENIZER.iterdir():
         assert (FOLDER / file.name).read_bytes() == file.read_bytes(), file.name
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
