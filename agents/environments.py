@@ -62,8 +62,8 @@ def vector_env_of(env: Any, slots: int) -> VectorEnv:
         return _with_verdicts(env.venv)
     if isinstance(env, VecEnv):
         raise UsageError(
-            f"{type(env).__name__} would be bypassed: wrap the gymnasium vector env with gymnasium.wrappers.vector "
-            "and pass that, or SB3VecEnv of it"
+            f"{type(env).__name__} would be bypassed: pass gym.make_vec('MathReason-v0', num_envs={env.num_envs}), in "
+            "wrappers of gymnasium.wrappers.vector where you want some, or SB3VecEnv of it"
         )
     if isinstance(env, VectorEnv):
         return _with_verdicts(env)

@@ -103,7 +103,8 @@ class ReFT(LanguageModelAlgorithm):
         sampler: which layers write a batch, an id of ``registry.skip_samplers``.
         patch: how the layers kept make up for those skipped, an id of ``registry.patches``; the first rollout, before
             anything can be fitted, then skips nothing.
-        correction: the off-policy correction, an id of ``registry.corrections``; products as ``token-is*ppo-clip``.
+        correction: the off-policy correction, an id of ``registry.corrections``; products as ``token-is*ppo-clip``. The
+            id ``reft`` has ``ppo-clip``, which differs from ``none`` after a rollout's first step alone.
         advantage: an id of ``registry.advantages``.
         aggregation: an id of ``registry.aggregations``.
         problem_sampler: which problems a batch holds, an id of ``registry.problem_samplers``.
