@@ -16,6 +16,8 @@ class Grouping:
     by_target: int = 1
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"groups of {self.size} completions: give at least 1")
         if not 0 <= self.by_target < self.size:
             raise UsageError(f"{self.by_target} of {self.size} completions by the target: the nested policy writes one")
 
