@@ -138,6 +138,7 @@ class Update:
         for name in ("entropy_bonus", "consistency"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
+        self._consistency = Consistency(self.consistency)
 
     def __call__(
         self,
