@@ -1,9 +1,10 @@
 """From a whole completion to the one candidate answer that is graded.
 
 The rules, in order: only the text after the last ``</think>`` counts, and a thought that is opened and never closed
-has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last statement of the answer ("answer
-is", "Answer:", "the answer to the question would be", "12 is the answer"), which may stand alone before the last line.
-There is no fallback to the last number of the text. Every step is linear in the length of the text, which is untrusted.
+has no answer; the last ``\\boxed``; otherwise the last ``####``, unless it is a heading over a statement; otherwise the
+last statement of the answer ("answer is", "Answer:", "the answer to the question would be", "12 is the answer"), which
+may stand alone before the last line. There is no fallback to the last number of the text. Every step is linear in the
+length of the text, which is untrusted.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ _REVERSED = re.compile(
     r"(?=\s*(?:[.!*]|$)| to (?:the|this|your) (?:question|problem)\b)",
     re.IGNORECASE,
 )
+_HEADING = re.compile(
+    r"[*_\s]*(?:(?:step|part|case|method|phase|stage|section|solution|problem|question) ?(?:[0-9]|[IVX]+\b|[:*]|$).*"
+    r"|[0-9]{1,2}[.)]\s+[*_]*(?-i:[A-Z]).*|[^0-9\\$=]*[A-Za-z]{3}[^0-9\\$=]*)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A step with its title, a numbered title, or words without a value."""
+_LONGEST_HEADING = 200
 _END_TOKEN = re.compile(r"\s*(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<(?:eos|pad|end_of_turn)>)\s*$")
 _LONGEST_TOKEN = 48
 _QUANTITY = (
@@ -168,11 +176,15 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def last_hash(text: str) -> Extraction | None:
-    """The rest of the line after the last ``####`` (the mark of GSM8K)."""
+    """The rest of the line after the last ``####`` (the mark of GSM8K). Where that is a heading of Markdown, and the
+    answer is stated below it, the statement."""
     start = text.rfind("####")
     if start < 0:
         return None
-    rest = text[start + 4 :].partition("\n")[0].strip()
+    rest, _, below = text[start + 4 :].partition("\n")
+    rest = rest.strip()
+    if rest and "nswer" in text[start:] and _HEADING.fullmatch(rest[:_LONGEST_HEADING]):
+        return last_line(text[start:]) or last_phrase(below) or (rest, "")
     return (rest, "") if rest else MALFORMED
 
 
