@@ -1,5 +1,5 @@
-"""Unit words after a number: dropped, as 12 apples is 12. Hedges, arithmetic in words and words that multiply
-(12 dozen is 144, three fifths are no three) are not units."""
+"""Unit words after a number: dropped, as 12 apples is 12. Hedges, numbers and arithmetic in words and words that
+multiply (12 dozen is 144, three fifths are no three) are not units."""
 
 from __future__ import annotations
 
@@ -55,8 +55,13 @@ third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth 
 seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth eightieth ninetieth
 """) | {scale + "th" for scale in SCALES}
 _POWER_WORDS = word_set("squared cubed")
+_NUMBERS = word_set("""
+one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty thirty forty fifty sixty seventy eighty ninety
+""")
 _NOT_UNITS = (
     frozenset(SCALES)
+    | _NUMBERS
     | {word + "s" for word in {*SCALES, *_ORDINALS}}
     | word_set("""
 or and to not than if but either neither nor plus minus times over mod choose because so since however maybe perhaps
@@ -65,15 +70,25 @@ wrong incorrect false alternatively otherwise unless versus vs possibly most lea
 through until without except more less sqrt pi log ln sin cos tan exp factorial where with for when
 gross score scores myriad googol mil mill bil doubled tripled quadrupled halved twice thrice inverse reciprocal modulo
 below beneath under zero negative recurring repeating repeated
+divided multiplied subtracted added deducted take taken itself themselves too many few fewer greater larger smaller
+bigger
 alpha beta gamma delta theta phi omega lambda sigma
 """)
 )
+_ENDINGS = _ORDINALS | _LINKS | word_set("short shy")
+"""Words that end no unit."""
+_COMPOUND = re.compile(
+    rf"\b(?:{'|'.join(sorted(_NUMBERS))})-(?!(?:{'|'.join(sorted(_NUMBERS))})\b)([a-z])"
+    r"|(?<=\b(?:in|of|on) )one(?= [a-z])|(?<=\bper )one(?= [a-z])"
+)
+"""A number that is part of what is counted: one-dollar bills, pages in one day."""
 
 
 def is_unit(text: str) -> bool:
     """Whether ``text``, which follows a number, is a unit or the thing counted."""
     if _PHYSICAL.fullmatch(text):
         return True
+    text = _COMPOUND.sub(lambda m: m[1] or "a", text)
     position, count, last = 0, 0, ""
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -95,7 +110,7 @@ def is_unit(text: str) -> bool:
         if bare and not _is_word(bare):
             return False
         position = match.end()
-    return last.lower() not in _ORDINALS | _LINKS  # a fifth is no one, but 12 fifth graders are 12
+    return last.lower() not in _ENDINGS  # a fifth is no one, but 12 fifth graders are 12
 
 
 def _is_word(bare: str) -> bool:
