@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Protocol
 
+from envs.verifier.choices import bare_choice, chosen_letter, stated_choice
 from envs.verifier.evaluate import clearly_differ, rounds_to
 from envs.verifier.expression import Tree, parse
 from envs.verifier.lexer import NotAnExpression
@@ -22,9 +23,6 @@ from envs.verifier.structure import FLIPPED, read, words
 from envs.verifier.units import without_symbols, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
-_CHOICE = re.compile(r"\(?(?:\\text\{\s*\(?)?([A-J])\)?\s*\}?\)?")
-_CHOSEN = re.compile(r"(?:\\text\{\s*)?\(?(?:\\text\{\s*)?\(?([A-J])\}?\s*[).:]\}?(?P<what>.*[0-9A-Za-z].*)", re.DOTALL)
-_OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])|\b(?:or|and|not)\b")
 _OPPOSITES = (
     "north south|east west|left right|up down|above below|before after|early late|earlier later|increase decrease"
     "|increased decreased|gain loss|profit loss|older younger|taller shorter|higher lower|faster slower|clockwise"
@@ -95,13 +93,15 @@ class Comparer:
             return False
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
-        stated = _CHOSEN.fullmatch(gold) if gold.startswith(("(", "\\text{(")) else None
-        if stated and not _OTHER_CHOICE.search(stated["what"]):  # a gold of a choice and its value: either states it
-            letter = _CHOICE.fullmatch(answer) or _CHOSEN.fullmatch(answer)
-            return letter[1] == stated[1] if letter else self.compare(stated["what"].strip(), answer)
-        chosen = _CHOSEN.fullmatch(answer) if _CHOICE.fullmatch(gold) else None
-        if chosen and not _OTHER_CHOICE.search(chosen["what"]):  # (B) 12 states the choice B
-            return chosen[1] == _CHOICE.sub(r"\1", gold)
+        stated = stated_choice(gold) if gold.startswith(("(", "\\text{(")) else None
+        if stated:  # a gold of a choice and its value: either states it
+            letter = chosen_letter(answer)
+            return letter == stated[0] if letter else self.compare(stated[1], answer)
+        choice = bare_choice(gold)
+        if choice:
+            letter = chosen_letter(answer, any_case=True)  # (B) 12 states the choice B
+            if letter:
+                return letter == choice
         if self.same(node, read(answer)):
             return True
         # Against a gold list a tight comma may separate: 3,500 are two values if the gold has two.
