@@ -20,7 +20,7 @@ from envs.verifier.literal import equal as literals_equal
 from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
 from envs.verifier.scan import designator
 from envs.verifier.structure import FLIPPED, read, words
-from envs.verifier.units import without_symbols, without_units
+from envs.verifier.units import without_measure, without_symbols, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
 _OPPOSITES = (
@@ -282,7 +282,7 @@ class Comparer:
         except NotAnExpression:
             return self.oracle.equal_unparsed(gold.text, text)
         try:
-            return self.oracle.equal(tree, parse(text))
+            return self.oracle.equal(tree, parse(text if _has_name(tree) else without_measure(text)))
         except NotAnExpression:
             return False
 

@@ -10,24 +10,18 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from envs.verifier.fonts import without_fonts
 from envs.verifier.symbols import (
     CHARACTERS,
     COMMANDS,
-    FUNCTION_WORDS,
     SILENT,
     SPACES,
     SUBSCRIPTS,
     SUPERSCRIPTS,
-    UNIT_FUNCTIONS,
 )
 
-_WORDY = (
-    "text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathnormal|"
-    "boldsymbol|bm|operatorname|emph|underline|textup|textsc|mathop|unit|ensuremath"
-)
 _GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\s?\{\s*\\?,\s*\}|,\\!\s*|\\[,;:!]\s*|~)[0-9]{3})+(?![0-9])")
 _SEPARATOR = re.compile(r"\{\s*\\?,\s*\}|,\\!\s*|\\[,;:!]\s*|~")
-_WORDS = re.compile(rf"\\(?:{_WORDY})\*?\s*\{{([^{{}}]*)\}}")
 _COMMAND = re.compile(r"\\(?:(?P<name>[A-Za-z]+)\*?(?P<blank> *)|(?P<row>\\(?:\[[^\]]*\])?)|(?P<mark>.))", re.DOTALL)
 _PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
 _SUPER_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
@@ -68,11 +62,7 @@ def normalise(text: str) -> str:
         _COLOUR.sub("", _unwrap_emphasis(text)),
     )
     text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
-    for _ in range(3):
-        replaced = _WORDS.sub(_words, text)
-        if replaced == text:
-            break
-        text = replaced
+    text = without_fonts(text)
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:
         text = text.replace(ascii_form, operator)
@@ -95,25 +85,6 @@ def _unwrap_emphasis(text: str) -> str:
         if len(bare) < 3 or bare[0] != bare[-1] or bare[0] not in '*_`"':
             return text
         text = bare[1:-1].strip()
-
-
-def _counts(match: re.Match[str]) -> bool:
-    """Whether words stand after a number and before no argument: 30 min is no minimum."""
-    before, after = match.string[: match.start()].rstrip(" ~\\,;:\x02"), match.string[match.end() :].lstrip(" ~")
-    return before[-1:] in {*"0123456789)}/·π"} and not re.match(r"[A-Za-z0-9({\[\\^_\x01]", after)
-
-
-def _words(match: re.Match[str]) -> str:
-    """Words stay words; a number or a symbol set in a text font is that number or symbol."""
-    content = match[1].replace("\x01", "")
-    bare = content.strip()
-    if bare in FUNCTION_WORDS and not (bare in UNIT_FUNCTIONS and _counts(match)):
-        return f"\\{bare} "
-    if not bare or bare.strip("$\\ .,") == "":
-        return ", " if "," in bare else " "
-    if re.search(r"[A-Za-z]{2}", bare) and re.fullmatch(r"[^\\$^_=<>+]*", bare):
-        return f"\x01{content}\x02"
-    return f"\x01{content}\x02" if bare.strip("() ").isalpha() else content
 
 
 def _command(match: re.Match[str]) -> str:

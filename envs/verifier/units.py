@@ -20,8 +20,12 @@ _TOKEN = re.compile(
 )
 _POWER = re.compile(r"\^\s*\{?\s*-?[123]\s*\}?")
 _QUOTED = re.compile(r"[A-Za-z .,'/°^\-()¢]*[0-9²³]?")
+_WORD = r"(?:(?:\\text\{[^{}]*\}(?:\s?\^\s?\{?\s?-?[123]\s?\}?)?\s?·?\s?)+|[A-Za-z]{2,})"
+_RATE = re.compile(rf"\\frac\s*\{{\s*({_WORD})\s*\}}\s*\{{\s*({_WORD})\s*\}}")
+_MEASURED = re.compile(r"(?P<head>.*[0-9)}π])\s*(?P<unit>[A-Za-z][A-Za-z0-9./°^{}\- ]{1,40})", re.DOTALL)
 _TRAILING = re.compile(
-    r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>\\text\{[^{}]*\}[^=]{0,12}|(?:\s+[A-Za-z]{4,}\.?)+)", re.DOTALL
+    r"(?P<head>.*?[0-9A-Za-z)}π])\s*(?P<unit>(?:\\frac\s*\{\s*)?\\text\{[^{}]*\}[^=]{0,60}|(?:\s+[A-Za-z]{4,}\.?)+)",
+    re.DOTALL,
 )
 _OPERAND = re.compile(r"([0-9]\.?)((?:\s*\\text\{[^{}]*\}|\s+[A-Za-z]+)+)")
 _ANNOUNCE = r"(?:(?:so|thus|therefore|the|final|answer|result|total|is|equals?|to|about|approximately)\b[\s,:=]*){1,6}"
@@ -88,6 +92,7 @@ def is_unit(text: str) -> bool:
     """Whether ``text``, which follows a number, is a unit or the thing counted."""
     if _PHYSICAL.fullmatch(text):
         return True
+    text = _RATE.sub(r"\1/\2", text)
     text = _COMPOUND.sub(lambda m: m[1] or "a", text)
     position, count, last = 0, 0, ""
     while position < len(text):
@@ -147,3 +152,10 @@ def without_unit(text: str) -> str:
     if match and not match["head"].endswith("\\text") and is_unit(match["unit"].strip()):
         return match["head"].removesuffix("\\mu").strip()
     return text
+
+
+def without_measure(text: str) -> str:
+    """A number without the unit at its end, abbreviations in plain letters included: 12π for ``12π cm^2``. Only where
+    the number has no variables: elsewhere cm is c times m."""
+    match = _MEASURED.fullmatch(text) if len(text) <= MAX_UNIT else None
+    return match["head"] if match and is_unit(match["unit"].strip()) else text
