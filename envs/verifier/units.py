@@ -30,6 +30,20 @@ _TRAILING = re.compile(
 _OPERAND = re.compile(r"([0-9]\.?)((?:\s*\\text\{[^{}]*\}|\s+[A-Za-z]+)+)")
 _ANNOUNCE = r"(?:(?:so|thus|therefore|the|final|answer|result|total|is|equals?|to|about|approximately)\b[\s,:=]*){1,6}"
 _LEAD = re.compile(rf"(?:\\text\{{\s*{_ANNOUNCE}\}}\s*:?|{_ANNOUNCE})\s*(?=[-+.0-9\\$(])", re.IGNORECASE)
+_NAME = r"[A-Za-z]'{0,3}(?:_\{?[A-Za-z0-9]\}?)?(?:\([A-Za-z0-9, ]{1,12}\))?"
+_LABEL = re.compile(
+    rf"\\text\{{(?P<first>[^{{}}\\0-9]*)\}}\s*(?:{_NAME}\s*\\text\{{(?P<second>[^{{}}\\0-9]*)\}}\s*)?"
+    r"(?P<colon>:?)\s*(?=[-+.0-9(\[π]|\\(?!text))"
+)
+_LABEL_END = re.compile(r"(?::|=|\b(?:is|are|was|equals|be))[:,]?\s*")
+_NO_LABEL = re.compile(
+    r"\b(?:not|no|non|never|neither|nor|wrong|incorrect|false|half|halves|twice|thrice|double|triple|squared?|cubed?"
+    r"|roots?|third|quarter|times|more|less|than|fewer|greater|larger|smaller|bigger|minus|plus|negative|opposite"
+    r"|inverse|reciprocal|complement|at (?:least|most)|under|over|below|above|between|except|if|unless|or|either|maybe"
+    r"|perhaps|possibl[ey]|other|bounds?|approximately|about|around|almost|nearly|close|(?:multiple|factor|divisor) of"
+    r"|power|dozen|hundred|thousand|[a-z]+illion)\b|n't\b",
+    re.IGNORECASE,
+)
 _ABBREVIATIONS = word_set("""
 mm cm dm km in ft yd mi mg kg lb lbs oz ml mL cl dl sec secs min mins hr hrs ms kJ
 kW Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
@@ -141,9 +155,20 @@ def without_units(text: str) -> str:
 
 
 def without_lead(text: str) -> str:
-    """An answer without the words that announce it: 42 for ``\\text{The answer is } 42``."""
-    match = _LEAD.match(text)
+    """An answer without the words that announce it: 42 for ``\\text{The answer is } 42`` or ``\\text{Sum: } 42``."""
+    match = _LEAD.match(text) or _label(text)
     return text[match.end() :] if match and match.end() < len(text) else text
+
+
+def _label(text: str) -> re.Match[str] | None:
+    """The words in a text font that say what the value after them is, and end with a colon or "is"; none that compare,
+    deny or calculate."""
+    match = _LABEL.match(text) if text.startswith("\\text{") else None
+    if match is None:
+        return None
+    said = f"{match['first']} {match['second'] or ''}".rstrip()
+    ended = match["colon"] or _LABEL_END.search(said[-8:])
+    return match if ended and re.search(r"[A-Za-z]{2}", said) and not _NO_LABEL.search(said) else None
 
 
 def without_unit(text: str) -> str:
