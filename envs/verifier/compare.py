@@ -162,7 +162,7 @@ class Comparer:
 
     def _literal(self, gold: Literal, answer: Node) -> bool:
         if isinstance(answer, Expression):
-            answer = read(without_symbols(answer.text), 1)
+            answer = read(without_symbols(_without_units(answer.text)), 1)
         return isinstance(answer, Literal) and literals_equal(gold, answer)
 
     def _words(self, gold: Words, answer: Node) -> bool:
@@ -285,6 +285,11 @@ class Comparer:
             return self.oracle.equal(tree, parse(text if _has_name(tree) else without_measure(text)))
         except NotAnExpression:
             return False
+
+
+def _without_units(text: str) -> str:
+    """A fraction without the unit words in it: 14/3 for ``\\frac{14\\text{ cm}}{3}``."""
+    return without_units(text) if text.startswith(("\\frac", "-\\frac")) and "\\text" in text else text
 
 
 def _opposed(gold: str, answer: str) -> bool:

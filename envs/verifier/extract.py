@@ -31,11 +31,13 @@ _LINK = (
 )
 _NO_SUM = _ASIDE.replace("=", r"=+*/\d")  # before "=" an aside that calculates is no aside
 _PHRASE = re.compile(
-    rf"\banswer(?:\*\*)?(?:(?P<plain> {{1,3}}is\b|\s{{0,3}}:)|(?P<full>{_ASIDE}{_LINK}|{_NO_SUM} ?=))(?:\*\*)?:?",
+    rf"(?<![A-Za-z0-9])answer(?P<mark>[*_\"'`]{{0,3}})"
+    rf"(?:(?P<plain> {{1,3}}is\b|\s{{0,3}}:)|(?P<full>{_ASIDE}{_LINK}|{_NO_SUM} ?=))[*_]{{0,3}}:?",
     re.IGNORECASE,
 )
 _ANNOUNCEMENT = re.compile(
-    rf"(?:^[#*\s]*(?:the )?(?:final |correct )?answer[:*\s]*|\banswer(?:\*\*)?(?:{_ASIDE}{_LINK})? ?:[*\s]*)$",
+    rf"(?:^[#*_\s]*(?:the )?(?:final |correct )?answer[:*_\s]*"
+    rf"|(?<![A-Za-z0-9])answer[*_]{{0,3}}(?:{_ASIDE}{_LINK})? ?:[*_\s]*)$",
     re.IGNORECASE,
 )
 _REVERSED = re.compile(
@@ -72,7 +74,12 @@ _LEAD = re.compile(
 )
 _STATES_VALUE = re.compile(rf"{_VALUE}|{_OPENING}[A-Za-z](?![A-Za-z'’]|\s+[A-Za-z]{{2}})")
 _BOLD = re.compile(r"\*\*([^*]+)\*\*(?![^\s.,;:!?])")
-_REASON = re.compile(r",?\s(?:because|since)\s|,\s(?:so|which|not)\s")
+_JSON = re.compile(
+    r"\s*(?:(?P<quote>[\"'])(?P<text>(?:[^\"'\\\n]|\\.|(?!(?P=quote))[\"'])*)(?P=quote)|(?P<number>-?[0-9][0-9.]*))"
+    r"(?=\s*(?:\}|$|,\s*[\"'][^\"'\n]*[\"']\s*:))"
+)
+"""A value of a JSON object, followed by the next key or the end."""
+_REASON = re.compile(r",?\s\(?(?:because|since)\s|,\s(?:so|which|not)\s")
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?][*$)\"']{0,4}(?:\s|$)")
 
 
@@ -215,6 +222,10 @@ def last_phrase(text: str) -> Extraction | None:
     for match in reversed(list(_PHRASE.finditer(text, max(0, reversed_at)))):
         lead = _LEAD.match(text, match.end())
         start = (lead or match).end()
+        quoted = _JSON.match(text, match.end()) if match["plain"] and match["mark"][:1] in ("'", '"') else None
+        if quoted:
+            content = quoted["number"] or quoted["text"].replace("\\\\", "\\").strip()
+            return (content, "") if content else MALFORMED
         if match["plain"] or lead or _STATES_VALUE.match(text, start):
             return _statement(text[start:].lstrip(" \t").partition("\n")[0])
     return (value.strip("*"), "") if value else None

@@ -27,6 +27,8 @@ _PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
 _SUPER_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _SUB_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
 _STACKED = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)")
+_REPEATING = re.compile("(?<=[.0-9])(?:[0-9][\u0304\u0305])+|(?<=[.0-9])[0-9]\u0307")
+_NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _ROOT = re.compile(r"√([0-9]+)")
 _COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?)\s*\{[^{}]*\}")
 _STACK = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}")
@@ -52,7 +54,7 @@ def normalise(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return _trim(text)
     if not text.isascii():
-        text = "".join(map(_ascii_digit, text))
+        text = _REPEATING.sub(_overlined, "".join(map(_ascii_digit, text)))
     text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
     text = _STACKED.sub(lambda m: f"\\frac{{{_digits(m[1])}}}{{{_digits(m[2])}}}", text)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
@@ -62,7 +64,7 @@ def normalise(text: str) -> str:
         _COLOUR.sub("", _unwrap_emphasis(text)),
     )
     text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
-    text = without_fonts(text)
+    text = _NO_DELIMITER.sub("", without_fonts(text))
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:
         text = text.replace(ascii_form, operator)
@@ -75,6 +77,11 @@ def _ascii_digit(character: str) -> str:
     return str(unicodedata.decimal(character)) if character.isdecimal() else character
 
 
+def _overlined(match: re.Match[str]) -> str:
+    """Digits with a combining line or dot above each, as the period of a decimal."""
+    return f"\\overline{{{re.sub('[^0-9]', '', match[0])}}}"
+
+
 def _digits(raised: str) -> str:
     return "".join({**SUPERSCRIPTS, **SUBSCRIPTS}[character] for character in raised)
 
@@ -82,7 +89,7 @@ def _digits(raised: str) -> str:
 def _unwrap_emphasis(text: str) -> str:
     while True:
         bare = text.rstrip(_TRAILING + "$").lstrip("$ ")  # **42**. and $_x_$ are emphasis, too
-        if len(bare) < 3 or bare[0] != bare[-1] or bare[0] not in '*_`"':
+        if len(bare) < 3 or bare[0] != bare[-1] or bare[0] not in "*_`\"'":
             return text
         text = bare[1:-1].strip()
 

@@ -43,6 +43,7 @@ _HALF_OPEN = re.compile(r"([A-Za-z])\s*(\([^()\[\]]*\]|\[[^()\[\]]*\))")
 _BUILDER = re.compile(r"([^|:∈]{1,12})(?:∈[^|:]{1,12})?[|:](.+)", re.DOTALL)
 _PROSE = re.compile(r"[A-Za-z]+(?:['.\-][A-Za-z]+)*(?:\.?[ ,]+[A-Za-z]+(?:['.\-][A-Za-z]+)*)*")
 _MINUS = re.compile(r"\A(?:\\text\{\s*(?:minus|negative)\s*\}|(?:minus|negative)\b)\s*(?=[0-9.\\(∞])", re.IGNORECASE)
+_NEGATED = re.compile(r"-\s*(?:\(\s*((?:[0-9./{} ]|\\frac)+)\)|\{\s*((?:[0-9./ ]|\\frac *\{[0-9]+\} *\{[0-9]+\})+)\})")
 _INFINITY = re.compile(r"(?<![A-Za-z\\])infinity(?![A-Za-z])", re.IGNORECASE)
 _OUTWARD = re.compile(r"([\[\](])([^\[\]()∪]*[,;][^\[\]()∪]*)([\[\])])\s*(∪|$)\s*")
 _WORD = re.compile(r"[A-Za-z]{3}")
@@ -61,6 +62,9 @@ def read(text: str, depth: int = 0) -> Node:
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
     text = _facing(_MINUS.sub("-", _INFINITY.sub("∞", without_lead(text))))
+    negated = _NEGATED.fullmatch(text)
+    if negated:  # a number as it is written: -(-5) is still to be worked out
+        text = f"-{negated[1] or negated[2]}"
     bare = text if _ONLY_WORDS.fullmatch(text) else without_unit(text)
     return _simple(text) or _parts(text, depth) or Expression(bare)
 

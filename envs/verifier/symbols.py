@@ -39,6 +39,7 @@ _UNIFORM: dict[str, str | int | None] = {
         chr(mark): "" for mark in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
     },  # directions
     **dict.fromkeys("€£¥₹₩₽₪฿", ""),
+    **dict.fromkeys("✅✓✔☑\ufe0f", ""),
     **{letter: f"\\mathbb{{{plain}}}" for letter, plain in _pairs("ℝ R ℤ Z ℕ N ℚ Q ℂ C").items()},
     "∨": "\\text{or}",
     "∧": "\\text{and}",
@@ -63,7 +64,7 @@ varepsilon ε epsilon ε ldots … dots … cdots … dotsc … imath i
 SILENT = word_set("""
 left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle scriptstyle
 limits nolimits rm bf it large Large small tiny normalsize mathstrut noindent hfill centering
-pounds euro yen textdollar
+pounds euro yen textdollar checkmark
 """)
 """LaTeX commands that do not matter."""
 

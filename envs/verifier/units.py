@@ -7,7 +7,7 @@ import re
 
 from envs.verifier.symbols import word_set
 
-MAX_WORDS = 6
+MAX_WORDS = 8
 _LATIN = ("m", "b", "tr", "quadr", "quint", "sext", "sept", "oct", "non", "dec")
 SCALES = {
     **{"dozen": 12, "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "crore": 10**7},
@@ -15,7 +15,7 @@ SCALES = {
 }
 """The words that multiply the number before them."""
 _TOKEN = re.compile(
-    r"\s+|°\s?[CFK](?![A-Za-z])|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?"
+    r"\s+|°\s?[CFK](?![A-Za-z])|\\text\{([^{}]*)\}|[ap]\.\s?m\.?|([A-Za-z]+)(?:'s(?![A-Za-z]))?\.?|[/·°¢]|\^\s*\{?\s*-?[123]\s*\}?"
     r"|\^?\{?\s*'\s?'?\s*\}?|\(([A-Za-z ]+)\)"
 )
 _POWER = re.compile(r"\^\s*\{?\s*-?[123]\s*\}?")

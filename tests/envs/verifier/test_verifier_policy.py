@@ -148,6 +148,22 @@ def test_a_number_that_is_only_compared_with_is_not_the_answer(verb: str, aside:
         ("The answer is 5 since 2+3 = 5.", ("5", "")),
         ("The answer is $3\\! 000$.", ("$3\\! 000$", "")),
         ("The answer to it is\n12", ("", "no_answer")),
+        ("*Answer*: 15", ("15", "")),
+        ("__Answer__: 15", ("15", "")),
+        ("***Final answer:*** 15", ("15", "")),
+        ("__Answer__\n\n15", ("15", "")),
+        ('{"reason": "3*5", "answer": 15}', ("15", "")),
+        ('{"answer": "15", "unit": "m"}', ("15", "")),
+        ('{\n  "answer": 15\n}', ("15", "")),
+        ('{"answer": "\\\\frac{1}{2}"}', ("\\frac{1}{2}", "")),
+        ('{"answer": "5, 7"}', ("5, 7", "")),
+        ('{"answer": 5, 7}', ("5, 7}", "")),
+        ('{"answer": ""}', ("", "malformed")),
+        ('"answer": 15', ("15", "")),
+        ("{'answer': 15}", ("15", "")),
+        ("The answer is 15 (since 3*5=15).", ("15", "")),
+        ("The answer is 15 (or 16).", ("15 (or 16)", "")),
+        ("The answer is '15'.", ("'15'", "")),
     ],
 )
 def test_statements(text: str, found: tuple[str, str]) -> None:
@@ -226,6 +242,23 @@ def test_published_golds_in_another_spelling(spelling: str, shared_dir: Path) ->
     golds = sorted({problems[n].answer for problems in sets for n in range(problems.size or 0)})
     respell = RESPELLINGS[spelling]
     assert not [gold for gold in golds if verify(f"\\boxed{{{respell(gold)}}}", gold).reward != 1.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: {} ✅",
+        "Answer: ✅ {}",
+        "The answer is '{}'.",
+        "The answer is {} dollars every day at the farmers' market.",
+        "The answer is {} dollars every day at Janet's market.",
+    ],
+)
+def test_what_stands_about_a_stated_number(text: str) -> None:
+    assert verify(text.format(18), "18").reward == 1.0
+    assert verify(text.format(17), "18").reward == 0.0
+    assert verify(text.format("18 or 20"), "18").reward == 0.0
+    assert verify(text.format(18).replace("✅", "❌"), "18").reward == float("✅" not in text)
 
 
 def test_integrals_and_sums_are_settled_by_math_verify() -> None:
