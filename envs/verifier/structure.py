@@ -6,7 +6,9 @@ evaluated here, except that a matrix takes its factor in. What cannot be read ra
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -47,6 +49,8 @@ _NEGATED = re.compile(r"-\s*(?:\(\s*((?:[0-9./{} ]|\\frac)+)\)|\{\s*((?:[0-9./ ]
 _INFINITY = re.compile(r"(?<![A-Za-z\\])infinity(?![A-Za-z])", re.IGNORECASE)
 _OUTWARD = re.compile(r"([\[\](])([^\[\]()∪]*[,;][^\[\]()∪]*)([\[\])])\s*(∪|$)\s*")
 _WORD = re.compile(r"[A-Za-z]{3}")
+_CALL = re.compile(r"\\(gcd|lcm|max|min)\s*\(([A-Za-z0-9, ]{3,30})\)")
+_WORKED_OUT: dict[str, Callable[..., int]] = {"gcd": math.gcd, "lcm": math.lcm, "max": max, "min": min}
 _REAL_LINE = frozenset(("real numbers", "all real numbers", "the real numbers", "all reals", "the reals"))
 _MATH_WORDS = word_set("sqrt infinity inf sin cos tan log ln exp cot sec csc")
 _ONLY_WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.;:])+")
@@ -252,9 +256,24 @@ def _relation(text: str, marks: list[Mark], depth: int) -> Node:
             return Named(left, read(sides[1], depth + 1))
         if right is not None and ops[0] == "=":
             return Named(right, read(sides[0], depth + 1))
+    if len(sides) == 2 and ops == ("=",) and (named := _of_whole_numbers(sides, depth)):
+        return named
     if "∈" in ops:
         raise Unreadable
     return Relation(ops, tuple(sides), _interval(ops, sides, depth), rounded)
+
+
+def _of_whole_numbers(sides: list[str], depth: int) -> Named | None:
+    """``\\gcd(10,15) = 5`` as a name with its value, if the value is right or the arguments are names."""
+    call = _CALL.fullmatch(sides[0])
+    value = read(sides[1], depth + 1) if call else None
+    if call is None or not isinstance(value, Literal):
+        return None
+    arguments = [argument.strip() for argument in call[2].split(",")]
+    if all(argument.isdigit() for argument in arguments):
+        worked_out = _WORKED_OUT[call[1]](*map(int, arguments))
+        return Named(re.sub(r"\s", "", sides[0]), value) if value.value == worked_out else None
+    return Named(re.sub(r"\s", "", sides[0]), value) if all(map(designator, arguments)) else None
 
 
 def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | None:

@@ -41,6 +41,8 @@ _UNIFORM: dict[str, str | int | None] = {
     **dict.fromkeys("€£¥₹₩₽₪฿", ""),
     **dict.fromkeys("✅✓✔☑\ufe0f", ""),
     **{letter: f"\\mathbb{{{plain}}}" for letter, plain in _pairs("ℝ R ℤ Z ℕ N ℚ Q ℂ C").items()},
+    "∠": "\\angle ",
+    "∡": "\\angle ",
     "∨": "\\text{or}",
     "∧": "\\text{and}",
     **{sign: "\\frac{{{}}}{{{}}}".format(*quotient.split("/")) for sign, quotient in _pairs(_VULGAR).items()},
@@ -57,6 +59,7 @@ thickapprox ≈ equiv ≡ in ∈ cup ∪ cap ∩ setminus ∖ backslash ∖ empt
 times × cdot · ast · bullet · div ÷ pi π mid | vert | lvert | rvert | colon : circ ° degree °
 lbrace \\{ rbrace \\} lbrack [ rbrack ] langle ( rangle )
 cents \\text{cents} percent % land \\text{and} wedge \\text{and} lor \\text{or} vee \\text{or} prime ' varphi φ phi φ
+measuredangle \\angle sphericalangle \\angle textdegree °
 varepsilon ε epsilon ε ldots … dots … cdots … dotsc … imath i
 """)
 """LaTeX commands with another spelling."""
