@@ -18,6 +18,7 @@ from envs.verifier.lexer import NotAnExpression
 from envs.verifier.literal import Literal
 from envs.verifier.literal import equal as literals_equal
 from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
+from envs.verifier.real_sets import equal_sets
 from envs.verifier.scan import designator
 from envs.verifier.structure import FLIPPED, read, words
 from envs.verifier.units import without_measure, without_symbols, without_units
@@ -194,6 +195,9 @@ class Comparer:
         if _assignment(gold) or _assignment(answer):
             return self._assignments(gold, answer)
         answer = _value(answer)
+        settled = equal_sets(gold, answer, self.same)
+        if settled is not None:
+            return settled
         if _is_union(gold) and _is_union(answer):
             assert isinstance(answer, Collection)
             return self._unordered(gold.items, answer.items)

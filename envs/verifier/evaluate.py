@@ -206,6 +206,17 @@ def rounds_to(tree: Tree, value: Fraction, unit: Fraction) -> bool:
     return bool(-0.5 * float(unit) <= beyond < float(unit))
 
 
+def approximately(tree: Tree) -> float | None:
+    """The real value of a tree without variables in double precision; None if there is none, or only more digits
+    tell."""
+    if names(tree):
+        return None
+    try:
+        return float(evaluate(tree, 0, _number_system(Doubles, False)))
+    except (NoValue, Undecided):
+        return None
+
+
 def equal(a: Tree, b: Tree) -> bool:
     """Whether two trees are the same function."""
     values = _precise((a, b))

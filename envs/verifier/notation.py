@@ -29,6 +29,8 @@ _SUB_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
 _STACKED = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)")
 _REPEATING = re.compile("(?<=[.0-9])(?:[0-9][\u0304\u0305])+|(?<=[.0-9])[0-9]\u0307")
 _NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
+_CUP = re.compile(r"(?<=[)\]])\s*(?:U|\x01\s*U\s*\x02)\s*(?=(?:\\left)?\s*[(\[][^()\[\]]*,)")
+"""A letter between two intervals."""
 _ROOT = re.compile(r"√([0-9]+)")
 _COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?)\s*\{[^{}]*\}")
 _STACK = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}")
@@ -64,7 +66,7 @@ def normalise(text: str) -> str:
         _COLOUR.sub("", _unwrap_emphasis(text)),
     )
     text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
-    text = _NO_DELIMITER.sub("", without_fonts(text))
+    text = _CUP.sub("∪", _NO_DELIMITER.sub("", without_fonts(text)))
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:
         text = text.replace(ascii_form, operator)

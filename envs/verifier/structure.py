@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import pairwise
 
 from envs.verifier.literal import Literal, parse_literal
 from envs.verifier.nodes import (
@@ -26,6 +25,7 @@ from envs.verifier.nodes import (
     Unreadable,
     Words,
 )
+from envs.verifier.real_sets import either, meet, puncture, set_operation
 from envs.verifier.scan import CONJUNCTION, LIST_MARKS, Mark, cut, designator, top_level
 from envs.verifier.symbols import word_set
 from envs.verifier.units import is_unit, without_lead, without_unit
@@ -51,6 +51,12 @@ _OUTWARD = re.compile(r"([\[\](])([^\[\]()∪]*[,;][^\[\]()∪]*)([\[\])])\s*(�
 _WORD = re.compile(r"[A-Za-z]{3}")
 _CALL = re.compile(r"\\(gcd|lcm|max|min)\s*\(([A-Za-z0-9, ]{3,30})\)")
 _WORKED_OUT: dict[str, Callable[..., int]] = {"gcd": math.gcd, "lcm": math.lcm, "max": max, "min": min}
+_EXCEPT = re.compile(
+    r"(?:(?:\\text\{\s*)?(?:(?:all|the|any|every) ){0,2}(?:real numbers?|reals?)|\\mathbb\{R\}\s*(?:\\text\{\s*)?)"
+    r"(?: x)?,?\s*(?:except|other than|but|excluding|not equal to)(?: for)?\s*\}?(?P<holes>.+?)\}?",
+    re.DOTALL,
+)
+_LESS = re.compile(r"(\\mathbb\{R\})\s*-\s*(?=\\\{|[\[(][^()\[\]]*,)|([\[(][^()\[\]]*,[^()\[\]]*[)\]])\s*-\s*(?=\\\{)")
 _REAL_LINE = frozenset(("real numbers", "all real numbers", "the real numbers", "all reals", "the reals"))
 _MATH_WORDS = word_set("sqrt infinity inf sin cos tan log ln exp cot sec csc")
 _ONLY_WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.;:])+")
@@ -66,11 +72,24 @@ def read(text: str, depth: int = 0) -> Node:
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
     text = _facing(_MINUS.sub("-", _INFINITY.sub("∞", without_lead(text))))
+    if text[0] in "\\[(" and "-" in text:
+        text = _LESS.sub(r"\1\2∖", text)
     negated = _NEGATED.fullmatch(text)
     if negated:  # a number as it is written: -(-5) is still to be worked out
         text = f"-{negated[1] or negated[2]}"
     bare = text if _ONLY_WORDS.fullmatch(text) else without_unit(text)
-    return _simple(text) or _parts(text, depth) or Expression(bare)
+    return _without_points(text, depth) or _simple(text) or _parts(text, depth) or Expression(bare)
+
+
+def _without_points(text: str, depth: int) -> Node | None:
+    """The real line without points, in words."""
+    match = _EXCEPT.fullmatch(text) if "real" in text or text.startswith("\\mathbb{R}") else None
+    if match is None:
+        return None
+    holes = read(match["holes"] + ("}" if match["holes"].count("{") > match["holes"].count("}") else ""), depth + 1)
+    holes = holes.value if isinstance(holes, Named) else holes
+    several = isinstance(holes, Collection) and holes.kind in ("list", "set", "either")
+    return puncture(holes.items if isinstance(holes, Collection) and several else (holes,))
 
 
 def _facing(text: str) -> str:
@@ -143,7 +162,7 @@ def _parts(text: str, depth: int) -> Node | None:
     for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
         operators = [m for m in marks if m[2] == sign]
         if operators:
-            return _set_operation(kind, _read_all(cut(text, operators), depth))
+            return set_operation(kind, _read_all(cut(text, operators), depth))
     if text == "\\mathbb{R}":
         return EVERYTHING
     transposed = _TRANSPOSED.fullmatch(text) if text[-1] in "T}p" and "^" in text else None
@@ -167,28 +186,6 @@ def _read_all(pieces: list[str], depth: int) -> tuple[Node, ...]:
     return tuple(read(piece, depth + 1) for piece in pieces)
 
 
-def _set_operation(kind: str, items: tuple[Node, ...]) -> Node:
-    if kind == "union":
-        sets = [item for item in items if isinstance(item, Collection) and item.kind == "set"]
-        points = Collection("set", tuple(value for item in sets for value in item.items))
-        intervals = tuple(item for item in items if item not in sets)
-        return Collection("union", (points, *intervals) if sets else intervals) if intervals else points
-    first, *others = items
-    if kind == "difference" and first == EVERYTHING and len(others) == 1 and isinstance(others[0], Collection):
-        return _puncture(others[0]) or Collection(kind, items)
-    return Collection(kind, items)
-
-
-def _puncture(holes: Collection) -> Collection | None:
-    """The real line without some numbers, as a union of intervals."""
-    numbers = {hole.value: hole for hole in holes.items if isinstance(hole, Literal)}
-    if holes.kind != "set" or not numbers or len(numbers) != len(holes.items):
-        return None
-    low, high = EVERYTHING.items
-    ends = [low, *(numbers[value] for value in sorted(numbers)), high]
-    return Collection("union", tuple(Collection("bracket", pair, "()") for pair in pairwise(ends)))
-
-
 def _list(text: str, separators: list[Mark], depth: int) -> Node:
     pieces = [piece for piece in cut(text, separators) if piece]
     conjunctions = [m[2] for m in separators if CONJUNCTION.fullmatch(m[2])]
@@ -198,39 +195,9 @@ def _list(text: str, separators: list[Mark], depth: int) -> Node:
         return read(pieces[0], depth + 1)
     items = _read_all(pieces, depth)
     words = {"or" if "or" in conjunction else "and" for conjunction in conjunctions}
-    joined = _either(items) if words == {"or"} else _both(items) if words == {"and"} else None
+    joined = either(items) if words == {"or"} else meet(items, bool(words)) if words <= {"and"} else None
     kind = "either" if words == {"or"} else "list"
     return joined or _named_list(items, kind) or Collection(kind, items)
-
-
-def _either(items: tuple[Node, ...]) -> Node | None:
-    """Intervals, or intervals and values of one unknown, joined by "or"; None for anything else."""
-    named = [item.interval if isinstance(item, Relation) else item for item in items]
-    unknowns = {item.name for item in named if isinstance(item, Named)}
-    if len(unknowns) != 1 or not all(isinstance(item, Named) and item.name[0] != "(" for item in named):
-        return None  # (x,y) = (1,2) is no interval
-    values = tuple(item.value for item in named if isinstance(item, Named))
-    parts = [value if isinstance(value, Collection) else Collection("set", (value,)) for value in values]
-    if not any(part.kind in ("bracket", "union") for part in parts):
-        return None
-    return Named(unknowns.pop(), _set_operation("union", tuple(parts)))
-
-
-def _both(items: tuple[Node, ...]) -> Node | None:
-    """Two half-lines of one variable joined by "and": an interval."""
-    intervals = [item.interval for item in items if isinstance(item, Relation) and item.interval]
-    if len(items) != 2 or len(intervals) != 2 or intervals[0].name != intervals[1].name:
-        return None
-    infinite = (Expression("-∞"), Expression("∞"))
-    for low, high in (intervals, intervals[::-1]):
-        if (
-            isinstance(low.value, Collection)
-            and isinstance(high.value, Collection)
-            and (high.value.items[0], low.value.items[1]) == infinite
-        ):
-            ends = low.value.ends[0] + high.value.ends[1]
-            return Named(low.name, Collection("bracket", (low.value.items[0], high.value.items[1]), ends))
-    return None
 
 
 def _named_list(items: tuple[Node, ...], kind: str) -> Node | None:
@@ -283,7 +250,7 @@ def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | Non
         name, hole = designator(sides[0]), sides[1]
         if name is None:
             name, hole = designator(sides[1]), sides[0]
-        line = _puncture(Collection("set", (read(hole, depth + 1),))) if name else None
+        line = puncture((read(hole, depth + 1),)) if name else None
         return Named(name, line) if name and line else None
     if ops[0] in ">≥":
         ops, sides = tuple(FLIPPED[op] for op in reversed(ops)), sides[::-1]
