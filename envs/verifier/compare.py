@@ -12,26 +12,23 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from envs.verifier.choices import bare_choice, chosen_letter, stated_choice
-from envs.verifier.evaluate import clearly_differ, rounds_to
+from envs.verifier.evaluate import clearly_differ, names, rounds_to
 from envs.verifier.expression import Tree, parse
 from envs.verifier.lexer import NotAnExpression
 from envs.verifier.literal import Literal
 from envs.verifier.literal import equal as literals_equal
 from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
+from envs.verifier.opposites import opposed
 from envs.verifier.real_sets import equal_sets
 from envs.verifier.scan import designator
 from envs.verifier.structure import FLIPPED, read, words
 from envs.verifier.units import without_measure, without_symbols, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
-_OPPOSITES = (
-    "north south|east west|left right|up down|above below|before after|early late|earlier later|increase decrease"
-    "|increased decreased|gain loss|profit loss|older younger|taller shorter|higher lower|faster slower|clockwise"
-    " counterclockwise|even odd"
-)
-_PAIRS = tuple(frozenset(pair.split()) for pair in _OPPOSITES.split("|"))
+_TIMES = re.compile(r"(?<=[0-9])\s+x\s+(?=[0-9])")
+_NO_ANGLE = re.compile(r"\\(?!frac|sqrt)[A-Za-z]|π|sin|cos|tan|cot|sec|csc|cis|exp")
+_OF_LETTER = re.compile(r"([A-Za-z])\(([a-df-hj-zA-Z])\)")
 _WORD = re.compile(r"[A-Za-z]\.?\s?[A-Za-z]")
-_HALF_OF_DAY = re.compile(r"(?<=[0-9])\s*(?:\\text\{)?\s*([ap])\.?\s?m\b", re.IGNORECASE)
 _UNORDERED = ("list", "set", "either")
 
 MAX_CHAIN = 8
@@ -90,7 +87,7 @@ class Comparer:
         node = read(gold)
         if isinstance(node, Words) and words(answer) == node.words:
             return True
-        if _WORD.search(gold) and _opposed(gold, answer):
+        if _WORD.search(gold) and opposed(gold, answer):
             return False
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
@@ -141,7 +138,8 @@ class Comparer:
         if text is None:
             return False
         try:
-            result, *others = (parse(side) for side in (text, *map(without_units, sides[:-1])))
+            calculated = (_TIMES.sub("×", without_units(side)) for side in sides[:-1])
+            result, *others = (parse(side) for side in (text, *calculated))
         except NotAnExpression:
             return False
         if any(map(_has_name, [result, *others])) or not self.same(gold, last):
@@ -227,12 +225,28 @@ class Comparer:
         if _assignment(gold) and isinstance(answer, Collection) and _assignment(answer):
             return self._assignments(gold, answer)
         if isinstance(answer, Named):
-            return gold.name == answer.name and self.same(gold.value, answer.value)
+            if gold.name != answer.name:
+                return self._same_function(gold, answer)
+            return self.same(gold.value, answer.value)
         if isinstance(answer, Relation):
             if isinstance(gold.value, Collection):
                 return answer.interval is not None and self._named(gold, answer.interval)
             return isinstance(gold.value, Expression) and self._equations(_as_relation(gold), answer)
         return self.same(gold.value, answer)
+
+    def _same_function(self, gold: Named, answer: Named) -> bool:
+        """f(x) = x^2 and f(t) = t^2: the same function of another letter."""
+        one, other = _OF_LETTER.fullmatch(gold.name), _OF_LETTER.fullmatch(answer.name)
+        texts = _source(gold.value), _source(answer.value)
+        if one is None or other is None or one[1] != other[1] or texts[0] is None or texts[1] is None:
+            return False
+        try:
+            trees = [parse(text) for text in texts if text is not None]
+        except NotAnExpression:
+            return False
+        if one[2] in names(trees[1]):  # f(t) = x is no f(x) = x
+            return False
+        return self.oracle.equal(trees[0], _renamed(trees[1], other[2], one[2]))
 
     def _relation(self, gold: Relation, answer: Node) -> bool:
         if isinstance(answer, Relation):
@@ -281,8 +295,11 @@ class Comparer:
             return False
         if gold.text.replace(" ", "") == text.replace(" ", ""):
             return True
+        stated = gold.text
+        if "°" in stated + text and not _NO_ANGLE.search(stated + text):
+            stated, text = stated.replace("°", ""), text.replace("°", "")  # 180° - 2x is so many degrees
         try:
-            tree = parse(gold.text)
+            tree = parse(stated)
         except NotAnExpression:
             return self.oracle.equal_unparsed(gold.text, text)
         try:
@@ -294,16 +311,6 @@ class Comparer:
 def _without_units(text: str) -> str:
     """A fraction without the unit words in it: 14/3 for ``\\frac{14\\text{ cm}}{3}``."""
     return without_units(text) if text.startswith(("\\frac", "-\\frac")) and "\\text" in text else text
-
-
-def _opposed(gold: str, answer: str) -> bool:
-    """Whether both sides say in words which of two opposites they mean, and not the same: 7 a.m. and 7 p.m., 5 km north
-    and 5 km south. Units are dropped else."""
-    halves = [match[1].lower() for match in map(_HALF_OF_DAY.search, (gold, answer)) if match]
-    if len(set(halves)) > 1:
-        return True
-    said = [frozenset(re.findall(r"(?<!\\\\)\b[a-z]{2,}", text.lower())) for text in (gold, answer)]
-    return any(len(pair & said[0]) == len(pair & said[1]) == 1 and pair & said[0] != pair & said[1] for pair in _PAIRS)
 
 
 def _without_last(relation: Relation) -> Node:
@@ -318,6 +325,12 @@ def _without_last(relation: Relation) -> Node:
 def _has_name(tree: Tree) -> bool:
     """Whether a variable occurs."""
     return tree[0] == "name" or (tree[0] not in ("num", "const") and any(map(_has_name, tree[1:])))
+
+
+def _renamed(tree: Tree, old: str, new: str) -> Tree:
+    if tree == ("name", old):
+        return ("name", new)
+    return tuple(_renamed(branch, old, new) if isinstance(branch, tuple) else branch for branch in tree)
 
 
 def _value(node: Node) -> Node:

@@ -68,7 +68,7 @@ _FORMS = tuple(
 _PERCENT = re.compile(
     r"\s*(?:%|\\text\{\s*(?:%|percent|percentage|per cent|pct)\s*\}|(?:percent(?:age)?|per cent|pct)\b)"
 )
-_CURRENCY = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
+_CURRENCY = re.compile(r"(?:¢|US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
 _SCALE = re.compile(
     rf"\s*(?P<open>\\text\{{\s*)?(?P<word>{'|'.join(SCALES)})s?\b(?:\s+of\b)?\s*(?P<close>\}})?", re.IGNORECASE
 )

@@ -31,10 +31,11 @@ _REPEATING = re.compile("(?<=[.0-9])(?:[0-9][\u0304\u0305])+|(?<=[.0-9])[0-9]\u0
 _NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _CUP = re.compile(r"(?<=[)\]])\s*(?:U|\x01\s*U\s*\x02)\s*(?=(?:\\left)?\s*[(\[][^()\[\]]*,)")
 """A letter between two intervals."""
-_ROOT = re.compile(r"√([0-9]+)")
+_ROOT = re.compile(r"([√∛∜])([0-9]+)")
+_INDEX = {"√": "", "∛": "[3]", "∜": "[4]"}
 _COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?)\s*\{[^{}]*\}")
 _STACK = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}")
-_DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*(?:°|\x01o\x02)\s*\}|°|\x01o\x02)")
 _DOUBLED = re.compile(r" {2,}")
 _TRAILING = ".,;: "
 _ASCII_OPERATORS = (
@@ -57,7 +58,7 @@ def normalise(text: str) -> str:
         return _trim(text)
     if not text.isascii():
         text = _REPEATING.sub(_overlined, "".join(map(_ascii_digit, text)))
-    text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
+    text = _ROOT.sub(lambda m: f"\\sqrt{_INDEX[m[1]]}{{{m[2]}}}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
     text = _STACKED.sub(lambda m: f"\\frac{{{_digits(m[1])}}}{{{_digits(m[2])}}}", text)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(SUBSCRIPTS[c] for c in m[0]) + "}", text)
@@ -65,7 +66,7 @@ def normalise(text: str) -> str:
         lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}",
         _COLOUR.sub("", _unwrap_emphasis(text)),
     )
-    text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
+    text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",").replace("{:}", ":")
     text = _CUP.sub("∪", _NO_DELIMITER.sub("", without_fonts(text)))
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:

@@ -56,6 +56,11 @@ _EXCEPT = re.compile(
     r"(?: x)?,?\s*(?:except|other than|but|excluding|not equal to)(?: for)?\s*\}?(?P<holes>.+?)\}?",
     re.DOTALL,
 )
+_FOR_ALL = re.compile(
+    r"(?<=\S)[,;]?\s*(?:\\text\{\s*,?\s*for (?:all|every|any|each)(?: real(?: numbers?)?| reals)?\s*\}|\\forall"
+    r"|\bfor (?:all|every|any|each)(?: real(?: numbers?)?| reals)?\b)\s*[A-Za-z]\s*(?:∈\s*\\mathbb\{R\})?\Z"
+)
+"""That an equation holds everywhere."""
 _LESS = re.compile(r"(\\mathbb\{R\})\s*-\s*(?=\\\{|[\[(][^()\[\]]*,)|([\[(][^()\[\]]*,[^()\[\]]*[)\]])\s*-\s*(?=\\\{)")
 _REAL_LINE = frozenset(("real numbers", "all real numbers", "the real numbers", "all reals", "the reals"))
 _MATH_WORDS = word_set("sqrt infinity inf sin cos tan log ln exp cot sec csc")
@@ -72,6 +77,8 @@ def read(text: str, depth: int = 0) -> Node:
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
     text = _facing(_MINUS.sub("-", _INFINITY.sub("∞", without_lead(text))))
+    if "for" in text:
+        text = _FOR_ALL.sub("", text) or text
     if text[0] in "\\[(" and "-" in text:
         text = _LESS.sub(r"\1\2∖", text)
     negated = _NEGATED.fullmatch(text)
@@ -219,7 +226,10 @@ def _relation(text: str, marks: list[Mark], depth: int) -> Node:
         raise Unreadable
     if len(sides) == 2 and ops[0] in "=∈":
         left, right = designator(sides[0]), designator(sides[1])
-        if left is not None and (right is None or len(sides[0]) <= len(sides[1])):
+        shorter = len(sides[0]) <= len(sides[1])
+        if left and right and "(" in left + right:  # in f(x) = x the function is the name
+            shorter = left.endswith(f"({right})") or (shorter and not right.endswith(f"({left})"))
+        if left is not None and (right is None or shorter):
             return Named(left, read(sides[1], depth + 1))
         if right is not None and ops[0] == "=":
             return Named(right, read(sides[0], depth + 1))
