@@ -36,14 +36,6 @@ _LABEL = re.compile(
     r"(?P<colon>:?)\s*(?=[-+.0-9(\[π]|\\(?!text))"
 )
 _LABEL_END = re.compile(r"(?::|=|\b(?:is|are|was|equals|be))[:,]?\s*")
-_NO_LABEL = re.compile(
-    r"\b(?:not|no|non|never|neither|nor|wrong|incorrect|false|half|halves|twice|thrice|double|triple|squared?|cubed?"
-    r"|roots?|third|quarter|times|more|less|than|fewer|greater|larger|smaller|bigger|minus|plus|negative|opposite"
-    r"|inverse|reciprocal|complement|at (?:least|most)|under|over|below|above|between|except|if|unless|or|either|maybe"
-    r"|perhaps|possibl[ey]|other|bounds?|approximately|about|around|almost|nearly|close|(?:multiple|factor|divisor) of"
-    r"|power|dozen|hundred|thousand|[a-z]+illion)\b|n't\b",
-    re.IGNORECASE,
-)
 _ABBREVIATIONS = word_set("""
 mm cm dm km in ft yd mi mg kg lb lbs oz ml mL cl dl sec secs min mins hr hrs ms kJ
 kW Hz kHz MHz Pa kPa eV mol rad deg sq cu mph kph am pm AM PM usd USD eur EUR pt pts gal
@@ -92,6 +84,19 @@ divided multiplied subtracted added deducted take taken itself themselves too ma
 bigger
 alpha beta gamma delta theta phi omega lambda sigma
 """)
+)
+_IN_LABELS = word_set("least most and to for with where when point score scores percent both")
+_NO_LABEL = (_NOT_UNITS - _IN_LABELS) | word_set("""
+no none non never any anything every everything besides excluding exclude beyond up increased decreased reduced raised
+opposite complement approximately about around almost nearly close bound bounds squared cubed double triple twofold
+other third unlike far
+""")
+"""Words that no label has: they compare, deny or calculate."""
+_NO_PHRASE = re.compile(
+    r"\bat (?:least|most)\b|n't\b|\b(?:square|cube|power) of\b|\broot\b|\ban? (?:multiple|factor|divisor)\b"
+    r"|(?<!common )\b(?:multiple|factor|divisor) of\b"
+    r"|\bof (?:(?:the|my|our|this|that|an?) )?(?:answer|result|solution|it)\b",
+    re.IGNORECASE,
 )
 _ENDINGS = _ORDINALS | _LINKS | word_set("short shy")
 """Words that end no unit."""
@@ -168,7 +173,9 @@ def _label(text: str) -> re.Match[str] | None:
         return None
     said = f"{match['first']} {match['second'] or ''}".rstrip()
     ended = match["colon"] or _LABEL_END.search(said[-8:])
-    return match if ended and re.search(r"[A-Za-z]{2}", said) and not _NO_LABEL.search(said) else None
+    known = {word.lower() for word in re.findall(r"[A-Za-z]+", said)}
+    sound = not known & _NO_LABEL and _NO_PHRASE.search(said) is None
+    return match if ended and sound and max(map(len, known), default=0) > 1 else None
 
 
 def without_unit(text: str) -> str:
