@@ -6,7 +6,7 @@ import re
 
 _ALONE = r"\(?(?:\\text\{{\s*\(?)?([{0}])\)?\s*\}}?\)?"
 _WITH = r"(?:\\text\{{\s*)?\(?(?:\\text\{{\s*)?\(?([{0}])\}}?\s*[{1}]\}}?(?P<what>.*[0-9A-Za-z].*)"
-_UPPER, _LOWER = re.compile(_ALONE.format("A-J")), re.compile(_ALONE.format("a-j"))
+_UPPER, _LOWER = re.compile(_ALONE.format("A-J")), re.compile(_ALONE.format("a-h"))
 _CHOSEN = re.compile(_WITH.format("A-J", ").:"), re.DOTALL)
 _CHOSEN_LOWER = re.compile(rf"(?=\(|\\text\{{\s*\(){_WITH.format('a-j', ')')}", re.DOTALL)
 _ROMAN = r"(?:I{1,3}|IV|VI{0,3})"

@@ -6,6 +6,7 @@ import re
 
 from envs.verifier.extract import closing_brace
 from envs.verifier.symbols import FUNCTION_WORDS, UNIT_FUNCTIONS
+from envs.verifier.units import is_symbol
 
 _WORDY = (
     "text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathnormal|"
@@ -89,7 +90,8 @@ def _unit(content: str) -> str:
     if "^" not in bare or not _UNITS.fullmatch(bare):
         return ""
     symbols = _SYMBOL.findall(bare)
-    if max(map(len, symbols)) > 4 or (len(symbols) == 1 and len(symbols[0]) == 1 and bare[0] != "m"):
+    alone = len(symbols) == 1 and len(symbols[0]) == 1 and symbols != ["m"]
+    if alone or not all(map(is_symbol, symbols)):
         return ""
 
     def marked(match: re.Match[str]) -> str:

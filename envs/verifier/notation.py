@@ -67,7 +67,9 @@ def normalise(text: str) -> str:
         _COLOUR.sub("", _unwrap_emphasis(text)),
     )
     text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",").replace("{:}", ":")
-    text = _CUP.sub("∪", _NO_DELIMITER.sub("", without_fonts(text)))
+    text = _NO_DELIMITER.sub("", without_fonts(text))
+    if "U" in text:
+        text = _CUP.sub("∪", text)
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:
         text = text.replace(ascii_form, operator)

@@ -181,7 +181,9 @@ def meet(items: tuple[Node, ...], conjunction: bool) -> Node | None:
         return None
     sets = tuple(item.value for item in named if isinstance(item, Named) and item.value != EVERYTHING)
     met = _set_of(Collection("intersection", sets)) if sets else None
-    if met is None or not met.pieces:
+    if met is None:
+        return _between(items) if conjunction else None
+    if not met.pieces:
         return None
     if len(sets) > 1 and not conjunction and met.pieces in [RealSet(each).pieces for each in sets]:
         return None
@@ -191,3 +193,20 @@ def meet(items: tuple[Node, ...], conjunction: bool) -> Node | None:
 def _holes(line: Node) -> tuple[Node, ...]:
     """The number that a line has no room for."""
     return (line.items[0].items[1],) if isinstance(line, Collection) and isinstance(line.items[0], Collection) else ()
+
+
+def _between(items: tuple[Node, ...]) -> Node | None:
+    """The interval between two half-lines of one variable, whatever their ends."""
+    intervals = [item.interval for item in items if isinstance(item, Relation) and item.interval]
+    if len(items) != 2 or len(intervals) != 2 or intervals[0].name != intervals[1].name:
+        return None
+    infinite = (Expression("-∞"), Expression("∞"))
+    for low, high in (intervals, intervals[::-1]):
+        if (
+            isinstance(low.value, Collection)
+            and isinstance(high.value, Collection)
+            and (high.value.items[0], low.value.items[1]) == infinite
+        ):
+            ends = low.value.ends[0] + high.value.ends[1]
+            return Named(low.name, Collection("bracket", (low.value.items[0], high.value.items[1]), ends))
+    return None

@@ -83,4 +83,5 @@ def designator(text: str) -> str | None:
         further = _FURTHER.fullmatch(text)
         if not further or text.count("(") != text.count(")"):
             return None
+        return re.sub(r"\s", "", text)
     return re.sub(r"\\text|[\s{}]", "", text)

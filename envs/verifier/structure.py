@@ -275,8 +275,8 @@ def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | Non
         low, name, high, ends = sides[0], names[1], "∞", (ops[0], "<")
     else:
         return None
-    if name is None:
-        return None
+    if name is None or name[0] == "|":
+        return None  # |z| < 5 bounds |z| from below, too
     brackets = ("[" if ends[0] == "≤" else "(") + ("]" if ends[1] == "≤" else ")")
     return Named(name, Collection("bracket", (read(low, depth + 1), read(high, depth + 1)), brackets))
 

@@ -49,6 +49,7 @@ _SYMBOL = (
     r"|[MLR]_\{?\\odot\}?|\\Omega|\\AA|Å|°\s?[CFK]|[gmsNJWVAKCFTHlLhdGSu])"
 )
 _FACTOR = rf"{_PREFIX}{_SYMBOL}(?![A-Za-z])(?: ?\^ ?\{{? ?-?[1-9] ?\}}?)?"
+_FACTOR_ALONE = re.compile(rf"{_PREFIX}{_SYMBOL}")
 _PRODUCT = rf"{_FACTOR}(?:(?: ?· ?| |(?<=\}})){_FACTOR})*"
 _SYMBOLS = re.compile(
     rf"(?P<head>.*?[0-9}}])(?P<unit> ?{_PRODUCT}(?: ?/ ?(?:\( ?{_PRODUCT} ?\)|{_PRODUCT}))?)", re.DOTALL
@@ -111,8 +112,10 @@ def is_unit(text: str) -> bool:
     """Whether ``text``, which follows a number, is a unit or the thing counted."""
     if _PHYSICAL.fullmatch(text):
         return True
-    text = _RATE.sub(r"\1/\2", text)
-    text = _COMPOUND.sub(lambda m: m[1] or "a", text)
+    if "\\frac" in text:
+        text = _RATE.sub(r"\1/\2", text)
+    if "-" in text or "one " in text:
+        text = _COMPOUND.sub(lambda m: m[1] or "a", text)
     position, count, last = 0, 0, ""
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -140,6 +143,11 @@ def is_unit(text: str) -> bool:
 def _is_word(bare: str) -> bool:
     """A bare run of letters reads as a word rather than as a product of variables."""
     return bare in _ABBREVIATIONS or bare in _LINKS or (len(bare) >= 3 and bool(re.search(r"[aeiouyAEIOUY]", bare)))
+
+
+def is_symbol(text: str) -> bool:
+    """Whether letters are the symbol of a unit: km, mol, s."""
+    return text in _ABBREVIATIONS or _FACTOR_ALONE.fullmatch(text) is not None
 
 
 def without_symbols(text: str) -> str:
