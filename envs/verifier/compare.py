@@ -11,28 +11,24 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Protocol
 
-from envs.verifier.evaluate import clearly_differ, rounds_to
+from envs.verifier.choices import bare_choice, chosen_letter, stated_choice
+from envs.verifier.evaluate import clearly_differ, names, rounds_to
 from envs.verifier.expression import Tree, parse
 from envs.verifier.lexer import NotAnExpression
 from envs.verifier.literal import Literal
 from envs.verifier.literal import equal as literals_equal
 from envs.verifier.nodes import Based, Collection, Expression, Matrix, Named, Node, Relation, Words
+from envs.verifier.opposites import opposed
+from envs.verifier.real_sets import equal_sets
 from envs.verifier.scan import designator
 from envs.verifier.structure import FLIPPED, read, words
-from envs.verifier.units import without_symbols, without_units
+from envs.verifier.units import without_measure, without_symbols, without_units
 
 _TIGHT_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9])")
-_CHOICE = re.compile(r"\(?(?:\\text\{\s*\(?)?([A-J])\)?\s*\}?\)?")
-_CHOSEN = re.compile(r"(?:\\text\{\s*)?\(?(?:\\text\{\s*)?\(?([A-J])\}?\s*[).:]\}?(?P<what>.*[0-9A-Za-z].*)", re.DOTALL)
-_OTHER_CHOICE = re.compile(r"(?<![A-Za-z])[A-J](?![A-Za-z'])|\b(?:or|and|not)\b")
-_OPPOSITES = (
-    "north south|east west|left right|up down|above below|before after|early late|earlier later|increase decrease"
-    "|increased decreased|gain loss|profit loss|older younger|taller shorter|higher lower|faster slower|clockwise"
-    " counterclockwise|even odd"
-)
-_PAIRS = tuple(frozenset(pair.split()) for pair in _OPPOSITES.split("|"))
+_TIMES = re.compile(r"(?<=[0-9])\s+x\s+(?=[0-9])")
+_NO_ANGLE = re.compile(r"\\(?!frac|sqrt)[A-Za-z]|π|sin|cos|tan|cot|sec|csc|cis|exp")
+_OF_LETTER = re.compile(r"([A-Za-z])\(([a-df-hj-zA-Z])\)")
 _WORD = re.compile(r"[A-Za-z]\.?\s?[A-Za-z]")
-_HALF_OF_DAY = re.compile(r"(?<=[0-9])\s*(?:\\text\{)?\s*([ap])\.?\s?m\b", re.IGNORECASE)
 _UNORDERED = ("list", "set", "either")
 
 MAX_CHAIN = 8
@@ -91,17 +87,19 @@ class Comparer:
         node = read(gold)
         if isinstance(node, Words) and words(answer) == node.words:
             return True
-        if _WORD.search(gold) and _opposed(gold, answer):
+        if _WORD.search(gold) and opposed(gold, answer):
             return False
         if not isinstance(node, Literal) and gold.replace(" ", "") == answer.replace(" ", ""):
             return True
-        stated = _CHOSEN.fullmatch(gold) if gold.startswith(("(", "\\text{(")) else None
-        if stated and not _OTHER_CHOICE.search(stated["what"]):  # a gold of a choice and its value: either states it
-            letter = _CHOICE.fullmatch(answer) or _CHOSEN.fullmatch(answer)
-            return letter[1] == stated[1] if letter else self.compare(stated["what"].strip(), answer)
-        chosen = _CHOSEN.fullmatch(answer) if _CHOICE.fullmatch(gold) else None
-        if chosen and not _OTHER_CHOICE.search(chosen["what"]):  # (B) 12 states the choice B
-            return chosen[1] == _CHOICE.sub(r"\1", gold)
+        stated = stated_choice(gold) if gold.startswith(("(", "\\text{(")) else None
+        if stated:  # a gold of a choice and its value: either states it
+            letter = chosen_letter(answer)
+            return letter == stated[0] if letter else self.compare(stated[1], answer)
+        choice = bare_choice(gold)
+        if choice:
+            letter = chosen_letter(answer, any_case=True)  # (B) 12 states the choice B
+            if letter:
+                return letter == choice
         if self.same(node, read(answer)):
             return True
         # Against a gold list a tight comma may separate: 3,500 are two values if the gold has two.
@@ -140,7 +138,8 @@ class Comparer:
         if text is None:
             return False
         try:
-            result, *others = (parse(side) for side in (text, *map(without_units, sides[:-1])))
+            calculated = (_TIMES.sub("×", without_units(side)) for side in sides[:-1])
+            result, *others = (parse(side) for side in (text, *calculated))
         except NotAnExpression:
             return False
         if any(map(_has_name, [result, *others])) or not self.same(gold, last):
@@ -162,7 +161,7 @@ class Comparer:
 
     def _literal(self, gold: Literal, answer: Node) -> bool:
         if isinstance(answer, Expression):
-            answer = read(without_symbols(answer.text), 1)
+            answer = read(without_symbols(_without_units(answer.text)), 1)
         return isinstance(answer, Literal) and literals_equal(gold, answer)
 
     def _words(self, gold: Words, answer: Node) -> bool:
@@ -194,6 +193,9 @@ class Comparer:
         if _assignment(gold) or _assignment(answer):
             return self._assignments(gold, answer)
         answer = _value(answer)
+        settled = equal_sets(gold, answer, self.same)
+        if settled is not None:
+            return settled
         if _is_union(gold) and _is_union(answer):
             assert isinstance(answer, Collection)
             return self._unordered(gold.items, answer.items)
@@ -223,12 +225,28 @@ class Comparer:
         if _assignment(gold) and isinstance(answer, Collection) and _assignment(answer):
             return self._assignments(gold, answer)
         if isinstance(answer, Named):
-            return gold.name == answer.name and self.same(gold.value, answer.value)
+            if gold.name != answer.name:
+                return self._same_function(gold, answer)
+            return self.same(gold.value, answer.value)
         if isinstance(answer, Relation):
             if isinstance(gold.value, Collection):
                 return answer.interval is not None and self._named(gold, answer.interval)
             return isinstance(gold.value, Expression) and self._equations(_as_relation(gold), answer)
         return self.same(gold.value, answer)
+
+    def _same_function(self, gold: Named, answer: Named) -> bool:
+        """f(x) = x^2 and f(t) = t^2: the same function of another letter."""
+        one, other = _OF_LETTER.fullmatch(gold.name), _OF_LETTER.fullmatch(answer.name)
+        texts = _source(gold.value), _source(answer.value)
+        if one is None or other is None or one[1] != other[1] or texts[0] is None or texts[1] is None:
+            return False
+        try:
+            trees = [parse(text) for text in texts if text is not None]
+        except NotAnExpression:
+            return False
+        if one[2] in names(trees[1]):  # f(t) = x is no f(x) = x
+            return False
+        return self.oracle.equal(trees[0], _renamed(trees[1], other[2], one[2]))
 
     def _relation(self, gold: Relation, answer: Node) -> bool:
         if isinstance(answer, Relation):
@@ -277,24 +295,22 @@ class Comparer:
             return False
         if gold.text.replace(" ", "") == text.replace(" ", ""):
             return True
+        stated = gold.text
+        if "°" in stated + text and not _NO_ANGLE.search(stated + text):
+            stated, text = stated.replace("°", ""), text.replace("°", "")  # 180° - 2x is so many degrees
         try:
-            tree = parse(gold.text)
+            tree = parse(stated)
         except NotAnExpression:
             return self.oracle.equal_unparsed(gold.text, text)
         try:
-            return self.oracle.equal(tree, parse(text))
+            return self.oracle.equal(tree, parse(text if _has_name(tree) else without_measure(text)))
         except NotAnExpression:
             return False
 
 
-def _opposed(gold: str, answer: str) -> bool:
-    """Whether both sides say in words which of two opposites they mean, and not the same: 7 a.m. and 7 p.m., 5 km north
-    and 5 km south. Units are dropped else."""
-    halves = [match[1].lower() for match in map(_HALF_OF_DAY.search, (gold, answer)) if match]
-    if len(set(halves)) > 1:
-        return True
-    said = [frozenset(re.findall(r"(?<!\\\\)\b[a-z]{2,}", text.lower())) for text in (gold, answer)]
-    return any(len(pair & said[0]) == len(pair & said[1]) == 1 and pair & said[0] != pair & said[1] for pair in _PAIRS)
+def _without_units(text: str) -> str:
+    """A fraction without the unit words in it: 14/3 for ``\\frac{14\\text{ cm}}{3}``."""
+    return without_units(text) if text.startswith(("\\frac", "-\\frac")) and "\\text" in text else text
 
 
 def _without_last(relation: Relation) -> Node:
@@ -309,6 +325,12 @@ def _without_last(relation: Relation) -> Node:
 def _has_name(tree: Tree) -> bool:
     """Whether a variable occurs."""
     return tree[0] == "name" or (tree[0] not in ("num", "const") and any(map(_has_name, tree[1:])))
+
+
+def _renamed(tree: Tree, old: str, new: str) -> Tree:
+    if tree == ("name", old):
+        return ("name", new)
+    return tuple(_renamed(branch, old, new) if isinstance(branch, tuple) else branch for branch in tree)
 
 
 def _value(node: Node) -> Node:

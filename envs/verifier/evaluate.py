@@ -11,6 +11,7 @@ undefined, or not real, says nothing.
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Callable
 from fractions import Fraction
@@ -25,7 +26,9 @@ POINTS = ((1, 3), (3, 1), (7, 2), (-2, 1), (40, 1), (-70, 1), (600, 1))
 spelling. Both signs and several magnitudes, so that |x + 3| is not x + 3."""
 
 STEPS = 60
-"""Whole sample points for expressions with floors or ceilings."""
+"""Whole sample points for expressions with floors or ceilings: so many in a row, and as many far and wide."""
+_WHOLE = re.compile(r"[i-nNM](?:_.*)?")
+"""The names that stand for whole numbers by convention."""
 
 
 def names(tree: Tree) -> frozenset[str]:
@@ -48,7 +51,10 @@ def has_steps(tree: Tree) -> bool:
 
 
 def sample(name: str, point: int) -> Fraction:
-    """The value of a variable at a sample point; beyond ``POINTS`` they are whole numbers."""
+    """The value of a variable at a sample point; beyond ``POINTS`` they are whole numbers, in a row at first, then of
+    no pattern."""
+    if point >= len(POINTS) + STEPS:
+        return Fraction(2 + zlib.crc32(f"{name}/{point}".encode()) % (9973 if point % 4 == 0 else 397))
     if point >= len(POINTS):
         return Fraction(2 + (point + zlib.crc32(name.encode())) % STEPS)
     top, bottom = POINTS[point]
@@ -151,13 +157,16 @@ def _number_system(system: type, imaginary: bool) -> Any:
 
 
 def _at_points(trees: tuple[Tree, Tree], measure: Callable[[int, bool], tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """What ``measure`` finds at the points where both trees have a value: a real one, or else a complex one."""
+    """What ``measure`` finds at the points where both trees have a value: a real one, or else a complex one. Two trees
+    that round are compared at whole numbers alone, if their variables stand for such."""
     free = names(trees[0]) | names(trees[1])
     imaginary = any(has_constant(tree, "i") for tree in trees)
-    points = len(POINTS) + (STEPS if any(map(has_steps, trees)) else 0)
+    stepped = [has_steps(tree) for tree in trees]
+    first = len(POINTS) if all(stepped) and all(map(_WHOLE.fullmatch, free)) else 0
+    points = range(first, len(POINTS) + (2 * STEPS if any(stepped) else 0))
     found: list[tuple[Any, ...]] = []
     for complex_values in (imaginary, True):
-        for point in range(points if free else 1):
+        for point in points if free else (0,):
             try:
                 found.append(measure(point, complex_values))
             except NoValue:
@@ -204,6 +213,17 @@ def rounds_to(tree: Tree, value: Fraction, unit: Fraction) -> bool:
     except (NoValue, Undecided, OverflowError):
         return False
     return bool(-0.5 * float(unit) <= beyond < float(unit))
+
+
+def approximately(tree: Tree) -> float | None:
+    """The real value of a tree without variables in double precision; None if there is none, or only more digits
+    tell."""
+    if names(tree):
+        return None
+    try:
+        return float(evaluate(tree, 0, _number_system(Doubles, False)))
+    except (NoValue, Undecided):
+        return None
 
 
 def equal(a: Tree, b: Tree) -> bool:

@@ -243,6 +243,8 @@ class _Parser:
             return ("binom", top, self.argument(depth + 1))
         if name == "sqrt":
             return self.radical(depth)
+        if name == "cbrt":
+            return ("root", self.argument(depth + 1), ("num", Fraction(3)))
         if name in ("lfloor", "lceil"):
             tree = self.sum(depth + 1)
             self.take("\\r" + name[1:])

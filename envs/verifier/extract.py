@@ -1,9 +1,10 @@
 """From a whole completion to the one candidate answer that is graded.
 
 The rules, in order: only the text after the last ``</think>`` counts, and a thought that is opened and never closed
-has no answer; the last ``\\boxed``; otherwise the last ``####``; otherwise the last statement of the answer ("answer
-is", "Answer:", "the answer to the question would be", "12 is the answer"), which may stand alone before the last line.
-There is no fallback to the last number of the text. Every step is linear in the length of the text, which is untrusted.
+has no answer; the last ``\\boxed``; otherwise the last ``####``, unless it is a heading over a statement; otherwise the
+last statement of the answer ("answer is", "Answer:", "the answer to the question would be", "12 is the answer"), which
+may stand alone before the last line. There is no fallback to the last number of the text. Every step is linear in the
+length of the text, which is untrusted.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ _LINK = (
 )
 _NO_SUM = _ASIDE.replace("=", r"=+*/\d")  # before "=" an aside that calculates is no aside
 _PHRASE = re.compile(
-    rf"\banswer(?:\*\*)?(?:(?P<plain> {{1,3}}is\b|\s{{0,3}}:)|(?P<full>{_ASIDE}{_LINK}|{_NO_SUM} ?=))(?:\*\*)?:?",
+    rf"(?<![A-Za-z0-9])answer(?P<mark>[*_\"'`]{{0,3}})"
+    rf"(?:(?P<plain> {{1,3}}is\b|\s{{0,3}}:)|(?P<full>{_ASIDE}{_LINK}|{_NO_SUM} ?=))[*_]{{0,3}}:?",
     re.IGNORECASE,
 )
 _ANNOUNCEMENT = re.compile(
-    rf"(?:^[#*\s]*(?:the )?(?:final |correct )?answer[:*\s]*|\banswer(?:\*\*)?(?:{_ASIDE}{_LINK})? ?:[*\s]*)$",
+    rf"(?:^[#*_\s]*(?:the )?(?:final |correct )?answer[:*_\s]*"
+    rf"|(?<![A-Za-z0-9])answer[*_]{{0,3}}(?:{_ASIDE}{_LINK})? ?:[*_\s]*)$",
     re.IGNORECASE,
 )
 _REVERSED = re.compile(
@@ -44,6 +47,13 @@ _REVERSED = re.compile(
     r"(?=\s*(?:[.!*]|$)| to (?:the|this|your) (?:question|problem)\b)",
     re.IGNORECASE,
 )
+_HEADING = re.compile(
+    r"[*_\s]*(?:(?:step|part|case|method|phase|stage|section|solution|problem|question) ?(?:[0-9]|[IVX]+\b|[:*]|$).*"
+    r"|[0-9]{1,2}[.)]\s+[*_]*(?-i:[A-Z]).*|[^0-9\\$=]*[A-Za-z]{3}[^0-9\\$=]*)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A step with its title, a numbered title, or words without a value."""
+_LONGEST_HEADING = 200
 _END_TOKEN = re.compile(r"\s*(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<(?:eos|pad|end_of_turn)>)\s*$")
 _LONGEST_TOKEN = 48
 _QUANTITY = (
@@ -64,7 +74,12 @@ _LEAD = re.compile(
 )
 _STATES_VALUE = re.compile(rf"{_VALUE}|{_OPENING}[A-Za-z](?![A-Za-z'’]|\s+[A-Za-z]{{2}})")
 _BOLD = re.compile(r"\*\*([^*]+)\*\*(?![^\s.,;:!?])")
-_REASON = re.compile(r",?\s(?:because|since)\s|,\s(?:so|which|not)\s")
+_JSON = re.compile(
+    r"\s*(?:(?P<quote>[\"'])(?P<text>(?:[^\"'\\\n]|\\.|(?!(?P=quote))[\"'])*)(?P=quote)|(?P<number>-?[0-9][0-9.]*))"
+    r"(?=\s*(?:\}|$|,\s*[\"'][^\"'\n]*[\"']\s*:))"
+)
+"""A value of a JSON object, followed by the next key or the end."""
+_REASON = re.compile(r",?\s\(?(?:because|since)\s|,\s(?:so|which|not)\s")
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?][*$)\"']{0,4}(?:\s|$)")
 
 
@@ -168,11 +183,15 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def last_hash(text: str) -> Extraction | None:
-    """The rest of the line after the last ``####`` (the mark of GSM8K)."""
+    """The rest of the line after the last ``####`` (the mark of GSM8K). Where that is a heading of Markdown, and the
+    answer is stated below it, the statement."""
     start = text.rfind("####")
     if start < 0:
         return None
-    rest = text[start + 4 :].partition("\n")[0].strip()
+    rest, _, below = text[start + 4 :].partition("\n")
+    rest = rest.strip()
+    if rest and "nswer" in text[start:] and _HEADING.fullmatch(rest[:_LONGEST_HEADING]):
+        return last_line(text[start:]) or last_phrase(below) or (rest, "")
     return (rest, "") if rest else MALFORMED
 
 
@@ -203,6 +222,10 @@ def last_phrase(text: str) -> Extraction | None:
     for match in reversed(list(_PHRASE.finditer(text, max(0, reversed_at)))):
         lead = _LEAD.match(text, match.end())
         start = (lead or match).end()
+        quoted = _JSON.match(text, match.end()) if match["plain"] and match["mark"][:1] in ("'", '"') else None
+        if quoted:
+            content = quoted["number"] or quoted["text"].replace("\\\\", "\\").strip()
+            return (content, "") if content else MALFORMED
         if match["plain"] or lead or _STATES_VALUE.match(text, start):
             return _statement(text[start:].lstrip(" \t").partition("\n")[0])
     return (value.strip("*"), "") if value else None

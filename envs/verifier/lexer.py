@@ -11,7 +11,7 @@ _TOKEN = re.compile(
     r"|(?P<text>\\text\{[^{}]*\})|(?P<command>\\[A-Za-z]+|\\[{}])|(?P<word>[A-Za-z]+)|(?P<mark>[^\s])"
 )
 _PLAIN_FUNCTIONS = re.compile(
-    r"(sqrt|sinh|cosh|tanh|arcsin|arccos|arctan|asin|acos|atan|sin|cos|tan|cot|sec|csc|log|ln|exp|abs|pi|infinity|inf)"
+    r"(sqrt|cbrt|sinh|cosh|tanh|arcsin|arccos|arctan|asin|acos|atan|sin|cos|tan|cot|sec|csc|log|ln|exp|abs|pi|infinity|inf)"
 )
 _CONSTANTS = {"pi": "π", "infinity": "∞", "inf": "∞"}
 

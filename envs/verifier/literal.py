@@ -45,11 +45,12 @@ _DECIMAL = rf"(?:{_NUMBER}(?:\.[0-9]*)?|\.[0-9]+)"
 _EXPONENT = (
     r"(?:\{\s*(?P<braced>[-+]?\s*[0-9]{1,4})\s*\}|\(\s*(?P<round>[-+]?[0-9]{1,4})\s*\)|(?P<bare>[-+]?[0-9]{1,4}))"
 )
-_TERM = rf"[-+]?\s*{_INTEGER}(?:\.[0-9]+)?"
+_TERM = rf"[-+]?\s*{_INTEGER}(?:\.[0-9]+)?|\(\s*[-+]?\s*{_INTEGER}(?:\.[0-9]+)?\s*\)"
+_ROUND = rf"\(\s*[-+]?\s*{_INTEGER}\s*\)"
 _QUOTIENT = (
     rf"(?:\\frac\s*(?:\{{\s*(?P<p1>{_TERM})\s*\}}|(?P<p2>[0-9]))"
     rf"\s*(?:\{{\s*(?P<q1>{_TERM})\s*\}}|(?P<q2>[0-9]))"
-    rf"|\{{?(?P<p3>{_INTEGER}|\(\s*[-+]\s*{_INTEGER}\s*\))\}}?\s*/\s*\{{?(?P<q3>[-+]?{_INTEGER})\}}?)"
+    rf"|\{{?(?P<p3>{_INTEGER}|{_ROUND})\}}?\s*/\s*\{{?(?P<q3>[-+]?{_INTEGER}|{_ROUND})\}}?)"
 )
 _SIGN = r"(?P<sign>[-+]?)\s*"
 _FORMS = tuple(
@@ -67,7 +68,7 @@ _FORMS = tuple(
 _PERCENT = re.compile(
     r"\s*(?:%|\\text\{\s*(?:%|percent|percentage|per cent|pct)\s*\}|(?:percent(?:age)?|per cent|pct)\b)"
 )
-_CURRENCY = re.compile(r"(?:US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
+_CURRENCY = re.compile(r"(?:¢|US|USD|EUR|GBP|INR|CAD|AUD|Rs\.?|\\text\{\s*(?:US|USD|EUR|Rs\.?)?\s*\})\s*(?=[-+.0-9\\])")
 _SCALE = re.compile(
     rf"\s*(?P<open>\\text\{{\s*)?(?P<word>{'|'.join(SCALES)})s?\b(?:\s+of\b)?\s*(?P<close>\}})?", re.IGNORECASE
 )

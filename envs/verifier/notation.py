@@ -10,33 +10,32 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from envs.verifier.fonts import without_fonts
 from envs.verifier.symbols import (
     CHARACTERS,
     COMMANDS,
-    FUNCTION_WORDS,
     SILENT,
     SPACES,
     SUBSCRIPTS,
     SUPERSCRIPTS,
-    UNIT_FUNCTIONS,
 )
 
-_WORDY = (
-    "text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathnormal|"
-    "boldsymbol|bm|operatorname|emph|underline|textup|textsc|mathop|unit|ensuremath"
-)
 _GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:(?:\s?\{\s*\\?,\s*\}|,\\!\s*|\\[,;:!]\s*|~)[0-9]{3})+(?![0-9])")
 _SEPARATOR = re.compile(r"\{\s*\\?,\s*\}|,\\!\s*|\\[,;:!]\s*|~")
-_WORDS = re.compile(rf"\\(?:{_WORDY})\*?\s*\{{([^{{}}]*)\}}")
 _COMMAND = re.compile(r"\\(?:(?P<name>[A-Za-z]+)\*?(?P<blank> *)|(?P<row>\\(?:\[[^\]]*\])?)|(?P<mark>.))", re.DOTALL)
 _PLAIN = re.compile(r"[-+0-9A-Za-z.,/ ]*")
 _SUPER_RUN = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ]+")
 _SUB_RUN = re.compile(r"[₀₁₂₃₄₅₆₇₈₉]+")
 _STACKED = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)")
-_ROOT = re.compile(r"√([0-9]+)")
+_REPEATING = re.compile("(?<=[.0-9])(?:[0-9][\u0304\u0305])+|(?<=[.0-9])[0-9]\u0307")
+_NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
+_CUP = re.compile(r"(?<=[)\]])\s*(?:U|\x01\s*U\s*\x02)\s*(?=(?:\\left)?\s*[(\[][^()\[\]]*,)")
+"""A letter between two intervals."""
+_ROOT = re.compile(r"([√∛∜])([0-9]+)")
+_INDEX = {"√": "", "∛": "[3]", "∜": "[4]"}
 _COLOUR = re.compile(r"\\(?:(?:text)?color|[hv]space\*?)\s*\{[^{}]*\}")
 _STACK = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}")
-_DEGREE = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*(?:°|\x01o\x02)\s*\}|°|\x01o\x02)")
 _DOUBLED = re.compile(r" {2,}")
 _TRAILING = ".,;: "
 _ASCII_OPERATORS = (
@@ -58,8 +57,8 @@ def normalise(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return _trim(text)
     if not text.isascii():
-        text = "".join(map(_ascii_digit, text))
-    text = _ROOT.sub(r"\\sqrt{\1}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
+        text = _REPEATING.sub(_overlined, "".join(map(_ascii_digit, text)))
+    text = _ROOT.sub(lambda m: f"\\sqrt{_INDEX[m[1]]}{{{m[2]}}}", text).replace("√", "\\sqrt ").translate(CHARACTERS)
     text = _STACKED.sub(lambda m: f"\\frac{{{_digits(m[1])}}}{{{_digits(m[2])}}}", text)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(SUPERSCRIPTS[c] for c in m[0]) + "}", text)
     text = _SUB_RUN.sub(lambda m: "_{" + "".join(SUBSCRIPTS[c] for c in m[0]) + "}", text)
@@ -67,12 +66,10 @@ def normalise(text: str) -> str:
         lambda m: f"\\{'frac' if m[2] == 'over' else 'binom'}{{{m[1]}}}{{{m[3]}}}",
         _COLOUR.sub("", _unwrap_emphasis(text)),
     )
-    text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",")
-    for _ in range(3):
-        replaced = _WORDS.sub(_words, text)
-        if replaced == text:
-            break
-        text = replaced
+    text = _GROUPS.sub(lambda m: _SEPARATOR.sub("", m[0]), text).replace("{,}", ",").replace("{:}", ":")
+    text = _NO_DELIMITER.sub("", without_fonts(text))
+    if "U" in text:
+        text = _CUP.sub("∪", text)
     text = _COMMAND.sub(_command, text.replace("~", " "))
     for ascii_form, operator in _ASCII_OPERATORS:
         text = text.replace(ascii_form, operator)
@@ -85,6 +82,11 @@ def _ascii_digit(character: str) -> str:
     return str(unicodedata.decimal(character)) if character.isdecimal() else character
 
 
+def _overlined(match: re.Match[str]) -> str:
+    """Digits with a combining line or dot above each, as the period of a decimal."""
+    return f"\\overline{{{re.sub('[^0-9]', '', match[0])}}}"
+
+
 def _digits(raised: str) -> str:
     return "".join({**SUPERSCRIPTS, **SUBSCRIPTS}[character] for character in raised)
 
@@ -92,28 +94,9 @@ def _digits(raised: str) -> str:
 def _unwrap_emphasis(text: str) -> str:
     while True:
         bare = text.rstrip(_TRAILING + "$").lstrip("$ ")  # **42**. and $_x_$ are emphasis, too
-        if len(bare) < 3 or bare[0] != bare[-1] or bare[0] not in '*_`"':
+        if len(bare) < 3 or bare[0] != bare[-1] or bare[0] not in "*_`\"'":
             return text
         text = bare[1:-1].strip()
-
-
-def _counts(match: re.Match[str]) -> bool:
-    """Whether words stand after a number and before no argument: 30 min is no minimum."""
-    before, after = match.string[: match.start()].rstrip(" ~\\,;:\x02"), match.string[match.end() :].lstrip(" ~")
-    return before[-1:] in {*"0123456789)}/·π"} and not re.match(r"[A-Za-z0-9({\[\\^_\x01]", after)
-
-
-def _words(match: re.Match[str]) -> str:
-    """Words stay words; a number or a symbol set in a text font is that number or symbol."""
-    content = match[1].replace("\x01", "")
-    bare = content.strip()
-    if bare in FUNCTION_WORDS and not (bare in UNIT_FUNCTIONS and _counts(match)):
-        return f"\\{bare} "
-    if not bare or bare.strip("$\\ .,") == "":
-        return ", " if "," in bare else " "
-    if re.search(r"[A-Za-z]{2}", bare) and re.fullmatch(r"[^\\$^_=<>+]*", bare):
-        return f"\x01{content}\x02"
-    return f"\x01{content}\x02" if bare.strip("() ").isalpha() else content
 
 
 def _command(match: re.Match[str]) -> str:

@@ -27,6 +27,19 @@ _DESIGNATOR = re.compile(
     rf"|{_NAME}\s*\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)*\)|[A-Z]\s*\([^()]{{1,20}}\)|[a-z]\s*\(\s*-?[0-9]+\s*\)"
     rf"|\(\s*{_NAME}\s*(?:,\s*{_NAME}\s*)+\))\s*\}}?"
 )
+_NUMBER = r"-?(?:[0-9]+(?:\.[0-9]+)?(?:\s*/\s*[0-9]+)?|\\frac\s*\{[0-9]+\}\s*\{[0-9]+\})"
+_FUNCTION = r"[f-hpqF-HPQ](?:_\{?[A-Za-z0-9]\}?)?'{0,3}(?:\s*\^\s*\{\s*-1\s*\}|\s*\^\s*\{\s*\([0-9n]\)\s*\})?"
+_CALL = rf"{_FUNCTION}\s*\(\s*(?:{_NUMBER}|{_NAME})(?:\s*,\s*(?:{_NUMBER}|{_NAME}))*\s*\)"
+_FURTHER = re.compile(
+    rf"(?:{_FUNCTION}\s*\(\s*){{0,3}}{_CALL}(?:\s*\)){{0,3}}"
+    r"|\|\s*(?:\\(?:vec|overrightarrow|bar|overline)\s*\{?\s*)?[u-wz](?:_\{?[0-9]\}?)?\s*\}?\s*\|"
+    r"|\|\s*\\text\{[a-z]\}\s*\|"
+    r"|\\lim(?:\s*_\s*\{[^{}=]{1,20}\})\s*[f-hF-H]\s*\(\s*[a-z]\s*\)"
+    r"|\\frac\s*\{\s*(?:\\partial|d|\\text\{d\})\s*(?:\^\s*\{?[2-9]\}?)?\s*[A-Za-z]\s*\}"
+    r"\s*\{\s*(?:\\partial|d|\\text\{d\})\s*[a-z]\s*(?:\^\s*\{?[2-9]\}?)?\s*\}"
+    r"|d\s*[A-Za-z]\s*/\s*d\s*[a-z]"
+)
+"""Values of a function, an inverse or a derivative at a number, moduli of what is no unknown, limits, derivatives."""
 _DENIES = re.compile(r"(?<![A-Za-z])not(?![A-Za-z])", re.IGNORECASE)
 _COMPUTES = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|log|ln|pi|binom|lfloor|lceil|begin|int|sum|lim|prod)(?![a-z])|π")
 
@@ -64,6 +77,11 @@ def cut(text: str, marks: list[Mark]) -> list[str]:
 
 def designator(text: str) -> str | None:
     """The canonical spelling of a single name (``x``, ``a_n``, ``f(x)``, ``|AB|``, ``(p,q)``, a word), or None."""
-    if len(text) > 60 or _DENIES.search(text) or _COMPUTES.search(text) or not _DESIGNATOR.fullmatch(text):
+    if len(text) > 60 or _DENIES.search(text):
         return None
+    if _COMPUTES.search(text) or not _DESIGNATOR.fullmatch(text):
+        further = _FURTHER.fullmatch(text)
+        if not further or text.count("(") != text.count(")"):
+            return None
+        return re.sub(r"\s", "", text)
     return re.sub(r"\\text|[\s{}]", "", text)

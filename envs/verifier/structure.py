@@ -6,9 +6,10 @@ evaluated here, except that a matrix takes its factor in. What cannot be read ra
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from itertools import pairwise
 
 from envs.verifier.literal import Literal, parse_literal
 from envs.verifier.nodes import (
@@ -24,6 +25,7 @@ from envs.verifier.nodes import (
     Unreadable,
     Words,
 )
+from envs.verifier.real_sets import either, meet, puncture, set_operation
 from envs.verifier.scan import CONJUNCTION, LIST_MARKS, Mark, cut, designator, top_level
 from envs.verifier.symbols import word_set
 from envs.verifier.units import is_unit, without_lead, without_unit
@@ -43,9 +45,23 @@ _HALF_OPEN = re.compile(r"([A-Za-z])\s*(\([^()\[\]]*\]|\[[^()\[\]]*\))")
 _BUILDER = re.compile(r"([^|:∈]{1,12})(?:∈[^|:]{1,12})?[|:](.+)", re.DOTALL)
 _PROSE = re.compile(r"[A-Za-z]+(?:['.\-][A-Za-z]+)*(?:\.?[ ,]+[A-Za-z]+(?:['.\-][A-Za-z]+)*)*")
 _MINUS = re.compile(r"\A(?:\\text\{\s*(?:minus|negative)\s*\}|(?:minus|negative)\b)\s*(?=[0-9.\\(∞])", re.IGNORECASE)
+_NEGATED = re.compile(r"-\s*(?:\(\s*((?:[0-9./{} ]|\\frac)+)\)|\{\s*((?:[0-9./ ]|\\frac *\{[0-9]+\} *\{[0-9]+\})+)\})")
 _INFINITY = re.compile(r"(?<![A-Za-z\\])infinity(?![A-Za-z])", re.IGNORECASE)
 _OUTWARD = re.compile(r"([\[\](])([^\[\]()∪]*[,;][^\[\]()∪]*)([\[\])])\s*(∪|$)\s*")
 _WORD = re.compile(r"[A-Za-z]{3}")
+_CALL = re.compile(r"\\(gcd|lcm|max|min)\s*\(([A-Za-z0-9, ]{3,30})\)")
+_WORKED_OUT: dict[str, Callable[..., int]] = {"gcd": math.gcd, "lcm": math.lcm, "max": max, "min": min}
+_EXCEPT = re.compile(
+    r"(?:(?:\\text\{\s*)?(?:(?:all|the|any|every) ){0,2}(?:real numbers?|reals?)|\\mathbb\{R\}\s*(?:\\text\{\s*)?)"
+    r"(?: x)?,?\s*(?:except|other than|but|excluding|not equal to)(?: for)?\s*\}?(?P<holes>.+?)\}?",
+    re.DOTALL,
+)
+_FOR_ALL = re.compile(
+    r"(?<=\S)[,;]?\s*(?:\\text\{\s*,?\s*for (?:all|every|any|each)(?: real(?: numbers?)?| reals)?\s*\}|\\forall"
+    r"|\bfor (?:all|every|any|each)(?: real(?: numbers?)?| reals)?\b)\s*[A-Za-z]\s*(?:∈\s*\\mathbb\{R\})?\Z"
+)
+"""That an equation holds everywhere."""
+_LESS = re.compile(r"(\\mathbb\{R\})\s*-\s*(?=\\\{|[\[(][^()\[\]]*,)|([\[(][^()\[\]]*,[^()\[\]]*[)\]])\s*-\s*(?=\\\{)")
 _REAL_LINE = frozenset(("real numbers", "all real numbers", "the real numbers", "all reals", "the reals"))
 _MATH_WORDS = word_set("sqrt infinity inf sin cos tan log ln exp cot sec csc")
 _ONLY_WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[\s,.;:])+")
@@ -61,8 +77,26 @@ def read(text: str, depth: int = 0) -> Node:
     if text[0] in "≈=" and len(text) > 1:
         text = text[1:].strip()
     text = _facing(_MINUS.sub("-", _INFINITY.sub("∞", without_lead(text))))
+    if "for" in text:
+        text = _FOR_ALL.sub("", text) or text
+    if text[0] in "\\[(" and "-" in text:
+        text = _LESS.sub(r"\1\2∖", text)
+    negated = _NEGATED.fullmatch(text)
+    if negated:  # a number as it is written: -(-5) is still to be worked out
+        text = f"-{negated[1] or negated[2]}"
     bare = text if _ONLY_WORDS.fullmatch(text) else without_unit(text)
-    return _simple(text) or _parts(text, depth) or Expression(bare)
+    return _without_points(text, depth) or _simple(text) or _parts(text, depth) or Expression(bare)
+
+
+def _without_points(text: str, depth: int) -> Node | None:
+    """The real line without points, in words."""
+    match = _EXCEPT.fullmatch(text) if "real" in text or text.startswith("\\mathbb{R}") else None
+    if match is None:
+        return None
+    holes = read(match["holes"] + ("}" if match["holes"].count("{") > match["holes"].count("}") else ""), depth + 1)
+    holes = holes.value if isinstance(holes, Named) else holes
+    several = isinstance(holes, Collection) and holes.kind in ("list", "set", "either")
+    return puncture(holes.items if isinstance(holes, Collection) and several else (holes,))
 
 
 def _facing(text: str) -> str:
@@ -135,7 +169,7 @@ def _parts(text: str, depth: int) -> Node | None:
     for kind, sign in (("union", "∪"), ("difference", "∖"), ("intersection", "∩")):
         operators = [m for m in marks if m[2] == sign]
         if operators:
-            return _set_operation(kind, _read_all(cut(text, operators), depth))
+            return set_operation(kind, _read_all(cut(text, operators), depth))
     if text == "\\mathbb{R}":
         return EVERYTHING
     transposed = _TRANSPOSED.fullmatch(text) if text[-1] in "T}p" and "^" in text else None
@@ -159,28 +193,6 @@ def _read_all(pieces: list[str], depth: int) -> tuple[Node, ...]:
     return tuple(read(piece, depth + 1) for piece in pieces)
 
 
-def _set_operation(kind: str, items: tuple[Node, ...]) -> Node:
-    if kind == "union":
-        sets = [item for item in items if isinstance(item, Collection) and item.kind == "set"]
-        points = Collection("set", tuple(value for item in sets for value in item.items))
-        intervals = tuple(item for item in items if item not in sets)
-        return Collection("union", (points, *intervals) if sets else intervals) if intervals else points
-    first, *others = items
-    if kind == "difference" and first == EVERYTHING and len(others) == 1 and isinstance(others[0], Collection):
-        return _puncture(others[0]) or Collection(kind, items)
-    return Collection(kind, items)
-
-
-def _puncture(holes: Collection) -> Collection | None:
-    """The real line without some numbers, as a union of intervals."""
-    numbers = {hole.value: hole for hole in holes.items if isinstance(hole, Literal)}
-    if holes.kind != "set" or not numbers or len(numbers) != len(holes.items):
-        return None
-    low, high = EVERYTHING.items
-    ends = [low, *(numbers[value] for value in sorted(numbers)), high]
-    return Collection("union", tuple(Collection("bracket", pair, "()") for pair in pairwise(ends)))
-
-
 def _list(text: str, separators: list[Mark], depth: int) -> Node:
     pieces = [piece for piece in cut(text, separators) if piece]
     conjunctions = [m[2] for m in separators if CONJUNCTION.fullmatch(m[2])]
@@ -190,39 +202,9 @@ def _list(text: str, separators: list[Mark], depth: int) -> Node:
         return read(pieces[0], depth + 1)
     items = _read_all(pieces, depth)
     words = {"or" if "or" in conjunction else "and" for conjunction in conjunctions}
-    joined = _either(items) if words == {"or"} else _both(items) if words == {"and"} else None
+    joined = either(items) if words == {"or"} else meet(items, bool(words)) if words <= {"and"} else None
     kind = "either" if words == {"or"} else "list"
     return joined or _named_list(items, kind) or Collection(kind, items)
-
-
-def _either(items: tuple[Node, ...]) -> Node | None:
-    """Intervals, or intervals and values of one unknown, joined by "or"; None for anything else."""
-    named = [item.interval if isinstance(item, Relation) else item for item in items]
-    unknowns = {item.name for item in named if isinstance(item, Named)}
-    if len(unknowns) != 1 or not all(isinstance(item, Named) and item.name[0] != "(" for item in named):
-        return None  # (x,y) = (1,2) is no interval
-    values = tuple(item.value for item in named if isinstance(item, Named))
-    parts = [value if isinstance(value, Collection) else Collection("set", (value,)) for value in values]
-    if not any(part.kind in ("bracket", "union") for part in parts):
-        return None
-    return Named(unknowns.pop(), _set_operation("union", tuple(parts)))
-
-
-def _both(items: tuple[Node, ...]) -> Node | None:
-    """Two half-lines of one variable joined by "and": an interval."""
-    intervals = [item.interval for item in items if isinstance(item, Relation) and item.interval]
-    if len(items) != 2 or len(intervals) != 2 or intervals[0].name != intervals[1].name:
-        return None
-    infinite = (Expression("-∞"), Expression("∞"))
-    for low, high in (intervals, intervals[::-1]):
-        if (
-            isinstance(low.value, Collection)
-            and isinstance(high.value, Collection)
-            and (high.value.items[0], low.value.items[1]) == infinite
-        ):
-            ends = low.value.ends[0] + high.value.ends[1]
-            return Named(low.name, Collection("bracket", (low.value.items[0], high.value.items[1]), ends))
-    return None
 
 
 def _named_list(items: tuple[Node, ...], kind: str) -> Node | None:
@@ -244,13 +226,31 @@ def _relation(text: str, marks: list[Mark], depth: int) -> Node:
         raise Unreadable
     if len(sides) == 2 and ops[0] in "=∈":
         left, right = designator(sides[0]), designator(sides[1])
-        if left is not None and (right is None or len(sides[0]) <= len(sides[1])):
+        shorter = len(sides[0]) <= len(sides[1])
+        if left and right and "(" in left + right:  # in f(x) = x the function is the name
+            shorter = left.endswith(f"({right})") or (shorter and not right.endswith(f"({left})"))
+        if left is not None and (right is None or shorter):
             return Named(left, read(sides[1], depth + 1))
         if right is not None and ops[0] == "=":
             return Named(right, read(sides[0], depth + 1))
+    if len(sides) == 2 and ops == ("=",) and (named := _of_whole_numbers(sides, depth)):
+        return named
     if "∈" in ops:
         raise Unreadable
     return Relation(ops, tuple(sides), _interval(ops, sides, depth), rounded)
+
+
+def _of_whole_numbers(sides: list[str], depth: int) -> Named | None:
+    """``\\gcd(10,15) = 5`` as a name with its value, if the value is right or the arguments are names."""
+    call = _CALL.fullmatch(sides[0])
+    value = read(sides[1], depth + 1) if call else None
+    if call is None or not isinstance(value, Literal):
+        return None
+    arguments = [argument.strip() for argument in call[2].split(",")]
+    if all(argument.isdigit() for argument in arguments):
+        worked_out = _WORKED_OUT[call[1]](*map(int, arguments))
+        return Named(re.sub(r"\s", "", sides[0]), value) if value.value == worked_out else None
+    return Named(re.sub(r"\s", "", sides[0]), value) if all(map(designator, arguments)) else None
 
 
 def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | None:
@@ -260,7 +260,7 @@ def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | Non
         name, hole = designator(sides[0]), sides[1]
         if name is None:
             name, hole = designator(sides[1]), sides[0]
-        line = _puncture(Collection("set", (read(hole, depth + 1),))) if name else None
+        line = puncture((read(hole, depth + 1),)) if name else None
         return Named(name, line) if name and line else None
     if ops[0] in ">≥":
         ops, sides = tuple(FLIPPED[op] for op in reversed(ops)), sides[::-1]
@@ -275,8 +275,8 @@ def _interval(ops: tuple[str, ...], sides: list[str], depth: int) -> Named | Non
         low, name, high, ends = sides[0], names[1], "∞", (ops[0], "<")
     else:
         return None
-    if name is None:
-        return None
+    if name is None or name[0] == "|":
+        return None  # |z| < 5 bounds |z| from below, too
     brackets = ("[" if ends[0] == "≤" else "(") + ("]" if ends[1] == "≤" else ")")
     return Named(name, Collection("bracket", (read(low, depth + 1), read(high, depth + 1)), brackets))
 

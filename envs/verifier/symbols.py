@@ -22,8 +22,8 @@ _VULGAR = """
 ½ 1/2 ⅓ 1/3 ⅔ 2/3 ¼ 1/4 ¾ 3/4 ⅕ 1/5 ⅖ 2/5 ⅗ 3/5 ⅘ 4/5 ⅙ 1/6 ⅚ 5/6 ⅐ 1/7 ⅛ 1/8 ⅜ 3/8 ⅝ 5/8 ⅞ 7/8 ⅑ 1/9 ⅒ 1/10
 """
 _SAME = """
-⁄ / ∕ / ∶ : ∛ \\sqrt[3] º ° ˚ ° ⋅ · ∙ · • · ∗ * ✕ × ⨯ × ⩽ ≤ ⩾ ≥ ≦ ≤ ≧ ≥ ∣ | Ø ∅ ⌀ ∅ “ " ” " ‘ ' ’ ' ′ ' ″ '' 𝜋 π ϕ φ
-ｰ - 、 , ， , 。 . ٫ . ٬ , ٪ %
+⁄ / ∕ / ∶ : ∛ \\sqrt[3] ∜ \\sqrt[4] º ° ˚ ° ⋅ · ∙ · • · ∗ * ✕ × ⨯ × ⩽ ≤ ⩾ ≥ ≦ ≤ ≧ ≥ ∣ | Ø ∅ ⌀ ∅ “ " ” " ‘ ' ’ ' ′ ' ″ ''
+𝜋 π ϕ φ ｰ - 、 , ， , 。 . ٫ . ٬ , ٪ %
 """
 _GREEK = """
 α alpha β beta γ gamma δ delta ζ zeta η eta θ theta κ kappa λ lambda μ mu µ mu ν nu ξ xi ρ rho σ sigma τ tau υ upsilon
@@ -38,8 +38,11 @@ _UNIFORM: dict[str, str | int | None] = {
     **{
         chr(mark): "" for mark in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
     },  # directions
-    **dict.fromkeys("€£¥₹₩₽₪฿", ""),
+    **dict.fromkeys("€£¥₹₩₽₪฿₱₫₴₦₺元円圓", ""),
+    **dict.fromkeys("✅✓✔☑\ufe0f", ""),
     **{letter: f"\\mathbb{{{plain}}}" for letter, plain in _pairs("ℝ R ℤ Z ℕ N ℚ Q ℂ C").items()},
+    "∠": "\\angle ",
+    "∡": "\\angle ",
     "∨": "\\text{or}",
     "∧": "\\text{and}",
     **{sign: "\\frac{{{}}}{{{}}}".format(*quotient.split("/")) for sign, quotient in _pairs(_VULGAR).items()},
@@ -56,14 +59,16 @@ thickapprox ≈ equiv ≡ in ∈ cup ∪ cap ∩ setminus ∖ backslash ∖ empt
 times × cdot · ast · bullet · div ÷ pi π mid | vert | lvert | rvert | colon : circ ° degree °
 lbrace \\{ rbrace \\} lbrack [ rbrack ] langle ( rangle )
 cents \\text{cents} percent % land \\text{and} wedge \\text{and} lor \\text{or} vee \\text{or} prime ' varphi φ phi φ
+measuredangle \\angle sphericalangle \\angle textdegree °
 varepsilon ε epsilon ε ldots … dots … cdots … dotsc … imath i
 """)
 """LaTeX commands with another spelling."""
 
 SILENT = word_set("""
 left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr displaystyle textstyle scriptstyle
-limits nolimits rm bf it large Large small tiny normalsize mathstrut noindent hfill centering
-pounds euro yen textdollar
+limits nolimits rm bf it large Large LARGE huge Huge small footnotesize scriptsize tiny
+normalsize mathstrut noindent hfill centering
+pounds euro yen textdollar checkmark
 """)
 """LaTeX commands that do not matter."""
 

@@ -89,6 +89,10 @@ def test_a_gold_that_needs_math_verify_is_no_way_in(answer: str) -> None:
         "answer for we ",
         "answer is **",
         "answer is the total of ",
+        '"answer": "',
+        "'answer' would be \"",
+        "#### Step 1: the answer\n",
+        "####_answer_: ",
     ],
 )
 def test_statements_are_found_in_linear_time(unit: str) -> None:

@@ -73,6 +73,20 @@ def test_public_cases_meet_every_bar(shared_dir: Path) -> None:
         ("#### 5\n#### 6 apples\nmore", ("6 apples", "")),
         ("####\n5", ("", "malformed")),
         ("### 5", ("", "no_answer")),
+        ("#### Step 1: Compute\n9 and 9 are 18.\nThe answer is 18.", ("18", "")),
+        ("#### Step 2: 9 x 2 = 18\nThe answer is 17.", ("17", "")),
+        ("##### 2. Add them up\nAnswer: 18", ("18", "")),
+        ("#### **Conclusion**\nSo the answer is 18.", ("18", "")),
+        ("#### Final Answer\n18", ("18", "")),
+        ("#### **Final Answer:**\n\n$18", ("$18", "")),
+        ("#### Final Answer: 18\nThe answer is 17.", ("Final Answer: 18", "")),
+        ("#### 18 apples\nThe answer is 17.", ("18 apples", "")),
+        ("#### $x$\nThe answer is 17.", ("$x$", "")),
+        ("#### 18. that is all.\nThe answer is 17.", ("18. that is all.", "")),
+        ("The answer is 17.\n#### 18", ("18", "")),
+        ("The answer is 17.\n#### Step 2\nno more", ("Step 2", "")),
+        ("#### Step 2\n18", ("Step 2", "")),
+        ("####\nThe answer is 18.", ("", "malformed")),
         ("The answer is 3.5. I am sure.", ("3.5", "")),
         ("The answer is 42!", ("42", "")),
         ("the final answer is: $x = 5$.", ("$x = 5$", "")),
@@ -134,6 +148,22 @@ def test_a_number_that_is_only_compared_with_is_not_the_answer(verb: str, aside:
         ("The answer is 5 since 2+3 = 5.", ("5", "")),
         ("The answer is $3\\! 000$.", ("$3\\! 000$", "")),
         ("The answer to it is\n12", ("", "no_answer")),
+        ("*Answer*: 15", ("15", "")),
+        ("__Answer__: 15", ("15", "")),
+        ("***Final answer:*** 15", ("15", "")),
+        ("__Answer__\n\n15", ("15", "")),
+        ('{"reason": "3*5", "answer": 15}', ("15", "")),
+        ('{"answer": "15", "unit": "m"}', ("15", "")),
+        ('{\n  "answer": 15\n}', ("15", "")),
+        ('{"answer": "\\\\frac{1}{2}"}', ("\\frac{1}{2}", "")),
+        ('{"answer": "5, 7"}', ("5, 7", "")),
+        ('{"answer": 5, 7}', ("5, 7}", "")),
+        ('{"answer": ""}', ("", "malformed")),
+        ('"answer": 15', ("15", "")),
+        ("{'answer': 15}", ("15", "")),
+        ("The answer is 15 (since 3*5=15).", ("15", "")),
+        ("The answer is 15 (or 16).", ("15 (or 16)", "")),
+        ("The answer is '15'.", ("'15'", "")),
     ],
 )
 def test_statements(text: str, found: tuple[str, str]) -> None:
@@ -212,6 +242,23 @@ def test_published_golds_in_another_spelling(spelling: str, shared_dir: Path) ->
     golds = sorted({problems[n].answer for problems in sets for n in range(problems.size or 0)})
     respell = RESPELLINGS[spelling]
     assert not [gold for gold in golds if verify(f"\\boxed{{{respell(gold)}}}", gold).reward != 1.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: {} ✅",
+        "Answer: ✅ {}",
+        "The answer is '{}'.",
+        "The answer is {} dollars every day at the farmers' market.",
+        "The answer is {} dollars every day at Janet's market.",
+    ],
+)
+def test_what_stands_about_a_stated_number(text: str) -> None:
+    assert verify(text.format(18), "18").reward == 1.0
+    assert verify(text.format(17), "18").reward == 0.0
+    assert verify(text.format("18 or 20"), "18").reward == 0.0
+    assert verify(text.format(18).replace("✅", "❌"), "18").reward == float("✅" not in text)
 
 
 def test_integrals_and_sums_are_settled_by_math_verify() -> None:
