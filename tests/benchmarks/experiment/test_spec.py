@@ -91,17 +91,6 @@ def test_what_an_agent_has_a_field_for():
         applicable("reft", {"sampler": "uniform", "sampler.ratio": "much"})
 
 
-def test_specs_of_before_the_problem_sampler_had_its_name_are_read(tmp_path):
-    """They are the runs that they were."""
-    spec = resolve("nested-reft/uniform/retrace", settings={"problem_sampler": "curriculum"})
-    stored = json.loads(json.dumps(spec.__dict__))
-    stored["agent"]["problems"] = stored["agent"].pop("problem_sampler")
-    (tmp_path / "spec.json").write_text(json.dumps(stored))
-    again = RunSpec.read(tmp_path / "spec.json")
-    assert again == spec and again.hash == spec.hash
-    assert agent_arguments(again.agent)[1]["problem_sampler"]["id"] == "curriculum"
-
-
 def test_hash_knows_every_field_and_no_order():
     spec = resolve("reft")
     assert spec.hash == resolve("reft").hash == RunSpec(**json.loads(json.dumps(spec.__dict__))).hash
