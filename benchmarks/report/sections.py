@@ -100,7 +100,10 @@ def _sections(group: Group, number: int, data: dict[str, Any]) -> list[Section]:
         Section(
             "What may be concluded against fewer completions", tables.verdicts(group.rivals, group.margin), VERDICTS
         ),
-        Section("Sampled accuracy, %", tables.sampled_accuracy(group)),
+        Section(
+            "Sampled accuracy, %" if all(line.samples for line in group.lines) else "Mean of the runs, and time",
+            tables.sampled_accuracy(group),
+        ),
         Section("Further problem sets, greedy, %", tables.further_sets(group)),
         Section(
             "Speed, divergence and cost",
