@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         action=ReadPath,
         metavar="RUNS",
-        help="compare what is there: run folders, folders of them, JSON files of outcomes (CONTRIBUTING.md)",
+        help="compare what is there: runs, over or not, folders of them, JSON files of outcomes (CONTRIBUTING.md)",
     )
     parser.add_argument("--preset", help="smoke (the default), wallclock, samplers, paper, ... or a TOML file")
     parser.add_argument("--agents", nargs="+", metavar="ID", help="agent ids or quoted patterns of them")
@@ -176,7 +176,7 @@ def _compare_stored(given: argparse.Namespace) -> int:
         if getattr(given, name):
             raise UsageError(f"--from takes runs as they are: leave out --{name.replace('_', '-')}")
     if given.serve is not None:
-        raise UsageError("--serve shows runs while they run, and --from takes finished ones: leave it out")
+        raise UsageError("--serve shows the runs that a command starts, and --from starts none: leave it out")
     margin = MARGIN if given.margin is None else given.margin / 100
     if not 0 < margin < 1:
         raise UsageError(f"--margin {given.margin} must be above 0 and below 100 points of accuracy")

@@ -1,4 +1,4 @@
-"""Finished runs read back, and what a comparison says of each arm alone."""
+"""Runs read back, and what a comparison says of each arm alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AXIS_WORDS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """One finished run; of one from elsewhere (``benchmarks.comparison.stored``) less may be known.
+    """One run; of one from elsewhere (``benchmarks.comparison.stored``) less may be known.
 
     Attributes:
         result: result.json.
@@ -68,12 +68,15 @@ class Outcome:
 
     @staticmethod
     def so_far(folder: Path) -> Outcome | None:
-        """Of a run that may not be over: without a result of its own and a provenance; None before its first
-        evaluation."""
+        """Of a run that may not be over: its result then says how far it is, in ``unfinished``, and there is no
+        provenance; None before its first evaluation."""
         if (folder / RESULT).is_file():
             return Outcome.read(folder)
         rows, _ = read_rows(folder / METRICS)
-        return Outcome(summarise(RunSpec.read(folder / "spec.json"), rows), rows, {}) if evaluation_rows(rows) else None
+        if not evaluation_rows(rows):
+            return None
+        spec = RunSpec.read(folder / "spec.json")
+        return Outcome(summarise(spec, rows) | {"unfinished": f"iteration {len(training_rows(rows))}"}, rows, {})
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -112,14 +115,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """The finished runs of one arm, in the order of their seeds."""
+    """The runs of one arm, in the order of their seeds."""
 
     label: str
     runs: tuple[Outcome, ...]
 
     @property
     def seeds(self) -> list[int]:
-        """Of the finished runs."""
+        """Of the runs."""
         return [run.result["seed"] for run in self.runs]
 
     def of(self, seeds: Sequence[int]) -> ArmOutcome:

@@ -1,4 +1,5 @@
-"""Outcomes that are there already: finished run folders, and a JSON file that other trainers' evaluations fit into.
+"""Outcomes that are there already: run folders, and a JSON file that other trainers' evaluations fit into. Of a run
+that is not over they are what it has been evaluated on so far.
 
 The file says what each arm's models answered, by seed and question; every comparison writes one, ``outcomes.json``:
 
@@ -34,7 +35,7 @@ REBUILT = ("curve", "right_before", "right_after")  # of a result, what its eval
 SECONDS = ("seconds", *(f"seconds_{part}" for part in ("rollout", "reward", "update", "evaluation")), "cpu_seconds")
 ACCURACIES = ("accuracy_before", "accuracy_after", "sampled_before", "sampled_after")
 KNOWN = {  # of a result: type and what it means -> names
-    (str, "a text"): ("agent", "hash", "policy", "env", "silence"),
+    (str, "a text"): ("agent", "hash", "policy", "env", "silence", "unfinished"),
     ((int, float), "a number"): (
         *SECONDS,
         *ACCURACIES,
@@ -200,8 +201,12 @@ def _labelled(folders: Sequence[Path]) -> list[tuple[str, Path, str, Outcome]]:
         ]
         return " ".join([spec.agent["id"], *(f"{name}={own[name]}" for name in differing if name in own)])
 
-    task = group_name(specs[folders[0]].policy, specs[folders[0]].env["id"])
-    return [(label(folder), folder, task, Outcome.read(folder)) for folder in folders]
+    task = group_name(specs[first].policy, specs[first].env["id"])
+    outcomes = {folder: Outcome.so_far(folder) for folder in folders}
+    for folder, outcome in outcomes.items():
+        if outcome is None:
+            raise UsageError(f"{folder} has not been evaluated yet: let the run go on, or move it elsewhere")
+    return [(label(folder), folder, task, outcome) for folder, outcome in outcomes.items() if outcome is not None]
 
 
 def _by_size(label: str) -> list[float | str]:

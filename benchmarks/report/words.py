@@ -68,11 +68,23 @@ def summary(comparison: Comparison) -> list[str]:
     said = []
     for group in comparison.groups:
         said += _group(group)
-    said += _few_seeds(comparison)
+    said += _not_over(comparison) + _few_seeds(comparison)
     said += _busy_caution(comparison) + _version_caution(comparison)
     for failure in comparison.failures:
         said.append(f"The run of {failure.label} with seed {failure.seed} failed ({failure.error}) and is left out.")
     return said
+
+
+def _not_over(comparison: Comparison) -> list[str]:
+    """A caution where runs go on, or were cut off."""
+    runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
+    open_runs = sorted({run["unfinished"] for run in runs if run.get("unfinished")}, key=lambda at: (len(at), at))
+    if not open_runs:
+        return []
+    count = sum(bool(run.get("unfinished")) for run in runs)
+    where = open_runs[0] if len(open_runs) == 1 else f"{open_runs[0]} to {open_runs[-1].removeprefix('iteration ')}"
+    be, they = ("is", "it stands") if count == 1 else ("are", "they stand")
+    return [f"{count} of {len(runs)} runs {be} not over ({where}): {they} here by the last evaluation so far."]
 
 
 def _few_seeds(comparison: Comparison) -> list[str]:

@@ -67,6 +67,32 @@ def test_outcomes_that_a_comparison_writes_give_its_figures_again(tmp_path):
     assert first == second and one["pairs"][0]["time_ratio"]["missing"] == ""
 
 
+def cut_off(run, rows, tail=""):
+    """What a run that was killed leaves: the first rows of its metrics, perhaps half of one more, and no result."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:rows]) + tail)
+    (run / "result.json").unlink()
+
+
+def test_runs_that_are_not_over_are_compared_by_what_they_have_done(tmp_path, capsys):
+    compared = finished(tmp_path / "runs", seeds=(0, 1))
+    (group_of_all,) = compared.groups
+    hashes = [[run.result["hash"] for run in arm.runs] for arm in group_of_all.arms]
+    cut_off(tmp_path / "runs" / hashes[0][0], 5)  # of 0, 1, 2, evaluation, 3, 4, evaluation: iteration 3
+    cut_off(tmp_path / "runs" / hashes[0][1], 4, tail='{"iteration": 3, "tok')
+    assert main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "2 of 4 runs are not over (iteration 2 to 3)" in " ".join(capsys.readouterr().out.split())
+    assert "not over (iteration 2 to 3)" in (tmp_path / "out" / "report.md").read_text()
+    here = group(tmp_path / "out")
+    whole = group_of_all.lines
+    assert here["arms"][0]["after"][0] == pytest.approx(0.425, abs=0.02)  # half of the way from .25 to .6
+    assert here["arms"][1]["after"][0] == pytest.approx(whole[1].after.value)
+    assert here["pairs"][0]["iteration"]["budget"] == 2  # the last that all have reached
+    again = ["--from", str(tmp_path / "out" / "outcomes.json"), "--out", str(tmp_path / "again"), "--quiet"]
+    assert main(again) == 0 and group(tmp_path / "again")["arms"][0]["after"] == here["arms"][0]["after"]
+    assert "2 of 4 runs are not over" in (tmp_path / "again" / "report.md").read_text()
+
+
 def test_run_folders_are_compared_as_they_are(tmp_path):
     compared = finished(tmp_path / "runs")
     assert main(["--from", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
@@ -249,13 +275,14 @@ def test_bad_files_and_folders_exit_2(tmp_path, capsys):
     unfinished = finished(tmp_path / "runs", seeds=(0,))
     folder = tmp_path / "runs" / unfinished.groups[0].arms[0].runs[0].result["hash"]
     (folder / "result.json").unlink()
+    (folder / "metrics.jsonl").write_text("")
     finished(tmp_path / "mixed", seeds=(0,))
     finished(tmp_path / "mixed", seeds=(0,), **{"evaluation.problems": 7})
     for arguments, message in (
         (["broken.json"], "is not JSON"),
         (["nowhere.json"], "cannot be read"),
         (["empty"], "is no run folder"),
-        (["runs"], "finish the run, or move it elsewhere"),
+        (["runs"], "has not been evaluated yet: let the run go on, or move it elsewhere"),
         (["mixed"], "evaluation.problems is"),
         (["other.json", "another.json"], "one task at a time"),
         (["few.json"], "arm 'b' has no run of seed 1: add it or take those that all have, --seeds 0"),
