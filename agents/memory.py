@@ -53,6 +53,7 @@ class ModelSize:
         gradient_checkpointing: whether an update keeps only each layer's input.
         processes: how many the matrices are split over; 1 where each has all.
         functional: whether the project's own layers are used.
+        copies: further sets of the trained weights that are kept: references, older ones that write, an average.
     """
 
     architecture: Architecture
@@ -63,6 +64,7 @@ class ModelSize:
     gradient_checkpointing: bool = False
     processes: int = 1
     functional: bool = True
+    copies: int = 0
 
     @staticmethod
     def of(policy: Policy) -> ModelSize:
@@ -143,6 +145,7 @@ class Plan:
 
     Attributes:
         weights, gradients, moments: float32, this process's part of them.
+        copies: further sets of what is trained, likewise.
         copy: the weights as rollouts read them.
         slots: keys, values and logits of all slots.
         update: what a micro-batch takes for a while.
@@ -152,6 +155,7 @@ class Plan:
     weights: int
     gradients: int
     moments: int
+    copies: int
     copy: int
     slots: int
     update: int
@@ -160,7 +164,7 @@ class Plan:
     @property
     def total(self) -> int:
         """At the worst moment."""
-        lasting = self.weights + self.gradients + self.moments
+        lasting = self.weights + self.gradients + self.moments + self.copies
         if self.drops_copy:
             return lasting + max(self.copy + self.slots, self.update)
         return lasting + self.copy + max(self.slots, self.update)
@@ -175,6 +179,7 @@ def plan(size: ModelSize, slots: int, prompt: int, completion: int, tokens: int)
         weights=part,
         gradients=trained,
         moments=2 * trained,
+        copies=size.copies * trained,
         copy=size.copy,
         slots=slots * size.slot(prompt, completion),
         update=size.update(tokens),

@@ -55,15 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _rehearse(spec: Any) -> None:
     """Say what can be seen to be wrong with a run, and what memory it needs."""
-    from agents import ReFT
     from benchmarks.comparison.rehearse import rehearse_run
-    from benchmarks.experiment.memory import memory_of
-    from benchmarks.experiment.spec import agent_arguments
+    from benchmarks.experiment.memory import has_plan, memory_of
     from benchmarks.measuring.table import console
 
     rehearse_run(spec)
-    component, _ = agent_arguments(spec.agent)
-    if not issubclass(component, ReFT) or spec.agent["writer"] != {"id": "own"}:
+    if not has_plan(spec):
         print(
             f"note: no plan of memory: it is of reft's loop and its own writer, and not of {spec.agent['id']}",
             file=sys.stderr,

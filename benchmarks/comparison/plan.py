@@ -2,7 +2,8 @@
 
 A run's shape is its policy, environment, device and agent id. Finished runs of the same shape give seconds and tokens
 per completion, which are scaled to the completions of an iteration and to the budgets; where there are some with the
-very same agent, these alone count. Of a shape that no run has finished nothing is known.
+very same agent, these alone count. Of a shape that no run has finished it is known how long it may train, where its
+budget is one of seconds, and what memory it needs, where there is a plan of that.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from benchmarks.comparison.arms import Arm
 from benchmarks.comparison.board import clock
 from benchmarks.comparison.resolution import UNKNOWN as UNKNOWN_RESOLUTION
 from benchmarks.comparison.resolution import Answers, components_of, resolution
+from benchmarks.experiment.memory import planned_bytes
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.summary import read_result
 from benchmarks.experiment.training import RESULT
 from benchmarks.measuring.table import Table
 
-UNKNOWN = "no finished run of this shape: unknown"
+UNKNOWN = "no finished run of this shape, and no budget of seconds: unknown"
 
 
 @dataclass(frozen=True)
@@ -137,26 +139,41 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
     cost_of = FinishedRuns(runs)
     console = Console()
     rows: list[list[str]] = []
-    to_do: list[Cost] = []
+    measured: list[float] = []  # seconds of runs to do, by finished ones
+    budgeted: list[float] = []  # by their own budgets, evaluation not among them
+    sizes: list[float] = []
     unknown = 0
     for arm in arms:
         for spec in arm.specs:
             is_done = (runs / spec.hash / RESULT).is_file()
             state = "finished" if is_done else "half-done" if (runs / spec.hash / "checkpoint").exists() else "to do"
             cost = cost_of(spec)
-            seconds = "" if is_done else clock(cost.seconds) if cost else "unknown"
-            memory = f"{cost.peak_bytes / 1e9:.1f} GB" if cost else "unknown"
+            size = cost.peak_bytes if cost else planned_bytes(spec)
+            if is_done:
+                seconds = ""
+            elif cost:
+                seconds = clock(cost.seconds)
+                measured.append(cost.seconds)
+            elif spec.seconds:
+                seconds = f"{clock(spec.seconds)} + evaluation"
+                budgeted.append(spec.seconds)
+            else:
+                seconds = "unknown"
+                unknown += 1
+            sizes += [size] if size and not is_done else []
+            memory = "unknown" if size is None else f"{size / 1e9:.1f} GB"
             rows.append([arm.label, str(spec.seed), spec.hash, state, seconds, memory])
-            unknown += not is_done and cost is None
-            to_do += [cost] if cost and not is_done else []
     heads = ["agent", "seed", "folder", "state", "time", "memory"]
     console.print(Table(heads, rows, title=f"{len(rows)} runs", left=(0, 2, 3)))
-    if to_do:
-        seconds = clock(sum(cost.seconds for cost in to_do) / jobs)
-        memory = f"{jobs * max(cost.peak_bytes for cost in to_do) / 1e9:.1f} GB"
+    if measured or budgeted:
+        about, what, source = "about", "training and evaluation", "from finished runs"
+        if budgeted:
+            about, what = "at least", "training" if not measured else what
+            source = "from budgets, evaluation left out" + (", and finished runs" if measured else "")
+        memory = f", {jobs * max(sizes) / 1e9:.1f} GB of memory" if sizes else ""
         console.print(
-            f"about {seconds} of training and evaluation with {jobs} run(s) at a time of {threads} thread(s), {memory} "
-            "of memory; from finished runs",
+            f"{about} {clock(sum(measured + budgeted) / jobs)} of {what} with {jobs} run(s) at a time of {threads} "
+            f"thread(s){memory}; {source}",
             highlight=False,
         )
     if unknown:

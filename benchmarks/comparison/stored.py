@@ -201,12 +201,19 @@ def _labelled(folders: Sequence[Path]) -> list[tuple[str, Path, str, Outcome]]:
         ]
         return " ".join([spec.agent["id"], *(f"{name}={own[name]}" for name in differing if name in own)])
 
-    task = group_name(specs[first].policy, specs[first].env["id"])
+    task = group_name(_origin(specs[first].policy), specs[first].env["id"])
     outcomes = {folder: Outcome.so_far(folder) for folder in folders}
     for folder, outcome in outcomes.items():
         if outcome is None:
             raise UsageError(f"{folder} has not been evaluated yet: let the run go on, or move it elsewhere")
     return [(label(folder), folder, task, outcome) for folder, outcome in outcomes.items() if outcome is not None]
+
+
+def _origin(policy: str) -> str:
+    """The policy of the run whose model ``policy`` is, where that run's folder is still there."""
+    model = Path(policy)
+    begun = model.parent / "spec.json"
+    return _origin(RunSpec.read(begun).policy) if model.name == "model" and begun.is_file() else policy
 
 
 def _by_size(label: str) -> list[float | str]:

@@ -464,9 +464,20 @@ def test_preset_files_name_unknown_keys(tmp_path, capsys):
 def test_dry_run_lists_and_starts_nothing(tmp_path, capsys):
     assert main(["--dry-run", "--runs", str(tmp_path), "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "8 runs" in shown and "to do" in shown and "GB" not in shown
-    assert "8 run(s): no finished run of this shape: unknown" in shown
+    assert "8 runs" in shown and "to do" in shown and "0.6 GB" in shown  # what such a run has been seen to need
+    assert "8 run(s): no finished run of this shape, and no budget of seconds: unknown" in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_counts_what_budgets_of_seconds_say(tmp_path, capsys):
+    """A new user has no finished run to learn from."""
+    line = ["--dry-run", "--runs", str(tmp_path), "--agents", "reft", "sft", "--seeds", "3", "--seconds", "90"]
+    assert main([*line, "--jobs", "1", "--set", "problems=8"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("1:30 + evaluation") == 6 and "unknown │ unknown" not in shown
+    assert "at least 9:00 of training with 1 run(s) at a time" in shown
+    assert "from budgets, evaluation left out" in shown and "no finished run" not in shown
+    assert shown.count("0.6 GB") >= 3, "of reft; sft has no plan"
 
 
 def test_dry_run_learns_from_finished_runs(tmp_path, capsys):

@@ -130,6 +130,15 @@ def test_what_the_runs_started_from_is_no_arm_of_theirs(tmp_path):
     assert sum(len(arm.runs) for arm in arms) == len(folders) - 1
     assert {arm.label for arm in arms} <= set(expected)
     assert [len(arm.runs) for arm in read([tmp_path / "runs" / first]).arms] == [1], "asked for by name it is there"
+    begun = read([tmp_path / "runs"]).task, read([tmp_path / "runs" / first]).task
+    assert begun == ("model on MathReason-v0", "tiny on MathReason-v0"), (
+        "of a folder that is elsewhere nothing is known"
+    )
+    for folder in folders[1:]:
+        fields["policy"] = str(tmp_path / "runs" / first / "model")
+        fields |= {name: json.loads((folder / "spec.json").read_text())[name] for name in ("agent", "seed")}
+        (folder / "spec.json").write_text(json.dumps(fields))
+    assert read([tmp_path / "runs"]).task == "tiny on MathReason-v0"
 
 
 def test_a_baseline_is_named_by_what_its_label_begins_with(tmp_path):

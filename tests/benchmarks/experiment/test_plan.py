@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import Qwen2Config
 
+from agents import ReFT
 from agents.memory import ModelSize, plan
 from agents.sb3_policy import choose_trained
-from benchmarks.experiment.memory import CARDS, CONTEXT, memory_table, size_of
+from benchmarks.experiment.memory import CARDS, CONTEXT, memory_of, memory_table, planned_bytes, size_of
+from benchmarks.experiment.resolve import resolve
 from benchmarks.run import main
 from policies import Policy
 from policies.pretrained.load import load_config
@@ -63,6 +66,28 @@ def test_a_config_says_what_its_loaded_policy_says(folder: str, rank: int, layer
     choose_trained(policy, rank, layers, seed=0)
     size = size_of(load_config(folder), torch.float32, torch.device("cpu"), rank, len(layers or ()))
     assert size == ModelSize.of(policy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        ({}, 0),
+        ({"ema_decay": 0.9}, 1),
+        ({"anchor": "kl"}, 1),
+        ({"anchor": "kl-convex", "batch": "stale", "correction": "truncated-is", "ema_decay": 0.9}, 4),
+        ({"batch": "stale", "correction": "truncated-is", "lora_rank": 2}, 1),
+    ],
+)
+def test_further_sets_of_weights_are_planned(settings: dict[str, Any], copies: int) -> None:
+    """As many as the agent itself keeps, of what is trained."""
+    spec = resolve("reft", settings=settings)
+    agent = ReFT("tiny", "MathReason-v0", group_size=2, problems_per_batch=2, **settings)
+    kept = [*agent.anchoring.copies, *agent.batching.copies, *filter(None, [agent.average])]
+    assert len(kept) == copies
+    held = sum(4 * weight.numel() for copy in kept for weight in copy._weights.values())
+    plain = planned_bytes(resolve("reft", settings={"lora_rank": settings.get("lora_rank", 0)}))
+    assert planned_bytes(spec) - plain == held
+    assert ("copies" in memory_of(spec).heads) == bool(copies)
 
 
 def test_a_dry_run_trains_nothing(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
