@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,12 @@ LOGGED = {
     "grad_norm": "grad_norm",
 }
 """What TRL logs, and the names that it has here."""
+
+
+def check_trl() -> None:
+    """Raise UsageError where TRL is not installed, without importing it."""
+    if find_spec("trl") is None:
+        raise UsageError("agent 'trl-grpo' needs the package trl: pip install 'nested-reft[trl]'")
 
 
 @agents.register("trl-grpo")
@@ -136,11 +143,10 @@ class TRLGRPO(LanguageModelAlgorithm):
         self.made = in_force(self)
 
     def _make_trainer(self) -> Any:
-        try:
-            from transformers import PrinterCallback, TrainerCallback
-            from trl import GRPOConfig, GRPOTrainer
-        except ImportError as error:
-            raise UsageError("agent 'trl-grpo' needs the package trl: pip install 'nested-reft[trl]'") from error
+        check_trl()
+        from transformers import PrinterCallback, TrainerCallback
+        from trl import GRPOConfig, GRPOTrainer
+
         task = self.envs.unwrapped.task
         if task.template.stop:
             raise UsageError(

@@ -77,6 +77,10 @@ class Writer(Protocol):
     @property
     def quantization(self) -> str: ...
 
+    def check_installed(self, device: torch.device) -> None:
+        """Raise ``UsageError`` where what it writes with is not installed."""
+        ...
+
     def check(self, policy: Policy, nesting: Nesting, target_written: int, drafts: bool) -> None:
         """Raise ``UsageError`` for what it cannot write; ``drafts``, whether any are proposed to it."""
         ...
@@ -95,6 +99,9 @@ class OwnWriter:
     """
 
     quantization = ""
+
+    def check_installed(self, device: torch.device) -> None:
+        """It is."""
 
     def check(self, policy: Policy, nesting: Nesting, target_written: int, drafts: bool) -> None:
         """It writes whatever a policy computes."""
@@ -137,6 +144,10 @@ class VLLMWriter:
     python: str = ""
     quantization: str = ""
 
+    def check_installed(self, device: torch.device) -> None:
+        """As ``Writer.check_installed``."""
+        check_vllm(self.python, device)
+
     def check(self, policy: Policy, nesting: Nesting, target_written: int, drafts: bool) -> None:
         """As ``Writer.check``."""
         if policy.sharded:
@@ -159,7 +170,7 @@ class VLLMWriter:
 
     def open(self, policy: Policy) -> Writing:
         """As ``Writer.open``; an engine is started when there is something to write. Raises UsageError without vLLM."""
-        check_vllm(self.python, policy.device)
+        self.check_installed(policy.device)
         return VLLMWriting(policy, self)
 
 

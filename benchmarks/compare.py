@@ -136,6 +136,7 @@ def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
 
     grid = grid_of(given)
     planned = [*arms(grid), *start_arms(grid).values()]  # what is wrong with them is told before a start is trained
+    rehearse(planned, here=given.launcher == "local", hub=not given.dry_run)
     jobs, threads = resources(given, grid, {spec.device for arm in planned for spec in arm.specs})
     compared = arms(grid, start_models(grid, jobs, threads, given))
     for text in () if given.quiet else sorted({text for arm in compared for text in arm.missed}):
@@ -150,10 +151,8 @@ def _compare(given: argparse.Namespace, live: LivePage | None) -> int:
     if given.dry_run:
         from benchmarks.comparison.plan import print_plan
 
-        rehearse(compared, here=given.launcher == "local", hub=False)
         print_plan([*start_arms(grid).values(), *compared], given.runs, jobs, threads)
         return 0
-    rehearse(compared, here=given.launcher == "local")
     out = given.out or given.runs / f"compare-{comparison_hash(compared)}"
 
     def show(runs: list[Watched]) -> None:
@@ -194,11 +193,9 @@ def start_models(grid: Grid, jobs: int, threads: int, given: argparse.Namespace)
         UsageError: such a run failed.
     """
     from benchmarks.comparison.arms import start_arms
-    from benchmarks.comparison.rehearse import rehearse
 
     starts = start_arms(grid)
     if starts and not given.dry_run:
-        rehearse(list(starts.values()), here=given.launcher == "local")
         for run in launch(list(starts.values()), jobs, threads, given):
             if run.phase == "failed":
                 raise UsageError(f"what all arms start from failed: {run.error}{_see(run.folder)}")

@@ -6,25 +6,29 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from agents.environments import slots_of
+from agents.trl_grpo import TRLGRPO, check_trl
 from benchmarks.comparison.arms import Arm
 from benchmarks.experiment.spec import RunSpec, agent_arguments
 from benchmarks.experiment.training import make_envs
 from envs.problems import check_source, load_problems
 from policies.dtype import AUTO, available_device, settle_dtype
 from policies.policy import numbered_layers
+from policies.pretrained.adapters import check_peft
 from policies.pretrained.architecture import read_architecture
 from policies.pretrained.load import BUILT_IN, load_config, locate
-from registry import skip_samplers, templates
+from registry import skip_samplers, templates, writers
 
 GENERATED = "arithmetic"
 LONGEST_PROMPT = 4096  # of a generated problem under any template
 
 
 def rehearse(arms: Sequence[Arm], here: bool, hub: bool = True) -> None:
-    """Raise UsageError for a run that would fail at its start: no such model, template, problem set or device, a skip
-    ratio that leaves no layer, or layers to train that the model has not. ``here``: runs will be on this machine;
-    ``hub``: models are looked for there."""
+    """Raise UsageError for a run that would fail at its start: no such model, template, problem set or device, a
+    package that is not installed, a skip ratio that leaves no layer, or layers to train that the model has not.
+    ``here``: runs will be on this machine; ``hub``: models are looked for there."""
     for arm in arms:
         rehearse_run(arm.specs[0], here, hub)
 
@@ -34,7 +38,7 @@ def rehearse_run(spec: RunSpec, here: bool = True, hub: bool = True) -> None:
     check_task(spec, here)
     check_arguments(spec, here and hub)
     if here:
-        available_device(spec.device)
+        check_installed(spec, available_device(spec.device))
     source = locate(spec.policy) if here else spec.policy
     if (here and hub) or Path(source).is_dir():
         layers = load_config(source).num_hidden_layers
@@ -43,6 +47,17 @@ def rehearse_run(spec: RunSpec, here: bool = True, hub: bool = True) -> None:
             skip_samplers.build(arguments["sampler"]).check(layers)
         if arguments.get("trained_layers") is not None:
             numbered_layers(arguments["trained_layers"], layers)
+
+
+def check_installed(spec: RunSpec, device: torch.device) -> None:
+    """Raise UsageError for a package that the run needs and the project does not, where this machine lacks it."""
+    component, arguments = agent_arguments(spec.agent)
+    if arguments.get("lora_rank"):
+        check_peft()
+    if component is TRLGRPO:
+        check_trl()
+    if "writer" in arguments:
+        writers.build(arguments["writer"]).check_installed(device)
 
 
 def check_arguments(spec: RunSpec, hub: bool = True) -> None:

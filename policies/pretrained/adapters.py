@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +16,12 @@ from registry import UsageError
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _NAME = "default"
+
+
+def check_peft() -> None:
+    """Raise UsageError where peft is not installed, without importing it."""
+    if find_spec("peft") is None:
+        raise UsageError("low-rank adapters need the package peft: pip install 'nested-reft[lora]'")
 
 
 def add_adapters(model: Any, rank: int, alpha: int, seed: int, layers: Sequence[int]) -> None:
@@ -29,10 +36,9 @@ def add_adapters(model: Any, rank: int, alpha: int, seed: int, layers: Sequence[
         raise UsageError(f"rank={rank}: the model's projections have a rank of {width} at most; 8 or 16 is usual")
     if any(factors(module) for module in model.modules()):
         raise UsageError("the model has low-rank adapters already: load it anew")
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UsageError("low-rank adapters need the package peft: pip install 'nested-reft[lora]'") from error
+    check_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

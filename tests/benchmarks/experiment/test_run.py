@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.compare import main as compare
 from benchmarks.experiment.resolve import resolve
 from benchmarks.experiment.spec import RunSpec
 from benchmarks.experiment.training import Training, run
@@ -433,6 +435,28 @@ def test_what_a_run_would_refuse_its_plan_refuses(line, message, tmp_path, capsy
     assert message in planned and planned.count("\n") == 1
     assert main([*line, "--quiet", "--runs", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("trl", ["--agent", "trl-grpo"]),
+        ("peft", ["--set", "lora_rank=2"]),
+        ("vllm", ["--set", "writer=vllm"]),
+    ],
+)
+def test_a_plan_misses_the_packages_that_the_run_would(tmp_path, capsys, monkeypatch, package, line):
+    """Before the start of all arms is trained, not after."""
+    if package == "vllm" and find_spec("vllm") is not None:
+        pytest.skip("it is installed")
+    monkeypatch.setitem(sys.modules, package, None)
+    others = [word.replace("--agent", "--agents") for word in line]
+    for command, words in ((main, line), (compare, others)):
+        assert command([*words, "--dry-run", "--runs", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "pip install" in error and package in error and error.count("\n") == 1
+    assert compare([*others, "--start", "sft", "--start-set", "problems=4", "--runs", str(tmp_path)]) == 2
+    assert "pip install" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 WITHOUT_POSIX = """
