@@ -1,6 +1,6 @@
 """What a comparison will cost, before it runs: time and memory of each run, as far as finished runs tell.
 
-A run's shape is its policy, environment, device and agent id. Finished runs of the same shape give seconds and tokens
+A run's shape is its policy, environment but for the reward, device and agent id. Finished runs of the same shape give seconds and tokens
 per completion, which are scaled to the completions of an iteration and to the budgets; where there are some with the
 very same agent, these alone count. Of a shape that no run has finished it is known how long it may train, where its
 budget is one of seconds, and what memory it needs, where there is a plan of that.
@@ -93,7 +93,8 @@ def _questions(spec: RunSpec) -> str:
 
 
 def _shape(spec: RunSpec) -> tuple[str, str, str, str]:
-    return spec.policy, json.dumps(spec.env, sort_keys=True), spec.device, spec.agent["id"]
+    env = {name: value for name, value in spec.env.items() if name != "reward"}  # a coin costs what a verdict does
+    return spec.policy, json.dumps(env, sort_keys=True), spec.device, spec.agent["id"]
 
 
 def _read(runs: Path) -> Iterator[FinishedRun]:

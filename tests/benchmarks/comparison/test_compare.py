@@ -486,6 +486,8 @@ def test_dry_run_learns_from_finished_runs(tmp_path, capsys):
     assert main(line) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "from finished runs" in shown and "1.5 GB" in shown and "resolution: unknown" in shown
+    assert main([*line, "--control", "random-reward"]) == 0
+    assert "no finished run" not in capsys.readouterr().out, "a coin costs what a verdict does"
 
 
 def test_dry_run_says_what_the_comparison_will_tell_apart(tmp_path, capsys):
