@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --policy FOLDER --out runs/gpu
 
 Without ``--policy`` speed is measured on random weights in the shapes of Qwen2.5-1.5B and the built-in model learns, so
-that nothing has to be downloaded; with it both are of that model, by the preset ``smollm2``. Each step has a deadline;
+that nothing has to be downloaded; with it both are of that model, by the preset ``smollm2-gpu``. Each step has a deadline;
 one that fails is reported and does not stop the others. Writes gpu.json beside the steps' own files.
 """
 
@@ -58,8 +58,7 @@ def steps(model: Path, given: str | None, out: Path, device: str) -> dict[str, t
     if given is None:
         learn += ["--agents", "reft", "nested-reft/uniform/practical", "--seeds", "2"]
     else:
-        learn += ["--preset", "smollm2", "--policy", given, "--seeds", "2", "--seconds", "128", "--jobs", "8"]
-        learn += ["--set", "group_size=16", "--set", "problems_per_batch=32", "--set", "advantage.keep=8"]
+        learn += ["--preset", "smollm2-gpu", "--policy", given, "--seeds", "2", "--seconds", "128", "--jobs", "4"]
     return {
         "tests": ([*python, "pytest", "-q", "-n", "4", "-m", "gpu", "tests"], 120),
         "throughput": ([*speed, *size.split(), *files], 180),

@@ -86,7 +86,11 @@ def beside_others(
 def by_bytes(
     policy: Policy, work: Work, workload: str, peers: Mapping[str, Callable[[], Block]], pairs: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of all layers with products on bytes, against each of ``peers`` by its name, where the model allows them."""
+    """Rows of all layers with products on bytes, against each of ``peers`` by its name, where the model allows them and
+    the device has a kernel of its own."""
+    if policy.device.type == "cuda":
+        print("no int8 rows: a GPU has no kernel of them, and bfloat16 is four times as fast", file=sys.stderr)
+        return
     try:
         engine = Engine(policy, work, with_int8(kept_layers(policy, 0)))
         engine()
@@ -146,7 +150,8 @@ def iteration_rows(policy: Policy, options: argparse.Namespace) -> Iterator[dict
     try:
         for _ in range(WARM_UPS):  # without trl, the first says so at once
             theirs()
-        for title, rollout_dtype in ((name, None), (f"{name}, int8 rollouts", "int8")):
+        titles = {name: None} if policy.device.type == "cuda" else {name: None, f"{name}, int8 rollouts": "int8"}
+        for title, rollout_dtype in titles.items():
             ours = OurIteration(policy, work, rollout_dtype)
             for _ in range(WARM_UPS):
                 ours()
