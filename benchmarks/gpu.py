@@ -3,8 +3,8 @@
     python -m benchmarks.gpu --policy FOLDER --out runs/gpu
 
 Without ``--policy`` speed is measured on random weights in the shapes of Qwen2.5-1.5B and the built-in model learns, so
-that nothing has to be downloaded; with it both are of that model, by the preset ``smollm2-gpu``. Each step has a deadline;
-one that fails is reported and does not stop the others. Writes gpu.json beside the steps' own files.
+that nothing has to be downloaded; with it both are of that model, by the preset ``smollm2-gpu``. Each step has a
+deadline; one that fails is reported and does not stop the others. Writes gpu.json beside the steps' own files.
 """
 
 from __future__ import annotations

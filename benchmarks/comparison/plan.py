@@ -1,9 +1,9 @@
 """What a comparison will cost, before it runs: time and memory of each run, as far as finished runs tell.
 
-A run's shape is its policy, environment but for the reward, device and agent id. Finished runs of the same shape give seconds and tokens
-per completion, which are scaled to the completions of an iteration and to the budgets; where there are some with the
-very same agent, these alone count. Of a shape that no run has finished it is known how long it may train, where its
-budget is one of seconds, and what memory it needs, where there is a plan of that.
+A run's shape is its policy, environment but for the reward, device and agent id. Finished runs of the same shape give
+seconds and tokens per completion, which are scaled to the completions of an iteration and to the budgets; where there
+are some with the very same agent, these alone count. Of a shape that no run has finished it is known how long it may
+train, where its budget is one of seconds, and what memory it needs, where there is a plan of that.
 """
 
 from __future__ import annotations
