@@ -16,9 +16,9 @@ from benchmarks.report.words import interval, number, p_value, percent, points, 
 
 NOTES = (
     "Greedy held-out accuracy with 95 % intervals over questions and seeds; tokens/s: of rollouts with their verdicts; "
-    "time: of training, without evaluation, and what its parts are of it; KL/token: of the behaviour policy from the "
-    "target, in nats; ESS: effective sample size of whole completions under exact reweighting; k/L: layers skipped of "
-    "all."
+    "time: of training, without evaluation, and what its parts are of it (what is left of 100: measuring and "
+    "book-keeping); KL/token: of the behaviour policy from the target, in nats; ESS: effective sample size of whole "
+    "completions under exact reweighting; k/L: layers skipped of all."
 )
 ARM_COLUMNS: dict[str, Callable[[ArmLine], str]] = {
     "agent": lambda line: line.label,
