@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import agents  # noqa: F401 (xdist remakes workers' warnings in a thread each: two first imports of a cycle are a deadlock)
+
 
 @pytest.fixture(autouse=True)
 def float32_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
