@@ -142,7 +142,8 @@ def test_alone_the_engine_is_measured_by_its_depths(tmp_path):
     assert [row["name"] for row in rows] == names and all(row["against"] == "engine" for row in rows)
 
 
-def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch, capsys, device):
     """At what two cores with AVX2 write of a model of 135M parameters, 300 tokens a second and 100 by generate, under
     two and a half minutes of writing."""
     written = {"engine": 0, "generate": 0}
@@ -168,13 +169,17 @@ def test_a_quick_comparison_of_a_models_folder_writes_few_tokens(monkeypatch):
     monkeypatch.setattr(rows, "engine_figures", lambda *_, **__: {})
     given = throughput.parser().parse_args(["--quick", "--policy", "a/model"])
     throughput.settle_work(given)
-    policy = SimpleNamespace(num_layers=30, vocab_size=512)
+    policy = SimpleNamespace(num_layers=30, vocab_size=512, device=torch.device(device))
     work = SimpleNamespace(
         problems=range(given.prompts), group_size=given.group_size, new_tokens=given.new_tokens, env=SimpleNamespace()
     )
     work.env.num_envs = given.slots
     given.skips = throughput.chosen_skips(given, policy.num_layers)
     found = list(rows.measure(policy, work, "forced", given, {}))
+    by_bytes = [row for row in found if row["name"] == "engine, int8"]
+    assert bool(by_bytes) == (device == "cpu") and ("no int8 rows" in capsys.readouterr().err) == (device == "cuda")
+    if device == "cuda":
+        return
     assert [row["against"] for row in found] == [
         "engine",
         "generate (batch 64)",
