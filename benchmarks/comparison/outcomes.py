@@ -68,15 +68,15 @@ class Outcome:
 
     @staticmethod
     def so_far(folder: Path) -> Outcome | None:
-        """Of a run that may not be over: its result then says how far it is, in ``unfinished``, and there is no
-        provenance; None before its first evaluation."""
+        """Of a run that may not be over: its result then says at which iteration it is, in ``unfinished``, and there is
+        no provenance; None before its first evaluation."""
         if (folder / RESULT).is_file():
             return Outcome.read(folder)
         rows, _ = read_rows(folder / METRICS)
         if not evaluation_rows(rows):
             return None
         spec = RunSpec.read(folder / "spec.json")
-        return Outcome(summarise(spec, rows) | {"unfinished": f"iteration {len(training_rows(rows))}"}, rows, {})
+        return Outcome(summarise(spec, rows) | {"unfinished": len(training_rows(rows))}, rows, {})
 
     @property
     def training(self) -> list[dict[str, Any]]:

@@ -167,14 +167,12 @@ def print_plan(arms: Sequence[Arm], runs: Path, jobs: int, threads: int) -> None
     heads = ["agent", "seed", "folder", "state", "time", "memory"]
     console.print(Table(heads, rows, title=f"{len(rows)} runs", left=(0, 2, 3)))
     if measured or budgeted:
-        about, what, source = "about", "training and evaluation", "from finished runs"
-        if budgeted:
-            about, what = "at least", "training" if not measured else what
-            source = "from budgets, evaluation left out" + (", and finished runs" if measured else "")
         memory = f", {jobs * max(sizes) / 1e9:.1f} GB of memory" if sizes else ""
+        known = "from budgets, evaluation left out" if budgeted else "from finished runs"
         console.print(
-            f"{about} {clock(sum(measured + budgeted) / jobs)} of {what} with {jobs} run(s) at a time of {threads} "
-            f"thread(s){memory}; {source}",
+            f"{'at least' if budgeted else 'about'} {clock(sum(measured + budgeted) / jobs)} of training"
+            f"{' and evaluation' if measured else ''} with {jobs} run(s) at a time of {threads} thread(s){memory}; "
+            f"{known}",
             highlight=False,
         )
     if unknown:

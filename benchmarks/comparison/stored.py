@@ -35,7 +35,7 @@ REBUILT = ("curve", "right_before", "right_after")  # of a result, what its eval
 SECONDS = ("seconds", *(f"seconds_{part}" for part in ("rollout", "reward", "update", "evaluation")), "cpu_seconds")
 ACCURACIES = ("accuracy_before", "accuracy_after", "sampled_before", "sampled_after")
 KNOWN = {  # of a result: type and what it means -> names
-    (str, "a text"): ("agent", "hash", "policy", "env", "silence", "unfinished"),
+    (str, "a text"): ("agent", "hash", "policy", "env", "silence"),
     ((int, float), "a number"): (
         *SECONDS,
         *ACCURACIES,
@@ -44,7 +44,7 @@ KNOWN = {  # of a result: type and what it means -> names
         "rollout_tokens_per_second",
         "peak_bytes",
     ),
-    (int, "a whole number"): ("samples",),
+    (int, "a whole number"): ("samples", "unfinished"),
     (list, "a list"): ("sampled_right_before", "sampled_right_after"),
     (dict, "an object"): ("means", "sets_before", "sets_after"),
 }
@@ -202,11 +202,14 @@ def _labelled(folders: Sequence[Path]) -> list[tuple[str, Path, str, Outcome]]:
         return " ".join([spec.agent["id"], *(f"{name}={own[name]}" for name in differing if name in own)])
 
     task = group_name(_origin(specs[first].policy), specs[first].env["id"])
-    outcomes = {folder: Outcome.so_far(folder) for folder in folders}
-    for folder, outcome in outcomes.items():
-        if outcome is None:
-            raise UsageError(f"{folder} has not been evaluated yet: let the run go on, or move it elsewhere")
-    return [(label(folder), folder, task, outcome) for folder, outcome in outcomes.items() if outcome is not None]
+    return [(label(folder), folder, task, _so_far(folder)) for folder in folders]
+
+
+def _so_far(folder: Path) -> Outcome:
+    outcome = Outcome.so_far(folder)
+    if outcome is None:
+        raise UsageError(f"{folder} has not been evaluated yet: let the run go on, or move it elsewhere")
+    return outcome
 
 
 def _origin(policy: str) -> str:

@@ -91,8 +91,8 @@ def size_of(
         trained = (trained_layers or a.layers) * lora_rank * both_sides
     else:
         trained = trained_layers * (a.layer_weights + 2 * a.width) or weights
-    size = ModelSize(a, weights + (trained if lora_rank else 0), trained, dtype, device, gradient_checkpointing)
-    return replace(size, copies=copies)
+    held = weights + (trained if lora_rank else 0)
+    return ModelSize(a, held, trained, dtype, device, gradient_checkpointing, copies=copies)
 
 
 def memory_table(size: ModelSize, prompt: int, completion: int, tokens: int) -> Table:

@@ -78,13 +78,14 @@ def summary(comparison: Comparison) -> list[str]:
 def _not_over(comparison: Comparison) -> list[str]:
     """A caution where runs go on, or were cut off."""
     runs = [run.result for group in comparison.groups for arm in group.arms for run in arm.runs]
-    open_runs = sorted({run["unfinished"] for run in runs if run.get("unfinished")}, key=lambda at: (len(at), at))
-    if not open_runs:
+    at = sorted(run["unfinished"] for run in runs if run.get("unfinished") is not None)
+    if not at:
         return []
-    count = sum(bool(run.get("unfinished")) for run in runs)
-    where = open_runs[0] if len(open_runs) == 1 else f"{open_runs[0]} to {open_runs[-1].removeprefix('iteration ')}"
-    be, they = ("is", "it stands") if count == 1 else ("are", "they stand")
-    return [f"{count} of {len(runs)} runs {be} not over ({where}): {they} here by the last evaluation so far."]
+    where = f"{at[0]}" if at[0] == at[-1] else f"{at[0]} to {at[-1]}"
+    be, they = ("is", "it stands") if len(at) == 1 else ("are", "they stand")
+    return [
+        f"{len(at)} of {len(runs)} runs {be} not over (iteration {where}): {they} here by the last evaluation so far."
+    ]
 
 
 def _few_seeds(comparison: Comparison) -> list[str]:
